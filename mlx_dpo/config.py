@@ -1,0 +1,210 @@
+"""TrainConfig: every knob of a training run, once. The command line, YAML files and the library all read it from here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mlx_dpo.errors import UserError, Where
+
+FineTuneType = Literal["lora", "dora", "full"]
+Overlong = Literal["truncate", "drop", "error"]
+Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def knob(default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A field of `TrainConfig`: its default, the group it stands under in --help, what it does, its allowed range."""
+    return field(default=default, metadata={"group": group, "help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every knob of a run. `TrainConfig.from_mapping` checks names, types and ranges and raises `UserError`."""
+
+    model: str = knob("", "Model", "Folder of an mlx-lm model, or its Hub id. Any precision: 4-bit, 8-bit, mxfp4, bf16.")
+    fine_tune_type: FineTuneType = knob(
+        "lora", "Model", "lora: small and quick. dora: closer to full, about a third slower. full: all weights."
+    )
+    num_layers: int = knob(-1, "Model", "Train the last N layers; -1 for all. Fewer: faster, less changes.", low=-1)
+    rank: int = knob(8, "Model", "Rank of the adapters. Preferences need little: 8 to 32.", low=1)
+    scale: float = knob(20.0, "Model", "Factor on the adapters (mlx-lm's; alpha / rank elsewhere).", low=0)
+    dropout: float = knob(0.0, "Model", "Dropout inside the adapters while training.", low=0, high=0.999)
+    lora_keys: list[str] | None = knob(
+        None, "Model", "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: all linear ones."
+    )
+    init_adapter: str | None = knob(None, "Model", "Start from this adapter folder; the reference is then that start.")
+
+    data: str = knob("", "Data", "Preference pairs: a .jsonl, .json or .jsonl.gz file, a folder with train.jsonl, or -.")
+    valid_data: str | None = knob(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
+    valid_pairs: int = knob(
+        64, "Data", "Without held-out pairs: set aside this many of --data (at most a tenth); 0 for none.", low=0
+    )
+    max_length: int = knob(2048, "Data", "Longest prompt + completion in tokens; costs memory only when used.", low=2)
+    overlong: Overlong = knob("truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error.")
+    raw: bool = knob(False, "Data", "Take string rows as they are, without the chat template.")
+
+    loss: str = knob("sigmoid", "Objective", "The objective: sigmoid is DPO.")
+    beta: float = knob(
+        0.1, "Objective", "How closely to stay with the reference: lower moves further (0.01 to 0.5).", low=0
+    )
+    label_smoothing: float = knob(
+        0.0, "Objective", "Assumed share of flipped pairs (conservative DPO), below 0.5.", low=0, high=0.4999
+    )
+    reference: str = knob(
+        "initial", "Objective", "initial: the starting policy. base: without adapter. none. Or a model folder."
+    )
+
+    batch_size: int = knob(8, "Optimization", "Pairs in one optimizer step, however they are cut for memory.", low=1)
+    epochs: float = knob(1.0, "Optimization", "Passes over the pairs (1 to 3; more overfits).", low=0)
+    iters: int | None = knob(None, "Optimization", "Optimizer steps; overrides --epochs.", low=1)
+    learning_rate: float = knob(
+        5e-5, "Optimization", "Peak rate. Held-out margin falls: lower it. Loss stays at 0.69: raise it.", low=0
+    )
+    lr_schedule: Schedule = knob("cosine", "Optimization", "How the rate falls after the warmup, to zero at the end.")
+    warmup: float = knob(0.1, "Optimization", "Rising steps at the start: a share of all (below 1) or a number.", low=0)
+    optimizer: Optimizer = knob("adamw", "Optimization", "From mlx.optimizers, with bias correction on.")
+    weight_decay: float = knob(0.0, "Optimization", "Decay of the trained tensors towards zero (not adam).", low=0)
+    max_grad_norm: float = knob(1.0, "Optimization", "Clip the gradient to this norm; 0 never clips.", low=0)
+
+    memory_limit: str | None = knob(
+        None, "Machine", "Memory to stay under, like 12GB; batches are cut to fit. Default: 70% of the usable."
+    )
+    grad_checkpoint: bool = knob(False, "Machine", "Recompute layers in the backward pass: less memory, a third slower.")
+    seed: int = knob(0, "Machine", "The same seed gives the same run, bit for bit, on the same machine.", low=0)
+
+    adapter_path: str = knob("adapters", "Run", "Folder the run is written to; an mlx-lm adapter folder.")
+    steps_per_report: int = knob(10, "Run", "Steps between lines of metrics.", low=1)
+    steps_per_eval: int = knob(100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0)
+    save_every: int = knob(100, "Run", "Steps between checkpoints; 0: only the last.", low=0)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: Where | None = None) -> TrainConfig:
+        """A checked config from plain values. Raises `UserError` naming the nearest knob for an unknown key."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        types_ = typing.get_type_hints(cls)
+        checked = {}
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                raise UserError("unknown key", where=where, field=str(key), hint=_nearest(name, list(known)))
+            checked[name] = _checked(known[name], types_[name], value, where)
+        return cls(**checked)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """All knobs, in order, as plain values."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some knobs changed, checked again."""
+        return self.from_mapping({**self.to_mapping(), **changes})
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML config file. Raises `UserError` where it is not one."""
+    where = Where(str(path))
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such config file", where=where) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file can't be read: {error}", where=where) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        problem = getattr(error, "problem", None) or "it can't be parsed"
+        raise UserError(f"not valid YAML: {problem}", where=Where(str(path), line)) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError("a config file holds `key: value` lines", where=where)
+    return values
+
+
+def config_from(file: str | Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """The config of a YAML file (if any) with the given flags on top."""
+    from_file = {} if file is None else read_yaml(file)
+    where = None if file is None else Where(str(file))
+    TrainConfig.from_mapping(from_file, where)  # complaints about the file name the file
+    return TrainConfig.from_mapping({**{str(k).replace("-", "_"): v for k, v in from_file.items()}, **flags})
+
+
+def dump_yaml(config: TrainConfig) -> str:
+    """The config as YAML that `read_yaml` takes back."""
+    return yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else "`mlx-dpo train --help` lists the knobs."
+
+
+def unwrap_optional(hint: Any) -> tuple[Any, bool]:
+    """The type inside `X | None`, and whether None was allowed."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [a for a in typing.get_args(hint) if a is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def _checked(f: dataclasses.Field[Any], hint: Any, value: Any, where: Where | None) -> Any:
+    kind, optional = unwrap_optional(hint)
+    if value is None and optional:
+        return None
+    value = _converted(f.name, kind, value, where)
+    low, high = f.metadata["low"], f.metadata["high"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        in_range = (low is None or value >= low) and (high is None or value <= high)
+        if not in_range or value != value or value in (float("inf"), float("-inf")):
+            raise UserError(f"{value} is out of range: {_range(low, high)}", where=where, field=f.name)
+    return value
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "it must be finite"
+    return f"at least {low}" if high is None else f"from {low} to {high}"
+
+
+def _converted(name: str, kind: Any, value: Any, where: Where | None) -> Any:
+    def wrong(expected: str) -> UserError:
+        return UserError(f"expected {expected}, not {value!r}", where=where, field=name)
+
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else None
+            raise UserError(f"{value!r} is not one of {', '.join(choices)}", where=where, field=name, hint=hint)
+        return value
+    if typing.get_origin(kind) is list:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(i, str) for i in items):
+            raise wrong("a list of names")
+        return [part.strip() for item in items for part in item.split(",") if part.strip()]
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong("a whole number")
+        return value
+    if kind is float:
+        try:  # YAML reads 1e-5 as a string
+            if isinstance(value, bool):
+                raise TypeError
+            return float(value)
+        except (TypeError, ValueError):
+            raise wrong("a number") from None
+    if not isinstance(value, str):
+        raise wrong("a text")
+    return value

@@ -1,0 +1,1 @@
+"""Token ids to log-probabilities: loading, adapters, the reference, and the forward pass."""

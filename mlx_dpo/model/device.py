@@ -1,0 +1,44 @@
+"""What differs between Metal, CUDA and the CPU: how much memory there is, and keeping the weights resident on Metal."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import mlx.core as mx
+
+from mlx_dpo.errors import UserError
+
+USABLE_SHARE = 0.7
+_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def usable_memory() -> int:
+    """Bytes that training may plan with: what Metal recommends, what the GPU has, or this machine's memory."""
+    info = mx.device_info()
+    reported = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
+    return int(reported or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size like 12GB, 800MB or 16GiB; a bare number is bytes. Raises `UserError`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = match.group(2).upper() if match else None
+    if match is None or (unit not in _UNITS and f"{unit}B" not in _UNITS):
+        raise UserError(f"{text!r} is not a size", field="memory_limit", hint="Write it like 12GB or 800MB.")
+    size = int(float(match.group(1)) * (_UNITS.get(unit or "") or _UNITS[f"{unit}B"]))
+    if size < 1:
+        raise UserError(f"{text!r} is no memory at all", field="memory_limit", hint="Write it like 12GB or 800MB.")
+    return size
+
+
+def memory_limit(text: str | None) -> int:
+    """Bytes to stay under: what the user said, or a share of the usable memory."""
+    return parse_memory(text) if text else int(USABLE_SHARE * usable_memory())
+
+
+def keep_weights_resident() -> None:
+    """On Metal, wire the recommended working set, so that macOS does not page the weights out. Elsewhere nothing."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if recommended and mx.metal.is_available():
+        mx.set_wired_limit(int(recommended))

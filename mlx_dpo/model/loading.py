@@ -1,0 +1,255 @@
+"""Models and adapters from disk or the Hub, with every failure a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_dpo.errors import UserError, Where
+
+Tensors = dict[str, mx.array]
+_ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory: the network, its tokenizer, config.json, and the folder it came from (None: made in memory)."""
+
+    model: nn.Module
+    tokenizer: Any
+    config: dict[str, Any]
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """How a model is adapted; what adapter_config.json says, under mlx-lm's names."""
+
+    fine_tune_type: str
+    num_layers: int
+    rank: int = 8
+    scale: float = 20.0
+    dropout: float = 0.0
+    keys: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of adapter_config.json that mlx-lm reads."""
+        lora = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
+        if self.keys is not None:
+            lora["keys"] = list(self.keys)  # type: ignore[assignment]
+        return {"fine_tune_type": self.fine_tune_type, "num_layers": self.num_layers, "lora_parameters": lora}
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of a model: `name` itself, or its snapshot from the Hub. Raises `UserError`."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError("not a model folder: there is no config.json in it", where=Where(name))
+        return path
+    if path.exists():
+        raise UserError("--model takes a model folder or a Hub id, and this is a file", where=Where(name))
+    return _snapshot(name)
+
+
+def _snapshot(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+    missing = UserError("no such folder, and it is not a Hub id (user/name) either", where=Where(repo_id))
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
+        raise missing
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    except HFValidationError:
+        raise missing from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            "no such folder, and the Hugging Face Hub can't be reached for a model of that name",
+            where=Where(repo_id),
+            hint="Check the path or the connection; HF_HUB_OFFLINE=1 keeps to what is downloaded already.",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        hint = "A private or gated model needs `hf auth login` first."
+        raise UserError(f"the Hugging Face Hub did not give it: {reason}", where=Where(repo_id), hint=hint) from None
+
+
+@contextmanager
+def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
+    """Whatever mlx-lm or transformers trips over in a folder a user named is said as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = str(error).strip() or type(error).__name__
+        lines = text.splitlines()
+        reason = lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines[:3])
+        if isinstance(error, KeyError):
+            reason = f"{reason} is missing from its config.json"
+        raise UserError(f"this model can't be loaded: {reason[:400]}", where=Where(str(path)), hint=hint) from error
+
+
+def load_model(name: str) -> LoadedModel:
+    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32) with its tokenizer. Raises `UserError`."""
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    path = model_folder(name)
+    _require_json_object(path / "config.json")
+    with _as_user_error(path, "Is the download complete, and is it a model that mlx-lm runs?"):
+        model, config = mlx_lm_load_model(path)
+    return LoadedModel(model, load_tokenizer(name, config.get("eos_token_id")), config, path)
+
+
+def load_tokenizer(name: str, eos_token_ids: Any = None) -> Any:
+    """The tokenizer of a model folder or Hub id, without its weights. Raises `UserError`."""
+    from mlx_lm.utils import load_config
+    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
+
+    path = model_folder(name)
+    with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
+        if eos_token_ids is None:
+            eos_token_ids = load_config(path).get("eos_token_id")
+        return mlx_lm_load_tokenizer(path, eos_token_ids=eos_token_ids)
+
+
+def _require_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("the file is missing", where=Where(str(path))) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"not valid JSON: {error}", where=Where(str(path))) from None
+    if not isinstance(value, dict):
+        raise UserError("a JSON object was expected", where=Where(str(path)))
+    return value
+
+
+def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
+    """Freeze the model and add what `spec` says is trained. Returns the spec with layers and keys resolved."""
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    total = len(model.layers)
+    count = total if spec.num_layers < 0 else min(spec.num_layers, total)
+    model.freeze()
+    if spec.fine_tune_type == "full":
+        if any(hasattr(m, "bits") for _, m in model.named_modules()):
+            hint = "Use --fine-tune-type lora or dora, or a model that is not quantized."
+            raise UserError("full fine-tuning can't train quantized weights", field="fine_tune_type", hint=hint)
+        for layer in model.layers[total - count :]:
+            layer.unfreeze()
+        return AdapterSpec("full", count)
+    keys = _adaptable_keys(model, spec)
+    dora = spec.fine_tune_type == "dora"
+    parameters = {"rank": spec.rank, "scale": spec.scale, "dropout": spec.dropout, "keys": set(keys)}
+    try:
+        linear_to_lora_layers(model, count, parameters, use_dora=dora)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"mlx-lm can't attach {spec.fine_tune_type} to this model: {error}",
+            hint="Name the layers to adapt with --lora-keys, or use --fine-tune-type lora.",
+        ) from error
+    if not tree_flatten(model.trainable_parameters()):
+        names = sorted({k for layer in model.layers for k, m in layer.named_modules() if hasattr(m, "weight")})
+        hint = "The layers of this model: " + ", ".join(names[:20])
+        raise UserError("no layer of this model matches --lora-keys", field="lora_keys", hint=hint)
+    return AdapterSpec(spec.fine_tune_type, count, spec.rank, spec.scale, spec.dropout, keys)
+
+
+def _adaptable_keys(model: nn.Module, spec: AdapterSpec) -> tuple[str, ...]:
+    """Names, inside a block, of the layers to adapt: those asked for, or all linear ones that the type can do."""
+    if spec.keys is not None:
+        return spec.keys
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    kinds: tuple[type, ...] = (nn.Linear, nn.QuantizedLinear)
+    if spec.fine_tune_type == "lora":
+        kinds += (SwitchLinear, QuantizedSwitchLinear)
+    return tuple(
+        sorted(
+            {
+                name
+                for layer in model.layers
+                for name, module in layer.named_modules()
+                if isinstance(module, kinds) or (spec.fine_tune_type == "lora" and hasattr(module, "to_lora"))
+            }
+        )
+    )
+
+
+def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
+    """An mlx-lm adapter folder. Raises `UserError` where it is not one."""
+    path = Path(folder)
+    if not (path / "adapter_config.json").is_file() or not (path / "adapters.safetensors").is_file():
+        hint = "An adapter folder holds adapter_config.json and adapters.safetensors."
+        raise UserError("not an adapter folder", where=Where(str(folder)), hint=hint)
+    config = _require_json_object(path / "adapter_config.json")
+    lora = config.get("lora_parameters") or {}
+    try:
+        spec = AdapterSpec(
+            fine_tune_type=config.get("fine_tune_type", "lora"),
+            num_layers=int(config["num_layers"]),
+            rank=int(lora.get("rank", 8)),
+            scale=float(lora.get("scale", 20.0)),
+            dropout=float(lora.get("dropout", 0.0)),
+            keys=tuple(lora["keys"]) if lora.get("keys") is not None else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = Where(str(path / "adapter_config.json"))
+        raise UserError(f"not an mlx-lm adapter config: {error}", where=where) from None
+    try:
+        tensors = dict(mx.load(str(path / "adapters.safetensors")))
+        mx.eval(tensors)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = Where(str(path / "adapters.safetensors"))
+        raise UserError(f"the file is damaged: {error}", where=where) from None
+    return spec, tensors
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where) -> None:
+    """Put an adapter's tensors into the attached model. Raises `UserError` if they are another model's."""
+    own = trainable(model)
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            problem = "is not in this model" if name not in own else f"is {tensor.shape}, not {own[name].shape}, here"
+            hint = "Give the --model that the adapter was trained on."
+            raise UserError(f"this adapter is for another model: {name} {problem}", where=where, hint=hint)
+    if lost := sorted(set(own) - set(tensors)):
+        raise UserError(f"this adapter lacks {len(lost)} tensors of the model, {lost[0]} first", where=where)
+    model.update(tree_unflatten(list(tensors.items())))
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Tensors]:
+    """Attach an adapter folder's layers and tensors. Returns its spec and the tensors that stand for the model without it.
+
+    The latter are the fresh adapter's (lora_b zero, DoRA's magnitude the weights' own norm) or, for full fine-tuning,
+    the model's own weights: put back with `model.update`, they are the base model.
+    """
+    spec, tensors = read_adapter(folder)
+    spec = attach(model, spec)
+    base = trainable(model)
+    put_tensors(model, tensors, Where(str(folder)))
+    mx.eval(model.parameters())
+    return spec, base
+
+
+def trainable(model: nn.Module) -> Tensors:
+    """The trained tensors by name."""
+    return dict(tree_flatten(model.trainable_parameters()))
+
+
+def fold_adapters(model: nn.Module, dequantize: bool) -> None:
+    """Fold every adapter into the layer it stands on, as mlx-lm's fuse does, requantized unless `dequantize`."""
+    fused = [(name, m.fuse(dequantize=dequantize)) for name, m in model.named_modules() if hasattr(m, "fuse")]
+    if fused:
+        model.update_modules(tree_unflatten(fused))
