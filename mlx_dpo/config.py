@@ -1,4 +1,4 @@
-"""TrainConfig: every knob of a training run, once. The command line, YAML files and the library all read it from here."""
+"""TrainConfig: every knob of a training run, once. Command line, YAML files and library all read it from here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def knob(default: Any, group: str, help: str, *, low: float | None = None, high:
 class TrainConfig:
     """Every knob of a run. `TrainConfig.from_mapping` checks names, types and ranges and raises `UserError`."""
 
-    model: str = knob("", "Model", "Folder of an mlx-lm model, or its Hub id. Any precision: 4-bit, 8-bit, mxfp4, bf16.")
+    model: str = knob(
+        "", "Model", "Folder of an mlx-lm model, or its Hub id. Any precision: 4-bit, 8-bit, mxfp4, bf16."
+    )
     fine_tune_type: FineTuneType = knob(
         "lora", "Model", "lora: small and quick. dora: closer to full, about a third slower. full: all weights."
     )
@@ -43,13 +45,17 @@ class TrainConfig:
     )
     init_adapter: str | None = knob(None, "Model", "Start from this adapter folder; the reference is then that start.")
 
-    data: str = knob("", "Data", "Preference pairs: a .jsonl, .json or .jsonl.gz file, a folder with train.jsonl, or -.")
+    data: str = knob(
+        "", "Data", "Preference pairs: a .jsonl, .json or .jsonl.gz file, a folder with train.jsonl, or -."
+    )
     valid_data: str | None = knob(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
     valid_pairs: int = knob(
         64, "Data", "Without held-out pairs: set aside this many of --data (at most a tenth); 0 for none.", low=0
     )
     max_length: int = knob(2048, "Data", "Longest prompt + completion in tokens; costs memory only when used.", low=2)
-    overlong: Overlong = knob("truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error.")
+    overlong: Overlong = knob(
+        "truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error."
+    )
     raw: bool = knob(False, "Data", "Take string rows as they are, without the chat template.")
 
     loss: str = knob("sigmoid", "Objective", "The objective: sigmoid is DPO.")
@@ -78,12 +84,16 @@ class TrainConfig:
     memory_limit: str | None = knob(
         None, "Machine", "Memory to stay under, like 12GB; batches are cut to fit. Default: 70% of the usable."
     )
-    grad_checkpoint: bool = knob(False, "Machine", "Recompute layers in the backward pass: less memory, a third slower.")
+    grad_checkpoint: bool = knob(
+        False, "Machine", "Recompute layers in the backward pass: less memory, a third slower."
+    )
     seed: int = knob(0, "Machine", "The same seed gives the same run, bit for bit, on the same machine.", low=0)
 
     adapter_path: str = knob("adapters", "Run", "Folder the run is written to; an mlx-lm adapter folder.")
     steps_per_report: int = knob(10, "Run", "Steps between lines of metrics.", low=1)
-    steps_per_eval: int = knob(100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0)
+    steps_per_eval: int = knob(
+        100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0
+    )
     save_every: int = knob(100, "Run", "Steps between checkpoints; 0: only the last.", low=0)
 
     @classmethod

@@ -50,3 +50,11 @@ class RowError(UserError):
     ) -> None:
         self.kind = kind
         super().__init__(message, where=where, field=field, hint=hint)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did so after a step, with everything saved."""
+
+    def __init__(self, step: int, checkpoint: str) -> None:
+        self.step, self.checkpoint = step, checkpoint
+        super().__init__(f"stopped after step {step}; saved in {checkpoint}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -72,7 +73,7 @@ def hold_out(pairs: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def micro_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> list[MicroBatch]:
-    """Cut an optimizer batch, sorted by length, into micro-batches of at most `max_tokens` with padding (or one pair)."""
+    """Cut an optimizer batch, sorted by length, into micro-batches of at most `max_tokens` padded (or of one pair)."""
     order = sorted(range(len(pairs)), key=lambda i: (_width(pairs[i]), i))
     cuts: list[list[int]] = []
     for i in order:
@@ -117,15 +118,14 @@ def ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
 
     def put(item: Callable[[], T] | None) -> None:
         while not stopped.is_set():
-            try:
-                return made.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
 
     def work() -> None:
         try:
             for item in items:
-                put(lambda item=item: item)  # type: ignore[misc]
+                put(_giver(item))
                 if stopped.is_set():
                     return
             put(None)
@@ -142,8 +142,12 @@ def ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:
         thread.join()
 
 
-def _raiser(error: BaseException) -> Callable[[], T]:
-    def raise_it() -> T:
+def _giver(item: T) -> Callable[[], T]:
+    return lambda: item
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def raise_it() -> Any:
         raise error
 
     return raise_it

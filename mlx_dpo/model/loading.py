@@ -7,26 +7,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.dora import DoRALinear
 
 from mlx_dpo.errors import UserError, Where
 
 Tensors = dict[str, mx.array]
-_ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory: the network, its tokenizer, config.json, and the folder it came from (None: made in memory)."""
+    """A network in memory, its config.json, and the folder they came from."""
 
     model: nn.Module
-    tokenizer: Any
     config: dict[str, Any]
-    path: Path | None
+    path: Path
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class AdapterSpec:
 
 def model_folder(name: str) -> Path:
     """The local folder of a model: `name` itself, or its snapshot from the Hub. Raises `UserError`."""
+    if not name:
+        raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -101,26 +102,25 @@ def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
 
 
 def load_model(name: str) -> LoadedModel:
-    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32) with its tokenizer. Raises `UserError`."""
+    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`."""
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     path = model_folder(name)
     _require_json_object(path / "config.json")
     with _as_user_error(path, "Is the download complete, and is it a model that mlx-lm runs?"):
         model, config = mlx_lm_load_model(path)
-    return LoadedModel(model, load_tokenizer(name, config.get("eos_token_id")), config, path)
+    return LoadedModel(model, config, path)
 
 
-def load_tokenizer(name: str, eos_token_ids: Any = None) -> Any:
+def load_tokenizer(name: str) -> Any:
     """The tokenizer of a model folder or Hub id, without its weights. Raises `UserError`."""
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
     path = model_folder(name)
+    _require_json_object(path / "config.json")
     with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
-        if eos_token_ids is None:
-            eos_token_ids = load_config(path).get("eos_token_id")
-        return mlx_lm_load_tokenizer(path, eos_token_ids=eos_token_ids)
+        return mlx_lm_load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
 
 
 def _require_json_object(path: Path) -> dict[str, Any]:
@@ -207,13 +207,17 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = Where(str(path / "adapter_config.json"))
         raise UserError(f"not an mlx-lm adapter config: {error}", where=where) from None
+    return spec, read_tensors(path / "adapters.safetensors")
+
+
+def read_tensors(file: Path) -> Tensors:
+    """A safetensors file, read whole. Raises `UserError` where it is damaged."""
     try:
-        tensors = dict(mx.load(str(path / "adapters.safetensors")))
+        tensors = cast(Tensors, mx.load(str(file)))
         mx.eval(tensors)
     except (RuntimeError, ValueError, OSError) as error:
-        where = Where(str(path / "adapters.safetensors"))
-        raise UserError(f"the file is damaged: {error}", where=where) from None
-    return spec, tensors
+        raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
+    return tensors
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where) -> None:
@@ -230,10 +234,10 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where)
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Tensors]:
-    """Attach an adapter folder's layers and tensors. Returns its spec and the tensors that stand for the model without it.
+    """Attach an adapter folder's layers and tensors. Returns its spec, and the tensors that undo it.
 
     The latter are the fresh adapter's (lora_b zero, DoRA's magnitude the weights' own norm) or, for full fine-tuning,
-    the model's own weights: put back with `model.update`, they are the base model.
+    the model's own weights: with them in place it is the base model.
     """
     spec, tensors = read_adapter(folder)
     spec = attach(model, spec)
@@ -243,13 +247,17 @@ def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Ten
     return spec, base
 
 
+def base_tensors(model: nn.Module) -> Tensors:
+    """The adapter tensors that would make the adapters on a model do nothing; empty where it has none."""
+    tensors = {}
+    for name, module in model.named_modules():
+        if "lora_b" in module:
+            tensors[f"{name}.lora_b"] = mx.zeros_like(module.lora_b)
+        if isinstance(module, DoRALinear):
+            tensors[f"{name}.m"] = mx.linalg.norm(module._dequantized_weight().astype(mx.float32), axis=1)
+    return tensors
+
+
 def trainable(model: nn.Module) -> Tensors:
     """The trained tensors by name."""
     return dict(tree_flatten(model.trainable_parameters()))
-
-
-def fold_adapters(model: nn.Module, dequantize: bool) -> None:
-    """Fold every adapter into the layer it stands on, as mlx-lm's fuse does, requantized unless `dequantize`."""
-    fused = [(name, m.fuse(dequantize=dequantize)) for name, m in model.named_modules() if hasattr(m, "fuse")]
-    if fused:
-        model.update_modules(tree_unflatten(fused))

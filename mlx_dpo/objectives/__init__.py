@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
+
+import mlx.core as mx
 
 from mlx_dpo.errors import UserError
 from mlx_dpo.objectives.paired import PairedObjective, sigmoid
@@ -21,4 +24,18 @@ def objective(name: str) -> PairedObjective:
     return OBJECTIVES[ALIASES.get(name, name)]
 
 
-__all__ = ["OBJECTIVES", "PairedObjective", "objective"]
+@dataclass(frozen=True)
+class Loss:
+    """An objective with its knobs."""
+
+    objective: PairedObjective
+    beta: float
+    label_smoothing: float = 0.0
+
+    def of_pairs(self, logratios: mx.array) -> mx.array:
+        """Losses, [pairs], from log-ratios of policy and reference, [2 * pairs], chosen then rejected."""
+        chosen, rejected = mx.split(logratios, 2)
+        return self.objective(chosen, rejected, beta=self.beta, label_smoothing=self.label_smoothing)
+
+
+__all__ = ["OBJECTIVES", "Loss", "PairedObjective", "objective"]

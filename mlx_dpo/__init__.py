@@ -1,0 +1,41 @@
+"""Preference fine-tuning of language models on the Mac they run on.
+
+    from mlx_dpo import TrainConfig, evaluate, train
+
+    result = train(TrainConfig(model="./Qwen3-4B-4bit", data="pairs.jsonl"))
+    metrics = evaluate(TrainConfig(model="./Qwen3-4B-4bit", data="valid.jsonl"), adapter_path=result.run)
+
+mlx and mlx-lm are imported when `train` or `evaluate` is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import Interrupted, RowError, UserError
+
+if TYPE_CHECKING:
+    from mlx_dpo.training.evaluate import evaluate
+    from mlx_dpo.training.listener import Listener, TrainResult
+    from mlx_dpo.training.run import train
+
+__all__ = [
+    "Interrupted",
+    "Listener",
+    "RowError",
+    "TrainConfig",
+    "TrainResult",
+    "UserError",
+    "evaluate",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    rooms = {"train": "run", "evaluate": "evaluate", "Listener": "listener", "TrainResult": "listener"}
+    if name not in rooms:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"mlx_dpo.training.{rooms[name]}"), name)

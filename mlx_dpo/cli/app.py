@@ -1,0 +1,21 @@
+"""All commands, by name."""
+
+from __future__ import annotations
+
+import typer
+
+from mlx_dpo.cli import compare, data, demo, evaluate, fuse, train
+
+app = typer.Typer(
+    help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(compare.compare)
+app.command()(fuse.fuse)
+app.add_typer(data.app, name="data")
+app.command()(demo.demo)

@@ -1,0 +1,87 @@
+"""mlx-dpo train"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from mlx_dpo.cli.knobs import with_knobs
+from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.config import TrainConfig, config_from
+
+
+@with_knobs()
+def train(
+    flags: dict[str, Any],
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", help="YAML file of knobs; flags win over it.", rich_help_panel="Run"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --adapter-path.", rich_help_panel="Run")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Run")
+    ] = False,
+) -> None:
+    """Train LoRA adapters on preference pairs.
+
+    The run's folder (--adapter-path) loads in mlx_lm.generate, fuse and server, and holds the metrics, the resolved
+    config and checkpoints beside the adapter.
+
+    [bold]Examples[/]
+
+      mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl
+
+      mlx-dpo train --model ./Qwen3-4B-4bit --data folder/ --epochs 2 --beta 0.05 --adapter-path runs/a
+
+      mlx-dpo train -c runs/a/config.yaml --learning-rate 2e-5 --adapter-path runs/b
+
+      mlx-dpo train --resume --adapter-path runs/a
+    """
+    resolved = _resolve(config, flags, resume)
+    from mlx_dpo.export.card import write_card
+    from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.reporting.progress import TerminalProgress, show_result
+    from mlx_dpo.training.listener import Listeners
+    from mlx_dpo.training.run import train as run
+
+    with stop_on_interrupt() as stop:
+        result = run(resolved, listener=Listeners(MetricsLog(), TerminalProgress(notes)), resume=resume, stop=stop)
+    write_card(result)
+    if json:
+        print_json(result.to_mapping())
+    else:
+        show_result(results, result, resolved.model)
+
+
+def _resolve(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainConfig:
+    """The config of the file, or of the run that is resumed, with the flags on top."""
+    if resume and file is None:
+        earlier = Path(flags.get("adapter_path", TrainConfig().adapter_path)) / "config.yaml"
+        file = earlier if earlier.exists() else None
+    return config_from(file, flags)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """Within, the first Ctrl-C asks for an end after the step at hand, and the second ends at once."""
+    stop = threading.Event()
+
+    def first(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+        notes.print("Stopping after this step; once more to stop at once.")
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

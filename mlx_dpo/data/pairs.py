@@ -1,0 +1,89 @@
+"""Pairs as token ids, encoded when they are asked for, with a count of what that did to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mlx_dpo.data.chat import EncodedPair, Encoder
+from mlx_dpo.data.records import Pair
+from mlx_dpo.errors import Where
+
+
+class PairSource(Protocol):
+    """Pairs by number, and the place each came from: a `PairFile`, or `PairList` for rows in memory."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Pair: ...
+    def where(self, index: int) -> Where: ...
+
+
+class PairList:
+    """Pairs already in memory."""
+
+    def __init__(self, pairs: Sequence[Pair], name: str) -> None:
+        self.pairs, self.name = pairs, name
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.pairs[index]
+
+    def where(self, index: int) -> Where:
+        return Where(self.name, index + 1)
+
+
+class EncodedPairs:
+    """The pairs of a source under an encoder; the same index always gives the same ids."""
+
+    def __init__(self, source: PairSource, encoder: Encoder) -> None:
+        self.source, self.encoder = source, encoder
+        self._cut, self._unclear, self._dropped = (np.zeros(len(source), np.bool_) for _ in range(3))
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def encode(self, index: int) -> EncodedPair | None:
+        """The pair's token ids, or None where it is too long and such pairs are dropped. Raises `RowError`."""
+        pair = self.encoder(self.source[index], self.source.where(index))
+        self._dropped[index] = pair is None
+        if pair is not None:
+            self._cut[index], self._unclear[index] = pair.cut, not pair.prefix_held
+        return pair
+
+    def __getitem__(self, index: int) -> EncodedPair:
+        pair = self.encode(int(index))
+        if pair is None:
+            raise IndexError(f"pair {index} is dropped for its length")
+        return pair
+
+    def usable(self) -> np.ndarray:
+        """Indices of the pairs to train on. Raises `RowError`.
+
+        Every pair is encoded where too long ones are dropped or refused, else only one: what the template refuses is
+        said before the model is loaded.
+        """
+        if self.encoder.overlong == "truncate":
+            self.encode(0)
+            return np.arange(len(self))
+        return np.array([i for i in range(len(self)) if self.encode(i) is not None], dtype=np.int64)
+
+    @property
+    def cut(self) -> int:
+        """How many of the pairs encoded so far lost tokens to the length limit."""
+        return int(self._cut.sum())
+
+    @property
+    def dropped(self) -> int:
+        """How many of the pairs encoded so far are too long and are left out."""
+        return int(self._dropped.sum())
+
+    @property
+    def unclear(self) -> int:
+        """How many of the pairs encoded so far have a prompt that is no prefix of prompt and answer in the template."""
+        return int(self._unclear.sum())

@@ -1,0 +1,260 @@
+"""Rows to preference pairs: which shape a row has, and the pairs in it.
+
+A row's null values count as absent, since files that were made from tables hold every column in every row.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_dpo.data.messages import check_json, check_text, is_hh, shown, type_name
+from mlx_dpo.data.turns import Named, Three, Turns, as_messages, check_turns, three_of
+from mlx_dpo.errors import RowError, Where
+
+_PROMPT_KEYS = ("prompt", "question", "instruction", "query", "conversations", "messages", "input")
+_SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("preferred_output", "non_preferred_output"),  # OpenAI's
+)
+_KNOWN = ("prompt", "chosen", "rejected", "completions", "scores", "rankings", "conversations", "messages")
+_EXPECTED = "prompt, chosen and rejected; or chosen and rejected conversations; or prompt, completions and scores"
+# The rest of apply_chat_template's parameters is ours to set.
+_OURS = {
+    *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+    *("return_assistant_tokens_mask", "self"),
+}
+_MAX_COMPLETIONS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference: of two answers to a prompt, the one that was preferred.
+
+    Attributes:
+        prompt, chosen, rejected: all texts, or all lists of messages (each at least `role` and `content`).
+        tools: what the model could call, as the chat template takes it.
+        template_kwargs: more variables for the chat template.
+        hh: the messages were written as one text in HH's form, and can be again where there is no chat template.
+    """
+
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    hh: bool = field(default=False, compare=False)
+
+    def to_row(self) -> dict[str, Any]:
+        """The pair as a row of the canonical shape."""
+        row: dict[str, Any] = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        if self.tools:
+            row["tools"] = self.tools
+        if self.template_kwargs:
+            row["chat_template_kwargs"] = self.template_kwargs
+        return row
+
+
+def pairs_of(row: Any, where: Where) -> list[Pair]:
+    """The pairs of a row in any accepted shape; none where all its completions are scored alike. Raises `RowError`."""
+    try:
+        if not isinstance(row, dict):
+            raise RowError(f"a row must be a JSON object, not {type_name(row)}", kind="not an object")
+        return _pairs(row)
+    except RowError as error:
+        error.where = where
+        raise
+
+
+def shape_of(row: Any) -> str:
+    """A short name for the shape of a row, accepted or not."""
+    if not isinstance(row, dict):
+        return "not an object"
+    if sides := _sides(row):
+        return _shape_of_sides(row, *(row[key] for key in sides))
+    if _has(row, "completions"):
+        ranked = next((key for key in ("scores", "rankings") if _has(row, key)), "no scores")
+        return f"prompt, completions, {ranked}"
+    return "unpaired (prompt, completion, label)" if _is_unpaired(row) else "unknown"
+
+
+def _shape_of_sides(row: dict[str, Any], chosen: Any, rejected: Any) -> str:
+    key = _prompt_key(row)
+    all_text = isinstance(chosen, str) and isinstance(rejected, str)
+    if key is None:
+        if all_text:
+            return "implicit prompt, " + ("HH text" if is_hh(chosen) and is_hh(rejected) else "text")
+        return "implicit prompt, messages"
+    prompt = row[key]
+    if isinstance(prompt, list) and any(isinstance(m, dict) and "from" in m for m in prompt):
+        return "ShareGPT"
+    if all_text and isinstance(prompt, str):
+        return f"{key}, chosen, rejected, " + ("HH text" if is_hh(prompt) else "text")
+    return f"{key}, chosen, rejected, messages"
+
+
+def _pairs(row: dict[str, Any]) -> list[Pair]:
+    tools, kwargs = _tools(row), _template_kwargs(row)
+    if sides := _sides(row):
+        chosen, rejected = ((key, row[key]) for key in sides)
+        hh = "HH" in shape_of(row) and not row.get("system")
+        return [Pair(*_with_system(row, *three_of(_prompt(row), chosen, rejected)), tools, kwargs, hh)]
+    if _has(row, "completions"):
+        prompt = _prompt(row)
+        if prompt is None:
+            raise _missing(row, "prompt")
+        ordered = _ordered(row)
+        return [Pair(*_with_system(row, *three_of(prompt, *two)), tools, kwargs) for two in ordered]
+    raise _no_pair(row)
+
+
+def _has(row: Mapping[str, Any], *keys: str) -> bool:
+    return all(row.get(key) is not None for key in keys)
+
+
+def _sides(row: dict[str, Any]) -> tuple[str, str] | None:
+    return next((sides for sides in _SIDES if _has(row, *sides)), None)
+
+
+def _prompt_key(row: dict[str, Any]) -> str | None:
+    return next((key for key in _PROMPT_KEYS if row.get(key) is not None), None)
+
+
+def _prompt(row: dict[str, Any]) -> tuple[str, Any] | None:
+    """The name and the value of the row's prompt, if it has one."""
+    key = _prompt_key(row)
+    if key is None:
+        return None
+    value = row[key]
+    if key == "instruction" and isinstance(value, str) and _has(row, "input"):
+        if not isinstance(row["input"], str):
+            raise RowError(f"must be text, not {type_name(row['input'])}", kind="type", field="input")
+        return key, f"{value}\n{row['input']}" if row["input"] else value
+    if key == "input" and isinstance(value, dict) and "messages" in value:
+        return "input.messages", value["messages"]
+    return key, value
+
+
+def _with_system(row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Turns) -> Three:
+    system = row.get("system")
+    if system is None:
+        return prompt, chosen, rejected
+    if not isinstance(system, str):
+        raise RowError(f"must be text, not {type_name(system)}", kind="type", field="system")
+    if not system:
+        return prompt, chosen, rejected
+    check_text(system, "system")
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": system}, *turns]
+    return turns, as_messages(chosen), as_messages(rejected)
+
+
+def _ordered(row: dict[str, Any]) -> list[tuple[Named, Named]]:
+    """(chosen, rejected) for every two completions that were not judged alike."""
+    key = next((key for key in ("scores", "rankings") if _has(row, key)), None)
+    if key is None:
+        hint = "Add `scores` (higher is better) or `rankings` (1 is best); an order is not guessed."
+        raise RowError("completions come without scores", kind="missing key", field="scores", hint=hint)
+    completions = row["completions"]
+    grades = _numbers(row[key], key)
+    if not isinstance(completions, (list, tuple)):
+        raise RowError(f"must be a list, not {type_name(completions)}", kind="type", field="completions")
+    if not 2 <= len(completions) <= _MAX_COMPLETIONS:
+        message = f"must hold 2 to {_MAX_COMPLETIONS} completions, not {len(completions)}"
+        raise RowError(message, kind="completions", field="completions")
+    if len(grades) != len(completions):
+        message = f"{len(grades)} {key} for {len(completions)} completions"
+        raise RowError(message, kind="completions", field=key)
+    named = [(f"completions[{i}]", completion) for i, completion in enumerate(completions)]
+    for completion in named:
+        check_turns(*completion)
+    better = (lambda a, b: a > b) if key == "scores" else (lambda a, b: a < b)
+    n = range(len(named))
+    return [(named[i], named[j]) for i in n for j in n if better(grades[i], grades[j])]
+
+
+def _numbers(values: Any, name: str) -> list[float]:
+    if not isinstance(values, (list, tuple)):
+        raise RowError(f"must be a list of numbers, not {type_name(values)}", kind="type", field=name)
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RowError(f"must be a number, not {type_name(value)}", kind="type", field=f"{name}[{i}]")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RowError(f"is {value}, which can't be compared", kind="not finite", field=f"{name}[{i}]")
+    return list(values)
+
+
+def _tools(row: dict[str, Any]) -> list[Any] | None:
+    tools = row.get("tools")
+    if tools is None:
+        tools = row["input"].get("tools") if isinstance(row.get("input"), dict) else None
+    if tools is None:
+        return None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools or "[]")
+        except (ValueError, RecursionError):
+            raise RowError("is text that holds no JSON list", kind="tools", field="tools") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowError("must be a list of objects, or a JSON text of one", kind="tools", field="tools")
+    check_json(tools, "tools")
+    return tools or None
+
+
+def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    name = "chat_template_kwargs"
+    kwargs = row.get(name)
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, dict):
+        raise RowError(f"must be an object, not {type_name(kwargs)}", kind="type", field=name)
+    check_json(kwargs, name)
+    if ours := _OURS & kwargs.keys():
+        raise RowError(f"can't set {', '.join(sorted(ours))}", kind=name, field=name)
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def _is_unpaired(row: Mapping[str, Any]) -> bool:
+    return _has(row, "completion", "label")
+
+
+def _no_pair(row: dict[str, Any]) -> RowError:
+    """Why there is no pair in a row that holds neither two sides nor completions."""
+    if _is_unpaired(row):
+        return RowError(
+            "a single completion with a label is not a pair; it needs an unpaired objective, which is not here yet",
+            kind="unpaired",
+            hint="Give two completions for each prompt: `prompt`, `chosen` and `rejected`.",
+        )
+    for one, other in (("rejected", "chosen"), ("chosen", "rejected")):
+        if _has(row, one):
+            return _missing(row, other)
+    error = _missing(row, "chosen")
+    error.kind, error.field, error.message = "unknown shape", None, "no preference pair in this row's keys"
+    return error
+
+
+def _missing(row: dict[str, Any], key: str) -> RowError:
+    """A complaint about a key that is absent or null, naming the keys there are and a likely typo."""
+    if key in row:
+        return RowError("is null", kind="missing key", field=key)
+    names = [str(name) for name in row]
+    listed = ", ".join(shown(name, 30) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    typos = _typos(names)
+    hint = f"Keys here: {listed or 'none'}. Expected: {_EXPECTED}."
+    return RowError("is missing", kind="missing key", field=key, hint=f"{typos} {hint}" if typos else hint)
+
+
+def _typos(names: list[str]) -> str:
+    for name in names[:100]:
+        if name not in _KNOWN and (near := difflib.get_close_matches(name.lower()[:40], _KNOWN, n=1, cutoff=0.75)):
+            return f"Did you mean `{near[0]}` by `{shown(name, 40)}`?"
+    return ""

@@ -1,0 +1,224 @@
+"""Files of preference pairs: every row looked at once, then any pair read again from disk when it is asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mlx_dpo.data.lines import Source, lines_of, local_path, open_source, parse_line, say_os_error
+from mlx_dpo.data.records import Pair, pairs_of
+from mlx_dpo.errors import RowError, UserError, Where
+
+OnProblem = Callable[[RowError], None]
+OnProgress = Callable[[float], None]
+
+TRAIN_NAMES = ("train",)
+VALID_NAMES = ("valid", "validation", "val", "eval", "dev")
+_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+_BLOCK = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row and the pairs in it; `line` is its JSON, `offset` where that starts in a file of JSON lines."""
+
+    where: Where
+    value: Any
+    pairs: list[Pair]
+    line: bytes
+    offset: int
+
+
+def read_rows(path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> Iterator[Row]:
+    """The good rows of a file (or of stdin, for `-`), in order, as they are read.
+
+    Args:
+        on_problem: called for each bad row, which is then left out; without it the first bad row raises.
+        progress: called now and then with the share of the file that is done, 0 to 1.
+
+    Raises: `RowError`; `UserError` where the file can't be read at all.
+    """
+    with open_source(path) as source:
+        yield from rows_of(source, on_problem, progress)
+
+
+def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> Iterator[Row]:
+    """The good rows of an open source; see `read_rows`."""
+    lines = lines_of(source)
+    shown = time.monotonic()
+    for count in range(1 << 62):
+        where = Where(source.name)
+        try:
+            number, offset, line = next(lines)
+            where = Where(source.name, number)
+            value = parse_line(line, where)
+            pairs = pairs_of(value, where)
+        except StopIteration:
+            break
+        except RowError as error:
+            if on_problem is None:
+                raise
+            on_problem(error)
+            continue  # after an array's bad JSON nothing more comes
+        yield Row(where, value, pairs, line, offset)
+        if progress and count % 256 == 0 and time.monotonic() - shown > 0.25:
+            shown = time.monotonic()
+            progress(source.share())
+    if progress:
+        progress(1.0)
+
+
+class PairFile:
+    """The pairs of a file by number; only where each of them starts is in memory (14 bytes a pair).
+
+    Reading is safe from several threads at once.
+    """
+
+    def __init__(self, name: str, file: BinaryIO, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray) -> None:
+        """offsets, lines, within: for each pair its row's first byte in `file`, its line, its number in that row."""
+        self.name = name
+        self._file, self._offsets, self._lines, self._within = file, offsets, lines, within
+        self._state = _state(file)
+
+    @classmethod
+    def open(cls, path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> PairFile:
+        """Look at every row of a file (or of stdin, for `-`) once; see `read_rows` for the arguments and errors."""
+        offsets, lines, within = array("q"), array("I"), array("H")
+        with open_source(path) as source:
+            file: Any = local_path(path).open("rb") if source.seekable else _temporary(source.name)
+            before, end = _state(file), 0
+            for row in rows_of(source, on_problem, progress):
+                start = row.offset
+                if not source.seekable:
+                    start, end = end, end + _append(file, row.line, source.name)
+                for i in range(len(row.pairs)):
+                    offsets.append(start)
+                    lines.append(row.where.line or 0)
+                    within.append(i)
+        if not offsets:
+            raise UserError("holds no pairs", where=Where(source.name), hint="`mlx-dpo data check` says why.")
+        if source.seekable and before != _state(file):
+            raise _changed(source.name)
+        file.flush()
+        index = (np.frombuffer(a, dtype) for a, dtype in ((offsets, np.int64), (lines, np.uint32), (within, np.uint16)))
+        return cls(source.name, file, *index)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> Pair:
+        if _state(self._file) != self._state:
+            raise _changed(self.name)
+        where = self.where(index)
+        try:
+            row = parse_line(self._line(int(self._offsets[index])), where)
+            return pairs_of(row, where)[int(self._within[index])]
+        except (RowError, IndexError):
+            raise _changed(self.name) from None
+
+    def where(self, index: int) -> Where:
+        """The place of a pair's row."""
+        return Where(self.name, int(self._lines[index]))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _line(self, offset: int) -> bytes:
+        line, size = b"", _BLOCK
+        while not line.endswith(b"\n"):
+            block = os.pread(self._file.fileno(), size, offset + len(line))
+            if not block:
+                break
+            line += block[: block.find(b"\n") + 1 or len(block)]
+            size *= 2
+        return line
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _changed(name: str) -> UserError:
+    hint = "Start again, and leave the file as it is while it is in use."
+    return UserError("the file was changed after it had been opened", where=Where(name), hint=hint)
+
+
+def _temporary(name: str) -> Any:
+    try:
+        return tempfile.TemporaryFile(buffering=1 << 20)
+    except OSError as error:
+        raise _no_room(error, name) from None
+
+
+def _append(file: BinaryIO, line: bytes, name: str) -> int:
+    line = line if line.endswith(b"\n") else line + b"\n"
+    try:
+        return file.write(line)
+    except OSError as error:
+        raise _no_room(error, name) from None
+
+
+def _no_room(error: OSError, name: str) -> UserError:
+    hint = "Set TMPDIR to a folder with room for it, or give an unpacked .jsonl file, which needs no copy."
+    return UserError(f"can't be unpacked into {tempfile.gettempdir()}: {error.strerror}", where=Where(name), hint=hint)
+
+
+def find_data(data: str, valid: str | None) -> tuple[str, str | None]:
+    """The file to train on and the held-out one, from what --data and --valid-data say. Raises `UserError`.
+
+    In a folder these are train.jsonl and valid.jsonl (or validation, val, eval, dev), .jsonl before .jsonl.gz, .json
+    and .json.gz; without a held-out file there the second is None.
+    """
+    held_out = None
+    if _kind(data) == "folder":
+        folder, held_out = data, in_folder(data, VALID_NAMES)
+        data = in_folder(folder, TRAIN_NAMES) or ""
+        if not data:
+            hint = "The folder of --data holds train.jsonl and, for the held-out pairs, valid.jsonl."
+            raise UserError("there is no train.jsonl in this folder", where=Where(folder), hint=hint)
+    if valid is None:
+        return data, held_out
+    if _kind(valid) == "folder":
+        folder, valid = valid, in_folder(valid, VALID_NAMES)
+        if valid is None:
+            raise UserError("there is no valid.jsonl in this folder", where=Where(folder))
+    if valid == data == "-":
+        raise UserError("only one of --data and --valid-data can come from stdin")
+    return data, valid
+
+
+def in_folder(folder: str, names: tuple[str, ...]) -> str | None:
+    """The first file of rows in a folder that has one of these names, or None."""
+    candidates = (local_path(folder) / (name + ending) for name in names for ending in _ENDINGS)
+    return next((str(file) for file in candidates if file.is_file()), None)
+
+
+def _kind(name: str) -> str:
+    """ "folder" or "file". Raises `UserError` where there is neither."""
+    if name == "-":
+        return "file"
+    path = local_path(name)
+    try:
+        if path.is_dir():
+            return "folder"
+        if path.exists():
+            return "file"
+    except OSError as error:
+        raise say_os_error(error, name) from None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(_ENDINGS) and not path.parent.is_dir():
+        raise UserError(
+            "no such file or folder; datasets of the Hub are to be downloaded first",
+            where=Where(name),
+            hint=f"hf download {name} --repo-type dataset --local-dir {path.name}",
+        )
+    raise say_os_error(FileNotFoundError(), name)

@@ -1,0 +1,21 @@
+"""The bundled tiny model and its preference pairs: the demo, and the subject of the project's tests.
+
+`python -m mlx_dpo.demo.make_model` makes both again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+MODEL = Path(__file__).parent / "model"
+PAIRS = Path(__file__).parent / "pairs"
+
+
+def pairs(split: str = "train") -> list[dict[str, str]]:
+    """The rows of pairs/train.jsonl or valid.jsonl: prompt, chosen (the polite manner), rejected (the curt one)."""
+    lines = (PAIRS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+__all__ = ["MODEL", "PAIRS", "pairs"]

@@ -1,0 +1,198 @@
+"""Makes the demo's model and pairs: `python -m mlx_dpo.demo.make_model [--seed 0]`.
+
+A Llama of 0.7 million weights learns the language of `grammar` from scratch, both manners in equal parts, in float32;
+for the last part of it the forward pass rounds the weights as they will be stored, in 4 bits. The questions fall in
+three disjoint sets: those it learns from, those of the pairs, and the held-out pairs'. The same seed makes the same
+pairs, and on the same machine the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_map
+from mlx_lm.models.llama import Model, ModelArgs
+from mlx_lm.utils import quantize_model, save_config, save_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from mlx_dpo.demo import MODEL, PAIRS
+from mlx_dpo.demo.grammar import MANNERS, answer, questions
+
+TRAIN_PAIRS, VALID_PAIRS = 800, 128
+STEPS, BATCH, PEAK_RATE = 1500, 64, 3e-3
+ROUNDED_FROM = 0.6  # the share of the steps after which the forward pass sees 4-bit weights
+GROUP_SIZE, BITS = 32, 4
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "vocab_size": 1280,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+
+
+def split_questions(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
+    """All questions in three parts: to learn from, for the pairs, for the held-out pairs."""
+    shuffled = rng.sample(list(questions()), len(questions()))
+    pairs_end = VALID_PAIRS + TRAIN_PAIRS
+    return shuffled[pairs_end:], shuffled[VALID_PAIRS:pairs_end], shuffled[:VALID_PAIRS]
+
+
+def make_pairs(folder: Path, seed: int) -> list[str]:
+    """Writes train.jsonl and valid.jsonl; gives back the questions left to learn from."""
+    rng = random.Random(seed)
+    learned, paired, held_out = split_questions(rng)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_pairs(folder / "train.jsonl", paired, rng)
+    _write_pairs(folder / "valid.jsonl", held_out, rng)
+    return learned
+
+
+def _write_pairs(file: Path, asked: list[str], rng: random.Random) -> None:
+    """A row for each question: an answer in the polite manner preferred to one in the curt."""
+    rows = []
+    for question in asked:
+        chosen, rejected = (answer(questions()[question], manner, rng) for manner in MANNERS)
+        rows.append(json.dumps({"prompt": question, "chosen": chosen, "rejected": rejected}) + "\n")
+    file.write_text("".join(rows), encoding="utf-8")
+
+
+def conversations(asked: list[str], rng: random.Random) -> Iterator[list[dict[str, str]]]:
+    """Questions and answers without end; every question comes with both manners, one after the other."""
+    while True:
+        for question in rng.sample(asked, len(asked)):
+            for manner in MANNERS:
+                reply = answer(questions()[question], manner, rng)
+                yield [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+
+
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of these texts, with a ChatML template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG["vocab_size"],
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=TEMPLATE,
+        model_max_length=CONFIG["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def next_token_loss(model: nn.Module, ids: mx.array, pad: int) -> mx.array:
+    """Mean cross-entropy over all tokens but padding."""
+    targets = ids[:, 1:]
+    real = targets != pad
+    return (nn.losses.cross_entropy(model(ids[:, :-1]), targets) * real).sum() / real.sum()
+
+
+def rounded(weights: Any) -> Any:
+    """The weights as quantization will leave them; the gradient passes as if they were not touched."""
+
+    def fake(weight: mx.array) -> mx.array:
+        if weight.ndim < 2:
+            return weight
+        stored = mx.quantize(mx.stop_gradient(weight), group_size=GROUP_SIZE, bits=BITS)
+        return weight + mx.stop_gradient(mx.dequantize(*stored, group_size=GROUP_SIZE, bits=BITS) - weight)
+
+    return tree_map(fake, weights)
+
+
+def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, steps: int) -> None:
+    """Next-token training with AdamW, the rate warmed up and then falling to zero along a cosine."""
+    warmup = steps // 20
+    rate = optim.join_schedules(
+        [optim.linear_schedule(0.0, PEAK_RATE, warmup), optim.cosine_decay(PEAK_RATE, steps - warmup)], [warmup]
+    )
+    optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
+    weights = model.trainable_parameters()
+    for step in range(steps):
+        view = rounded if step >= ROUNDED_FROM * steps else (lambda exact: exact)
+
+        def loss_of(weights: Any, ids: mx.array, view: Any = view) -> mx.array:
+            model.update(view(weights))
+            return next_token_loss(model, ids, pad)
+
+        loss, gradient = mx.value_and_grad(loss_of)(weights, next(batches))
+        gradient, _ = optim.clip_grad_norm(gradient, 1.0)
+        weights = optimizer.apply_gradients(gradient, weights)
+        mx.eval(loss, weights, optimizer.state)
+        if step % 100 == 0 or step == steps - 1:
+            print(f"step {step:5d}  loss {loss.item():.4f}", flush=True)
+    model.update(weights)
+
+
+def batches_of(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[mx.array]:
+    """Batches of token ids, padded on the right to a multiple of 8."""
+    while True:
+        chosen = [next(texts) for _ in range(BATCH)]
+        yield mx.array(tokenizer(chosen, padding=True, pad_to_multiple_of=8)["input_ids"])
+
+
+def make_model(folder: Path, asked: list[str], seed: int, steps: int) -> None:
+    """Tokenizer and model from these questions, saved as an mlx-lm folder."""
+    stream = conversations(asked, random.Random(seed))
+    plain = [turn["content"] for _ in range(20_000) for turn in next(stream)]
+    roles = ["system", "user", "assistant"] * 1000  # often enough for a token each
+    tokenizer = make_tokenizer(roles + plain)
+    texts = (tokenizer.apply_chat_template(turns, tokenize=False) for turns in stream)
+
+    mx.random.seed(seed)
+    model = Model(ModelArgs.from_dict(CONFIG))
+    pretrain(model, batches_of(texts, tokenizer), tokenizer.pad_token_id, steps)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model, config = quantize_model(model, {**CONFIG, **ids}, GROUP_SIZE, BITS)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the demo's model and pairs.")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder the model is written to")
+    parser.add_argument("--pairs", type=Path, default=PAIRS, help="folder the pairs are written to")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+
+    learned = make_pairs(given.pairs, given.seed)
+    make_model(given.model, learned, given.seed, given.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The reference policy's log-probs: each pair's computed once, by the policy's own network, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.nn as nn
+import numpy as np
+
+from mlx_dpo.data.batches import MicroBatch
+from mlx_dpo.model.loading import Tensors
+from mlx_dpo.model.policy import measured_logps, policy_as, sequence_logps, without_dropout
+
+Compute = Callable[[MicroBatch], np.ndarray]  # to [2 * pairs], chosen then rejected, nats
+
+
+def all_known(batch: MicroBatch) -> np.ndarray:
+    """Stands where nothing is left to compute."""
+    raise RuntimeError("a pair's reference log-probs are asked for and no reference policy is connected")
+
+
+class ReferenceLogps:
+    """log pi_ref of every pair's two completions, computed when a pair is first seen.
+
+    Attributes:
+        table: [pairs, 2] float64, chosen and rejected, nats; NaN where not computed yet.
+        compute: gives them for a micro-batch.
+    """
+
+    def __init__(self, pairs: int, compute: Compute = all_known) -> None:
+        self.table = np.full((pairs, 2), np.nan)
+        self.compute = compute
+
+    def of(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
+        """[2 * pairs], chosen then rejected, of the pairs `indices`, which are those in `batch`."""
+        if np.isnan(self.table[indices]).any():
+            self.table[indices] = self.compute(batch).reshape(2, len(indices)).T
+        return self.table[indices].T.reshape(-1)
+
+
+def same_network(model: nn.Module, tensors: Tensors, *, for_training: bool) -> Compute:
+    """The reference is `model` with these trained tensors, whatever it holds by then.
+
+    For training its sums are rounded as the policy's are, so that ratios are zero as long as the two are one.
+    """
+
+    def compute(batch: MicroBatch) -> np.ndarray:
+        with policy_as(model, tensors), without_dropout(model):
+            return np.array(sequence_logps(model, batch)) if for_training else measured_logps(model, batch)
+
+    return compute
+
+
+def no_reference(batch: MicroBatch) -> np.ndarray:
+    """Log-ratios against nothing: the reference's log-probs are taken as zero."""
+    return np.zeros(batch.inputs.shape[0])

@@ -1,0 +1,137 @@
+"""`train` in the terminal: a bar with the numbers that matter, and a line wherever something is worth keeping."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import mlx.core as mx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
+
+
+class TerminalProgress(Listener):
+    """A live bar in a terminal; plain lines, one a report, where the output is not one."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def begin(self, plan: RunPlan) -> None:
+        self.plan = plan
+        share = 100 * plan.trained_parameters / plan.all_parameters
+        held_out = plan.pairs.get("held_out", 0)
+        self._say(
+            f"Training {_short(plan.trained_parameters)} of {_short(plan.all_parameters)} parameters ({share:.2g}%) "
+            f"on {plan.pairs['train']:,} pairs, {plan.steps:,} steps; {held_out:,} pairs held out."
+        )
+        if plan.first_step:
+            self._say(f"Going on after step {plan.first_step:,}.")
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            speed_estimate_period=120,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
+        self.bar.start()
+        self.pairs_per_second = 0.0
+        self.began, self.first_step = time.monotonic(), plan.first_step
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        speed = f"{self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second else ""
+        numbers = f"{_numbers(metrics)}  {speed}  {mx.get_peak_memory() / 1e9:.2f} GB"
+        self.bar.update(self.task, completed=step, numbers=numbers, description="train")
+
+    def report(self, metrics: Metrics) -> None:
+        self.pairs_per_second = metrics["pairs_per_second"]
+        if not self.console.is_terminal:
+            self._say(
+                f"step {metrics['step']}/{self.plan.steps}  {_numbers(metrics)}  "
+                f"{metrics['pairs_per_second']:.3g} pairs/s  {metrics['peak_memory_gb']:.2f} GB  "
+                f"{self._time_left(int(metrics['step']))} left"
+            )
+
+    def evaluating(self, done: int, pairs: int) -> None:
+        self.bar.update(self.task, description=f"held out {done}/{pairs}")
+
+    def evaluation(self, metrics: Metrics) -> None:
+        plain = {k.removeprefix("eval_"): v for k, v in metrics.items()}
+        self._say(
+            f"held out at step {metrics['step']}: {_numbers(plain)}  likelier chosen {plain['logps/accuracies']:.0%}"
+        )
+        self.bar.update(self.task, description="train")
+
+    def note(self, text: str) -> None:
+        self._say(f"Note: {text}")
+
+    def end(self) -> None:
+        self.bar.stop()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def _time_left(self, step: int) -> str:
+        a_step = (time.monotonic() - self.began) / max(1, step - self.first_step)
+        minutes, seconds = divmod(round(a_step * (self.plan.steps - step)), 60)
+        return f"{minutes}:{seconds:02d}"
+
+
+def _numbers(metrics: Metrics) -> str:
+    return (
+        f"loss {metrics['loss']:.4f}  accuracy {metrics['rewards/accuracies']:.0%}  "
+        f"margin {metrics['rewards/margins']:+.3f}"
+    )
+
+
+def _short(count: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def before_and_after(before: Metrics, after: Metrics) -> Table:
+    """Held-out numbers before and after, for people."""
+    table = Table(title="Held-out pairs", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_row(
+        "chosen likelier than rejected", f"{before['logps/accuracies']:.1%}", f"{after['logps/accuracies']:.1%}"
+    )
+    table.add_row(
+        "reward accuracy", _unless_zero(before, "rewards/accuracies", ".1%"), f"{after['rewards/accuracies']:.1%}"
+    )
+    table.add_row("reward margin", f"{before['rewards/margins']:.3f}", f"{after['rewards/margins']:.3f}")
+    table.add_row("loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}")
+    return table
+
+
+def _unless_zero(metrics: Metrics, name: str, form: str) -> str:
+    """A policy that still is its reference gives no rewards to compare."""
+    return "-" if metrics["rewards/margins"] == 0 == metrics["rewards/chosen"] else format(metrics[name], form)
+
+
+def show_result(console: Console, result: TrainResult, model: str) -> None:
+    """The end of a run: the table, and what to type next."""
+    if result.after:
+        console.print(before_and_after(result.before, result.after))
+    console.print(f"Done in {result.seconds:.0f} s. The adapter is in {result.run}. Next:", soft_wrap=True)
+    for line in next_commands(result.run, model):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def next_commands(run: Path, model: str) -> list[str]:
+    """Commands that use a run's adapter."""
+    return [
+        f"mlx-dpo compare --model {model} --adapter-path {run} --prompt 'Your question'",
+        f"mlx-dpo fuse --model {model} --adapter-path {run} --save-path {run}-fused",
+        f"mlx_lm.generate --model {model} --adapter-path {run} --prompt 'Your question'",
+    ]

@@ -1,0 +1,90 @@
+"""`evaluate`: how a policy does on a file of pairs, against a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.data.chat import Encoder
+from mlx_dpo.data.pairs import EncodedPairs
+from mlx_dpo.data.sources import PairFile, find_data
+from mlx_dpo.errors import UserError
+from mlx_dpo.model.device import keep_weights_resident, memory_limit
+from mlx_dpo.model.loading import Tensors, base_tensors, load_adapter, load_model, load_tokenizer
+from mlx_dpo.model.policy import tokens_in_memory, vocabulary_size
+from mlx_dpo.model.reference import no_reference, same_network
+from mlx_dpo.training.evaluation import evaluate_pairs
+from mlx_dpo.training.pair_sets import PairSet, Rows, pairs_in_memory
+from mlx_dpo.training.references import score_by_other_model
+from mlx_dpo.training.run import make_loss
+
+
+def evaluate(
+    config: TrainConfig,
+    *,
+    adapter_path: str | Path | None = None,
+    model: nn.Module | None = None,
+    tokenizer: Any = None,
+    rows: Rows | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
+    """Mean pair metrics, under TRL's names, over all of a file's pairs, and `pairs`, their number.
+
+    Args:
+        config: its model, data, length, reference ("base", the model without the adapter; "none"; or a model folder),
+            objective and batch size are used.
+        adapter_path: an mlx-lm adapter folder to put on the model.
+        model, tokenizer: a model in memory instead of `config.model`; adapters it has are the policy.
+        rows: preference rows in memory instead of `config.data`.
+        progress: hears (pairs done, pairs in all).
+
+    Raises:
+        UserError: something given is wrong.
+    """
+    loss = make_loss(config)
+    tokenizer = tokenizer or load_tokenizer(config.model)
+    encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+    source = pairs_in_memory(rows, "rows") if rows is not None else _open(config.data)
+    pairs = EncodedPairs(source, encoder)
+    one = PairSet.of(pairs, pairs.usable())
+    of_the_policy = config.reference in ("initial", "base")
+    if not of_the_policy and config.reference != "none":
+        score_by_other_model(config, {"": one})
+
+    keep_weights_resident()
+    network = load_model(config.model).model if model is None else model
+    base = _base(network, adapter_path)
+    if of_the_policy:
+        one.reference.compute = same_network(network, base, for_training=False)
+    elif config.reference == "none":
+        one.reference.compute = no_reference
+    max_tokens = tokens_in_memory(network, vocabulary_size(network), memory_limit(config.memory_limit), False)
+    count = len(one.indices)
+    metrics = evaluate_pairs(
+        network,
+        pairs,
+        one.indices,
+        one.reference,
+        loss,
+        batch_size=config.batch_size,
+        max_tokens=max_tokens,
+        progress=None if progress is None else lambda done: progress(done, count),
+    )
+    return {"pairs": count, **metrics}
+
+
+def _open(data: str) -> PairFile:
+    """A file's pairs; of a folder, the held-out ones where it has some."""
+    if not data:
+        raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
+    file, held_out = find_data(data, None)
+    return PairFile.open(held_out or file)
+
+
+def _base(network: nn.Module, adapter_path: str | Path | None) -> Tensors:
+    """Put the adapter on, if any; returns the tensors that stand for the model without it."""
+    return base_tensors(network) if adapter_path is None else load_adapter(network, adapter_path)[1]

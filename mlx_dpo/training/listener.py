@@ -1,0 +1,110 @@
+"""What a run tells whoever watches it: the terminal, metrics.jsonl, a notebook."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What is about to happen.
+
+    Attributes:
+        steps: optimizer steps in all; `first_step` of them are done where a run is resumed.
+        pairs: how many there are, by "train" and "held_out".
+        trained_parameters, all_parameters: counts.
+    """
+
+    run: Path
+    steps: int
+    first_step: int
+    pairs: dict[str, int]
+    trained_parameters: int
+    all_parameters: int
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to: the folder, held-out metrics before and after (empty without held-out pairs), and notes."""
+
+    run: Path
+    steps: int
+    seconds: float
+    before: Metrics
+    after: Metrics
+    notes: list[str] = field(default_factory=list)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {**asdict(self), "run": str(self.run)}
+
+
+class Listener:
+    """Hears of a run as it goes; each method may be overridden, none has to be."""
+
+    def begin(self, plan: RunPlan) -> None:
+        """Training is about to start."""
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """An optimizer step is done; `metrics` are of its own pairs."""
+
+    def report(self, metrics: Metrics) -> None:
+        """Means since the last report: one line of metrics.jsonl."""
+
+    def evaluating(self, done: int, pairs: int) -> None:
+        """Held-out pairs are being measured."""
+
+    def evaluation(self, metrics: Metrics) -> None:
+        """Held-out metrics, their names behind eval_: one line of metrics.jsonl."""
+
+    def saved(self, step: int, folder: Path) -> None:
+        """A checkpoint is on disk."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def end(self) -> None:
+        """Training is over, however it ended."""
+
+
+class Listeners(Listener):
+    """Several listeners as one."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def begin(self, plan: RunPlan) -> None:
+        for one in self.listeners:
+            one.begin(plan)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        for one in self.listeners:
+            one.step(step, metrics)
+
+    def report(self, metrics: Metrics) -> None:
+        for one in self.listeners:
+            one.report(metrics)
+
+    def evaluating(self, done: int, pairs: int) -> None:
+        for one in self.listeners:
+            one.evaluating(done, pairs)
+
+    def evaluation(self, metrics: Metrics) -> None:
+        for one in self.listeners:
+            one.evaluation(metrics)
+
+    def saved(self, step: int, folder: Path) -> None:
+        for one in self.listeners:
+            one.saved(step, folder)
+
+    def note(self, text: str) -> None:
+        for one in self.listeners:
+            one.note(text)
+
+    def end(self) -> None:
+        for one in self.listeners:
+            one.end()

@@ -1,0 +1,224 @@
+"""The training loop: batches in, optimizer steps out, with everything in between told to a listener."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.optimizers import clip_grad_norm
+from mlx.utils import tree_map
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.data.batches import Epochs, MicroBatch
+from mlx_dpo.errors import Interrupted, UserError, Where
+from mlx_dpo.model.checkpointing import checkpointed_layers
+from mlx_dpo.model.loading import trainable
+from mlx_dpo.model.policy import Policy, sequence_logps
+from mlx_dpo.objectives import Loss
+from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder, random_state
+from mlx_dpo.training.evaluation import batches_of, evaluate_pairs
+from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.metrics import mean_metrics, pair_metrics
+from mlx_dpo.training.optimizer import learning_rate, make_optimizer
+from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSets
+
+
+@dataclass
+class Stopwatch:
+    """Time and work of the steps since the last report; evaluations and saves don't count."""
+
+    seconds: float = 0.0
+    pairs: int = 0
+    tokens: int = 0
+
+
+class Trainer:
+    """A run in motion: `run()` does all its steps.
+
+    Attributes:
+        steps: optimizer steps in all.
+        progress: where it stands.
+        stop: set it to end the run after the step at hand.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        loss: Loss,
+        sets: PairSets,
+        folder: RunFolder,
+        listener: Listener,
+        stop: threading.Event,
+    ) -> None:
+        self.config, self.policy, self.loss = config, policy, loss
+        self.sets, self.train_set, self.held_out = sets, sets[TRAIN], sets.get(HELD_OUT)
+        self.folder, self.listener, self.stop = folder, listener, stop
+        self.model = policy.model
+        self.optimizer = make_optimizer(config)
+        self.optimizer.init(self.model.trainable_parameters())
+        self.epochs = Epochs(self.train_set.indices, config.batch_size, config.seed)
+        self.steps = config.iters or max(1, math.ceil(config.epochs * self.epochs.steps))
+        self.progress = Progress()
+        self._gradients: Callable[..., Any] = nn.value_and_grad(self.model, self._loss_of)
+        self._watch = Stopwatch()
+        self._saved_at = -1
+
+    def restore(self, exact: ExactState) -> None:
+        """Stand where a checkpoint was written; the adapter's tensors are put back by the caller.
+
+        Raises `UserError` where nothing is left to do.
+        """
+        if exact.progress.step >= self.steps:
+            hint = "Give more --epochs or --iters to train further."
+            where = Where(str(self.folder.path))
+            raise UserError(f"this run has done all its {self.steps} steps", where=where, hint=hint)
+        self.progress, self.optimizer.state = exact.progress, exact.optimizer
+        self.optimizer.init(self.model.trainable_parameters())
+        mx.random.seed(exact.random)
+        self._saved_at = exact.progress.step
+
+    def exact_state(self) -> ExactState:
+        """All that a checkpoint must hold beside the adapter."""
+        tables = {name: one.reference.table for name, one in self.sets.items()}
+        return ExactState(self.progress, self.optimizer.state, random_state(), tables)
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step. Returns the held-out metrics after it (empty without held-out pairs).
+
+        Raises:
+            Interrupted: `stop` was set; the step was finished and saved.
+            UserError: something of the user's is wrong; what was done is saved.
+        """
+        after: dict[str, float] = {}
+        if self.progress.step == 0:
+            self.progress.before = self._evaluate()
+        order = (self.epochs.batch(step) for step in range(self.progress.step, self.steps))
+        self.model.train()
+        try:
+            with checkpointed_layers(self.model, self.config.grad_checkpoint):
+                for indices, micros in batches_of(self.train_set.pairs, order, self.policy.max_tokens):
+                    self._step(indices, micros)
+                    after = self._after_step() or after
+        except UserError:
+            if self.progress.step:
+                self._save()
+            raise
+        finally:
+            self.model.eval()
+        self._save()
+        return after
+
+    def _step(self, indices: np.ndarray, micros: list[MicroBatch]) -> None:
+        began = time.perf_counter()
+        step = self.progress.step
+        rate = learning_rate(self.config, step, self.steps)
+        gradients, rows = None, []
+        for micro in micros:
+            reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
+            (_, losses, logps), part = self._gradients(micro, mx.array(reference.astype(np.float32)), len(indices))
+            gradients = part if gradients is None else tree_map(mx.add, gradients, part)
+            mx.eval(losses, logps, gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
+            rows.append(pair_metrics(losses, np.array(logps), reference, self.loss.beta))
+        norm = self._update(gradients, rate)
+        metrics = mean_metrics(rows)
+        self._require_finite(metrics["loss"], norm)
+        self.progress.step += 1
+        self.progress.pending += [row.tolist() for table in rows for row in table]
+        self.progress.grad_norms.append(norm)
+        self._watch.seconds += time.perf_counter() - began
+        self._watch.pairs += len(indices)
+        self._watch.tokens += sum(m.tokens for m in micros)
+        self.listener.step(self.progress.step, metrics)
+
+    def _loss_of(self, micro: MicroBatch, reference: mx.array, pairs: int) -> tuple[mx.array, mx.array, mx.array]:
+        """A micro-batch's share of the optimizer batch's mean loss; its losses and log-probs beside it."""
+        logps = sequence_logps(self.model, micro)
+        losses = self.loss.of_pairs(logps - reference)
+        return losses.sum() / pairs, losses, logps
+
+    def _update(self, gradients: Any, rate: float) -> float:
+        """One optimizer step; returns the gradient's norm before clipping."""
+        limit = self.config.max_grad_norm or float("inf")
+        gradients, norm = clip_grad_norm(gradients, limit)
+        if np.isfinite(norm.item()):  # else the tensors stay as they are, and the run ends with a sentence
+            self.optimizer.learning_rate = rate
+            self.optimizer.update(self.model, gradients)
+            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        return norm.item()
+
+    def _require_finite(self, loss: float, norm: float) -> None:
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise UserError(
+                f"the loss or its gradient is not a finite number at step {self.progress.step + 1} "
+                f"(loss {loss}, gradient norm {norm})",
+                hint=f"Try a lower --learning-rate; what was trained before it is in {self.folder.path}.",
+            )
+
+    def _after_step(self) -> dict[str, float] | None:
+        """Report, evaluate and save where it is time to; held-out metrics if they were measured."""
+        step, last = self.progress.step, self.progress.step == self.steps
+        config = self.config
+        if step % config.steps_per_report == 0 or last:
+            self._report()
+        measured = None
+        if last or (config.steps_per_eval and step % config.steps_per_eval == 0):
+            measured = self._evaluate()
+        if self.stop.is_set() and not last:
+            raise Interrupted(step, str(self._save()))
+        if config.save_every and step % config.save_every == 0:
+            self._save()
+        return measured
+
+    def _report(self) -> None:
+        seconds = max(self._watch.seconds, 1e-9)
+        metrics = {
+            **self._place(),
+            **mean_metrics([np.array(self.progress.pending)]),
+            "grad_norm": float(np.mean(self.progress.grad_norms)),
+            "learning_rate": learning_rate(self.config, self.progress.step - 1, self.steps),
+            "pairs_per_second": self._watch.pairs / seconds,
+            "tokens_per_second": self._watch.tokens / seconds,
+            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        }
+        self.progress.pending, self.progress.grad_norms, self._watch = [], [], Stopwatch()
+        self.listener.report(metrics)
+
+    def _place(self) -> dict[str, float]:
+        return {"step": self.progress.step, "epoch": self.progress.step / self.epochs.steps}
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.held_out is None:
+            return {}
+        count = len(self.held_out.indices)
+        metrics = evaluate_pairs(
+            self.model,
+            self.held_out.pairs,
+            self.held_out.indices,
+            self.held_out.reference,
+            self.loss,
+            batch_size=self.config.batch_size,
+            max_tokens=self.policy.max_tokens,
+            progress=lambda done: self.listener.evaluating(done, count),
+        )
+        self.listener.evaluation({**self._place(), **{f"eval_{k}": v for k, v in metrics.items()}})
+        return metrics
+
+    def _save(self) -> Path:
+        """Write a checkpoint and the run's adapter, unless this step's are there already."""
+        step = self.progress.step
+        if self._saved_at != step:
+            tensors, spec, model = trainable(self.model), self.policy.spec, self.config.model
+            path = self.folder.save_checkpoint(self.exact_state(), tensors, spec, model)
+            self.folder.save_adapter(tensors, spec, model)
+            self._saved_at = step
+            self.listener.saved(step, path)
+        return self.folder.require_latest()

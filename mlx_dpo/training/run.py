@@ -1,0 +1,160 @@
+"""`train`: from a config to a finished run's folder."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.config import TrainConfig, dump_yaml
+from mlx_dpo.errors import UserError, Where
+from mlx_dpo.model.device import keep_weights_resident, memory_limit
+from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
+from mlx_dpo.model.policy import Policy, make_policy
+from mlx_dpo.objectives import Loss, objective
+from mlx_dpo.training.checkpoint import RunFolder, read_exact_state
+from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
+from mlx_dpo.training.loop import Trainer
+from mlx_dpo.training.pair_sets import Rows, open_pair_sets
+from mlx_dpo.training.references import OF_THE_POLICY, connect_reference, score_by_other_model
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model: nn.Module | None = None,
+    tokenizer: Any = None,
+    rows: Rows | None = None,
+    valid_rows: Rows | None = None,
+    listener: Listener | None = None,
+    resume: bool = False,
+    stop: threading.Event | None = None,
+) -> TrainResult:
+    """Train a policy on preference pairs and leave a run's folder at `config.adapter_path`.
+
+    Args:
+        config: every knob. `config.model` is loaded unless `model` and `tokenizer` are given.
+        model: an mlx-lm model in memory, without adapters; it is adapted and trained in place.
+        tokenizer: its tokenizer, as mlx_lm.load gives it.
+        rows, valid_rows: preference rows in memory, in any accepted shape, instead of `config.data`.
+        listener: hears of the run as it goes.
+        resume: go on from the last checkpoint in the folder.
+        stop: set it to end the run after the step at hand, saved.
+
+    Raises:
+        UserError: something given is wrong; the message says what, where, and what to do.
+        Interrupted: `stop` was set.
+    """
+    listener = listener or Listener()
+    loss = make_loss(config)
+    folder = RunFolder(config.adapter_path)
+    checkpoint = folder.require_latest() if resume else None
+    exact = None if checkpoint is None else read_exact_state(checkpoint)
+    if not resume:
+        folder.require_new()
+    if (model is None) != (tokenizer is None):
+        raise UserError("a model in memory comes with its tokenizer: give both", field="model")
+    tokenizer = tokenizer or load_tokenizer(config.model)
+
+    sets = open_pair_sets(config, tokenizer, rows, valid_rows)
+    folder.make()
+    for name, table in (exact.references if exact else {}).items():
+        sets[name].reference.table = table
+    if config.reference not in OF_THE_POLICY:
+        score_by_other_model(config, sets)
+
+    policy = _policy(config, model)
+    connect_reference(config, policy, sets)
+    config = config.replace(**_as_attached(policy.spec, config))
+    trainer = Trainer(config, policy, loss, sets, folder, listener, stop or threading.Event())
+    if checkpoint and exact:
+        put_tensors(policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
+        trainer.restore(exact)
+    folder.write_text("config.yaml", dump_yaml(config))
+    return _run(trainer)
+
+
+def make_loss(config: TrainConfig) -> Loss:
+    """The objective of a config, with its knobs. Raises `UserError`."""
+    return Loss(objective(config.loss), config.beta, config.label_smoothing)
+
+
+def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
+    keep_weights_resident()
+    mx.reset_peak_memory()
+    mx.random.seed(config.seed)  # the adapters' first values
+    spec = AdapterSpec(
+        fine_tune_type=config.fine_tune_type,
+        num_layers=config.num_layers,
+        rank=config.rank,
+        scale=config.scale,
+        dropout=config.dropout,
+        keys=None if config.lora_keys is None else tuple(config.lora_keys),
+    )
+    return make_policy(
+        load_model(config.model).model if model is None else model,
+        spec,
+        config.init_adapter,
+        memory_limit=memory_limit(config.memory_limit),
+        grad_checkpoint=config.grad_checkpoint,
+    )
+
+
+def _as_attached(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
+    """The knobs as the model took them; an initial adapter brings its own."""
+    known = {k: v for k, v in asdict(spec).items() if k in config.to_mapping()}
+    return known if spec.keys is None else {**known, "lora_keys": list(spec.keys)}
+
+
+def _run(trainer: Trainer) -> TrainResult:
+    began, listener = time.perf_counter(), trainer.listener
+    listener.begin(_plan(trainer))
+    try:
+        after = trainer.run()
+    finally:
+        notes = _length_notes(trainer)
+        for note in notes:
+            listener.note(note)
+        listener.end()
+    return TrainResult(
+        run=trainer.folder.path,
+        steps=trainer.steps,
+        seconds=time.perf_counter() - began,
+        before=trainer.progress.before,
+        after=after,
+        notes=notes,
+    )
+
+
+def _plan(trainer: Trainer) -> RunPlan:
+    from mlx_lm.utils import get_total_parameters
+
+    return RunPlan(
+        run=trainer.folder.path,
+        steps=trainer.steps,
+        first_step=trainer.progress.step,
+        pairs={name: len(one.indices) for name, one in trainer.sets.items()},
+        trained_parameters=sum(v.size for v in trainable(trainer.model).values()),
+        all_parameters=get_total_parameters(trainer.model),
+    )
+
+
+def _length_notes(trainer: Trainer) -> list[str]:
+    """What the length limit and the chat template did to the pairs, in sentences."""
+    notes, limit = [], trainer.config.max_length
+    for pairs in dict.fromkeys(one.pairs for one in trainer.sets.values()):
+        name = pairs.source.name
+        if pairs.cut:
+            notes.append(f"{name}: {pairs.cut} pairs were cut at --max-length {limit}.")
+        if pairs.dropped:
+            notes.append(f"{name}: {pairs.dropped} pairs were dropped, longer than --max-length {limit}.")
+        if pairs.unclear:
+            notes.append(
+                f"{name}: the template renders the prompt of {pairs.unclear} pairs otherwise once it is answered; "
+                "training starts where the two part. `mlx-dpo data show` shows it."
+            )
+    return notes

@@ -1,0 +1,32 @@
+"""What all rooms' tests share: a tiny random float32 model with a tokenizer, and eight pairs TRL was run on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+TRL = Path(__file__).parent / "trl"
+CHECKPOINT = TRL / "checkpoint"
+PAIRS = TRL / "pairs.jsonl"
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may damage."""
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
