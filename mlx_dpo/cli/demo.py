@@ -28,12 +28,14 @@ def demo(
     from mlx_dpo.demo.run import demo_config, run_demo
     from mlx_dpo.export.card import write_card
     from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))
     done = run_demo(config, Listeners(MetricsLog(), TerminalProgress(notes)))
     write_card(done.trained)
+    write_report(done.trained.run)
     if json:
         print_json(
             {

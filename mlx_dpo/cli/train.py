@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -15,6 +13,7 @@ import typer
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.training.listener import Listener, Listeners, RunPlan
 
 
 @with_knobs()
@@ -49,13 +48,15 @@ def train(
     resolved = _resolve(config, flags, resume)
     from mlx_dpo.export.card import write_card
     from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
-    from mlx_dpo.training.listener import Listeners
     from mlx_dpo.training.run import train as run
 
-    with stop_on_interrupt() as stop:
-        result = run(resolved, listener=Listeners(MetricsLog(), TerminalProgress(notes)), resume=resume, stop=stop)
+    interrupt = StopOnInterrupt()
+    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt)
+    result = run(resolved, listener=listener, resume=resume, stop=interrupt.stop)
     write_card(result)
+    write_report(result.run)
     if json:
         print_json(result.to_mapping())
     else:
@@ -70,18 +71,19 @@ def _resolve(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainCon
     return config_from(file, flags)
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Within, the first Ctrl-C asks for an end after the step at hand, and the second ends at once."""
-    stop = threading.Event()
+class StopOnInterrupt(Listener):
+    """While training, the first Ctrl-C asks for an end after the step at hand, and the second ends at once."""
 
-    def first(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+    def begin(self, plan: RunPlan) -> None:
+        self.before = signal.signal(signal.SIGINT, self._first)
+
+    def end(self) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        self.end()
+        self.stop.set()
         notes.print("Stopping after this step; once more to stop at once.")
-
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -244,10 +244,9 @@ def _element(text: _Text) -> str:
     while True:
         try:
             _, end = decode(text.text, text.at)
-            if end < len(text.text) or text.ended:  # else a number may go on
-                found = text.text[text.at : end]
-                text.move(end)
-                return found
+            found = text.text[text.at : end]
+            text.move(end)
+            return found
         except json.JSONDecodeError as error:
             cut_off = error.msg.startswith("Unterminated string") or error.pos > len(text.text) - 16
             if text.ended or not cut_off:

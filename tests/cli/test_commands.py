@@ -29,6 +29,8 @@ def test_train_prints_a_table_and_what_to_do_next(mlx_dpo: Cli, tmp_path: Path) 
     assert "step 4/4" in ran.err and "held out at step 4" in ran.err
     card = (run / "README.md").read_text()
     assert card.startswith("---\n") and "| reward margin | 0.0000 |" in card
+    page = (run / "report.html").read_text()
+    assert "eval_rewards/margins" in page and "http" not in page
 
 
 def test_train_json(mlx_dpo: Cli, tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_template_that_says_nothing_of_the_prompt() -> None:
 def test_answers_go_on_with_a_last_turn_of_the_assistant() -> None:
     pair = chat("q", "It is", chosen=" four", rejected=" five")
     prompt, chosen, rejected = texts(encoder(), pair)
+    assert encode(encoder(), pair).prefix_held
     assert prompt == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nIt is"
     assert (chosen, rejected) == (" four<|im_end|>\n", " five<|im_end|>\n")
     with_strict = texts(encoder(tokenizer(STRICT, bos_token="<|endoftext|>")), pair)

@@ -202,8 +202,8 @@ def test_convert_leaves_earlier_work_untouched(tmp_path: Path) -> None:
     before = file.read_bytes()
     link = tmp_path / "link.jsonl"
     link.symlink_to(file)
-    for own in (file, link):
-        assert "would be overwritten" in complaint("convert", file, own)
+    for read, written in ((file, file), (file, link), (link, file)):
+        assert "would be overwritten" in complaint("convert", read, written)
     assert file.read_bytes() == before
     assert "is a folder" in complaint("convert", file, tmp_path)
     assert "is not a file" in complaint("convert", file, "/dev/null")

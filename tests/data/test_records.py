@@ -231,6 +231,7 @@ BAD_ROWS: dict[str, tuple[Any, str, str | None]] = {
     "other prompt": ({**OK, "prompt": "z", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "roles", "chosen"),
     "prompt without answer": ({**OK, "prompt": [USER], "chosen": [USER], "rejected": [USER]}, "empty", "chosen"),
     "nothing in common": ({"chosen": [USER, GOOD], "rejected": [turn("user", "z"), BAD]}, "no prompt", None),
+    "one goes on with the user": ({"chosen": [USER, GOOD], "rejected": [USER, USER, BAD]}, "no prompt", None),
     "no text in common": ({"chosen": "good", "rejected": "bad"}, "no prompt", None),
     "one text starts the other": ({"chosen": "good", "rejected": "good day"}, "empty", "chosen"),
     "text and messages, no prompt": ({"chosen": "good", "rejected": [USER, BAD]}, "no prompt", None),

@@ -1,0 +1,54 @@
+"""The command as a process: Ctrl-C saves, says how to go on, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CHECKPOINT, PAIRS
+
+
+def command(run: Path, *more: object) -> list[str]:
+    flags = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", 80)
+    return [sys.executable, "-m", "mlx_dpo", "train", *map(str, (*flags, "--batch-size", 2, *more))]
+
+
+def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("when", [0.0, 0.2])
+def test_ctrl_c_saves_and_resume_ends_the_same(tmp_path: Path, when: float) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(cut), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = cut / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and "grad_norm" in metrics.read_text(), process)
+    time.sleep(when)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert "--resume" in err and "Traceback" not in err
+    assert list((cut / "checkpoints").iterdir())
+    resumed = subprocess.run(command(cut, "--resume"), capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (cut / "adapters.safetensors").read_bytes() == (whole / "adapters.safetensors").read_bytes()
+
+
+def test_ctrl_c_before_training_ends_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*command(tmp_path / "run"), "--data", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(3)  # it waits for rows
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) == 130
