@@ -76,9 +76,10 @@ class StopOnInterrupt(Listener):
 
     def __init__(self) -> None:
         self.stop = threading.Event()
+        self.before = signal.getsignal(signal.SIGINT)
 
     def begin(self, plan: RunPlan) -> None:
-        self.before = signal.signal(signal.SIGINT, self._first)
+        signal.signal(signal.SIGINT, self._first)
 
     def end(self) -> None:
         signal.signal(signal.SIGINT, self.before)

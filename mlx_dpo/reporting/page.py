@@ -43,11 +43,10 @@ def write_report(run: Path) -> Path:
     return file
 
 
-def _by_step(lines: Sequence[Metrics]) -> list[list[object]]:
+def _by_step(lines: Sequence[Metrics]) -> list[Iterable[object]]:
     if not lines:
         return []
-    names = list(lines[0])
-    return [[*names], *([line[name] for name in names] for line in lines)]
+    return [lines[0].keys(), *(line.values() for line in lines)]
 
 
 def _section(title: str, rows: Sequence[Iterable[object]]) -> list[str]:

@@ -18,17 +18,7 @@ class TerminalProgress(Listener):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-
-    def begin(self, plan: RunPlan) -> None:
-        self.plan = plan
-        share = 100 * plan.trained_parameters / plan.all_parameters
-        held_out = plan.pairs.get("held_out", 0)
-        self._say(
-            f"Training {_short(plan.trained_parameters)} of {_short(plan.all_parameters)} parameters ({share:.2g}%) "
-            f"on {plan.pairs['train']:,} pairs, {plan.steps:,} steps; {held_out:,} pairs held out."
-        )
-        if plan.first_step:
-            self._say(f"Going on after step {plan.first_step:,}.")
+        self.status = console.status("")
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -39,6 +29,22 @@ class TerminalProgress(Listener):
             speed_estimate_period=120,
             disable=not self.console.is_terminal,
         )
+
+    def preparing(self, text: str) -> None:
+        self.status.update(text)
+        self.status.start()
+
+    def begin(self, plan: RunPlan) -> None:
+        self.status.stop()
+        self.plan = plan
+        share = 100 * plan.trained_parameters / plan.all_parameters
+        held_out = plan.pairs.get("held_out", 0)
+        self._say(
+            f"Training {_short(plan.trained_parameters)} of {_short(plan.all_parameters)} parameters ({share:.2g}%) "
+            f"on {plan.pairs['train']:,} pairs, {plan.steps:,} steps; {held_out:,} pairs held out."
+        )
+        if plan.first_step:
+            self._say(f"Going on after step {plan.first_step:,}.")
         self.task = self.bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
         self.bar.start()
         self.pairs_per_second = 0.0
@@ -63,15 +69,16 @@ class TerminalProgress(Listener):
 
     def evaluation(self, metrics: Metrics) -> None:
         plain = {k.removeprefix("eval_"): v for k, v in metrics.items()}
-        self._say(
-            f"held out at step {metrics['step']}: {_numbers(plain)}  likelier chosen {plain['logps/accuracies']:.0%}"
-        )
+        numbers = "the policy is its reference" if _is_reference(plain) else _numbers(plain)
+        likelier = f"chosen likelier in {plain['logps/accuracies']:.0%}"
+        self._say(f"held out at step {metrics['step']}: {numbers}  {likelier}")
         self.bar.update(self.task, description="train")
 
     def note(self, text: str) -> None:
         self._say(f"Note: {text}")
 
     def end(self) -> None:
+        self.status.stop()
         self.bar.stop()
 
     def _say(self, text: str) -> None:
@@ -106,17 +113,16 @@ def before_and_after(before: Metrics, after: Metrics) -> Table:
     table.add_row(
         "chosen likelier than rejected", f"{before['logps/accuracies']:.1%}", f"{after['logps/accuracies']:.1%}"
     )
-    table.add_row(
-        "reward accuracy", _unless_zero(before, "rewards/accuracies", ".1%"), f"{after['rewards/accuracies']:.1%}"
-    )
+    accuracy = "-" if _is_reference(before) else f"{before['rewards/accuracies']:.1%}"
+    table.add_row("reward accuracy", accuracy, f"{after['rewards/accuracies']:.1%}")
     table.add_row("reward margin", f"{before['rewards/margins']:.3f}", f"{after['rewards/margins']:.3f}")
     table.add_row("loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}")
     return table
 
 
-def _unless_zero(metrics: Metrics, name: str, form: str) -> str:
-    """A policy that still is its reference gives no rewards to compare."""
-    return "-" if metrics["rewards/margins"] == 0 == metrics["rewards/chosen"] else format(metrics[name], form)
+def _is_reference(metrics: Metrics) -> bool:
+    """Whether the policy has not moved: then there are no rewards to compare."""
+    return metrics["rewards/margins"] == 0 == metrics["rewards/chosen"]
 
 
 def show_result(console: Console, result: TrainResult, model: str) -> None:

@@ -46,6 +46,9 @@ class TrainResult:
 class Listener:
     """Hears of a run as it goes; each method may be overridden, none has to be."""
 
+    def preparing(self, text: str) -> None:
+        """What is being done before training starts."""
+
     def begin(self, plan: RunPlan) -> None:
         """Training is about to start."""
 
@@ -68,7 +71,7 @@ class Listener:
         """Something a person should know."""
 
     def end(self) -> None:
-        """Training is over, however it ended."""
+        """The run is over, however it ended, begun or not."""
 
 
 class Listeners(Listener):
@@ -76,6 +79,10 @@ class Listeners(Listener):
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
+
+    def preparing(self, text: str) -> None:
+        for one in self.listeners:
+            one.preparing(text)
 
     def begin(self, plan: RunPlan) -> None:
         for one in self.listeners:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,18 @@ class PairSet:
 
 
 def open_pair_sets(
-    config: TrainConfig, tokenizer: Any, rows: Rows | None = None, valid_rows: Rows | None = None
+    config: TrainConfig,
+    tokenizer: Any,
+    rows: Rows | None,
+    valid_rows: Rows | None,
+    say: Callable[[str], None],
 ) -> PairSets:
-    """The pairs to train on and to hold out, of a config's files, or of rows in memory. Raises `UserError`."""
+    """The pairs to train on and to hold out, of a config's files, or of rows in memory. Raises `UserError`.
+
+    `say` hears how far the reading of a file is.
+    """
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
-    source, held_source = _open_files(config) if rows is None else _open_rows(rows, valid_rows)
+    source, held_source = _open_files(config, say) if rows is None else _open_rows(rows, valid_rows)
     pairs = EncodedPairs(source, encoder)
     trained = _usable(pairs)
     if held_source is not None:
@@ -67,11 +74,16 @@ def _open_rows(rows: Rows, valid_rows: Rows | None) -> tuple[PairSource, PairSou
     return pairs_in_memory(rows, "rows"), held
 
 
-def _open_files(config: TrainConfig) -> tuple[PairSource, PairSource | None]:
+def _open_files(config: TrainConfig, say: Callable[[str], None]) -> tuple[PairSource, PairSource | None]:
     if not config.data:
         raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
     data, valid = find_data(config.data, config.valid_data)
-    return PairFile.open(data), None if valid is None else PairFile.open(valid)
+    return _open_file(data, say), None if valid is None else _open_file(valid, say)
+
+
+def _open_file(name: str, say: Callable[[str], None]) -> PairFile:
+    say(f"Reading {name}")
+    return PairFile.open(name, progress=lambda share: say(f"Reading {name}: {share:.0%}"))
 
 
 def _usable(pairs: EncodedPairs) -> np.ndarray:

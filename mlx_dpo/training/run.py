@@ -50,6 +50,23 @@ def train(
         Interrupted: `stop` was set.
     """
     listener = listener or Listener()
+    try:
+        return _run(_prepare(config, model, tokenizer, rows, valid_rows, listener, resume, stop or threading.Event()))
+    finally:
+        listener.end()
+
+
+def _prepare(
+    config: TrainConfig,
+    model: nn.Module | None,
+    tokenizer: Any,
+    rows: Rows | None,
+    valid_rows: Rows | None,
+    listener: Listener,
+    resume: bool,
+    stop: threading.Event,
+) -> Trainer:
+    """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
     loss = make_loss(config)
     folder = RunFolder(config.adapter_path)
     checkpoint = folder.require_latest() if resume else None
@@ -60,22 +77,23 @@ def train(
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = tokenizer or load_tokenizer(config.model)
 
-    sets = open_pair_sets(config, tokenizer, rows, valid_rows)
+    sets = open_pair_sets(config, tokenizer, rows, valid_rows, listener.preparing)
     folder.make()
     for name, table in (exact.references if exact else {}).items():
         sets[name].reference.table = table
     if config.reference not in OF_THE_POLICY:
         score_by_other_model(config, sets)
 
+    listener.preparing("Loading the model")
     policy = _policy(config, model)
     connect_reference(config, policy, sets)
     config = config.replace(**_as_attached(policy.spec, config))
-    trainer = Trainer(config, policy, loss, sets, folder, listener, stop or threading.Event())
+    trainer = Trainer(config, policy, loss, sets, folder, listener, stop)
     if checkpoint and exact:
         put_tensors(policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
         trainer.restore(exact)
     folder.write_text("config.yaml", dump_yaml(config))
-    return _run(trainer)
+    return trainer
 
 
 def make_loss(config: TrainConfig) -> Loss:
@@ -119,7 +137,6 @@ def _run(trainer: Trainer) -> TrainResult:
         notes = _length_notes(trainer)
         for note in notes:
             listener.note(note)
-        listener.end()
     return TrainResult(
         run=trainer.folder.path,
         steps=trainer.steps,
