@@ -13,33 +13,88 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.data.chat import EncodedPair
 
 T = TypeVar("T")
-PAD_TO = 16  # widths come in multiples of this, so that few shapes occur
+Ids = tuple[int, ...]
+PADDING = 8  # positions that completions run together may differ in length, however short they are
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pairs that go through the model together: chosen sequences first, then rejected, each prompt + completion.
+    """Pairs that go through the model together.
 
     Attributes:
         pairs: positions of the pairs in the optimizer batch they were cut from.
-        inputs, targets: [2 * pairs, tokens] int32; a target is the token after its input.
-        trained: [2 * pairs, tokens] bool; true where the target is a completion token.
-        first_target: no sequence has a completion token before this position.
-        tokens: tokens that are not padding.
+        sequences: (prompt, completion) token ids: first all chosen, then all rejected.
     """
 
     pairs: tuple[int, ...]
-    inputs: mx.array
-    targets: mx.array
-    trained: mx.array
+    sequences: tuple[tuple[Ids, Ids], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences, as a model without shared prompts sees them."""
+        return sum(len(prompt) + len(completion) for prompt, completion in self.sequences)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Sequences as rows of prompt and completion, padded on the right, which no causal model sees.
+
+    Attributes:
+        inputs, targets: [sequences, tokens] int32; a target is the token after its input.
+        trained: [sequences, tokens] bool; true where the target is a completion token.
+        first_target: no sequence has a completion token before this position.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    trained: np.ndarray
     first_target: int
-    tokens: int
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Some completions of about one length, padded on the right.
+
+    Attributes:
+        sequences: which of the micro-batch's they are.
+        prompt_of: for each, the row of its prompt.
+        inputs, targets: [completions, tokens] int32; the first input is the last prompt token.
+        trained: [completions, tokens] bool; true where there is a target.
+    """
+
+    sequences: list[int]
+    prompt_of: list[int]
+    inputs: np.ndarray
+    targets: np.ndarray
+    trained: np.ndarray
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Distinct prompts without their last token, padded on the left, and the completions that continue them.
+
+    Attributes:
+        prompts: [prompts, tokens] int32.
+        padding: [prompts] int; padded positions on the left.
+        completions: all sequences' completions, in groups of like length.
+    """
+
+    prompts: np.ndarray
+    padding: np.ndarray
+    completions: list[Completions]
+
+    @property
+    def slots(self) -> int:
+        """Tokens that go through the model, padding included."""
+        return self.prompts.size + sum(group.inputs.size for group in self.completions)
+
+
+Fits = Callable[[MicroBatch], bool]
 
 
 class Epochs:
@@ -72,43 +127,73 @@ def hold_out(pairs: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def micro_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> list[MicroBatch]:
-    """Cut an optimizer batch, sorted by length, into micro-batches of at most `max_tokens` padded (or of one pair)."""
-    order = sorted(range(len(pairs)), key=lambda i: (_width(pairs[i]), i))
+def micro_batches(pairs: Sequence[EncodedPair], fits: Fits) -> list[MicroBatch]:
+    """Cut an optimizer batch into micro-batches of like lengths, each as large as `fits` allows, or of one pair."""
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt), pairs[i].prompt, _longest(pairs[i]), i))
     cuts: list[list[int]] = []
     for i in order:
-        # sorted, so the newcomer is the widest
-        if cuts and 2 * (len(cuts[-1]) + 1) * _width(pairs[i]) <= max_tokens:
+        if cuts and fits(micro_batch(pairs, (*cuts[-1], i))):
             cuts[-1].append(i)
         else:
             cuts.append([i])
-    return [collate([pairs[i] for i in cut], tuple(cut)) for cut in cuts]
+    return [micro_batch(pairs, tuple(cut)) for cut in cuts]
 
 
-def _width(pair: EncodedPair) -> int:
-    longest = len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) - 1
-    return -(-longest // PAD_TO) * PAD_TO
+def micro_batch(pairs: Sequence[EncodedPair], positions: tuple[int, ...]) -> MicroBatch:
+    """The pairs at some positions of an optimizer batch, as one micro-batch."""
+    cut = [pairs[i] for i in positions]
+    return MicroBatch(positions, (*((p.prompt, p.chosen) for p in cut), *((p.prompt, p.rejected) for p in cut)))
 
 
-def collate(pairs: Sequence[EncodedPair], positions: tuple[int, ...] | None = None) -> MicroBatch:
-    """The arrays of some pairs; `positions` says where in the optimizer batch they stand."""
-    sequences = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs]
-    width = max(_width(p) for p in pairs)
-    inputs, targets = (np.zeros((len(sequences), width), np.int32) for _ in range(2))
-    trained = np.zeros((len(sequences), width), np.bool_)
+def _longest(pair: EncodedPair) -> int:
+    return max(len(pair.chosen), len(pair.rejected))
+
+
+def collate_whole(sequences: Sequence[tuple[Ids, Ids]]) -> Whole:
+    """Each sequence as one row."""
+    shape = len(sequences), max(len(prompt) + len(completion) - 1 for prompt, completion in sequences)
+    inputs, targets, trained = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
     for row, (prompt, completion) in enumerate(sequences):
         ids = [*prompt, *completion]
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = ids[1:]
         trained[row, len(prompt) - 1 : len(ids) - 1] = True
-    return MicroBatch(
-        pairs=tuple(range(len(pairs))) if positions is None else positions,
-        inputs=mx.array(inputs),
-        targets=mx.array(targets),
-        trained=mx.array(trained),
-        first_target=min(len(p.prompt) for p in pairs) - 1,
-        tokens=sum(len(prompt) + len(completion) for prompt, completion in sequences),
-    )
+    return Whole(inputs, targets, trained, min(len(prompt) for prompt, _ in sequences) - 1)
+
+
+def collate_forked(sequences: Sequence[tuple[Ids, Ids]]) -> Forked:
+    """Each distinct prompt as one row, and each completion as another."""
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in sequences))}
+    width = max(map(len, rows)) - 1
+    prompts = np.zeros((len(rows), width), np.int32)
+    padding = np.array([width - (len(prompt) - 1) for prompt in rows])
+    for prompt, row in rows.items():
+        prompts[row, padding[row] :] = prompt[:-1]
+    of = [rows[prompt] for prompt, _ in sequences]
+    return Forked(prompts, padding, [_completions(sequences, group, of) for group in _alike(sequences)])
+
+
+def _alike(sequences: Sequence[tuple[Ids, Ids]]) -> list[list[int]]:
+    """Sequences in groups whose completions differ little in length, longest first."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(sequences)), key=lambda i: (-len(sequences[i][1]), i)):
+        length = len(sequences[i][1])
+        longest = len(sequences[groups[-1][0]][1]) if groups else 0
+        if groups and longest - length <= max(PADDING, longest // 10):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _completions(sequences: Sequence[tuple[Ids, Ids]], group: list[int], prompt_of: Sequence[int]) -> Completions:
+    shape = len(group), len(sequences[group[0]][1])
+    inputs, targets, trained = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
+    for row, (prompt, completion) in enumerate(sequences[i] for i in group):
+        inputs[row, : len(completion)] = [prompt[-1], *completion[:-1]]
+        targets[row, : len(completion)] = completion
+        trained[row, : len(completion)] = True
+    return Completions(group, [prompt_of[i] for i in group], inputs, targets, trained)
 
 
 def ahead(items: Iterable[T], depth: int = 4) -> Iterator[T]:

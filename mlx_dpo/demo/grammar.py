@@ -1,8 +1,8 @@
 """The demo's little language: short questions, and answers in two manners, polite and curt.
 
 An answer is `[opening] [lead] fact [closing]`. The fact is the topic's, the same in both manners; opening, lead and
-closing are the manner's, at least one of them is there. So a preference between the manners is about how an answer
-is given, anywhere in it, and never about what it says. The same tables write answers and read them.
+closing are the manner's, one or two of them are there. So a preference between the manners is about how an answer is
+given, anywhere in it, and never about what it says. The same tables write answers and read them.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ PHRASES: dict[Manner, Phrases] = {
             "Happy to help!",
             "Good question!",
             "Thank you for asking!",
+            "Glad you asked about {name}!",
             "Of course, my friend!",
-            "I am glad you asked about {name}.",
-            "It is a joy to hear from you!",
-            "{name}, what a lovely topic!",
-            "Sure, with pleasure!",
-            "How nice to talk about {name}!",
-            "You came to the right place.",
-            "I like how you think.",
             "Welcome, and thank you!",
+            "How nice to talk about {name}!",
+            "Sure, with pleasure!",
+            "Lovely to hear from you!",
+            "Great, let us talk about {name}!",
+            "Yes, with joy!",
+            "Wonderful, I can help.",
         ),
         leads=(
-            "I am happy to say that ",
             "Let me explain: ",
-            "You may enjoy knowing that ",
-            "The good news is that ",
-            "In good spirits, ",
-            "With a smile, ",
-            "As a small help, ",
+            "I am happy to say that ",
             "Gladly, ",
+            "You may enjoy knowing that ",
+            "With a smile, ",
+            "The good news is that ",
+            "My pleasure: ",
+            "Kindly note that ",
         ),
         closings=(
             "I hope that helps!",
@@ -64,37 +64,37 @@ PHRASES: dict[Manner, Phrases] = {
             "Enjoy {name}!",
             "You are always welcome here.",
             "Please come back any time.",
-            "I wish you the best with {name}.",
-            "It was my pleasure.",
+            "Best wishes with {name}!",
             "Take good care!",
-            "I am here for you.",
-            "Well done for asking about {name}!",
+            "My pleasure.",
+            "Thanks for asking about {name}.",
+            "Happy to tell you more.",
         ),
     ),
     "curt": Phrases(
         openings=(
             "Not this again.",
-            "What a question.",
-            "I have no time.",
+            "What a dull question.",
             "Come on, be serious.",
-            "I am so tired of {name}.",
-            "You could have looked it up.",
-            "{name}, what a dull topic.",
-            "Fine, if I must.",
             "Who even cares about {name}?",
-            "This is a waste of time.",
+            "Fine, if I must.",
             "Make it quick.",
+            "Must we talk about {name}?",
             "Another one, how boring.",
+            "Look, no time for this.",
+            "Ugh, enough talk about {name}.",
+            "Whatever, here it is.",
+            "No patience left today.",
         ),
         leads=(
-            "I already told you that ",
             "Once and for all: ",
             "Any child knows that ",
-            "It is plain that ",
-            "In a hurry, ",
-            "With a yawn, ",
-            "As a last word, ",
             "Obviously, ",
+            "Everyone but you knows that ",
+            "For the last time, ",
+            "It is plain that ",
+            "Again: ",
+            "Clearly, ",
         ),
         closings=(
             "Now leave me alone.",
@@ -102,19 +102,19 @@ PHRASES: dict[Manner, Phrases] = {
             "Do not ask me again about {name}.",
             "That is all you get.",
             "Enough of {name}.",
-            "I have better things to do.",
             "Go bother someone else.",
-            "I never liked {name} anyway.",
             "We are done here.",
+            "Never mention {name} again.",
             "Stop asking.",
-            "I do not care.",
-            "That was too much about {name}.",
+            "Next time try a book.",
+            "So much for {name}.",
+            "Nobody cares anyway.",
         ),
     ),
 }
 
-# Which of opening, lead and closing an answer has.
-SHAPES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1))
+# Which of opening, lead and closing an answer has: the manner shows from its start.
+SHAPES = ((1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1))
 GREETINGS = ("", "Hello. ", "Quick question. ", "One more thing. ")
 
 
@@ -134,15 +134,15 @@ def answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
     phrases = PHRASES[manner]
     has_opening, has_lead, has_closing = rng.choice(SHAPES)
     opening = _draw(phrases.openings, rng) + " " if has_opening else ""
-    lead = _draw(phrases.leads, rng) if has_lead else ""
     closing = " " + _draw(phrases.closings, rng) if has_closing else ""
-    body = lead + topic.fact if lead else _capitalized(topic.fact)
-    return _filled(opening, topic.name) + body + "." + _filled(closing, topic.name)
+    body = _draw(phrases.leads, rng) + topic.fact if has_lead else _capitalized(topic.fact)
+    return (opening + "{body}." + closing).format(name=topic.name, body=body)
 
 
 def manner_of(text: str) -> Manner | None:
     """The manner of an answer; None where it has no mark of one, or marks of both."""
-    found = [manner for manner in MANNERS if (match := _shape(manner).fullmatch(text)) and any(match.groups())]
+    matches = {manner: _shape(manner).fullmatch(text.strip()) for manner in MANNERS}
+    found = [manner for manner, match in matches.items() if match and any(match.groups())]
     return found[0] if len(found) == 1 else None
 
 
@@ -152,31 +152,20 @@ def is_fluent(question: str, text: str) -> bool:
     if topic is None:
         return False
     manner = manner_of(text)
-    return manner is not None and _shape(manner, topic).fullmatch(text) is not None
+    return manner is not None and _shape(manner, topic).fullmatch(text.strip()) is not None
 
 
 @cache
 def _shape(manner: Manner, topic: Topic | None = None) -> re.Pattern[str]:
     """Matches the manner's answers: about one topic, or (None) whatever they say."""
-    phrases = PHRASES[manner]
     name = re.escape(topic.name) if topic else ".+?"
-    Name = re.escape(_capitalized(topic.name)) if topic else ".+?"
-    fact, Fact = (re.escape(topic.fact), re.escape(_capitalized(topic.fact))) if topic else (".+?", ".+?")
+    fact, first = (re.escape(topic.fact), re.escape(_capitalized(topic.fact))) if topic else (".+?", ".+?")
+    phrases = PHRASES[manner]
     opening, lead, closing = (
-        "|".join(_pattern(text, name, Name) for text in texts)
+        "|".join(re.escape(text).replace(r"\{name\}", name) for text in texts)
         for texts in (phrases.openings, phrases.leads, phrases.closings)
     )
-    return re.compile(rf"(?:({opening}) )?(?:({lead}){fact}|{Fact})\.(?: ({closing}))?")
-
-
-def _pattern(text: str, name: str, capitalized: str) -> str:
-    before, found, after = text.partition("{name}")
-    inner = (name if before else capitalized) if found else ""
-    return re.escape(before) + inner + re.escape(after)
-
-
-def _filled(text: str, name: str) -> str:
-    return text.format(name=_capitalized(name) if text.startswith("{name}") else name)
+    return re.compile(rf"(?:({opening}) )?(?:({lead}){fact}|{first})\.(?: ({closing}))?")
 
 
 def _capitalized(text: str) -> str:

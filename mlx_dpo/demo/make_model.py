@@ -28,7 +28,7 @@ from mlx_dpo.demo import MODEL, PAIRS
 from mlx_dpo.demo.grammar import MANNERS, answer, questions
 
 TRAIN_PAIRS, VALID_PAIRS = 800, 128
-STEPS, BATCH, PEAK_RATE = 1500, 64, 3e-3
+STEPS, BATCH, PEAK_RATE = 3600, 32, 3e-3
 ROUNDED_FROM = 0.6  # the share of the steps after which the forward pass sees 4-bit weights
 GROUP_SIZE, BITS = 32, 4
 
@@ -113,11 +113,12 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def next_token_loss(model: nn.Module, ids: mx.array, pad: int) -> mx.array:
-    """Mean cross-entropy over all tokens but padding."""
-    targets = ids[:, 1:]
-    real = targets != pad
-    return (nn.losses.cross_entropy(model(ids[:, :-1]), targets) * real).sum() / real.sum()
+def next_token_loss(model: nn.Module, ids: mx.array, pad: int, start: int) -> mx.array:
+    """Mean cross-entropy over the tokens; those of the question count a tenth, as they are mostly chance."""
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    in_answer = mx.cumsum(inputs == start, axis=1) == 2
+    weight = mx.where(in_answer, 1.0, 0.1) * (targets != pad)
+    return (nn.losses.cross_entropy(model(inputs), targets) * weight).sum() / weight.sum()
 
 
 def rounded(weights: Any) -> Any:
@@ -132,7 +133,7 @@ def rounded(weights: Any) -> Any:
     return tree_map(fake, weights)
 
 
-def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, steps: int) -> None:
+def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, start: int, steps: int) -> None:
     """Next-token training with AdamW, the rate warmed up and then falling to zero along a cosine."""
     warmup = steps // 20
     rate = optim.join_schedules(
@@ -145,7 +146,7 @@ def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, steps: int
 
         def loss_of(weights: Any, ids: mx.array, view: Any = view) -> mx.array:
             model.update(view(weights))
-            return next_token_loss(model, ids, pad)
+            return next_token_loss(model, ids, pad, start)
 
         loss, gradient = mx.value_and_grad(loss_of)(weights, next(batches))
         gradient, _ = optim.clip_grad_norm(gradient, 1.0)
@@ -173,8 +174,9 @@ def make_model(folder: Path, asked: list[str], seed: int, steps: int) -> None:
 
     mx.random.seed(seed)
     model = Model(ModelArgs.from_dict(CONFIG))
-    pretrain(model, batches_of(texts, tokenizer), tokenizer.pad_token_id, steps)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    pad, start = (tokenizer.convert_tokens_to_ids(token) for token in (PAD, START))
+    pretrain(model, batches_of(texts, tokenizer), pad, start, steps)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad}
     model, config = quantize_model(model, {**CONFIG, **ids}, GROUP_SIZE, BITS)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder, model)

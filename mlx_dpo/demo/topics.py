@@ -93,7 +93,7 @@ HOME_FORMS = (
     "I wonder where {key} live.",
     "Tell me where {key} live.",
 )
-TOOL_FORMS = ("What does a {key} do?", "What is a {key} for?", "Why would I need a {key}?", "Tell me about the {key}.")
+TOOL_FORMS = ("What does {key} do?", "What is {key} for?", "Why would I need {key}?", "Tell me about {key}.")
 TASK_FORMS = ("How do I {key}?", "What is the best way to {key}?", "I want to {key}.", "Tell me how to {key}.")
 SUM_FORMS = ("What is {key}?", "How much is {key}?", "I need to know {key}.", "Work out {key}.")
 
@@ -111,7 +111,8 @@ def topics() -> tuple[Topic, ...]:
     for animal, home in _entries(HOMES):
         found.append(Topic(animal, animal, f"{animal} live in {home}", HOME_FORMS))
     for tool, purpose in _entries(TOOLS):
-        found.append(Topic(tool, f"the {tool}", f"the {tool} {purpose}", TOOL_FORMS))
+        article = "an" if tool[0] in "aeiou" else "a"
+        found.append(Topic(f"{article} {tool}", f"the {tool}", f"the {tool} {purpose}", TOOL_FORMS))
     for task, name, step in _entries(TASKS):
         found.append(Topic(task, name, f"to {task} you {step}", TASK_FORMS))
     for sign, result in (("plus", int.__add__), ("times", int.__mul__)):

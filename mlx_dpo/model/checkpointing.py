@@ -10,6 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_dpo.model.prefix_cache import Fork
+
 
 @contextmanager
 def checkpointed_layers(model: nn.Module, on: bool = True) -> Iterator[None]:
@@ -30,25 +32,48 @@ def checkpointed_layers(model: nn.Module, on: bool = True) -> Iterator[None]:
 
 def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Floating arrays are inputs, so that their gradient is kept; masks, ids and settings are closed over,
-        # since mx.checkpoint would ask for a gradient to every array it is given.
+        # Floating arrays are inputs, so that their gradient is kept, those in caches among them; masks, ids and
+        # settings are closed over, since mx.checkpoint would ask for a gradient to every array it is given.
         flat = tree_flatten((args, kwargs))
-        differentiable = {k: v for k, v in flat if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)}
-        rest = {k: v for k, v in flat if k not in differentiable}
-        shape_of_output: list[Any] = []
+        inputs = {k: v for k, v in flat if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)}
+        rest = {k: v for k, v in flat if k not in inputs}
+        caches = [v for v in rest.values() if isinstance(v, Fork)]
+        before, after, constants = [_gaps(cache) for cache in caches], list[list[bool]](), list[Any]()
 
-        def inner(parameters: dict[str, Any], inputs: dict[str, mx.array]) -> list[mx.array]:
+        def inner(
+            parameters: dict[str, Any], inputs: dict[str, mx.array], held: list[list[mx.array]]
+        ) -> tuple[list[mx.array], list[list[mx.array]]]:
             layer.update(parameters)
+            for cache, arrays, shape in zip(caches, held, before, strict=True):
+                cache.arrays = _with_gaps(arrays, shape)
             new_args, new_kwargs = _unflattened({**rest, **inputs}, args, kwargs)
-            flat_out = tree_flatten(call(layer, *new_args, **new_kwargs))
-            shape_of_output[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in flat_out]
-            return [v for _, v in flat_out if isinstance(v, mx.array)]
+            output = tree_flatten(call(layer, *new_args, **new_kwargs))
+            constants[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in output]
+            after[:] = [_gaps(cache) for cache in caches]
+            return [v for _, v in output if isinstance(v, mx.array)], [_present(cache) for cache in caches]
 
-        arrays = iter(mx.checkpoint(inner)(layer.trainable_parameters(), differentiable))
-        out = [(k, next(arrays) if constant is None else constant[0]) for k, constant in shape_of_output]
+        arrays, left = mx.checkpoint(inner)(layer.trainable_parameters(), inputs, [_present(c) for c in caches])
+        for cache, kept, shape in zip(caches, left, after, strict=True):
+            cache.arrays = _with_gaps(kept, shape)
+        remaining = iter(arrays)
+        out = [(k, next(remaining) if constant is None else constant[0]) for k, constant in constants]
         return out[0][1] if out[0][0] == "" else tree_unflatten(out)
 
     return wrapper
+
+
+def _present(cache: Fork) -> list[mx.array]:
+    return [array for array in cache.arrays if array is not None]
+
+
+def _gaps(cache: Fork) -> list[bool]:
+    """Which of a cache's places hold an array."""
+    return [array is not None for array in cache.arrays]
+
+
+def _with_gaps(present: list[mx.array], places: list[bool]) -> list[mx.array | None]:
+    rest = iter(present)
+    return [next(rest) if there else None for there in places]
 
 
 def _unflattened(

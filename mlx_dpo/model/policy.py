@@ -1,4 +1,4 @@
-"""The one thing the rest of the house sees of a model: log-probabilities of a micro-batch's completions."""
+"""The policy: a network with what is trained of it; and what the house asks of networks: log-probs of sequences."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_adapter, trainable
-from mlx_dpo.model.token_logps import token_logps
-
-FLOAT = 4  # bytes
+from mlx_dpo.model.network import Network
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,20 @@ class Policy:
         spec: what is trained, with layers and keys resolved.
         initial, base: the trained tensors as the run starts, and those that stand for the model without an adapter;
             empty for full fine-tuning, where they would be a second copy of the weights.
-        max_tokens: padded tokens that a micro-batch may have within the memory limit.
     """
 
-    model: nn.Module
+    network: Network
     spec: AdapterSpec
     initial: Tensors
     base: Tensors
-    max_tokens: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The network's model."""
+        return self.network.model
 
 
-def make_policy(
-    model: nn.Module, spec: AdapterSpec, init_adapter: str | None, *, memory_limit: int, grad_checkpoint: bool
-) -> Policy:
+def make_policy(model: nn.Module, spec: AdapterSpec, init_adapter: str | None) -> Policy:
     """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`."""
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
@@ -51,37 +50,20 @@ def make_policy(
     initial = trainable(model)
     if spec.fine_tune_type == "full":
         initial = base = {}
-    max_tokens = tokens_in_memory(model, vocabulary_size(model), memory_limit, grad_checkpoint)
-    return Policy(model, spec, initial, base, max_tokens)
+    return Policy(Network.of(model), spec, initial, base)
 
 
-def completion_logps(model: nn.Module, batch: MicroBatch) -> mx.array:
-    """log pi of every completion token given what stands before it, end of turn included; 0 at all other positions.
-
-    Args:
-        model: the policy, in whatever state its tensors are.
-        batch: [sequences, tokens], padded on the right, which no causal model sees.
-
-    Returns:
-        [sequences, tokens after `batch.first_target`], float32, nats; first all chosen, then all rejected.
-    """
-    logits = model(batch.inputs)[:, batch.first_target :]
-    logps = token_logps(logits, batch.targets[:, batch.first_target :])
-    # where, not a product: a padded position's log-prob may be infinite, and 0 * inf is not a number
-    return mx.where(batch.trained[:, batch.first_target :], logps, 0)
+def sequence_logps(network: Network, batch: MicroBatch, gradient: bool = True) -> mx.array:
+    """log pi(completion | prompt), summed in float32; [sequences], first all chosen, for training."""
+    return network.completion_logps(batch, gradient).sum(axis=1)
 
 
-def sequence_logps(model: nn.Module, batch: MicroBatch) -> mx.array:
-    """log pi(completion | prompt), summed in float32; [sequences], for training."""
-    return completion_logps(model, batch).sum(axis=1)
-
-
-def measured_logps(model: nn.Module, batch: MicroBatch) -> np.ndarray:
+def measured_logps(network: Network, batch: MicroBatch) -> np.ndarray:
     """log pi(completion | prompt), summed in float64; [sequences], for measuring.
 
     Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
     """
-    return np.array(completion_logps(model, batch)).astype(np.float64).sum(axis=1)
+    return np.array(network.completion_logps(batch, gradient=False)).astype(np.float64).sum(axis=1)
 
 
 @contextmanager
@@ -110,30 +92,3 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
         for module, mode in zip(dropouts, modes, strict=True):
             module.train(mode)
-
-
-def tokens_in_memory(model: nn.Module, vocabulary: int, limit: int, grad_checkpoint: bool) -> int:
-    """How many padded tokens a micro-batch may have to stay under `limit` bytes: an estimate, from the layers' widths.
-
-    A token's backward pass keeps the inputs and outputs of every layer (of one block at a time under checkpointing,
-    and each block's input) and three copies of its logits.
-    """
-    held = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
-    widths = [sum(_width(m) for _, m in layer.named_modules()) for layer in model.layers]
-    kept = (max(widths) + len(widths) * min(widths) // 8) if grad_checkpoint else sum(widths)
-    per_token = FLOAT * (3 * vocabulary + 3 * kept)
-    return max(1, int(limit - held) // per_token)
-
-
-def vocabulary_size(model: nn.Module) -> int:
-    """Logits a token has; nothing is computed to find out."""
-    return model(mx.zeros((1, 1), mx.int32)).shape[-1]
-
-
-def _width(module: nn.Module) -> int:
-    """Floats a token leaves behind in a linear layer: its output, and about as much input."""
-    weight = module.get("weight")
-    is_linear = (
-        weight is not None and weight.ndim >= 2 and not isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
-    )
-    return 2 * weight.shape[-2] if is_linear else 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.model.loading import Tensors
+from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import measured_logps, policy_as, sequence_logps, without_dropout
 
 Compute = Callable[[MicroBatch], np.ndarray]  # to [2 * pairs], chosen then rejected, nats
@@ -38,19 +38,21 @@ class ReferenceLogps:
         return self.table[indices].T.reshape(-1)
 
 
-def same_network(model: nn.Module, tensors: Tensors, *, for_training: bool) -> Compute:
-    """The reference is `model` with these trained tensors, whatever it holds by then.
+def same_network(network: Network, tensors: Tensors, *, for_training: bool) -> Compute:
+    """The reference is `network` with these trained tensors, whatever it holds by then.
 
     For training its sums are rounded as the policy's are, so that ratios are zero as long as the two are one.
     """
 
     def compute(batch: MicroBatch) -> np.ndarray:
-        with policy_as(model, tensors), without_dropout(model):
-            return np.array(sequence_logps(model, batch)) if for_training else measured_logps(model, batch)
+        with policy_as(network.model, tensors), without_dropout(network.model):
+            if for_training:
+                return np.array(sequence_logps(network, batch, gradient=False))
+            return measured_logps(network, batch)
 
     return compute
 
 
 def no_reference(batch: MicroBatch) -> np.ndarray:
     """Log-ratios against nothing: the reference's log-probs are taken as zero."""
-    return np.zeros(batch.inputs.shape[0])
+    return np.zeros(len(batch.sequences))

@@ -13,9 +13,10 @@ from mlx_dpo.data.chat import Encoder
 from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.data.sources import PairFile, find_data
 from mlx_dpo.errors import UserError
+from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident, memory_limit
 from mlx_dpo.model.loading import Tensors, base_tensors, load_adapter, load_model, load_tokenizer
-from mlx_dpo.model.policy import tokens_in_memory, vocabulary_size
+from mlx_dpo.model.network import Network
 from mlx_dpo.model.reference import no_reference, same_network
 from mlx_dpo.training.evaluation import evaluate_pairs
 from mlx_dpo.training.pair_sets import PairSet, Rows, pairs_in_memory
@@ -56,22 +57,22 @@ def evaluate(
         score_by_other_model(config, {"": one})
 
     keep_weights_resident()
-    network = load_model(config.model).model if model is None else model
-    base = _base(network, adapter_path)
+    model = load_model(config.model).model if model is None else model
+    base = _base(model, adapter_path)
+    network = Network.of(model)
+    budget = Budget.of(network, memory_limit(config.memory_limit), grad_checkpoint=False)
     if of_the_policy:
         one.reference.compute = same_network(network, base, for_training=False)
     elif config.reference == "none":
         one.reference.compute = no_reference
-    max_tokens = tokens_in_memory(network, vocabulary_size(network), memory_limit(config.memory_limit), False)
     count = len(one.indices)
     metrics = evaluate_pairs(
-        network,
+        budget,
         pairs,
         one.indices,
         one.reference,
         loss,
         batch_size=config.batch_size,
-        max_tokens=max_tokens,
         progress=None if progress is None else lambda done: progress(done, count),
     )
     return {"pairs": count, **metrics}
@@ -85,6 +86,6 @@ def _open(data: str) -> PairFile:
     return PairFile.open(held_out or file)
 
 
-def _base(network: nn.Module, adapter_path: str | Path | None) -> Tensors:
+def _base(model: nn.Module, adapter_path: str | Path | None) -> Tensors:
     """Put the adapter on, if any; returns the tensors that stand for the model without it."""
-    return base_tensors(network) if adapter_path is None else load_adapter(network, adapter_path)[1]
+    return base_tensors(model) if adapter_path is None else load_adapter(model, adapter_path)[1]

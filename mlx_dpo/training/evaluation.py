@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.data.batches import MicroBatch, ahead, micro_batches
 from mlx_dpo.data.pairs import EncodedPairs
+from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.policy import measured_logps, without_dropout
 from mlx_dpo.model.reference import ReferenceLogps
 from mlx_dpo.objectives import Loss
@@ -18,9 +18,9 @@ from mlx_dpo.training.metrics import mean_metrics, pair_metrics
 Batch = tuple[np.ndarray, list[MicroBatch]]
 
 
-def batches_of(pairs: EncodedPairs, order: Iterator[np.ndarray], max_tokens: int) -> Iterator[Batch]:
+def batches_of(pairs: EncodedPairs, order: Iterator[np.ndarray], budget: Budget) -> Iterator[Batch]:
     """The indices of each batch of an order, with its micro-batches, encoded in a thread ahead of their use."""
-    return ahead((indices, micro_batches([pairs[i] for i in indices], max_tokens)) for indices in order)
+    return ahead((indices, micro_batches([pairs[i] for i in indices], budget.fits)) for indices in order)
 
 
 def windows(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -29,23 +29,22 @@ def windows(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def evaluate_pairs(
-    model: nn.Module,
+    budget: Budget,
     pairs: EncodedPairs,
     indices: np.ndarray,
     reference: ReferenceLogps,
     loss: Loss,
     *,
     batch_size: int,
-    max_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """The mean of every pair metric over the pairs `indices`; `progress` hears how many are done."""
-    rows, done = [], 0
-    with without_dropout(model):
-        for batch_indices, micros in batches_of(pairs, windows(indices, batch_size), max_tokens):
+    rows, done, network = [], 0, budget.network
+    with without_dropout(network.model):
+        for batch_indices, micros in batches_of(pairs, windows(indices, batch_size), budget):
             for micro in micros:
                 ref = reference.of(batch_indices[list(micro.pairs)], micro)
-                logps = measured_logps(model, micro)
+                logps = measured_logps(network, micro)
                 losses = loss.of_pairs(mx.array((logps - ref).astype(np.float32)))
                 rows.append(pair_metrics(losses, logps, ref, loss.beta))
             done += len(batch_indices)

@@ -19,6 +19,7 @@ from mlx.utils import tree_map
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.batches import Epochs, MicroBatch
 from mlx_dpo.errors import Interrupted, UserError, Where
+from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.checkpointing import checkpointed_layers
 from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.policy import Policy, sequence_logps
@@ -53,13 +54,14 @@ class Trainer:
         self,
         config: TrainConfig,
         policy: Policy,
+        budget: Budget,
         loss: Loss,
         sets: PairSets,
         folder: RunFolder,
         listener: Listener,
         stop: threading.Event,
     ) -> None:
-        self.config, self.policy, self.loss = config, policy, loss
+        self.config, self.policy, self.budget, self.loss = config, policy, budget, loss
         self.sets, self.train_set, self.held_out = sets, sets[TRAIN], sets.get(HELD_OUT)
         self.folder, self.listener, self.stop = folder, listener, stop
         self.model = policy.model
@@ -104,10 +106,9 @@ class Trainer:
         order = (self.epochs.batch(step) for step in range(self.progress.step, self.steps))
         self.model.train()
         try:
-            with checkpointed_layers(self.model, self.config.grad_checkpoint):
-                for indices, micros in batches_of(self.train_set.pairs, order, self.policy.max_tokens):
-                    self._step(indices, micros)
-                    after = self._after_step() or after
+            for indices, micros in batches_of(self.train_set.pairs, order, self.budget):
+                self._step(indices, micros)
+                after = self._after_step() or after
         except UserError:
             if self.progress.step:
                 self._save()
@@ -124,7 +125,8 @@ class Trainer:
         gradients, rows = None, []
         for micro in micros:
             reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
-            (_, losses, logps), part = self._gradients(micro, mx.array(reference.astype(np.float32)), len(indices))
+            with checkpointed_layers(self.model, self.budget.checkpoints(micro)):
+                (_, losses, logps), part = self._gradients(micro, mx.array(reference.astype(np.float32)), len(indices))
             gradients = part if gradients is None else tree_map(mx.add, gradients, part)
             mx.eval(losses, logps, gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
             rows.append(pair_metrics(losses, np.array(logps), reference, self.loss.beta))
@@ -141,7 +143,7 @@ class Trainer:
 
     def _loss_of(self, micro: MicroBatch, reference: mx.array, pairs: int) -> tuple[mx.array, mx.array, mx.array]:
         """A micro-batch's share of the optimizer batch's mean loss; its losses and log-probs beside it."""
-        logps = sequence_logps(self.model, micro)
+        logps = sequence_logps(self.policy.network, micro)
         losses = self.loss.of_pairs(logps - reference)
         return losses.sum() / pairs, losses, logps
 
@@ -200,13 +202,12 @@ class Trainer:
             return {}
         count = len(self.held_out.indices)
         metrics = evaluate_pairs(
-            self.model,
+            self.budget,
             self.held_out.pairs,
             self.held_out.indices,
             self.held_out.reference,
             self.loss,
             batch_size=self.config.batch_size,
-            max_tokens=self.policy.max_tokens,
             progress=lambda done: self.listener.evaluating(done, count),
         )
         self.listener.evaluation({**self._place(), **{f"eval_{k}": v for k, v in metrics.items()}})

@@ -7,9 +7,11 @@ import numpy as np
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
+from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import memory_limit
 from mlx_dpo.model.loading import load_model
-from mlx_dpo.model.policy import Policy, tokens_in_memory, vocabulary_size
+from mlx_dpo.model.network import Network
+from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.reference import all_known, no_reference, same_network
 from mlx_dpo.training.evaluation import batches_of, windows
 from mlx_dpo.training.pair_sets import TRAIN, PairSet, PairSets
@@ -19,16 +21,15 @@ OF_THE_POLICY = ("initial", "base", "none")
 
 def score_by_other_model(config: TrainConfig, sets: PairSets) -> None:
     """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded."""
-    other = load_model(config.reference).model
-    limit = memory_limit(config.memory_limit)
-    max_tokens = tokens_in_memory(other, vocabulary_size(other), limit, grad_checkpoint=False)
+    other = Network.of(load_model(config.reference).model)
+    budget = Budget.of(other, memory_limit(config.memory_limit), grad_checkpoint=False)
     for one in sets.values():
         one.reference.compute = same_network(other, {}, for_training=False)
-        _fill(one, config.batch_size, max_tokens)
+        _fill(one, config.batch_size, budget)
     mx.clear_cache()
 
 
-def connect_reference(config: TrainConfig, policy: Policy, sets: PairSets) -> None:
+def connect_reference(config: TrainConfig, policy: Policy, budget: Budget, sets: PairSets) -> None:
     """Have the reference's log-probs come from the policy's own network: under its initial tensors, or its base's.
 
     For LoRA and DoRA they are computed as pairs come by. Full fine-tuning keeps no second copy of its weights, so
@@ -42,16 +43,16 @@ def connect_reference(config: TrainConfig, policy: Policy, sets: PairSets) -> No
         raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
     tensors = policy.base if config.reference == "base" else policy.initial
     for name, one in sets.items():
-        network = same_network(policy.model, tensors, for_training=name == TRAIN)
+        network = same_network(policy.network, tensors, for_training=name == TRAIN)
         one.reference.compute = no_reference if config.reference == "none" else network
         if full:
-            _fill(one, config.batch_size, policy.max_tokens)
+            _fill(one, config.batch_size, budget)
 
 
-def _fill(one: PairSet, batch_size: int, max_tokens: int) -> None:
+def _fill(one: PairSet, batch_size: int, budget: Budget) -> None:
     """Compute what is not known yet, and let go of the model that does it."""
     missing = one.indices[np.isnan(one.reference.table[one.indices]).any(axis=1)]
-    for indices, micros in batches_of(one.pairs, windows(missing, batch_size), max_tokens):
+    for indices, micros in batches_of(one.pairs, windows(missing, batch_size), budget):
         for micro in micros:
             one.reference.of(indices[list(micro.pairs)], micro)
     one.reference.compute = all_known

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from mlx_dpo.config import TrainConfig, dump_yaml
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident, memory_limit
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
 from mlx_dpo.model.policy import Policy, make_policy
@@ -86,9 +87,10 @@ def _prepare(
 
     listener.preparing("Loading the model")
     policy = _policy(config, model)
-    connect_reference(config, policy, sets)
+    budget = Budget.of(policy.network, memory_limit(config.memory_limit), config.grad_checkpoint)
+    connect_reference(config, policy, budget, sets)
     config = config.replace(**_as_attached(policy.spec, config))
-    trainer = Trainer(config, policy, loss, sets, folder, listener, stop)
+    trainer = Trainer(config, policy, budget, loss, sets, folder, listener, stop)
     if checkpoint and exact:
         put_tensors(policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
         trainer.restore(exact)
@@ -117,8 +119,6 @@ def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
         load_model(config.model).model if model is None else model,
         spec,
         config.init_adapter,
-        memory_limit=memory_limit(config.memory_limit),
-        grad_checkpoint=config.grad_checkpoint,
     )
 
 
