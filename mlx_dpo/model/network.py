@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,9 +14,7 @@ import numpy as np
 from mlx_dpo.data.batches import Ids, MicroBatch, collate_forked, collate_whole
 from mlx_dpo.model.head import Split, find_split
 from mlx_dpo.model.shared_prefix import completion_rows
-from mlx_dpo.model.token_logps import log_softmax_at, token_logps
-
-Part = tuple[Sequence[int], np.ndarray, np.ndarray]  # which sequences, their targets, and where those are
+from mlx_dpo.model.token_logps import token_logps
 
 
 class Sharing(Enum):
@@ -49,49 +48,98 @@ class Network:
         finally:
             model.train(mode)
 
-    def completion_logps(self, batch: MicroBatch, gradient: bool) -> mx.array:
-        """log p of every completion token given what stands before it, end of turn included; 0 where there is none.
+    def logps(self, batch: MicroBatch, *, slopes: bool = False) -> CompletionLogps:
+        """log p of every completion token given what stands before it, end of turn included; evaluated.
 
         Args:
-            gradient: whether it will be differentiated.
-
-        Returns:
-            [sequences, tokens], float32, nats.
+            slopes: whether `gradient` will be asked for; this costs one more product with the vocabulary.
         """
-        if self.split is None:
-            return self._by_logits(batch.sequences)
+        places = self._places(batch)
+        rows = self._rows(batch)
+        targets = mx.array(places.targets)
+        logps, slope = token_logps(rows, targets, self._logits, self.vocabulary, slopes=slopes)
+        return CompletionLogps(np.array(logps), places.sequences, len(batch.sequences), slope)
+
+    def gradient(self, batch: MicroBatch, logps: CompletionLogps, weights: np.ndarray) -> Any:
+        """The gradient of sum(weights * sequence log-probs) with respect to what is trained, lazily.
+
+        The body is run once more, under the same trained tensors and random state; the head is not.
+
+        Args:
+            logps: what `logps(batch, slopes=True)` gave.
+            weights: [sequences].
+        """
+        assert logps.slopes is not None
+        each = mx.array(weights[logps.sequences].astype(np.float32))[:, None]
+        cotangent = (each * logps.slopes).astype(logps.slopes.dtype)
+        _, gradients = nn.value_and_grad(self.model, lambda: (self._rows(batch) * cotangent).sum())()
+        return gradients
+
+    def _logits(self, rows: mx.array) -> mx.array:
+        return rows if self.split is None else self.split.logits(rows)
+
+    def _places(self, batch: MicroBatch) -> Places:
+        """Targets and sequences of the rows of `_rows`."""
         if self.sharing is Sharing.NONE:
             whole = collate_whole(batch.sequences)
-            hidden = self.split.hidden(mx.array(whole.inputs))
-            return self._at([hidden], [(range(len(hidden)), whole.targets, whole.trained)], gradient)
-        forked = collate_forked(batch.sequences)
-        parts = [(group.sequences, group.targets, group.trained) for group in forked.completions]
-        return self._at(completion_rows(self.split, forked), parts, gradient)
+            return Places.of([(range(len(whole.targets)), whole.targets, whole.trained)])
+        groups = collate_forked(batch.sequences).completions
+        return Places.of([(group.sequences, group.targets, group.trained) for group in groups])
 
-    def _by_logits(self, sequences: Sequence[tuple[Ids, Ids]]) -> mx.array:
-        whole = collate_whole(sequences)
-        start = slice(whole.first_target, None)
-        logits = self.model(mx.array(whole.inputs))[:, start]
-        # where, not a product: a padded position's log-prob may be infinite, and 0 * inf is not a number
-        return mx.where(mx.array(whole.trained[:, start]), log_softmax_at(logits, mx.array(whole.targets[:, start])), 0)
-
-    def _at(self, hidden: list[mx.array], parts: Sequence[Part], gradient: bool) -> mx.array:
-        """Log-probs at the trained positions only, in their places, from hidden rows in parts."""
+    def _rows(self, batch: MicroBatch) -> mx.array:
+        """Hidden rows of the completions' inputs, [rows, hidden]; where no head was found, their logits."""
+        if self.sharing is Sharing.NONE:
+            whole = collate_whole(batch.sequences)
+            body = self.model if self.split is None else self.split.hidden
+            return _at(body(mx.array(whole.inputs)), whole.trained)
         assert self.split is not None
-        rows, targets, places = [], [], []
-        width = max(part[1].shape[1] for part in parts)
-        for one, (sequences, wanted, trained) in zip(hidden, parts, strict=True):
-            at = np.flatnonzero(trained)
-            rows.append(one.reshape(-1, one.shape[-1])[mx.array(at)])
-            targets.append(wanted.reshape(-1)[at])
-            row, column = np.divmod(at, trained.shape[1])
-            places.append(np.array(sequences)[row] * width + column)
-        logps = token_logps(
-            mx.concatenate(rows), mx.array(np.concatenate(targets)), self.split.logits, self.vocabulary, gradient
-        )
-        full = mx.zeros(width * sum(len(part[0]) for part in parts))
-        full[mx.array(np.concatenate(places))] = logps
-        return full.reshape(-1, width)
+        forked = collate_forked(batch.sequences)
+        groups = zip(completion_rows(self.split, forked), forked.completions, strict=True)
+        return mx.concatenate([_at(hidden, group.trained) for hidden, group in groups])
+
+
+@dataclass(frozen=True)
+class CompletionLogps:
+    """Log-probs of a micro-batch's completion tokens, one after the other.
+
+    Attributes:
+        tokens: [tokens], float32, nats.
+        sequences: [tokens], which sequence each belongs to.
+        count: sequences in all.
+        slopes: [tokens, hidden], the gradient of each with respect to its hidden row, where asked for.
+    """
+
+    tokens: np.ndarray
+    sequences: np.ndarray
+    count: int
+    slopes: mx.array | None
+
+    @property
+    def sums(self) -> np.ndarray:
+        """log p(completion | prompt) of each sequence, [sequences], summed in float64.
+
+        Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
+        """
+        return np.bincount(self.sequences, self.tokens.astype(np.float64), minlength=self.count)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Of each trained position: its target, and which sequence it belongs to."""
+
+    targets: np.ndarray
+    sequences: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> Places:
+        """From parts of (sequences, targets, where targets are)."""
+        targets = [wanted[trained] for _, wanted, trained in parts]
+        sequences = [np.array(which)[np.nonzero(trained)[0]] for which, _, trained in parts]
+        return cls(np.concatenate(targets), np.concatenate(sequences))
+
+
+def _at(hidden: mx.array, trained: np.ndarray) -> mx.array:
+    return hidden.reshape(-1, hidden.shape[-1])[mx.array(np.flatnonzero(trained))]
 
 
 # Prompts of unlike length, one of a single token, two alike; completions of unlike length, one of a single token.
@@ -118,4 +166,4 @@ def _agree(way: Network, plain: Network) -> bool:
 
 
 def _sums(network: Network, sequences: list[tuple[Ids, Ids]]) -> np.ndarray:
-    return np.array(network.completion_logps(MicroBatch((), tuple(sequences)), gradient=False).sum(axis=1))
+    return network.logps(MicroBatch((), tuple(sequences))).sums

@@ -1,4 +1,4 @@
-"""The policy: a network with what is trained of it; and what the house asks of networks: log-probs of sequences."""
+"""The policy: a network with what is trained of it, and the states it can be put in for a while."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_adapter, trainable
 from mlx_dpo.model.network import Network
@@ -51,19 +49,6 @@ def make_policy(model: nn.Module, spec: AdapterSpec, init_adapter: str | None) -
     if spec.fine_tune_type == "full":
         initial = base = {}
     return Policy(Network.of(model), spec, initial, base)
-
-
-def sequence_logps(network: Network, batch: MicroBatch, gradient: bool = True) -> mx.array:
-    """log pi(completion | prompt), summed in float32; [sequences], first all chosen, for training."""
-    return network.completion_logps(batch, gradient).sum(axis=1)
-
-
-def measured_logps(network: Network, batch: MicroBatch) -> np.ndarray:
-    """log pi(completion | prompt), summed in float64; [sequences], for measuring.
-
-    Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
-    """
-    return np.array(network.completion_logps(batch, gradient=False)).astype(np.float64).sum(axis=1)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.model.loading import Tensors
 from mlx_dpo.model.network import Network
-from mlx_dpo.model.policy import measured_logps, policy_as, sequence_logps, without_dropout
+from mlx_dpo.model.policy import policy_as, without_dropout
 
 Compute = Callable[[MicroBatch], np.ndarray]  # to [2 * pairs], chosen then rejected, nats
 
@@ -38,17 +38,12 @@ class ReferenceLogps:
         return self.table[indices].T.reshape(-1)
 
 
-def same_network(network: Network, tensors: Tensors, *, for_training: bool) -> Compute:
-    """The reference is `network` with these trained tensors, whatever it holds by then.
-
-    For training its sums are rounded as the policy's are, so that ratios are zero as long as the two are one.
-    """
+def same_network(network: Network, tensors: Tensors) -> Compute:
+    """The reference is `network` with these trained tensors, whatever it holds by then."""
 
     def compute(batch: MicroBatch) -> np.ndarray:
         with policy_as(network.model, tensors), without_dropout(network.model):
-            if for_training:
-                return np.array(sequence_logps(network, batch, gradient=False))
-            return measured_logps(network, batch)
+            return network.logps(batch).sums
 
     return compute
 

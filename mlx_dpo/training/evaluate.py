@@ -62,7 +62,7 @@ def evaluate(
     network = Network.of(model)
     budget = Budget.of(network, memory_limit(config.memory_limit), grad_checkpoint=False)
     if of_the_policy:
-        one.reference.compute = same_network(network, base, for_training=False)
+        one.reference.compute = same_network(network, base)
     elif config.reference == "none":
         one.reference.compute = no_reference
     count = len(one.indices)

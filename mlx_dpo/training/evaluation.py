@@ -10,7 +10,7 @@ import numpy as np
 from mlx_dpo.data.batches import MicroBatch, ahead, micro_batches
 from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.policy import measured_logps, without_dropout
+from mlx_dpo.model.policy import without_dropout
 from mlx_dpo.model.reference import ReferenceLogps
 from mlx_dpo.objectives import Loss
 from mlx_dpo.training.metrics import mean_metrics, pair_metrics
@@ -21,6 +21,11 @@ Batch = tuple[np.ndarray, list[MicroBatch]]
 def batches_of(pairs: EncodedPairs, order: Iterator[np.ndarray], budget: Budget) -> Iterator[Batch]:
     """The indices of each batch of an order, with its micro-batches, encoded in a thread ahead of their use."""
     return ahead((indices, micro_batches([pairs[i] for i in indices], budget.fits)) for indices in order)
+
+
+def logratios(logps: np.ndarray, reference: np.ndarray) -> mx.array:
+    """log pi - log pi_ref, [2 * pairs]: the difference in float64, then float32."""
+    return mx.array((logps - reference).astype(np.float32))
 
 
 def windows(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -44,8 +49,8 @@ def evaluate_pairs(
         for batch_indices, micros in batches_of(pairs, windows(indices, batch_size), budget):
             for micro in micros:
                 ref = reference.of(batch_indices[list(micro.pairs)], micro)
-                logps = measured_logps(network, micro)
-                losses = loss.of_pairs(mx.array((logps - ref).astype(np.float32)))
+                logps = network.logps(micro).sums
+                losses = loss.of_pairs(logratios(logps, ref))
                 rows.append(pair_metrics(losses, logps, ref, loss.beta))
             done += len(batch_indices)
             if progress is not None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from mlx.optimizers import clip_grad_norm
 from mlx.utils import tree_map
@@ -22,10 +20,10 @@ from mlx_dpo.errors import Interrupted, UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.checkpointing import checkpointed_layers
 from mlx_dpo.model.loading import trainable
-from mlx_dpo.model.policy import Policy, sequence_logps
+from mlx_dpo.model.policy import Policy
 from mlx_dpo.objectives import Loss
 from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder, random_state
-from mlx_dpo.training.evaluation import batches_of, evaluate_pairs
+from mlx_dpo.training.evaluation import batches_of, evaluate_pairs, logratios
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.metrics import mean_metrics, pair_metrics
 from mlx_dpo.training.optimizer import learning_rate, make_optimizer
@@ -70,7 +68,6 @@ class Trainer:
         self.epochs = Epochs(self.train_set.indices, config.batch_size, config.seed)
         self.steps = config.iters or max(1, math.ceil(config.epochs * self.epochs.steps))
         self.progress = Progress()
-        self._gradients: Callable[..., Any] = nn.value_and_grad(self.model, self._loss_of)
         self._watch = Stopwatch()
         self._saved_at = -1
 
@@ -120,16 +117,8 @@ class Trainer:
 
     def _step(self, indices: np.ndarray, micros: list[MicroBatch]) -> None:
         began = time.perf_counter()
-        step = self.progress.step
-        rate = learning_rate(self.config, step, self.steps)
-        gradients, rows = None, []
-        for micro in micros:
-            reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
-            with checkpointed_layers(self.model, self.budget.checkpoints(micro)):
-                (_, losses, logps), part = self._gradients(micro, mx.array(reference.astype(np.float32)), len(indices))
-            gradients = part if gradients is None else tree_map(mx.add, gradients, part)
-            mx.eval(losses, logps, gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
-            rows.append(pair_metrics(losses, np.array(logps), reference, self.loss.beta))
+        rate = learning_rate(self.config, self.progress.step, self.steps)
+        gradients, rows = self._accumulate(indices, micros)
         norm = self._update(gradients, rate)
         metrics = mean_metrics(rows)
         self._require_finite(metrics["loss"], norm)
@@ -141,11 +130,26 @@ class Trainer:
         self._watch.tokens += sum(m.tokens for m in micros)
         self.listener.step(self.progress.step, metrics)
 
-    def _loss_of(self, micro: MicroBatch, reference: mx.array, pairs: int) -> tuple[mx.array, mx.array, mx.array]:
-        """A micro-batch's share of the optimizer batch's mean loss; its losses and log-probs beside it."""
-        logps = sequence_logps(self.policy.network, micro)
-        losses = self.loss.of_pairs(logps - reference)
-        return losses.sum() / pairs, losses, logps
+    def _accumulate(self, indices: np.ndarray, micros: list[MicroBatch]) -> tuple[Any, list[np.ndarray]]:
+        """The gradient of the optimizer batch's mean loss, and its pair metrics, a micro-batch at a time."""
+        gradients, rows = None, []
+        for micro in micros:
+            reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
+            random = random_state()
+            logps = self.policy.network.logps(micro, slopes=True)
+            losses, weights = self._loss_and_weights(logratios(logps.sums, reference))
+            mx.random.seed(random)  # the same dropout again
+            with checkpointed_layers(self.model, self.budget.checkpoints(micro)):
+                part = self.policy.network.gradient(micro, logps, weights / len(indices))
+            gradients = part if gradients is None else tree_map(mx.add, gradients, part)
+            mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
+            rows.append(pair_metrics(losses, logps.sums, reference, self.loss.beta))
+        return gradients, rows
+
+    def _loss_and_weights(self, ratios: mx.array) -> tuple[mx.array, np.ndarray]:
+        """Losses, [pairs], and the gradient of their sum with respect to the log-ratios, [2 * pairs]."""
+        losses, (weights,) = mx.vjp(self.loss.of_pairs, [ratios], [mx.ones(len(ratios) // 2)])
+        return losses[0], np.array(weights)
 
     def _update(self, gradients: Any, rate: float) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""

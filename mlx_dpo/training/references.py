@@ -14,7 +14,7 @@ from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.reference import all_known, no_reference, same_network
 from mlx_dpo.training.evaluation import batches_of, windows
-from mlx_dpo.training.pair_sets import TRAIN, PairSet, PairSets
+from mlx_dpo.training.pair_sets import PairSet, PairSets
 
 OF_THE_POLICY = ("initial", "base", "none")
 
@@ -24,7 +24,7 @@ def score_by_other_model(config: TrainConfig, sets: PairSets) -> None:
     other = Network.of(load_model(config.reference).model)
     budget = Budget.of(other, memory_limit(config.memory_limit), grad_checkpoint=False)
     for one in sets.values():
-        one.reference.compute = same_network(other, {}, for_training=False)
+        one.reference.compute = same_network(other, {})
         _fill(one, config.batch_size, budget)
     mx.clear_cache()
 
@@ -42,9 +42,8 @@ def connect_reference(config: TrainConfig, policy: Policy, budget: Budget, sets:
         hint = "Name the base model's folder: --reference PATH."
         raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
     tensors = policy.base if config.reference == "base" else policy.initial
-    for name, one in sets.items():
-        network = same_network(policy.network, tensors, for_training=name == TRAIN)
-        one.reference.compute = no_reference if config.reference == "none" else network
+    for one in sets.values():
+        one.reference.compute = no_reference if config.reference == "none" else same_network(policy.network, tensors)
         if full:
             _fill(one, config.batch_size, budget)
 
