@@ -73,7 +73,7 @@ class TrainConfig:
     epochs: float = knob(1.0, "Optimization", "Passes over the pairs (1 to 3; more overfits).", low=0)
     iters: int | None = knob(None, "Optimization", "Optimizer steps; overrides --epochs.", low=1)
     learning_rate: float = knob(
-        5e-5, "Optimization", "Peak rate. Held-out margin falls: lower it. Loss stays at 0.69: raise it.", low=0
+        1e-5, "Optimization", "Peak rate. Held-out margin falls: lower it. Loss stays at 0.69: raise it.", low=0
     )
     lr_schedule: Schedule = knob("cosine", "Optimization", "How the rate falls after the warmup, to zero at the end.")
     warmup: float = knob(0.1, "Optimization", "Rising steps at the start: a share of all (below 1) or a number.", low=0)

@@ -31,8 +31,8 @@ class DemoResult:
 
 
 def demo_config(adapter_path: str) -> TrainConfig:
-    """The defaults, on the bundled model and pairs."""
-    return TrainConfig(model=str(MODEL), data=str(PAIRS), adapter_path=adapter_path)
+    """The defaults, on the bundled model and pairs, with a rate for a model of hundreds of thousands of weights."""
+    return TrainConfig(model=str(MODEL), data=str(PAIRS), adapter_path=adapter_path, learning_rate=2e-4)
 
 
 def run_demo(config: TrainConfig, listener: Listener) -> DemoResult:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.model.prefix_cache import Fork
+from mlx_dpo.model.random_state import random_state
 
 
 @contextmanager
@@ -40,10 +41,14 @@ def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
         caches = [v for v in rest.values() if isinstance(v, Fork)]
         before, after, constants = [_gaps(cache) for cache in caches], list[list[bool]](), list[Any]()
 
+        seed = random_state() if _drops(layer) else None
+
         def inner(
             parameters: dict[str, Any], inputs: dict[str, mx.array], held: list[list[mx.array]]
         ) -> tuple[list[mx.array], list[list[mx.array]]]:
             layer.update(parameters)
+            if seed is not None:  # run again, it drops the same
+                mx.random.seed(seed)
             for cache, arrays, shape in zip(caches, held, before, strict=True):
                 cache.arrays = _with_gaps(arrays, shape)
             new_args, new_kwargs = _unflattened({**rest, **inputs}, args, kwargs)
@@ -60,6 +65,10 @@ def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
         return out[0][1] if out[0][0] == "" else tree_unflatten(out)
 
     return wrapper
+
+
+def _drops(layer: nn.Module) -> bool:
+    return any(isinstance(m, nn.Dropout) and m.training and m._p_1 < 1 for _, m in layer.named_modules())
 
 
 def _present(cache: Fork) -> list[mx.array]:

@@ -150,10 +150,3 @@ def _read_references(file: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
-
-
-def random_state() -> int:
-    """The seed that would put mx.random where it is now; its state is one key of two 32-bit words."""
-    state: Any = mx.random.state  # its stub says object
-    high, low = state[0].tolist()
-    return high << 32 | low

@@ -21,8 +21,9 @@ from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.checkpointing import checkpointed_layers
 from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.policy import Policy
+from mlx_dpo.model.random_state import random_state
 from mlx_dpo.objectives import Loss
-from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder, random_state
+from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder
 from mlx_dpo.training.evaluation import batches_of, evaluate_pairs, logratios
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.metrics import mean_metrics, pair_metrics
@@ -135,13 +136,15 @@ class Trainer:
         gradients, rows = None, []
         for micro in micros:
             reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
-            random = random_state()
+            before = random_state()
             logps = self.policy.network.logps(micro, slopes=True)
+            after = random_state()
             losses, weights = self._loss_and_weights(logratios(logps.sums, reference))
-            mx.random.seed(random)  # the same dropout again
+            mx.random.seed(before)  # the body runs again, and is to drop the same
             with checkpointed_layers(self.model, self.budget.checkpoints(micro)):
                 part = self.policy.network.gradient(micro, logps, weights / len(indices))
             gradients = part if gradients is None else tree_map(mx.add, gradients, part)
+            mx.random.seed(after)
             mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
             rows.append(pair_metrics(losses, logps.sums, reference, self.loss.beta))
         return gradients, rows

@@ -200,3 +200,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"0000001.*damaged"):
         train(config(run, iters=2), resume=True)
     shutil.rmtree(run)
+
+
+def test_grad_checkpoint_drops_the_same(tmp_path: Path) -> None:
+    """A block that is computed again in the backward pass has to drop what it dropped before."""
+    plain, checkpointed = tmp_path / "plain", tmp_path / "checkpointed"
+    train(config(plain, dropout=0.3))
+    train(config(checkpointed, dropout=0.3, grad_checkpoint=True))
+    for name, tensor in tensors(plain).items():
+        np.testing.assert_allclose(tensors(checkpointed)[name], tensor, atol=1e-5)
