@@ -13,7 +13,7 @@ from mlx_dpo.errors import UserError
 
 
 def compare(
-    model: Annotated[str, typer.Option(help="Model folder or Hub id that the adapter was trained on.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's.")] = None,
     adapter_path: Annotated[Path, typer.Option(help="Adapter folder.")] = Path("adapters"),
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")] = None,
     prompts: Annotated[
@@ -32,15 +32,17 @@ def compare(
 
     [bold]Examples[/]
 
-      mlx-dpo compare --model ./Qwen3-4B-4bit --prompt "How do I boil an egg?"
+      mlx-dpo compare --prompt "How do I boil an egg?"
 
-      mlx-dpo compare --model ./Qwen3-4B-4bit --prompts valid.jsonl --num-prompts 5 --temp 0.7
+      mlx-dpo compare --adapter-path runs/a --prompts valid.jsonl --num-prompts 5 --temp 0.7
     """
     from mlx_dpo.data.prompts import read_prompts
 
     asked = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _typed()
     from mlx_dpo.model.answers import Sampling, compare_answers
+    from mlx_dpo.model.loading import model_of
 
+    model = model or model_of(adapter_path)
     with notes.status("Answering"):
         both = compare_answers(model, adapter_path, asked, Sampling(max_tokens, temp, top_p, seed))
     if json:

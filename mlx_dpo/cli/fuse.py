@@ -11,7 +11,7 @@ from mlx_dpo.cli.output import notes, print_json, results
 
 
 def fuse(
-    model: Annotated[str, typer.Option(help="Model folder or Hub id that the adapter was trained on.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's.")] = None,
     adapter_path: Annotated[Path, typer.Option(help="Adapter folder.")] = Path("adapters"),
     save_path: Annotated[Path, typer.Option(help="Folder for the fused model.")] = Path("fused_model"),
     dequantize: Annotated[
@@ -26,14 +26,15 @@ def fuse(
 
     [bold]Examples[/]
 
-      mlx-dpo fuse --model ./Qwen3-4B-4bit --adapter-path adapters --save-path ./Qwen3-4B-mine
+      mlx-dpo fuse --adapter-path adapters --save-path ./Qwen3-4B-mine
 
       mlx-dpo fuse --model ./Qwen3-4B-4bit --dequantize --save-path ./Qwen3-4B-mine-bf16
     """
     from mlx_dpo.export.fuse import fuse as run
+    from mlx_dpo.model.loading import model_of
 
     with notes.status("Fusing"):
-        folder = run(model, adapter_path, save_path, dequantize=dequantize)
+        folder = run(model or model_of(adapter_path), adapter_path, save_path, dequantize=dequantize)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     if json:
         print_json({"path": str(folder), "bytes": size})

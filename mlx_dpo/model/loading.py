@@ -210,6 +210,16 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     return spec, read_tensors(path / "adapters.safetensors")
 
 
+def model_of(adapter_path: str | Path) -> str:
+    """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
+    file = Path(adapter_path) / "adapter_config.json"
+    model = _require_json_object(file).get("model")
+    if not isinstance(model, str) or not model:
+        hint = "Name the model with --model."
+        raise UserError("does not say which model the adapter is for", where=Where(str(file)), hint=hint)
+    return model
+
+
 def read_tensors(file: Path) -> Tensors:
     """A safetensors file, read whole. Raises `UserError` where it is damaged."""
     try:

@@ -137,7 +137,7 @@ def show_result(console: Console, result: TrainResult, model: str) -> None:
 def next_commands(run: Path, model: str) -> list[str]:
     """Commands that use a run's adapter."""
     return [
-        f"mlx-dpo compare --model {model} --adapter-path {run} --prompt 'Your question'",
-        f"mlx-dpo fuse --model {model} --adapter-path {run} --save-path {run}-fused",
+        f"mlx-dpo compare --adapter-path {run} --prompt 'Your question'",
+        f"mlx-dpo fuse --adapter-path {run} --save-path {run}-fused",
         f"mlx_lm.generate --model {model} --adapter-path {run} --prompt 'Your question'",
     ]

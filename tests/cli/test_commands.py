@@ -73,6 +73,14 @@ def test_compare(mlx_dpo: Cli, tmp_path: Path, temperature: int) -> None:
     assert "Who are you?" in table and "tuned" in table
 
 
+def test_the_adapter_names_its_model(mlx_dpo: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert mlx_dpo("train", "--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", run, "--iters", 1).code == 0
+    assert mlx_dpo("compare", "--adapter-path", run, "--prompt", "Hi", "--max-tokens", 2).code == 0
+    ran = mlx_dpo("fuse", "--adapter-path", TRL / "adapter", "--save-path", tmp_path / "fused")
+    assert ran.code == 2 and "which model" in ran.err and "--model" in ran.err
+
+
 def test_compare_is_mlx_lms_greedy_answer(mlx_dpo: Cli) -> None:
     flags = ("--model", CHECKPOINT, "--adapter-path", TRL / "adapter", "--max-tokens", 8)
     ran = mlx_dpo("compare", *flags, "--prompt", "What is it?", "--json")
