@@ -54,7 +54,7 @@ def evaluate(
     one = PairSet.of(pairs, pairs.usable())
     of_the_policy = config.reference in ("initial", "base")
     if not of_the_policy and config.reference != "none":
-        score_by_other_model(config, {"": one})
+        score_by_other_model(config, tokenizer, {"": one})
 
     keep_weights_resident()
     model = load_model(config.model).model if model is None else model

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.errors import UserError
+from mlx_dpo.errors import UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import memory_limit
-from mlx_dpo.model.loading import load_model
+from mlx_dpo.model.loading import load_model, load_tokenizer
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.reference import all_known, no_reference, same_network
@@ -19,8 +21,15 @@ from mlx_dpo.training.pair_sets import PairSet, PairSets
 OF_THE_POLICY = ("initial", "base", "none")
 
 
-def score_by_other_model(config: TrainConfig, sets: PairSets) -> None:
-    """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded."""
+def score_by_other_model(config: TrainConfig, tokenizer: Any, sets: PairSets) -> None:
+    """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded.
+
+    Raises `UserError` where its tokens are not the policy's.
+    """
+    if load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
+        hint = "A reference has to see the same tokens: a model of the same family, a fused or a base one."
+        where = Where(config.reference)
+        raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
     other = Network.of(load_model(config.reference).model)
     budget = Budget.of(other, memory_limit(config.memory_limit), grad_checkpoint=False)
     for one in sets.values():

@@ -83,7 +83,7 @@ def _prepare(
     for name, table in (exact.references if exact else {}).items():
         sets[name].reference.table = table
     if config.reference not in OF_THE_POLICY:
-        score_by_other_model(config, sets)
+        score_by_other_model(config, tokenizer, sets)
 
     listener.preparing("Loading the model")
     policy = _policy(config, model)

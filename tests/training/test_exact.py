@@ -8,7 +8,8 @@ from typing import Any
 import mlx_lm
 import pytest
 
-from mlx_dpo import TrainConfig, evaluate
+from mlx_dpo import TrainConfig, UserError, evaluate
+from mlx_dpo.demo import MODEL
 from tests import plain
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 
@@ -66,6 +67,12 @@ def test_another_models_folder_as_the_reference(tmp_path: Path) -> None:
     by_folder = evaluate(config.replace(model=str(fused), reference=str(CHECKPOINT)))
     assert by_folder == pytest.approx(by_adapter, rel=1e-5, abs=1e-4)
     assert by_adapter["rewards/margins"] > 0.1
+
+
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    config = TrainConfig(model=str(CHECKPOINT), data=str(PAIRS), reference=str(MODEL))
+    with pytest.raises(UserError, match="another vocabulary"):
+        evaluate(config)
 
 
 def test_a_policy_that_is_its_reference_has_no_margin() -> None:
