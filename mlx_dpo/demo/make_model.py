@@ -51,7 +51,7 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 10000.0,
     "max_position_embeddings": 512,
     "vocab_size": 1280,
-    "tie_word_embeddings": False,
+    "tie_word_embeddings": True,
     "torch_dtype": "float32",
 }
 

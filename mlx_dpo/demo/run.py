@@ -31,8 +31,15 @@ class DemoResult:
 
 
 def demo_config(adapter_path: str) -> TrainConfig:
-    """The defaults, on the bundled model and pairs, with a rate for a model of hundreds of thousands of weights."""
-    return TrainConfig(model=str(MODEL), data=str(PAIRS), adapter_path=adapter_path, learning_rate=2e-4)
+    """Conservative DPO at a high rate: so small a model moves fast, and smoothed labels say where it is to stop."""
+    return TrainConfig(
+        model=str(MODEL),
+        data=str(PAIRS),
+        adapter_path=adapter_path,
+        learning_rate=2e-4,
+        beta=0.6,
+        label_smoothing=0.1,
+    )
 
 
 def run_demo(config: TrainConfig, listener: Listener) -> DemoResult:

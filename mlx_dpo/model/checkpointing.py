@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,12 +40,13 @@ def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
         rest = {k: v for k, v in flat if k not in inputs}
         caches = [v for v in rest.values() if isinstance(v, Fork)]
         before, after, constants = [_gaps(cache) for cache in caches], list[list[bool]](), list[Any]()
+        places: list[int] = []
 
         seed = random_state() if _drops(layer) else None
 
         def inner(
             parameters: dict[str, Any], inputs: dict[str, mx.array], held: list[list[mx.array]]
-        ) -> tuple[list[mx.array], list[list[mx.array]]]:
+        ) -> list[mx.array]:
             layer.update(parameters)
             if seed is not None:  # run again, it drops the same
                 mx.random.seed(seed)
@@ -55,13 +56,19 @@ def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
             output = tree_flatten(call(layer, *new_args, **new_kwargs))
             constants[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in output]
             after[:] = [_gaps(cache) for cache in caches]
-            return [v for _, v in output if isinstance(v, mx.array)], [_present(cache) for cache in caches]
+            arrays = [v for _, v in output if isinstance(v, mx.array)]
+            arrays += [array for cache in caches for array in _present(cache)]
+            # A layer may give the keys that it leaves in its cache to later layers too, and of an array that is
+            # there twice mlx keeps the first place's gradient only.
+            once = {id(array): array for array in arrays}
+            places[:] = [list(once).index(id(array)) for array in arrays]
+            return list(once.values())
 
-        arrays, left = mx.checkpoint(inner)(layer.trainable_parameters(), inputs, [_present(c) for c in caches])
-        for cache, kept, shape in zip(caches, left, after, strict=True):
-            cache.arrays = _with_gaps(kept, shape)
-        remaining = iter(arrays)
-        out = [(k, next(remaining) if constant is None else constant[0]) for k, constant in constants]
+        once = mx.checkpoint(inner)(layer.trainable_parameters(), inputs, [_present(c) for c in caches])
+        arrays = iter([once[place] for place in places])
+        out = [(k, next(arrays) if constant is None else constant[0]) for k, constant in constants]
+        for cache, shape in zip(caches, after, strict=True):
+            cache.arrays = _with_gaps(arrays, shape)
         return out[0][1] if out[0][0] == "" else tree_unflatten(out)
 
     return wrapper
@@ -80,7 +87,7 @@ def _gaps(cache: Fork) -> list[bool]:
     return [array is not None for array in cache.arrays]
 
 
-def _with_gaps(present: list[mx.array], places: list[bool]) -> list[mx.array | None]:
+def _with_gaps(present: Iterable[mx.array], places: list[bool]) -> list[mx.array | None]:
     rest = iter(present)
     return [next(rest) if there else None for there in places]
 

@@ -139,9 +139,12 @@ def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
     """Freeze the model and add what `spec` says is trained. Returns the spec with layers and keys resolved."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    total = len(model.layers)
+    try:
+        model.freeze()
+        total = len(model.layers)
+    except AttributeError as error:
+        raise UserError(f"mlx-lm can't freeze this model to train a part of it: {error}") from error
     count = total if spec.num_layers < 0 else min(spec.num_layers, total)
-    model.freeze()
     if spec.fine_tune_type == "full":
         if any(hasattr(m, "bits") for _, m in model.named_modules()):
             hint = "Use --fine-tune-type lora or dora, or a model that is not quantized."

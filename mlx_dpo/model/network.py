@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.data.batches import Ids, MicroBatch, collate_forked, collate_whole
+from mlx_dpo.errors import UserError
 from mlx_dpo.model.head import Split, find_split
 from mlx_dpo.model.shared_prefix import completion_rows
 from mlx_dpo.model.token_logps import token_logps
@@ -36,8 +37,8 @@ class Network:
 
     @classmethod
     def of(cls, model: nn.Module) -> Network:
-        """Find out what works by trying it on a few short sequences."""
-        vocabulary = model(mx.zeros((1, 1), mx.int32)).shape[-1]
+        """Find out what works by trying it on a few short sequences. Raises `UserError` where nothing does."""
+        vocabulary = _vocabulary(model)
         plain = cls(model, None, Sharing.NONE, vocabulary)
         split = find_split(model)
         ways = [replace(plain, split=split, sharing=sharing) for sharing in Sharing] if split else []
@@ -136,6 +137,17 @@ class Places:
         targets = [wanted[trained] for _, wanted, trained in parts]
         sequences = [np.array(which)[np.nonzero(trained)[0]] for which, _, trained in parts]
         return cls(np.concatenate(targets), np.concatenate(sequences))
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """How many logits a model gives."""
+    try:
+        return model(mx.zeros((1, 1), mx.int32)).shape[-1]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"mlx-lm can't run this model as it is adapted: {error}",
+            hint="Some layers can't be adapted in some models: name those to adapt with --lora-keys.",
+        ) from error
 
 
 def _at(hidden: mx.array, trained: np.ndarray) -> mx.array:

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
 
 class Unshareable(Exception):
@@ -91,11 +91,45 @@ class KeysValues(Fork):
         return self.layout.mask(length, window_size or self.window, return_array)
 
     def fork(self, layout: Layout, of: Sequence[int]) -> KeysValues:
-        return KeysValues(layout, self.window, _rows(self.arrays, of))
+        return type(self)(layout, self.window, _rows(self.arrays, of))
 
     def size(self) -> int:
         """Keys before this stage."""
         return self.layout.before
+
+    # What some layers read from a cache, or put there, beside updating it.
+
+    def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
+        """Those that layers sharing this one's keys and values attend to."""
+        keys, values = self.arrays
+        return keys, values
+
+    @property
+    def keys(self) -> mx.array | None:
+        """[sequences, heads, keys, size], once there are any."""
+        return self.arrays[0]
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.arrays[0] = keys
+
+    @property
+    def values(self) -> mx.array | None:
+        """[sequences, heads, keys, size], once there are any."""
+        return self.arrays[1]
+
+    @values.setter
+    def values(self, values: mx.array) -> None:
+        self.arrays[1] = values
+
+
+class Chunks(KeysValues):
+    """Stands for a ChunkedKVCache: nothing is dropped, since the model's own mask keeps each chunk to itself."""
+
+    start_position = 0
+
+    def maybe_trim_front(self) -> None:
+        """Keep what is there."""
 
 
 class States(Fork, ArraysCache):
@@ -148,6 +182,8 @@ def prefix_caches(model: nn.Module, layout: Layout, padding: np.ndarray) -> list
 def _stand_in(cache: Any, layout: Layout, padding: np.ndarray) -> Fork:
     if type(cache) is KVCache:
         return KeysValues(layout)
+    if type(cache) is ChunkedKVCache:
+        return Chunks(layout)
     if type(cache) is RotatingKVCache and cache.keep == 0:
         return KeysValues(layout, cache.max_size)
     if type(cache) is ArraysCache:

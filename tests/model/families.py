@@ -1,4 +1,9 @@
-"""A tiny config for every model type that mlx-lm's own tests construct, and how completions share a prompt in each."""
+"""A tiny config for every model type that mlx-lm's own tests construct, and how completions share a prompt in each.
+
+Some that people have and those tests do not are among them. The one that mlx-lm's tests skip, olmo, is not.
+
+As of mlx-lm 0.32.2; line numbers are those of mlx_lm/models/TYPE.py there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_dpo.model.network import Sharing
 
 WINDOW = 8  # of every layer that has one
 
@@ -65,6 +72,14 @@ ROUTED = {
     "moe_layer_freq": 1,
 }
 QWEN_MOE = {"decoder_sparse_step": 1, "mlp_only_layers": [], "shared_expert_intermediate_size": 32}
+LINEAR = {  # gated delta nets
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+}
 GRANITE = {
     "logits_scaling": 4.0,
     "attention_multiplier": 0.2,
@@ -128,9 +143,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_num_experts": 4},
     "exaone": {"num_layers": 2},
     "exaone4": {"rope_scaling": None, "sliding_window_pattern": "LG"},
-    "falcon_h1": {},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
     "gemma": {},
     "gemma2": {},
+    "gemma3": {"text_config": {**COMMON, "model_type": "gemma3_text", "sliding_window_pattern": 2}},
     "gemma3_text": {"sliding_window_pattern": 2},
     "gemma3n": {
         "text_config": {
@@ -150,6 +166,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "altup_active_idx": 0,
             "laurel_rank": 4,
         }
+    },
+    "gemma4_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "global_head_dim": 16,
+        "vocab_size_per_layer_input": 320,
+        "hidden_size_per_layer_input": 16,
+        "layer_types": SLIDING * 2,
+        "tie_word_embeddings": True,
     },
     "glm": {},
     "glm4": {"partial_rotary_factor": 0.5},
@@ -255,6 +280,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "minicpm": {"dim_model_base": 64, "scale_depth": 1.0, "scale_emb": 1.0},
     "minimax": {"shared_intermediate_size": 64, "rotary_dim": 16},
+    "ministral3": {
+        "layer_types": SLIDING,
+        "rope_parameters": {
+            "rope_theta": 10000.0,
+            "type": "default",
+            "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "mistral3": {"text_config": {**COMMON, "model_type": "llama"}},
     "mixtral": {},
     "nanochat": {},
     "nemotron": {"hidden_act": "gelu"},
@@ -296,6 +331,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "dense_attention_every_n_layers": 2,
         "ff_intermediate_size": 96,
         "gegelu_limit": 1.0,
+        "vocab_size": 100352,  # it writes into the logits of tokens of its own
     },
     "phimoe": {
         "rope_scaling": {
@@ -308,13 +344,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "pixtral": {"text_config": {**COMMON, "model_type": "llama"}},
-    "plamo": {},
-    "plamo2": {},
-    "qwen": {},
+    "plamo": {"n_shared_head": 2},
+    "plamo2": {
+        "hidden_size_per_head": 16,
+        "attention_window_size": WINDOW,
+        "mamba_d_state": 16,
+        "mamba_num_heads": 4,
+    },
+    "qwen": {"kv_channels": 16},
     "qwen2": {},
     "qwen2_moe": {**QWEN_MOE},
     "qwen3": {},
+    "qwen3_5": {
+        "text_config": {
+            **COMMON,
+            **LINEAR,
+            "num_experts": 0,
+            "model_type": "qwen3_5_text",
+            "rope_parameters": {"type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    },
     "qwen3_moe": {**QWEN_MOE},
+    "qwen3_next": {**LINEAR, **QWEN_MOE, "partial_rotary_factor": 0.5},
     "qwen3_vl": {"text_config": {**COMMON, "model_type": "qwen3"}},
     "qwen3_vl_moe": {"text_config": {**COMMON, **QWEN_MOE, "model_type": "qwen3_moe"}},
     "recurrent_gemma": {
@@ -330,6 +381,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "youtu_llm": {**LATENT},
 }
+
+# All others share whatever the prompts of a micro-batch are.
+ONE_PROMPT = {  # and why prompts of unlike length, padded on the left, cannot stand beside each other
+    "afm7": "its last layers take the number of keys, padding included, for the position (255)",
+    "baichuan_m1": "the convolution over keys and values takes no mask (75)",
+    "bailing_moe_linear": "the linear attention takes no mask (313)",
+    "gemma2": "the scores have five axes, so a mask for each sequence does not fit them (98)",
+    "gpt_bigcode": "positions are a NumPy range from one offset (150)",
+    "jamba": "the state-space layers take no mask (278)",
+    "llama4": "the mask of a chunk is built from one offset (238)",
+    "mamba": "the state-space layers take no mask (120)",
+    "ministral3": "queries are scaled by a logarithm of the position, and padding stands at negative ones (47)",
+    "rwkv7": "the recurrence and the token shift take no mask (382)",
+}
+PLAIN = {  # and why a prompt run first gives other numbers
+    "gemma3n": "its last layers share keys where there is a cache, and have their own where there is none (131)",
+    "phi3small": "its block-sparse layers look at what comes after: a mask of booleans is added to the scores (146)",
+}
+UNTRAINABLE = {  # with LoRA on all layers by mlx-lm itself: what it says, and why
+    "bitnet": ("nothing to train", "its linear layers are of a class that LoRA does not know"),
+    "gemma3n": ("no attribute 'weight'", "it reads the weight of a layer that LoRA replaces (231)"),
+    "recurrent_gemma": ("no attribute '_no_grad'", "its Model does not initialise nn.Module, so it cannot be frozen"),
+}
+KEYS = {"gemma3n": ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")}  # with LoRA on these it trains
+
+
+def sharing(family: str) -> Sharing:
+    """How completions share a prompt in a model of this type."""
+    if family in PLAIN:
+        return Sharing.NONE
+    return Sharing.ONE if family in ONE_PROMPT else Sharing.ANY
 
 
 def tiny(family: str) -> nn.Module:
