@@ -14,7 +14,9 @@ WITH_BLAS := $(if $(BLAS),LD_PRELOAD="$(BLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(WITH_BLAS) $(BIN)/mlx-dpo demo
+	rm -rf demo-run
+	$(WITH_BLAS) $(BIN)/mlx-dpo demo --adapter-path demo-run
+	@echo "mlx-dpo is installed in $(VENV): source $(BIN)/activate"
 
 test: $(VENV)/.installed-test
 	$(WITH_BLAS) $(BIN)/python -m pytest
