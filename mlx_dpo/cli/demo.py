@@ -16,7 +16,7 @@ def demo(
     adapter_path: Annotated[Path, typer.Option(help="Folder the run is written to.")] = Path("demo-run"),
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Train a bundled tiny model to answer politely: the main job, offline, in a minute.
+    """Train a bundled tiny model to answer politely: the main job, offline, in a minute or two.
 
     The model was pretrained on questions with answers in two manners, polite and curt, half and half. The pairs prefer
     the polite one. What is shown is measured on questions that neither training had.
