@@ -60,7 +60,7 @@ class TrainConfig:
 
     loss: str = knob("sigmoid", "Objective", "The objective: sigmoid is DPO.")
     beta: float = knob(
-        0.1, "Objective", "How closely to stay with the reference: lower moves further (0.01 to 0.5).", low=0
+        0.1, "Objective", "How closely to stay with the reference: lower moves further (0.01 to 0.5).", low=1e-6
     )
     label_smoothing: float = knob(
         0.0, "Objective", "Assumed share of flipped pairs (conservative DPO), below 0.5.", low=0, high=0.4999
@@ -70,7 +70,7 @@ class TrainConfig:
     )
 
     batch_size: int = knob(8, "Optimization", "Pairs in one optimizer step, however they are cut for memory.", low=1)
-    epochs: float = knob(1.0, "Optimization", "Passes over the pairs (1 to 3; more overfits).", low=0)
+    epochs: float = knob(1.0, "Optimization", "Passes over the pairs (1 to 3; more overfits).", low=1e-6)
     iters: int | None = knob(None, "Optimization", "Optimizer steps; overrides --epochs.", low=1)
     learning_rate: float = knob(
         1e-5, "Optimization", "Peak rate. Held-out margin falls: lower it. Loss stays at 0.69: raise it.", low=0

@@ -129,6 +129,8 @@ def show_result(console: Console, result: TrainResult, model: str) -> None:
     """The end of a run: the table, and what to type next."""
     if result.after:
         console.print(before_and_after(result.before, result.after))
+    else:
+        console.print("No pairs were held out, so what changed was not measured: give some with --valid-data.")
     console.print(f"Done in {result.seconds:.0f} s. The adapter is in {result.run}. Next:", soft_wrap=True)
     for line in next_commands(result.run, model):
         console.print(f"  {line}", soft_wrap=True, markup=False)
