@@ -22,7 +22,6 @@ KNOBS = (
     "max_length",
     "overlong",
     "raw",
-    "memory_limit",
 )
 
 

@@ -1,22 +1,90 @@
-"""How large a micro-batch may be: as few tokens as keep the machine busy, and no more than memory holds.
+"""How large a micro-batch may be, and how much of it is kept for the backward pass.
 
-A larger micro-batch than that is no faster, and on a Mac the display's watchdog ends a process whose GPU commands are
-long.
+Enough tokens to keep the machine busy go together, and no more: a larger micro-batch is no faster, and on a Mac the
+display's watchdog ends a process whose GPU commands are long. What is longer by itself keeps no more than those would,
+unless a memory limit allows it: the blocks beyond are computed again in the backward pass (gradient checkpointing).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import mlx.nn as nn
-from mlx.utils import tree_flatten
+import mlx.core as mx
 
 from mlx_dpo.data.batches import MicroBatch, collate_forked
+from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.network import Network, Sharing
+from mlx_dpo.model.token_logps import CHUNK_BYTES
 
-BUSY = 512  # tokens whose products with the weights use a GPU's arithmetic, not its memory, to the full
-NEEDED = 0.9  # share of the tokens in a micro-batch that must not be padding
-FLOAT = 4  # bytes
+BUSY = 576  # slots whose products with the weights use a GPU's arithmetic, not its memory, to the full
+NEEDED = 0.9  # share of the slots in a micro-batch that must not be padding
+HEAD = 3 * CHUNK_BYTES  # logits, probabilities and slopes of a chunk
+COPIES = 4  # of what is trained: two moments, and the gradients of the step and of the micro-batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes through the model for a micro-batch.
+
+    Attributes:
+        slots: tokens, padding included.
+        needed: those that are not padding, and not there twice where prompts are shared.
+        scores: products of a query with a key, of one attention head.
+    """
+
+    slots: int
+    needed: int
+    scores: int
+
+    @classmethod
+    def of(cls, batch: MicroBatch, sharing: Sharing) -> Work:
+        """By the shapes that `Network` gives it."""
+        if sharing is Sharing.NONE:
+            lengths = [len(prompt) + len(completion) - 1 for prompt, completion in batch.sequences]
+            slots = len(lengths) * max(lengths)
+            return cls(slots, sum(lengths), slots * max(lengths) // 2)
+        forked = collate_forked(batch.sequences)
+        prompt = forked.prompts.shape[1]
+        scores = forked.prompts.size * prompt // (1 if forked.padding.any() else 2)
+        scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in forked.completions)
+        prompts = {prompt for prompt, _ in batch.sequences}
+        needed = sum(len(prompt) - 1 for prompt in prompts) + sum(len(completion) for _, completion in batch.sequences)
+        return cls(forked.slots, needed, scores)
+
+
+def example(prompt: int, completion: int) -> MicroBatch:
+    """A pair of such lengths, in tokens."""
+    asked = tuple(2 + i % 5 for i in range(prompt))
+    return MicroBatch((0,), tuple((asked, tuple(first + i % 3 for i in range(completion))) for first in (2, 3)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a forward pass keeps for its backward pass, measured on this network.
+
+    Attributes:
+        slot, score: of each, see `Work`.
+        slot_recomputed: of a slot, where every block is computed again.
+    """
+
+    slot: float
+    score: float
+    slot_recomputed: float
+
+    @classmethod
+    def measured(cls, network: Network) -> Kept:
+        """From two pairs of unlike length. Takes as long as a forward pass of some hundred tokens."""
+        short, long = example(9, 8), example(129, 32)
+        a, b = Work.of(short, network.sharing), Work.of(long, network.sharing)
+        kept_short, kept_long = network.kept(short), network.kept(long)
+        score = max(0.0, (kept_long - kept_short * b.slots / a.slots) / (b.scores - a.scores * b.slots / a.slots))
+        slot = (kept_long - score * b.scores) / b.slots
+        return cls(slot, score, network.kept(long, recomputed=len(network.model.layers)) / b.slots)
+
+    def of(self, work: Work) -> float:
+        """Where nothing is computed again."""
+        return work.slots * self.slot + work.scores * self.score
 
 
 @dataclass(frozen=True)
@@ -24,51 +92,41 @@ class Budget:
     """What a network's micro-batches may be.
 
     Attributes:
-        bytes: for activations, once the weights are held.
-        kept, kept_checkpointed: bytes that a token leaves for the backward pass (with checkpointing, one block's at a
-            time and each block's input).
-        always_checkpoint: asked for, whether memory needs it or not.
+        kept: None where no gradient is asked for.
+        bytes: that may be kept for the backward pass.
+        always_recompute: asked for, whether memory needs it or not.
     """
 
     network: Network
-    bytes: int
-    kept: int
-    kept_checkpointed: int
-    always_checkpoint: bool
+    kept: Kept | None = None
+    bytes: float = math.inf
+    always_recompute: bool = False
 
     @classmethod
-    def of(cls, network: Network, limit: int, grad_checkpoint: bool) -> Budget:
-        """An estimate from the widths of the model's layers."""
-        held = sum(v.nbytes for _, v in tree_flatten(network.model.parameters()))
-        widths = [sum(_width(m) for _, m in layer.named_modules()) for layer in network.model.layers]
-        inputs = len(widths) * min(filter(None, widths), default=0) // 8
-        kept, checkpointed = 3 * FLOAT * sum(widths), 3 * FLOAT * (max(widths, default=0) + inputs)
-        return cls(network, limit - held, kept, checkpointed, grad_checkpoint)
+    def for_training(cls, network: Network, usable: int, limit: int | None, grad_checkpoint: bool) -> Budget:
+        """Within `limit` bytes in all; by default within what `BUSY` slots keep, and `usable` bytes in all."""
+        kept = Kept.measured(network)
+        busy = kept.of(Work.of(example(BUSY // 2, BUSY // 4), network.sharing))
+        held = mx.get_active_memory() + COPIES * sum(v.nbytes for v in trainable(network.model).values())
+        rest = (limit or usable) - held - HEAD - busy / len(network.model.layers)
+        return cls(network, kept, rest if limit else min(busy, rest), grad_checkpoint)
 
     def fits(self, batch: MicroBatch) -> bool:
         """Whether these pairs may go together."""
-        prompts = {prompt for prompt, _ in batch.sequences}
-        if self.network.sharing is Sharing.ONE and len(prompts) > 1:
+        sharing = self.network.sharing
+        if sharing is Sharing.ONE and len({prompt for prompt, _ in batch.sequences}) > 1:
             return False
-        slots = self._slots(batch)
-        needed = sum(len(prompt) - 1 for prompt in prompts) + sum(len(completion) for _, completion in batch.sequences)
-        full = self.network.sharing is Sharing.NONE or needed >= NEEDED * slots
-        return slots <= BUSY and full and slots * self.kept <= self.bytes
+        work = Work.of(batch, sharing)
+        full = sharing is Sharing.NONE or work.needed >= NEEDED * work.slots
+        return work.slots <= BUSY and full and (self.kept is None or self.kept.of(work) <= self.bytes)
 
-    def checkpoints(self, batch: MicroBatch) -> bool:
-        """Whether a micro-batch's blocks are to be computed again in the backward pass."""
-        return self.always_checkpoint or self._slots(batch) * self.kept > self.bytes
-
-    def _slots(self, batch: MicroBatch) -> int:
-        if self.network.sharing is not Sharing.NONE:
-            return collate_forked(batch.sequences).slots
-        return len(batch.sequences) * max(len(prompt) + len(completion) for prompt, completion in batch.sequences)
-
-
-def _width(module: nn.Module) -> int:
-    """Floats a token leaves behind in a linear layer: its output, and about as much input."""
-    weight = module.get("weight")
-    is_linear = (
-        weight is not None and weight.ndim >= 2 and not isinstance(module, (nn.Embedding, nn.QuantizedEmbedding))
-    )
-    return 2 * weight.shape[-2] if is_linear else 0
+    def recomputed(self, batch: MicroBatch) -> int:
+        """How many of the model's blocks are to be computed again in the backward pass."""
+        blocks = len(self.network.model.layers)
+        if self.always_recompute or self.kept is None:
+            return blocks
+        work = Work.of(batch, self.network.sharing)
+        whole, least = self.kept.of(work), work.slots * self.kept.slot_recomputed
+        if whole <= self.bytes:
+            return 0
+        return min(blocks, math.ceil(blocks * (whole - self.bytes) / max(1.0, whole - least)))

@@ -10,20 +10,24 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_dpo.model.attention import attention_by_blocks
 from mlx_dpo.model.prefix_cache import Fork
 from mlx_dpo.model.random_state import random_state
 
 
 @contextmanager
-def checkpointed_layers(model: nn.Module, on: bool = True) -> Iterator[None]:
-    """Within, every block of `model.layers` is checkpointed; afterwards the classes are as they were.
+def recomputed_blocks(model: nn.Module, count: int) -> Iterator[None]:
+    """Within, the first `count` blocks of `model.layers` are checkpointed; afterwards the classes are as they were.
 
-    mlx-lm's own `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several.
+    The first ones, since what the others keep is gone by the time their turn comes in the backward pass. mlx-lm's own
+    `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several. Where all are, so are the
+    attention's scores within each: they would be the most that is held.
     """
-    kinds = {type(layer) for layer in model.layers} if on else set()
-    plain = {kind: kind.__call__ for kind in kinds}
+    chosen = list(model.layers)[:count]
+    least = len(chosen) == len(model.layers)
+    plain: dict[Any, Any] = {kind: kind.__call__ for kind in map(type, chosen)}
     for kind, call in plain.items():
-        kind.__call__ = _checkpointed(call)
+        kind.__call__ = _checkpointed(call, {id(layer) for layer in chosen}, least)
     try:
         yield
     finally:
@@ -31,8 +35,10 @@ def checkpointed_layers(model: nn.Module, on: bool = True) -> Iterator[None]:
             kind.__call__ = call
 
 
-def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Callable[..., Any]:
     def wrapper(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(layer) not in chosen:
+            return call(layer, *args, **kwargs)
         # Floating arrays are inputs, so that their gradient is kept, those in caches among them; masks, ids and
         # settings are closed over, since mx.checkpoint would ask for a gradient to every array it is given.
         flat = tree_flatten((args, kwargs))
@@ -44,16 +50,15 @@ def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
 
         seed = random_state() if _drops(layer) else None
 
-        def inner(
-            parameters: dict[str, Any], inputs: dict[str, mx.array], held: list[list[mx.array]]
-        ) -> list[mx.array]:
-            layer.update(parameters)
+        def inner(held: dict[str, Any]) -> list[mx.array]:
+            layer.update(held["parameters"])
             if seed is not None:  # run again, it drops the same
                 mx.random.seed(seed)
-            for cache, arrays, shape in zip(caches, held, before, strict=True):
+            for cache, arrays, shape in zip(caches, held["caches"], before, strict=True):
                 cache.arrays = _with_gaps(arrays, shape)
-            new_args, new_kwargs = _unflattened({**rest, **inputs}, args, kwargs)
-            output = tree_flatten(call(layer, *new_args, **new_kwargs))
+            new_args, new_kwargs = _unflattened({**rest, **held["inputs"]}, args, kwargs)
+            with attention_by_blocks(recompute=least):
+                output = tree_flatten(call(layer, *new_args, **new_kwargs))
             constants[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in output]
             after[:] = [_gaps(cache) for cache in caches]
             arrays = [v for _, v in output if isinstance(v, mx.array)]
@@ -64,7 +69,8 @@ def _checkpointed(call: Callable[..., Any]) -> Callable[..., Any]:
             places[:] = [list(once).index(id(array)) for array in arrays]
             return list(once.values())
 
-        once = mx.checkpoint(inner)(layer.trainable_parameters(), inputs, [_present(c) for c in caches])
+        present = [_present(cache) for cache in caches]
+        once = mx.checkpoint(inner)({"parameters": layer.trainable_parameters(), "inputs": inputs, "caches": present})
         arrays = iter([once[place] for place in places])
         out = [(k, next(arrays) if constant is None else constant[0]) for k, constant in constants]
         for cache, shape in zip(caches, after, strict=True):

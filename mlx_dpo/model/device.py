@@ -14,10 +14,10 @@ _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**
 
 
 def usable_memory() -> int:
-    """Bytes that training may plan with: what Metal recommends, what the GPU has, or this machine's memory."""
+    """Bytes that training may plan with: a share of what Metal recommends, the GPU has, or the machine."""
     info = mx.device_info()
     reported = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
-    return int(reported or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(USABLE_SHARE * int(reported or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
 
 
 def parse_memory(text: str) -> int:
@@ -30,11 +30,6 @@ def parse_memory(text: str) -> int:
     if size < 1:
         raise UserError(f"{text!r} is no memory at all", field="memory_limit", hint="Write it like 12GB or 800MB.")
     return size
-
-
-def memory_limit(text: str | None) -> int:
-    """Bytes to stay under: what the user said, or a share of the usable memory."""
-    return parse_memory(text) if text else int(USABLE_SHARE * usable_memory())
 
 
 def keep_weights_resident() -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import groupby
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_dpo.data.batches import Ids, MicroBatch, collate_forked, collate_whole
 from mlx_dpo.errors import UserError
+from mlx_dpo.model.attention import attention_by_blocks
+from mlx_dpo.model.checkpointing import recomputed_blocks
 from mlx_dpo.model.head import Split, find_split
+from mlx_dpo.model.lora import adapters_in_one_product
+from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.shared_prefix import completion_rows
 from mlx_dpo.model.token_logps import token_logps
 
@@ -49,32 +56,57 @@ class Network:
         finally:
             model.train(mode)
 
-    def logps(self, batch: MicroBatch, *, slopes: bool = False) -> CompletionLogps:
-        """log p of every completion token given what stands before it, end of turn included; evaluated.
+    def logps(self, batch: MicroBatch) -> CompletionLogps:
+        """log p of every completion token given what stands before it, end of turn included; evaluated."""
+        with attention_by_blocks(), adapters_in_one_product():
+            rows = self._rows(batch)
+        return self._logps(batch, rows, slopes=False)[0]
+
+    def trace(self, batch: MicroBatch, recomputed: int = 0) -> Trace:
+        """The same, with all kept that a gradient needs, so that it costs no second forward pass.
+
+        The gradient is laid out while what it starts from is still a blank, to be filled in once the log-probs are
+        known: mlx asks for both at once, and evaluating the head inside its transformation would keep all the logits.
 
         Args:
-            slopes: whether `gradient` will be asked for; this costs one more product with the vocabulary.
+            recomputed: how many blocks of the model keep their inputs only (gradient checkpointing).
         """
+        rows, blank, gradients = self._laid_out(batch, recomputed)
+        logps, slopes = self._logps(batch, rows, slopes=True)
+        assert slopes is not None
+        return Trace(logps, slopes, blank, gradients)
+
+    def kept(self, batch: MicroBatch, recomputed: int = 0) -> int:
+        """Bytes that a forward pass keeps for its backward pass."""
+        before = mx.get_active_memory()
+        laid_out = self._laid_out(batch, recomputed)
+        kept = mx.get_active_memory() - before
+        del laid_out  # until here it is held
+        return kept
+
+    def _laid_out(self, batch: MicroBatch, recomputed: int) -> tuple[mx.array, mx.array, Any]:
+        """Hidden rows; a blank, [rows, hidden] float32; and the gradients from what is filled in there, lazily."""
+        rows: list[mx.array] = []
+        blanks: list[mx.array] = []
+        seeds: list[int] = []
+
+        def towards_a_blank() -> mx.array:
+            rows.append(self._rows(batch))
+            blanks.append(mx.zeros(rows[0].shape))
+            seeds.append(random_state())
+            return (rows[0] * blanks[0]).sum()
+
+        with recomputed_blocks(self.model, recomputed), attention_by_blocks(), adapters_in_one_product():
+            _, gradients = nn.value_and_grad(self.model, towards_a_blank)()
+        mx.random.seed(seeds[0])  # blocks that are computed again have gone back to where they were
+        mx.eval(rows, blanks)
+        return rows[0], blanks[0], gradients
+
+    def _logps(self, batch: MicroBatch, rows: mx.array, *, slopes: bool) -> tuple[CompletionLogps, mx.array | None]:
         places = self._places(batch)
-        rows = self._rows(batch)
         targets = mx.array(places.targets)
         logps, slope = token_logps(rows, targets, self._logits, self.vocabulary, slopes=slopes)
-        return CompletionLogps(np.array(logps), places.sequences, len(batch.sequences), slope)
-
-    def gradient(self, batch: MicroBatch, logps: CompletionLogps, weights: np.ndarray) -> Any:
-        """The gradient of sum(weights * sequence log-probs) with respect to what is trained, lazily.
-
-        The body is run once more, under the same trained tensors and random state; the head is not.
-
-        Args:
-            logps: what `logps(batch, slopes=True)` gave.
-            weights: [sequences].
-        """
-        assert logps.slopes is not None
-        each = mx.array(weights[logps.sequences].astype(np.float32))[:, None]
-        cotangent = (each * logps.slopes).astype(logps.slopes.dtype)
-        _, gradients = nn.value_and_grad(self.model, lambda: (self._rows(batch) * cotangent).sum())()
-        return gradients
+        return CompletionLogps(np.array(logps), places.sequences, len(batch.sequences)), slope
 
     def _logits(self, rows: mx.array) -> mx.array:
         return rows if self.split is None else self.split.logits(rows)
@@ -107,13 +139,11 @@ class CompletionLogps:
         tokens: [tokens], float32, nats.
         sequences: [tokens], which sequence each belongs to.
         count: sequences in all.
-        slopes: [tokens, hidden], the gradient of each with respect to its hidden row, where asked for.
     """
 
     tokens: np.ndarray
     sequences: np.ndarray
     count: int
-    slopes: mx.array | None
 
     @property
     def sums(self) -> np.ndarray:
@@ -122,6 +152,41 @@ class CompletionLogps:
         Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
         """
         return np.bincount(self.sequences, self.tokens.astype(np.float64), minlength=self.count)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A micro-batch's forward pass, waiting for its backward pass.
+
+    Attributes:
+        slopes: [tokens, hidden], the gradient of each token's log-prob with respect to its hidden row.
+        blank: [tokens, hidden] float32, what `gradients` takes as the loss's gradient with respect to the hidden rows.
+        gradients: of what is trained; lazy.
+    """
+
+    logps: CompletionLogps
+    slopes: mx.array
+    blank: mx.array
+    gradients: Any
+
+    def gradient(self, weights: np.ndarray) -> Any:
+        """The gradient of sum(weights * sequence log-probs) with respect to what is trained, evaluated.
+
+        Args:
+            weights: [sequences].
+        """
+        each = mx.array(weights[self.logps.sequences].astype(np.float32))[:, None]
+        np.array(self.blank, copy=False)[:] = np.array(each * self.slopes.astype(mx.float32))  # a view: fills it in
+        # Last block first, as the backward pass goes; asked for all at once, mlx keeps much of every block to the end.
+        for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_of(named[0])):
+            mx.eval([tensor for _, tensor in tensors])
+        return self.gradients
+
+
+def block_of(name: str) -> str:
+    """The part of a tensor's name that its block's other tensors share; empty outside of blocks."""
+    match = re.match(r".*?\blayers\.\d+\b", name)
+    return match.group() if match else ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +216,8 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _at(hidden: mx.array, trained: np.ndarray) -> mx.array:
-    return hidden.reshape(-1, hidden.shape[-1])[mx.array(np.flatnonzero(trained))]
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return rows if trained.all() else rows[mx.array(np.flatnonzero(trained))]
 
 
 # Prompts of unlike length, one of a single token, two alike; completions of unlike length, one of a single token.

@@ -14,16 +14,10 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-CHUNK_BYTES = 16 << 20  # of float32 logits
+CHUNK_BYTES = 8 << 20  # of float32 logits
+FAINT = -80.0  # nats, below which a float32 probability loses digits
 
 Logits = Callable[[mx.array], mx.array]
-
-
-def log_softmax_at(logits: mx.array, targets: mx.array) -> mx.array:
-    """log p(target) under a float32 log-softmax: [..., vocabulary] and [...] to [...], nats."""
-    logits = logits.astype(mx.float32)
-    at_target = mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return at_target - mx.logsumexp(logits, axis=-1)
 
 
 def token_logps(
@@ -43,16 +37,30 @@ def token_logps(
     logp_parts, slope_parts = [], []
     for start in range(0, rows.shape[0], size):
         part = slice(start, start + size)
-        logp, *slope = _chunk(rows[part], targets[part], logits, slopes)
-        mx.eval(logp, slope)
+        logp, *slope = _chunk(rows[part], targets[part, None], logits, slopes)
         logp_parts.append(logp)
         slope_parts += slope
     return mx.concatenate(logp_parts), mx.concatenate(slope_parts) if slopes else None
 
 
 def _chunk(rows: mx.array, targets: mx.array, logits: Logits, slopes: bool) -> list[mx.array]:
-    if not slopes:
-        return [log_softmax_at(logits(rows), targets)]
-    ones = mx.ones(rows.shape[0])  # each log-prob depends on its own row, so their sum's gradient is each one's
-    (logp,), (slope,) = mx.vjp(lambda rows: log_softmax_at(logits(rows), targets), [rows], [ones])
-    return [logp, slope]
+    """As above; targets: [rows, 1]. The exponentials are what takes time, and a softmax takes each of them once."""
+    p = mx.softmax(logits(rows).astype(mx.float32), axis=-1)
+    at_target = mx.take_along_axis(p, targets, axis=-1)
+    logp = mx.log(at_target)
+    wanted = [logp]
+    if slopes:
+        away = mx.put_along_axis(p, targets, at_target - 1, axis=-1)  # from the target: p, less one there
+        _, (slope,) = mx.vjp(lambda rows: logits(rows).astype(mx.float32), [rows], [away])
+        wanted.append(-slope)
+    del p
+    mx.eval(wanted)
+    if mx.any(logp < FAINT).item():
+        wanted[0] = _faint(logits(rows), targets)
+    return [wanted[0][:, 0], *wanted[1:]]
+
+
+def _faint(logits: mx.array, targets: mx.array) -> mx.array:
+    """The same from the logits themselves."""
+    logits = logits.astype(mx.float32)
+    return mx.take_along_axis(logits, targets, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)

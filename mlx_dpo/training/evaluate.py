@@ -14,7 +14,7 @@ from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.data.sources import PairFile, find_data
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.device import keep_weights_resident, memory_limit
+from mlx_dpo.model.device import keep_weights_resident
 from mlx_dpo.model.loading import Tensors, base_tensors, load_adapter, load_model, load_tokenizer
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.reference import no_reference, same_network
@@ -60,7 +60,7 @@ def evaluate(
     model = load_model(config.model).model if model is None else model
     base = _base(model, adapter_path)
     network = Network.of(model)
-    budget = Budget.of(network, memory_limit(config.memory_limit), grad_checkpoint=False)
+    budget = Budget(network)
     if of_the_policy:
         one.reference.compute = same_network(network, base)
     elif config.reference == "none":

@@ -18,7 +18,6 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.batches import Epochs, MicroBatch
 from mlx_dpo.errors import Interrupted, UserError, Where
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.checkpointing import checkpointed_layers
 from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.random_state import random_state
@@ -136,17 +135,12 @@ class Trainer:
         gradients, rows = None, []
         for micro in micros:
             reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
-            before = random_state()
-            logps = self.policy.network.logps(micro, slopes=True)
-            after = random_state()
-            losses, weights = self._loss_and_weights(logratios(logps.sums, reference))
-            mx.random.seed(before)  # the body runs again, and is to drop the same
-            with checkpointed_layers(self.model, self.budget.checkpoints(micro)):
-                part = self.policy.network.gradient(micro, logps, weights / len(indices))
+            trace = self.policy.network.trace(micro, self.budget.recomputed(micro))
+            losses, weights = self._loss_and_weights(logratios(trace.logps.sums, reference))
+            part = trace.gradient(weights / len(indices))
             gradients = part if gradients is None else tree_map(mx.add, gradients, part)
-            mx.random.seed(after)
             mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
-            rows.append(pair_metrics(losses, logps.sums, reference, self.loss.beta))
+            rows.append(pair_metrics(losses, trace.logps.sums, reference, self.loss.beta))
         return gradients, rows
 
     def _loss_and_weights(self, ratios: mx.array) -> tuple[mx.array, np.ndarray]:

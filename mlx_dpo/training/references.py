@@ -10,7 +10,6 @@ import numpy as np
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.device import memory_limit
 from mlx_dpo.model.loading import load_model, load_tokenizer
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import Policy
@@ -31,7 +30,7 @@ def score_by_other_model(config: TrainConfig, tokenizer: Any, sets: PairSets) ->
         where = Where(config.reference)
         raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
     other = Network.of(load_model(config.reference).model)
-    budget = Budget.of(other, memory_limit(config.memory_limit), grad_checkpoint=False)
+    budget = Budget(other)
     for one in sets.values():
         one.reference.compute = same_network(other, {})
         _fill(one, config.batch_size, budget)

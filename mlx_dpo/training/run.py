@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_dpo.config import TrainConfig, dump_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.device import keep_weights_resident, memory_limit
+from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
 from mlx_dpo.model.policy import Policy, make_policy
 from mlx_dpo.objectives import Loss, objective
@@ -87,7 +87,8 @@ def _prepare(
 
     listener.preparing("Loading the model")
     policy = _policy(config, model)
-    budget = Budget.of(policy.network, memory_limit(config.memory_limit), config.grad_checkpoint)
+    limit = parse_memory(config.memory_limit) if config.memory_limit else None
+    budget = Budget.for_training(policy.network, usable_memory(), limit, config.grad_checkpoint)
     connect_reference(config, policy, budget, sets)
     config = config.replace(**_as_attached(policy.spec, config))
     trainer = Trainer(config, policy, budget, loss, sets, folder, listener, stop)

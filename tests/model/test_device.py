@@ -13,13 +13,13 @@ def report(monkeypatch: pytest.MonkeyPatch, **info: int) -> None:
     monkeypatch.setattr(mx, "device_info", lambda *_: info)
 
 
-def test_usable_memory_is_what_metal_recommends_then_the_gpus_then_the_machines(
+def test_usable_memory_is_a_share_of_what_metal_recommends_then_the_gpus_then_the_machines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    report(monkeypatch, max_recommended_working_set_size=12, memory_size=16)
-    assert device.usable_memory() == 12
+    report(monkeypatch, max_recommended_working_set_size=120, memory_size=160)
+    assert device.usable_memory() == 84
     report(monkeypatch, total_memory=80)
-    assert device.usable_memory() == 80
+    assert device.usable_memory() == 56
     report(monkeypatch)
     assert device.usable_memory() > 1 << 30
 

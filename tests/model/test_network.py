@@ -14,8 +14,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.data.batches import Ids, MicroBatch, collate_forked, collate_whole
+from mlx_dpo.model import attention
 from mlx_dpo.model import token_logps as head
-from mlx_dpo.model.checkpointing import checkpointed_layers
 from mlx_dpo.model.loading import AdapterSpec, attach
 from mlx_dpo.model.network import Network, Sharing
 from tests.model.test_architectures import FAMILIES, QUANTIZATIONS, make_model
@@ -57,13 +57,14 @@ def plainly(model: nn.Module, batch: MicroBatch, weights: np.ndarray) -> tuple[n
     return np.array(sums), dict(tree_flatten(gradient))
 
 
-@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("recomputed", [0, 1, 2], ids=["", "half-recomputed", "recomputed"])
 @pytest.mark.parametrize("bits", ["float32", "4bit"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_and_gradients_are_the_plain_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str, checkpointed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str, recomputed: int
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * 320)  # seven rows of logits at a time
+    monkeypatch.setattr(attention, "QUERIES", 8)
     model = adapted(tmp_path, family, bits)
     network = Network.of(model)
     assert network.split is not None
@@ -74,10 +75,10 @@ def test_log_probs_and_gradients_are_the_plain_ones(
         batch = batch_of(group, seed=2)
         weights = np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
         sums, gradient = plainly(model, batch, weights)
-        logps = network.logps(batch, slopes=True)
-        np.testing.assert_allclose(logps.sums, sums, rtol=1e-5, atol=1e-4)
-        with checkpointed_layers(model, checkpointed):
-            ours = dict(tree_flatten(network.gradient(batch, logps, weights)))
+        trace = network.trace(batch, recomputed)
+        ours = dict(tree_flatten(trace.gradient(weights)))
+        np.testing.assert_allclose(trace.logps.sums, sums, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(trace.logps.sums, network.logps(batch).sums)
         largest = max(mx.abs(g).max().item() for g in gradient.values())
         for name, g in gradient.items():
             np.testing.assert_allclose(np.array(ours[name]), np.array(g), atol=1e-5 * largest, err_msg=name)
@@ -96,9 +97,8 @@ def test_a_model_that_cannot_share_takes_the_plain_path(tmp_path: Path, monkeypa
     batch = batch_of([(3, 5, 7, 9), (4, 6)], seed=1)
     weights = np.ones(4, np.float32)
     sums, gradient = plainly(model, batch, weights)
-    logps = network.logps(batch, slopes=True)
-    np.testing.assert_allclose(logps.sums, sums, rtol=1e-5)
-    for name, g in tree_flatten(network.gradient(batch, logps, weights)):
+    np.testing.assert_allclose(network.logps(batch).sums, sums, rtol=1e-5)
+    for name, g in tree_flatten(network.trace(batch).gradient(weights)):
         np.testing.assert_allclose(np.array(g), np.array(gradient[name]), atol=1e-5)
 
 

@@ -15,9 +15,6 @@ import pytest
 
 from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
 from mlx_dpo.config import config_from
-from mlx_dpo.data.batches import MicroBatch
-from mlx_dpo.model.network import Network
-from mlx_dpo.model.random_state import random_state
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.listener import Metrics
 from mlx_dpo.training.metrics import PAIR_METRICS
@@ -212,23 +209,3 @@ def test_grad_checkpoint_drops_the_same(tmp_path: Path) -> None:
     train(config(checkpointed, dropout=0.3, grad_checkpoint=True))
     for name, tensor in tensors(plain).items():
         np.testing.assert_allclose(tensors(checkpointed)[name], tensor, atol=1e-5)
-
-
-def test_the_backward_pass_drops_what_the_forward_pass_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The body runs twice for a micro-batch; both times from the same random state, and the next from another."""
-    forward, backward = [], []
-    logps, gradient = Network.logps, Network.gradient
-
-    def watched_logps(self: Network, batch: MicroBatch, *, slopes: bool = False) -> Any:
-        if slopes:
-            forward.append(random_state())
-        return logps(self, batch, slopes=slopes)
-
-    def watched_gradient(self: Network, *arguments: Any) -> Any:
-        backward.append(random_state())
-        return gradient(self, *arguments)
-
-    monkeypatch.setattr(Network, "logps", watched_logps)
-    monkeypatch.setattr(Network, "gradient", watched_gradient)
-    train(config(tmp_path / "run", dropout=0.3))
-    assert forward == backward and len(set(forward)) == len(forward)
