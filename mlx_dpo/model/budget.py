@@ -19,7 +19,6 @@ from mlx_dpo.model.token_logps import CHUNK_BYTES
 
 BUSY = 576  # slots whose products with the weights use a GPU's arithmetic, not its memory, to the full
 NEEDED = 0.9  # share of the slots in a micro-batch that must not be padding
-HEAD = 3 * CHUNK_BYTES  # logits, probabilities and slopes of a chunk
 COPIES = 4  # of what is trained: two moments, and the gradients of the step and of the micro-batch
 
 
@@ -94,12 +93,14 @@ class Budget:
     Attributes:
         kept: None where no gradient is asked for.
         bytes: that may be kept for the backward pass.
+        held: bytes there from the first step to the last: weights, optimizer state, gradients.
         always_recompute: asked for, whether memory needs it or not.
     """
 
     network: Network
     kept: Kept | None = None
     bytes: float = math.inf
+    held: int = 0
     always_recompute: bool = False
 
     @classmethod
@@ -108,8 +109,8 @@ class Budget:
         kept = Kept.measured(network)
         busy = kept.of(Work.of(example(BUSY // 2, BUSY // 4), network.sharing))
         held = mx.get_active_memory() + COPIES * sum(v.nbytes for v in trainable(network.model).values())
-        rest = (limit or usable) - held - HEAD - busy / len(network.model.layers)
-        return cls(network, kept, rest if limit else min(busy, rest), grad_checkpoint)
+        rest = (limit or usable) - held - _head(network) - busy / len(network.model.layers)
+        return cls(network, kept, rest if limit else min(busy, rest), held, grad_checkpoint)
 
     def fits(self, batch: MicroBatch) -> bool:
         """Whether these pairs may go together."""
@@ -125,8 +126,26 @@ class Budget:
         blocks = len(self.network.model.layers)
         if self.always_recompute or self.kept is None:
             return blocks
-        work = Work.of(batch, self.network.sharing)
-        whole, least = self.kept.of(work), work.slots * self.kept.slot_recomputed
+        whole, least = self._kept(batch)
         if whole <= self.bytes:
             return 0
         return min(blocks, math.ceil(blocks * (whole - self.bytes) / max(1.0, whole - least)))
+
+    def peak(self, batch: MicroBatch) -> float:
+        """An estimate of the most memory that is taken for a micro-batch, in bytes."""
+        (whole, least), blocks = self._kept(batch), len(self.network.model.layers)
+        recomputed = self.recomputed(batch)
+        kept = whole + (least - whole) * recomputed / blocks
+        one_block = 2 * whole / blocks if recomputed == blocks else 0  # what it keeps, and the gradient of that
+        return self.held + kept + max(_head(self.network), one_block)
+
+    def _kept(self, batch: MicroBatch) -> tuple[float, float]:
+        """Bytes that a micro-batch keeps where nothing, and where all is computed again."""
+        assert self.kept is not None
+        work = Work.of(batch, self.network.sharing)
+        return self.kept.of(work), work.slots * self.kept.slot_recomputed
+
+
+def _head(network: Network) -> int:
+    """Bytes of a chunk's logits, probabilities and slopes."""
+    return 3 * min(CHUNK_BYTES, 4 * network.vocabulary * BUSY)
