@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.model.network import Network
 
-CHUNK = 4 << 20  # 32-bit words read at a time
+CHUNK = 1 << 20  # bytes read at a time
 ODD = 0x1E3779B97F4A7C15  # any large odd number
 
 
@@ -46,12 +46,11 @@ def _without_silent_adapters(model: nn.Module) -> dict[str, mx.array]:
 
 def _checksum(tensor: mx.array) -> int:
     """Of the bytes and their places, modulo 2**64."""
-    data = tensor.reshape(-1).view(mx.uint8)
-    words = mx.pad(data, (0, -data.size % 4)).view(mx.uint32)
-    total = 0
-    for start in range(0, words.size, CHUNK):
-        part = words[start : start + CHUNK].astype(mx.uint64) + 1
-        places = mx.arange(1, part.size + 1).astype(mx.uint64) * mx.array(ODD, mx.uint64)
-        summed: Any = (part * (places | mx.array(1, mx.uint64))).sum().item()
+    data, total = tensor.reshape(-1).view(mx.uint8), 0
+    for start in range(0, data.size, CHUNK):
+        part = data[start : start + CHUNK]
+        words = mx.pad(part, (0, -part.size % 4)).view(mx.uint32).astype(mx.uint64)
+        places = mx.arange(1, words.size + 1).astype(mx.uint64) * mx.array(ODD, mx.uint64)
+        summed: Any = ((words + 1) * (places | mx.array(1, mx.uint64))).sum().item()
         total = (31 * total + summed) % 2**64
     return total
