@@ -7,12 +7,14 @@ unless a memory limit allows it: the blocks beyond are computed again in the bac
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlx_dpo.data.batches import MicroBatch, collate_forked
+from mlx_dpo.model.attention import QUERIES
 from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.network import Network, Sharing
 from mlx_dpo.model.token_logps import CHUNK_BYTES
@@ -42,14 +44,19 @@ class Work:
         if sharing is Sharing.NONE:
             lengths = [len(prompt) + len(completion) - 1 for prompt, completion in batch.sequences]
             slots = len(lengths) * max(lengths)
-            return cls(slots, sum(lengths), slots * max(lengths) // 2)
+            return cls(slots, sum(lengths), slots * _keys(max(lengths)))
         forked = collate_forked(batch.sequences)
         prompt = forked.prompts.shape[1]
-        scores = forked.prompts.size * prompt // (1 if forked.padding.any() else 2)
+        scores = forked.prompts.size * (prompt if forked.padding.any() else _keys(prompt))
         scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in forked.completions)
         prompts = {prompt for prompt, _ in batch.sequences}
         needed = sum(len(prompt) - 1 for prompt in prompts) + sum(len(completion) for _, completion in batch.sequences)
         return cls(forked.slots, needed, scores)
+
+
+def _keys(length: int) -> int:
+    """Keys that a query meets on average under a causal mask, which is trimmed by blocks."""
+    return min(length, (length + QUERIES) // 2)
 
 
 def example(prompt: int, completion: int) -> MicroBatch:
@@ -74,7 +81,9 @@ class Kept:
     @classmethod
     def measured(cls, network: Network) -> Kept:
         """From two pairs of unlike length. Takes as long as a forward pass of some hundred tokens."""
-        short, long = example(9, 8), example(129, 32)
+        short, long = example(33, 16), example(257, 32)
+        network.kept(short)  # what a model makes when it is first called is made
+        gc.collect()  # nor is anything let go of between two readings
         a, b = Work.of(short, network.sharing), Work.of(long, network.sharing)
         kept_short, kept_long = network.kept(short), network.kept(long)
         score = max(0.0, (kept_long - kept_short * b.slots / a.slots) / (b.scores - a.scores * b.slots / a.slots))
