@@ -16,7 +16,7 @@ from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
 from mlx_dpo.model.policy import Policy, make_policy
-from mlx_dpo.objectives import Loss, objective
+from mlx_dpo.objectives import KNOBS, Loss
 from mlx_dpo.training.checkpoint import RunFolder, read_exact_state
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
 from mlx_dpo.training.loop import Trainer
@@ -69,6 +69,7 @@ def _prepare(
 ) -> Trainer:
     """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
     loss = make_loss(config)
+    config = with_loss(config, loss)
     folder = RunFolder(config.adapter_path)
     checkpoint = folder.require_latest() if resume else None
     exact = None if checkpoint is None else read_exact_state(checkpoint)
@@ -101,7 +102,19 @@ def _prepare(
 
 def make_loss(config: TrainConfig) -> Loss:
     """The objective of a config, with its knobs. Raises `UserError`."""
-    return Loss(objective(config.loss), config.beta, config.label_smoothing)
+    return Loss.parse(config.loss, {name: getattr(config, name) for name in KNOBS})
+
+
+def with_loss(config: TrainConfig, loss: Loss) -> TrainConfig:
+    """The config with the loss's knobs as they were resolved, and no reference where the loss has none.
+
+    Raises `UserError` where such a loss is given a reference.
+    """
+    if not loss.reference and config.reference not in ("none", TrainConfig().reference):
+        hint = "Leave --reference out; `mlx-dpo losses` tells which losses have one."
+        raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)
+    knobs = {name: loss.knobs[name] for name in KNOBS if name in loss.knobs}
+    return config.replace(**knobs, **({} if loss.reference else {"reference": "none"}))
 
 
 def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
