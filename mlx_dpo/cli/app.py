@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mlx_dpo.cli import compare, data, demo, evaluate, fuse, train
+from mlx_dpo.cli import compare, data, demo, evaluate, fuse, losses, train
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -17,5 +17,6 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
 app.command()(fuse.fuse)
+app.command()(losses.losses)
 app.add_typer(data.app, name="data")
 app.command()(demo.demo)

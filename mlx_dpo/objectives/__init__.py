@@ -5,6 +5,6 @@ from __future__ import annotations
 from mlx_dpo.objectives.loss import Loss
 from mlx_dpo.objectives.objective import Objective, Rewards, objective
 from mlx_dpo.objectives.pairs import PairLogps
-from mlx_dpo.objectives.registry import ALIASES, KNOBS, OBJECTIVES
+from mlx_dpo.objectives.registry import ALIASES, KNOBS, OBJECTIVES, find
 
-__all__ = ["ALIASES", "KNOBS", "OBJECTIVES", "Loss", "Objective", "PairLogps", "Rewards", "objective"]
+__all__ = ["ALIASES", "KNOBS", "OBJECTIVES", "Loss", "Objective", "PairLogps", "Rewards", "find", "objective"]

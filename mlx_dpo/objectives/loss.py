@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.objectives.custom import load_objective
 from mlx_dpo.objectives.divergence import scores
 from mlx_dpo.objectives.objective import DIVERGENCE, Objective, Rewards
 from mlx_dpo.objectives.pairs import PairLogps
@@ -101,7 +100,7 @@ def _term(part: str) -> tuple[float, Objective]:
     if not math.isfinite(weight) or weight == 0:
         hint = "As in --loss sigmoid=0.8,bco_pair=0.2,sft=1."
         raise UserError(f"the weight of {name!r} is {number!r}, not a number other than 0", field="loss", hint=hint)
-    return weight, load_objective(name) if ".py:" in name else find(name)
+    return weight, find(name)
 
 
 def _refuse_unused(text: str, terms: Sequence[Objective], given: Mapping[str, Any]) -> None:

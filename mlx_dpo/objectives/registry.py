@@ -6,6 +6,7 @@ import difflib
 
 from mlx_dpo.errors import UserError
 from mlx_dpo.objectives import likelihood, paired, sides
+from mlx_dpo.objectives.custom import load_objective
 from mlx_dpo.objectives.objective import Objective
 
 OBJECTIVES: dict[str, Objective] = {
@@ -40,7 +41,9 @@ ALIASES = {"dpo": "sigmoid"}
 
 
 def find(name: str) -> Objective:
-    """The objective of that name. Raises `UserError` naming the nearest one."""
+    """The objective of that name, or `path/to/file.py:name`. Raises `UserError` naming the nearest one."""
+    if ".py:" in name:
+        return load_objective(name)
     known = [*OBJECTIVES, *ALIASES]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
