@@ -84,6 +84,9 @@ class TrainConfig:
     f_alpha_divergence_coef: float | None = knob(
         None, "Objective", "Of alpha_divergence: 1 is the reverse KL, 0 the forward KL. Default: 0.5.", low=0, high=1
     )
+    rpo_alpha: float = knob(
+        0.0, "Objective", "Add this much of the chosen answers' negative log-likelihood: the same as ,sft=ALPHA.", low=0
+    )
     discopop_tau: float | None = knob(
         None, "Objective", "discopop: temperature of its mixture. Default: 0.05.", low=1e-3, high=1
     )

@@ -66,8 +66,7 @@ def facts(one: Objective) -> dict[str, Any]:
 
 def needs(one: Objective) -> str:
     """What an objective has to be given, in words."""
-    reference = "pairs, reference" if one.reference else "pairs"
-    return f"{reference}, whole batch" if one.whole_batch else reference
+    return ", ".join(["pairs", *["reference"] * one.reference, *["whole batch"] * one.whole_batch])
 
 
 def _knobs(one: Objective, names: list[str]) -> str:

@@ -20,7 +20,8 @@ def chosen_nll(pairs: PairLogps) -> mx.array:
     formula="-log pi(y_w) / mean |y_w| of the batch: the mean over all chosen tokens",
     paper="2203.02155 Ouyang et al.",
     when="Before DPO, on the chosen answers; or added to another loss to keep them likely. "
-    "The reference is for its rewards only: --reference none spares it",
+    "Alone, it has the reference run for its rewards only: --reference none spares it",
+    reference=False,
     any_divergence=True,
 )
 def sft(pairs: PairLogps) -> mx.array:

@@ -56,8 +56,13 @@ class Loss:
 
     @property
     def reference(self) -> bool:
-        """Whether the reference's log-probs are asked for."""
-        return any(objective.reference for _, objective in self.terms)
+        """Whether the reference's log-probs are asked for, by the losses or the rewards."""
+        return self._rewards is Rewards.LOGRATIO
+
+    @property
+    def _rewards(self) -> Rewards:
+        objectives = [objective for _, objective in self.terms]
+        return Rewards.LOGRATIO if any(one.reference for one in objectives) else objectives[0].rewards
 
     def __call__(self, pairs: PairLogps) -> mx.array:
         """Losses, [pairs]. Each objective's are in an order of its own; it is their mean that counts."""
@@ -82,13 +87,12 @@ class Loss:
 
     def rewards(self, logps: np.ndarray, reference: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Implicit rewards of completions, as TRL logs them for this loss; all arrays are [completions], float64."""
-        kind = Rewards.LOGRATIO if self.reference else self.terms[0][1].rewards
         log_rewards = {
             Rewards.LOGRATIO: logps - reference,
             Rewards.LOGP: logps,
             Rewards.MEAN_LOGP: logps / tokens,
         }
-        return self.knobs["beta"] * log_rewards[kind]
+        return self.knobs["beta"] * log_rewards[self._rewards]
 
 
 def _term(part: str) -> tuple[float, Objective]:

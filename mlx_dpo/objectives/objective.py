@@ -33,7 +33,7 @@ class Objective:
         formula: in text; r is a log-ratio log pi - log pi_ref, w the chosen answer, l the rejected one.
         paper: arXiv number and authors.
         when: when to use it.
-        reference: whether the reference's log-probs are asked for.
+        reference: whether its losses are made of the reference's log-probs; its rewards can be, without that.
         whole_batch: whether a pair's loss depends on the other pairs of its optimizer batch.
         above_zero: knobs that can't be 0 here, where they can elsewhere.
         any_divergence: whether it stays right where `PairLogps.score` is another f-divergence's.

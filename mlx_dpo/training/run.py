@@ -102,7 +102,8 @@ def _prepare(
 
 def make_loss(config: TrainConfig) -> Loss:
     """The objective of a config, with its knobs. Raises `UserError`."""
-    return Loss.parse(config.loss, {name: getattr(config, name) for name in KNOBS})
+    likelihood = f",sft={config.rpo_alpha}" if config.rpo_alpha else ""
+    return Loss.parse(config.loss + likelihood, {name: getattr(config, name) for name in KNOBS})
 
 
 def with_loss(config: TrainConfig, loss: Loss) -> TrainConfig:

@@ -85,9 +85,17 @@ def test_no_reference_for_a_loss_without_one() -> None:
         assert with_loss(given, make_loss(given)).reference == "none"
         with pytest.raises(UserError, match="no reference"):
             with_loss(given.replace(reference="base"), make_loss(given))
-    for name in ("sft", "sigmoid", "simpo,sigmoid"):
+    for name in ("simpo,sft", "orpo,cpo"):
+        assert not make_loss(config(loss=name)).reference
+    for name in ("sft", "sigmoid", "simpo,sigmoid", "sft,aot"):
         given = config(loss=name)
         assert with_loss(given, make_loss(given)).reference == "initial"
+
+
+def test_rpo_alpha_is_a_term_of_sft() -> None:
+    assert make_loss(config(loss="hinge", rpo_alpha=0.3)) == make_loss(config(loss="hinge,sft=0.3"))
+    with pytest.raises(UserError, match="twice"):
+        make_loss(config(loss="sft", rpo_alpha=0.3))
 
 
 def test_rewards() -> None:

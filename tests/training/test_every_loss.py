@@ -37,7 +37,7 @@ def config(run: Path, **knobs: Any) -> TrainConfig:
         "max_grad_norm": 0,
         "steps_per_report": 1,
     }
-    if knobs.get("loss") in OBJECTIVES and not OBJECTIVES[knobs["loss"]].reference:
+    if knobs.get("loss") in ("simpo", "cpo", "orpo"):
         del settings["reference"]
     return TrainConfig.from_mapping(settings | knobs)
 
