@@ -162,7 +162,7 @@ FINITE = [
 @pytest.mark.parametrize(("name", "divergence"), FINITE)
 def test_always_finite(name: str, divergence: str, beta: float) -> None:
     loss = loss_of(name, {"beta": beta, "f_divergence_type": divergence})
-    for case in (corner_case(), equal_case(), certain_case()):
+    for case in (corner_case(), equal_case(), certain_case(), lost_case()):
         losses, slopes = loss.with_slopes(seen(case))
         assert np.isfinite(np.array(losses)).all() and np.isfinite(slopes).all()
 
@@ -171,6 +171,12 @@ def certain_case() -> Case:
     """Completions of one token with a probability of exactly 1."""
     zero, one = np.zeros(2), np.ones(2)
     return Case(zero, zero, zero, np.array([-80.0, 0.0]), one, one)
+
+
+def lost_case() -> Case:
+    """Log-ratios of a policy that has left its reference, whose exponentials float32 has not."""
+    ref, length = np.array([-400.0, -400.0, -5.0, -5.0]), np.array([1.0, 200.0, 1.0, 1.0])
+    return Case(ref + np.array([395.0, 395, -900, 0]), ref + np.array([-300.0, 399, 4, -900]), ref, ref, length, length)
 
 
 def test_a_sum_is_the_sum() -> None:
