@@ -78,11 +78,14 @@ def _print_all(objectives: list[Objective]) -> None:
 
     table = Table(title="Losses: mlx-dpo train --loss NAME", title_justify="left", title_style="bold", expand=True)
     table.add_column("name", no_wrap=True)
-    for column, share in (("needs", 2), ("knobs and defaults", 4), ("when to use it", 6), ("paper", 4)):
-        table.add_column(column, ratio=share)
+    table.add_column("needs", width=10)
+    table.add_column("knobs, defaults", width=19)
+    table.add_column("when to use it", ratio=1)
+    table.add_column("arXiv", no_wrap=True)
     for one in objectives:
+        names = "\n".join([one.name, *facts(one)["aliases"]])
         own = list({"beta": None, **one.arguments})
-        table.add_row("\n".join([one.name, *facts(one)["aliases"]]), needs(one), _knobs(one, own), one.when, one.paper)
+        table.add_row(names, needs(one), _knobs(one, own), one.when, one.paper.split()[0])
     results.print(table)
     diverging = ", ".join(one.name for one in objectives if one.any_divergence)
     results.print(f"--f-divergence-type goes with {diverging}.", markup=False)
