@@ -19,6 +19,7 @@ FineTuneType = Literal["lora", "dora", "full"]
 Overlong = Literal["truncate", "drop", "error"]
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["constant", "linear", "cosine"]
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 
 def knob(default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -58,12 +59,54 @@ class TrainConfig:
     )
     raw: bool = knob(False, "Data", "Take string rows as they are, without the chat template.")
 
-    loss: str = knob("sigmoid", "Objective", "The objective: sigmoid is DPO.")
-    beta: float = knob(
-        0.1, "Objective", "How closely to stay with the reference: lower moves further (0.01 to 0.5).", low=1e-6
+    loss: str = knob(
+        "sigmoid",
+        "Objective",
+        "sigmoid is DPO; `mlx-dpo losses` lists all. A sum: sigmoid=0.8,bco_pair=0.2,sft=1. Your own: FILE.py:NAME.",
     )
-    label_smoothing: float = knob(
-        0.0, "Objective", "Assumed share of flipped pairs (conservative DPO), below 0.5.", low=0, high=0.4999
+    # None below: the loss's own default, which stands in its function's signature; `mlx-dpo losses` prints it.
+    beta: float | None = knob(
+        None,
+        "Objective",
+        "How closely to stay with the reference: lower moves further (0.01 to 0.5). Default: 0.1 (simpo: 2).",
+        low=1e-6,
+    )
+    label_smoothing: float | None = knob(
+        None,
+        "Objective",
+        "Assumed share of flipped pairs, below 0.5; with sigmoid: conservative DPO. Default: 0 (exo_pair: 0.001).",
+        low=0,
+        high=0.4999,
+    )
+    f_divergence_type: Divergence | None = knob(
+        None, "Objective", "What keeps the policy close to the reference. Default: reverse_kl, which is DPO's."
+    )
+    f_alpha_divergence_coef: float | None = knob(
+        None, "Objective", "Of alpha_divergence: 1 is the reverse KL, 0 the forward KL. Default: 0.5.", low=0, high=1
+    )
+    rpo_alpha: float = knob(
+        0.0, "Objective", "Add this much of the chosen answers' negative log-likelihood: the same as ,sft=ALPHA.", low=0
+    )
+    discopop_tau: float | None = knob(
+        None, "Objective", "discopop: temperature of its mixture. Default: 0.05.", low=1e-3, high=1
+    )
+    dpop_lambda: float | None = knob(
+        None, "Objective", "dpop: weight of the penalty on chosen answers grown less likely. Default: 50.", low=0
+    )
+    rdpo_alpha: float | None = knob(
+        None, "Objective", "rdpo: reward a token of length is assumed to earn by itself. Default: 0.01.", low=0
+    )
+    beta_dpo_alpha: float | None = knob(
+        None, "Objective", "beta_dpo: how much beta follows the batch's margin. Default: 0.6.", low=0
+    )
+    beta_dpo_margin: float | None = knob(
+        None, "Objective", "beta_dpo: mean reward margin of a batch at which beta stays as given. Default: 0."
+    )
+    simpo_gamma: float | None = knob(
+        None, "Objective", "simpo: margin to reach, in rewards (a quarter to half of beta). Default: 0.5.", low=0
+    )
+    cpo_alpha: float | None = knob(
+        None, "Objective", "cpo: weight of the likelihood of the chosen answers. Default: 1.", low=0
     )
     reference: str = knob(
         "initial", "Objective", "initial: the starting policy. base: without adapter. none. Or a model folder."

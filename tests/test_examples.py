@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from mlx_dpo import train
 from mlx_dpo.config import TrainConfig, read_yaml
+from tests.conftest import CHECKPOINT, PAIRS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -15,6 +20,15 @@ def test_library(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, EXAMPLES / "library.py", tmp_path], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "step 15" in ran.stdout and "held-out reward accuracy" in ran.stdout
+
+
+def test_a_loss_of_your_own_is_as_the_readme_has_it(tmp_path: Path) -> None:
+    file = EXAMPLES / "focal.py"
+    assert f"```python\n{file.read_text()}```" in (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    knobs = {"data": str(PAIRS), "valid_data": str(PAIRS), "adapter_path": str(tmp_path), "learning_rate": 1e-3}
+    result = train(TrainConfig(model=str(CHECKPOINT), loss=f"{file}:focal", beta=0.5, iters=5, **knobs))
+    assert result.before["loss"] == pytest.approx(math.log(2) / 4, rel=1e-6)
+    assert result.after["loss"] < 0.1 and result.after["rewards/accuracies"] > 0.7
 
 
 def test_config() -> None:

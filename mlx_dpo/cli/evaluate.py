@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +12,11 @@ from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import TrainConfig
 
+OBJECTIVE = [field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "Objective"]
 KNOBS = (
     "model",
     "data",
-    "reference",
-    "loss",
-    "beta",
-    "label_smoothing",
+    *OBJECTIVE,
     "batch_size",
     "max_length",
     "overlong",
@@ -40,6 +39,7 @@ def evaluate(
 
     Rewards are beta times the log-ratio of policy and reference, summed over the completion; an accuracy is the share
     of pairs whose chosen completion has the higher one. With --reference none they are of the log-probs themselves.
+    `mlx-dpo losses NAME` tells of each loss what its rewards are.
 
     [bold]Examples[/]
 
@@ -47,7 +47,7 @@ def evaluate(
 
       mlx-dpo evaluate --model ./fused --reference ./Qwen3-4B-4bit --data valid.jsonl --json
     """
-    config = TrainConfig.from_mapping({"reference": "base", **flags})
+    config = TrainConfig.from_mapping(flags)
     from mlx_dpo.training.evaluate import evaluate as run
 
     with notes.status("Loading") as status:

@@ -21,7 +21,7 @@ from mlx_dpo.model.reference import no_reference, same_network
 from mlx_dpo.training.evaluation import evaluate_pairs
 from mlx_dpo.training.pair_sets import PairSet, Rows, pairs_in_memory
 from mlx_dpo.training.references import score_by_other_model
-from mlx_dpo.training.run import make_loss
+from mlx_dpo.training.run import make_loss, with_loss
 
 
 def evaluate(
@@ -47,6 +47,7 @@ def evaluate(
         UserError: something given is wrong.
     """
     loss = make_loss(config)
+    config = with_loss(config, loss)
     tokenizer = tokenizer or load_tokenizer(config.model)
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
     source = pairs_in_memory(rows, "rows") if rows is not None else _open(config.data)

@@ -19,13 +19,14 @@ from mlx_dpo.data.batches import Epochs, MicroBatch
 from mlx_dpo.errors import Interrupted, UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.loading import trainable
+from mlx_dpo.model.network import Trace
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.random_state import random_state
 from mlx_dpo.objectives import Loss
 from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder
-from mlx_dpo.training.evaluation import batches_of, evaluate_pairs, logratios
+from mlx_dpo.training.evaluation import Scored, batches_of, evaluate_pairs, mean_chosen_tokens
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.metrics import mean_metrics, pair_metrics
+from mlx_dpo.training.metrics import mean_metrics
 from mlx_dpo.training.optimizer import learning_rate, make_optimizer
 from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSets
 
@@ -132,22 +133,34 @@ class Trainer:
         self.listener.step(self.progress.step, metrics)
 
     def _accumulate(self, indices: np.ndarray, micros: list[MicroBatch]) -> tuple[Any, list[np.ndarray]]:
-        """The gradient of the optimizer batch's mean loss, and its pair metrics, a micro-batch at a time."""
+        """The gradient of the optimizer batch's mean loss, and its pair metrics, a micro-batch at a time.
+
+        Where a pair's loss hangs on the other pairs', all log-probs come first, and a micro-batch is run once more for
+        its gradient: with the same dropout, since the random state goes back to where it was.
+        """
         gradients, rows = None, []
-        for micro in micros:
-            reference = self.train_set.reference.of(indices[list(micro.pairs)], micro)
-            trace = self.policy.network.trace(micro, self.budget.recomputed(micro))
-            losses, weights = self._loss_and_weights(logratios(trace.logps.sums, reference))
-            part = trace.gradient(weights / len(indices))
-            gradients = part if gradients is None else tree_map(mx.add, gradients, part)
-            mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
-            rows.append(pair_metrics(losses, trace.logps.sums, reference, self.loss.beta))
+        tokens = mean_chosen_tokens(micros)
+        for together in [micros] if self.loss.whole_batch else [[micro] for micro in micros]:
+            references = [self.train_set.reference.of(indices[list(micro.pairs)], micro) for micro in together]
+            trace = self._trace(together[0]) if len(together) == 1 else None
+            logps = [trace.logps.sums] if trace else self._logps_before_trace(together)
+            batch = Scored.of(together, logps, references, tokens)
+            losses, slopes = self.loss.with_slopes(batch.seen)
+            rows.append(batch.metrics(losses, self.loss))
+            for micro, weights in zip(together, _by_micro_batch(slopes, together), strict=True):
+                part = (trace or self._trace(micro)).gradient(weights / len(indices))
+                gradients = part if gradients is None else tree_map(mx.add, gradients, part)
+                mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
         return gradients, rows
 
-    def _loss_and_weights(self, ratios: mx.array) -> tuple[mx.array, np.ndarray]:
-        """Losses, [pairs], and the gradient of their sum with respect to the log-ratios, [2 * pairs]."""
-        losses, (weights,) = mx.vjp(self.loss.of_pairs, [ratios], [mx.ones(len(ratios) // 2)])
-        return losses[0], np.array(weights)
+    def _trace(self, micro: MicroBatch) -> Trace:
+        return self.policy.network.trace(micro, self.budget.recomputed(micro))
+
+    def _logps_before_trace(self, micros: list[MicroBatch]) -> list[np.ndarray]:
+        state = random_state()
+        logps = [self.policy.network.logps(micro).sums for micro in micros]
+        mx.random.seed(state)
+        return logps
 
     def _update(self, gradients: Any, rate: float) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
@@ -225,3 +238,9 @@ class Trainer:
             self._saved_at = step
             self.listener.saved(step, path)
         return self.folder.require_latest()
+
+
+def _by_micro_batch(slopes: np.ndarray, micros: list[MicroBatch]) -> list[np.ndarray]:
+    """Of each micro-batch, [2 * its pairs], from [2 * pairs] of all of them in turn; chosen then rejected."""
+    ends = np.cumsum([len(micro.pairs) for micro in micros])[:-1]
+    return [part.reshape(-1) for part in np.split(slopes.reshape(2, -1), ends, axis=1)]

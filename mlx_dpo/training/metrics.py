@@ -20,23 +20,21 @@ PAIR_METRICS = (
 )
 
 
-def pair_metrics(losses: mx.array, logps: np.ndarray, reference: np.ndarray, beta: float) -> np.ndarray:
+def pair_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray) -> np.ndarray:
     """One row a pair, the columns being `PAIR_METRICS`.
 
-    Rewards are beta * (log pi - log pi_ref) (Rafailov et al. 2023, section 5); an accuracy is 1 where the chosen
-    completion has the higher reward (or log-prob) and 0 elsewhere, ties included, as in TRL.
+    An accuracy is 1 where the chosen completion has the higher reward (or log-prob) and 0 elsewhere, ties included, as
+    in TRL.
 
     Args:
         losses: [pairs].
-        logps, reference: [2 * pairs], chosen then rejected, nats.
-        beta: the objective's.
+        logps, rewards: [2 * pairs], chosen then rejected; `Loss.rewards` says what rewards are.
 
     Returns:
         [pairs, len(PAIR_METRICS)], float64.
     """
-    (chosen, rejected), (chosen_reward, rejected_reward) = (
-        values.reshape(2, -1) for values in (logps.astype(np.float64), beta * (logps.astype(np.float64) - reference))
-    )
+    chosen, rejected = np.split(logps.astype(np.float64), 2)
+    chosen_reward, rejected_reward = np.split(rewards.astype(np.float64), 2)
     columns = {
         "loss": np.array(losses),
         "rewards/chosen": chosen_reward,

@@ -19,7 +19,7 @@ from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_mem
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
 from mlx_dpo.model.network import Sharing
 from mlx_dpo.model.policy import Policy, make_policy
-from mlx_dpo.objectives import Loss, objective
+from mlx_dpo.objectives import KNOBS, Loss
 from mlx_dpo.training.checkpoint import RunFolder, read_exact_state
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
 from mlx_dpo.training.loop import Trainer
@@ -87,7 +87,6 @@ def _prepare(
     stop: threading.Event,
 ) -> Trainer:
     """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
-    make_loss(config)  # a bad knob is said before anything is loaded
     folder = RunFolder(config.adapter_path)
     checkpoint = folder.require_latest() if resume else None
     exact = None if checkpoint is None else read_exact_state(checkpoint)
@@ -118,6 +117,7 @@ def set_up(
         references: tables of reference log-probs known already, by pair set.
     """
     loss = make_loss(config)
+    config = with_loss(config, loss)
     if (model is None) != (tokenizer is None):
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = tokenizer or load_tokenizer(config.model)
@@ -136,7 +136,20 @@ def set_up(
 
 def make_loss(config: TrainConfig) -> Loss:
     """The objective of a config, with its knobs. Raises `UserError`."""
-    return Loss(objective(config.loss), config.beta, config.label_smoothing)
+    likelihood = f",sft={config.rpo_alpha}" if config.rpo_alpha else ""
+    return Loss.parse(config.loss + likelihood, {name: getattr(config, name) for name in KNOBS})
+
+
+def with_loss(config: TrainConfig, loss: Loss) -> TrainConfig:
+    """The config with the loss's knobs as they were resolved, and no reference where the loss has none.
+
+    Raises `UserError` where such a loss is given a reference.
+    """
+    if not loss.reference and config.reference not in ("none", TrainConfig().reference):
+        hint = "Leave --reference out; `mlx-dpo losses` tells which losses have one."
+        raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)
+    knobs = {name: loss.knobs[name] for name in KNOBS if name in loss.knobs}
+    return config.replace(**knobs, **({} if loss.reference else {"reference": "none"}))
 
 
 def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:

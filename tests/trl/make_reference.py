@@ -1,4 +1,4 @@
-"""Makes the numbers that mlx-dpo's DPO is held to: what TRL's DPOTrainer does with the same model, adapter and pairs.
+"""Makes the numbers that mlx-dpo's losses are held to: what TRL's trainers do with the same model, adapter and pairs.
 
 Run once and committed with what it wrote; torch and TRL are not dependencies of the project. To make it all again
 (Python 3.11, CPU build of torch; `trl==1.16.0 peft==0.21.2 transformers==5.23.0 datasets==5.2.0 accelerate==1.15.0`):
@@ -12,11 +12,14 @@ It writes, beside itself and all from one seed:
 
     checkpoint/                 a tiny random float32 Qwen3 with a byte-level BPE tokenizer and a ChatML template
     pairs.jsonl                 eight conversational preference pairs
+    raw_pairs.jsonl             last prompt turns and answers of the same, as bare texts
     adapter/                    a LoRA adapter in mlx-lm's format, with non-zero B
     reference.json              versions, settings, token ids, and every step of every run in RUNS
     final_adapters.safetensors  the adapter after the run "sigmoid", under mlx-lm's names
 
-Three things about TRL 1.16 that shape this file:
+DPOTrainer makes most runs; CPOTrainer (`cpo`, `simpo`) and ORPOTrainer, which take no reference, the last ones.
+
+Things about TRL 1.16 that shape this file:
 
 - The reference policy is the base model for an adapter that TRL makes itself (`peft_config`), and a frozen copy of the
   initial adapter for a model that already is a PeftModel. `Run.reference` chooses: "base" lets TRL make the adapter and
@@ -24,6 +27,9 @@ Three things about TRL 1.16 that shape this file:
 - `label_smoothing` is ignored by the loss "sigmoid"; only robust, exo_pair, aot and aot_unpaired read it. Conservative
   DPO, (1 - e) L(d) + e L(-d), is the mix 2 (1 - e) sigmoid - (1 - 2e) robust, which is how "label_smoothing" makes it.
 - The Trainer shuffles unless told otherwise; with "sequential" sampling, per-pair numbers are in the file's order.
+- CPOTrainer and ORPOTrainer tokenize in a way of their own: the end-of-text token stands behind the newline that the
+  template puts there. They get the same pairs as bare texts (raw_pairs.jsonl), where all agree.
+- ORPOTrainer's likelihood term is over the prompt, too, so its loss without that term is kept, and for one step.
 """
 
 import json
@@ -40,10 +46,12 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trl import DPOConfig, DPOTrainer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 HERE = Path(__file__).parent
 SEED = 20
-STEPS = 12
+STEPS, FEW_STEPS = 12, 3
 RANK, SCALE = 4, 2.0
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
 CHAT_TEMPLATE = (
@@ -117,6 +125,56 @@ RUNS = {
 }
 
 
+def few_steps(*loss_types: str, **options: Any) -> Run:
+    return Run(options={"loss_type": list(loss_types), "max_steps": FEW_STEPS, **options})
+
+
+RUNS |= {
+    "robust_3": few_steps("robust", label_smoothing=0.3, beta=0.5),
+    "hinge": few_steps("hinge"),
+    "ipo": few_steps("ipo"),
+    "ipo_beta": few_steps("ipo", beta=2.0),
+    "exo_pair": few_steps("exo_pair", label_smoothing=1e-3),
+    "exo_pair_smooth": few_steps("exo_pair", label_smoothing=0.2, beta=0.5),
+    "nca_pair": few_steps("nca_pair"),
+    "bco_pair": few_steps("bco_pair", beta=0.3),
+    "sppo_hard": few_steps("sppo_hard"),
+    "aot": few_steps("aot"),
+    "aot_smooth": few_steps("aot", label_smoothing=0.2, beta=0.5),
+    "aot_unpaired": few_steps("aot_unpaired"),
+    "aot_unpaired_smooth": few_steps("aot_unpaired", label_smoothing=0.2, beta=0.5),
+    "apo_zero": few_steps("apo_zero"),
+    "apo_down": few_steps("apo_down", beta=0.3),
+    "discopop": few_steps("discopop"),
+    "discopop_tau": few_steps("discopop", discopop_tau=0.5, beta=0.5),
+    "sft": few_steps("sft"),
+    "sigmoid_norm": few_steps("sigmoid_norm", beta=5.0),
+    "mpo": few_steps("sigmoid", "bco_pair", "sft", loss_weights=[0.8, 0.2, 1.0]),
+    "sum": few_steps("aot", "ipo", "apo_zero", loss_weights=[1.0, 0.01, 0.5]),
+    "forward_kl": few_steps("sigmoid", f_divergence_type="forward_kl"),
+    "js": few_steps("sigmoid_norm", f_divergence_type="js_divergence", beta=5.0),
+    "alpha": few_steps("hinge", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
+    "alpha_half": few_steps("ipo", "sft", f_divergence_type="alpha_divergence"),
+}
+
+# Runs of the trainers without a reference: which, and its options.
+FREE_RUNS: dict[str, tuple[type, dict[str, Any]]] = {
+    "cpo": (CPOConfig, {"loss_type": "sigmoid", "max_steps": FEW_STEPS}),
+    "cpo_options": (
+        CPOConfig,
+        {"loss_type": "sigmoid", "max_steps": FEW_STEPS, "cpo_alpha": 0.3, "label_smoothing": 0.1, "beta": 0.4},
+    ),
+    "simpo": (CPOConfig, {"loss_type": "simpo", "max_steps": FEW_STEPS, "cpo_alpha": 0.0, "beta": 2.0}),
+    "simpo_options": (
+        CPOConfig,
+        {"loss_type": "simpo", "max_steps": FEW_STEPS, "cpo_alpha": 0.0, "beta": 2.5, "simpo_gamma": 1.4}
+        | {"label_smoothing": 0.1},
+    ),
+    "orpo": (ORPOConfig, {"max_steps": 1}),
+    "orpo_beta": (ORPOConfig, {"max_steps": 1, "beta": 0.7}),
+}
+
+
 def chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
     """A prompt: user and assistant take turns, after the system message if there is one."""
     roles = ["user", "assistant"] * len(contents)
@@ -160,6 +218,13 @@ def write_pairs() -> list[dict[str, Any]]:
     rows = [{"prompt": prompt, "chosen": answer(c), "rejected": answer(r)} for prompt, c, r in PAIRS]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (HERE / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    return rows
+
+
+def write_raw_pairs() -> list[dict[str, str]]:
+    rows = [{"prompt": prompt[-1]["content"], "chosen": f" {c}", "rejected": f" {r}"} for prompt, c, r in PAIRS]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (HERE / "raw_pairs.jsonl").write_text("".join(lines), encoding="utf-8")
     return rows
 
 
@@ -285,12 +350,59 @@ def report(run: Run, trainer: Recorder) -> dict[str, Any]:
     return {**asdict(run), "step_1_logps": first, "steps": trainer.steps}
 
 
+class Unrounded:
+    """Keeps every step's numbers unrounded, of a trainer that logs them as it goes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.steps: list[dict[str, float]] = []
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.step_loss = super().compute_loss(*args, **kwargs)
+        return self.step_loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "grad_norm" in logs:
+            metrics = {k: v for k, v in logs.items() if k not in ("loss", "epoch", "learning_rate")}
+            self.steps.append({"loss": self.step_loss.item(), **metrics})
+
+
+class CPORecorder(Unrounded, CPOTrainer):
+    """CPOTrainer, see `Unrounded`."""
+
+
+class ORPORecorder(Unrounded, ORPOTrainer):
+    """ORPOTrainer, see `Unrounded`."""
+
+
+def run_without_reference(
+    config_type: type, options: dict[str, Any], rows: list[dict[str, str]], adapter: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    model = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint", dtype=torch.float32)
+    lora = LoraConfig(
+        r=RANK, lora_alpha=int(RANK * SCALE), lora_dropout=0.0, target_modules=ATTENTION + MLP, task_type="CAUSAL_LM"
+    )
+    shared = {k: v for k, v in SETTINGS.items() if k not in ("loss_type", "label_smoothing", "max_length")}
+    quiet = {"output_dir": "/tmp/trl-reference", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    config = config_type(**shared | {"max_length": 1024} | options, **quiet, logging_steps=1, use_cpu=True)
+    recorder = CPORecorder if config_type is CPOConfig else ORPORecorder
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "checkpoint")
+    trainer = recorder(
+        model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
+    )
+    set_adapter(trainer.model, adapter)
+    trainer.train()
+    columns = trainer.train_dataset.select_columns(["prompt_input_ids", "chosen_input_ids", "rejected_input_ids"])
+    return {"options": options, "steps": trainer.steps, "pairs": columns.to_list()}
+
+
 def main() -> None:
     torch.use_deterministic_algorithms(True)
     rng = np.random.default_rng(SEED)
     for folder in ("checkpoint", "adapter"):
         (HERE / folder).mkdir(exist_ok=True)
-    rows = write_pairs()
+    rows, raw_rows = write_pairs(), write_raw_pairs()
     write_tokenizer(HERE / "checkpoint", rows)
     write_checkpoint(HERE / "checkpoint", rng)
     adapter = write_adapter(HERE / "adapter", rng)
@@ -300,13 +412,16 @@ def main() -> None:
     for name, run in RUNS.items():
         trainer = make_trainer(run, rows, adapter)
         trainer.train()
-        assert len(trainer.steps) == STEPS
+        assert len(trainer.steps) == run.options.get("max_steps", STEPS)
         result["runs"][name] = report(run, trainer)
         if name == "sigmoid":
             columns = trainer.train_dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
             result["pairs"] = columns.to_list()
             final = {key: p.detach().numpy().T.copy() for key, p in peft_adapter(trainer.model).items()}
             save_file(final, HERE / "final_adapters.safetensors", metadata={"format": "mlx"})
+    for name, (config_type, options) in FREE_RUNS.items():
+        result["runs"][name] = run_without_reference(config_type, options, raw_rows, adapter)
+        result["raw_pairs"] = result["runs"][name].pop("pairs")
     (HERE / "reference.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,0 +1,114 @@
+"""mlx-dpo losses"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.config import TrainConfig
+
+if TYPE_CHECKING:
+    from mlx_dpo.objectives import Objective
+
+LEGEND = """r = log pi(y|x) - log pi_ref(y|x), the log-ratio of policy and reference, summed over the answer's tokens;
+w is the chosen answer, l the rejected one; |y| is an answer's length in tokens."""
+
+
+def losses(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One of them, or one of your own: FILE.py:NAME.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what --loss takes, or tell all of one: its formula, what its rewards mean, its knobs.
+
+    [bold]Examples[/]
+
+      mlx-dpo losses
+
+      mlx-dpo losses simpo
+
+      mlx-dpo losses --json
+    """
+    from mlx_dpo.objectives import OBJECTIVES, find
+
+    if name is None:
+        if json:
+            print_json({"losses": [facts(one) for one in OBJECTIVES.values()]})
+        else:
+            _print_all(list(OBJECTIVES.values()))
+    elif json:
+        print_json(facts(find(name)))
+    else:
+        _print_one(find(name))
+
+
+def facts(one: Objective) -> dict[str, Any]:
+    """All there is to know of an objective, as plain values."""
+    from mlx_dpo.objectives import ALIASES
+
+    return {
+        "name": one.name,
+        "aliases": [alias for alias, name in ALIASES.items() if name == one.name],
+        "about": (one.losses.__doc__ or "").strip(),
+        "formula": one.formula,
+        "rewards": one.rewards.value,
+        "reference": one.reference,
+        "whole_batch": one.whole_batch,
+        "knobs": one.knobs,
+        "when": one.when,
+        "paper": one.paper,
+    }
+
+
+def needs(one: Objective) -> str:
+    """What an objective has to be given, in words."""
+    return ", ".join(["pairs", *["reference"] * one.reference, *["whole batch"] * one.whole_batch])
+
+
+def _knobs(one: Objective, names: list[str]) -> str:
+    return ", ".join(f"{name} {one.knobs[name]:g}" for name in names)
+
+
+def _print_all(objectives: list[Objective]) -> None:
+    from rich.table import Table
+
+    table = Table(title="Losses: mlx-dpo train --loss NAME", title_justify="left", title_style="bold", expand=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("needs", width=10)
+    table.add_column("knobs, defaults", width=19)
+    table.add_column("when to use it", ratio=1)
+    table.add_column("arXiv", no_wrap=True)
+    for one in objectives:
+        names = "\n".join([one.name, *facts(one)["aliases"]])
+        own = list({"beta": None, **one.arguments})
+        table.add_row(names, needs(one), _knobs(one, own), one.when, one.paper.split()[0])
+    results.print(table)
+    diverging = ", ".join(one.name for one in objectives if one.any_divergence)
+    results.print(f"--f-divergence-type goes with {diverging}.", markup=False)
+    results.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
+
+
+def _print_one(one: Objective) -> None:
+    from rich.table import Table
+
+    helps = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainConfig)}
+    table = Table.grid(padding=(0, 2))
+    told = facts(one)
+    rows = {
+        one.name: told["about"],
+        "loss": one.formula,
+        "": LEGEND if one.formula else "",
+        "rewards": one.rewards.value,
+        "needs": needs(one),
+        "when": one.when,
+        "paper": f"{one.paper}; https://arxiv.org/abs/{one.paper.split()[0]}" if one.paper else "",
+        **{f"--{name.replace('_', '-')}": f"{value}: {helps.get(name, '')}" for name, value in one.knobs.items()},
+    }
+    for label, text in rows.items():
+        if text:
+            table.add_row(label, " ".join(text.split()))
+    results.print(table, markup=False)

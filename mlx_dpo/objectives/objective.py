@@ -1,0 +1,71 @@
+"""An objective and what there is to know of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import mlx.core as mx
+
+# Of what is not in an objective's own signature: rewards are made with beta, whatever the loss.
+BETA = 0.1
+DIVERGENCE = {"f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5}
+
+
+class Rewards(Enum):
+    """What a loss's rewards are, as TRL logs them; the values are for people."""
+
+    LOGRATIO = "beta * (log pi(y|x) - log pi_ref(y|x)), summed over the answer's tokens"
+    LOGP = "beta * log pi(y|x), summed over the answer's tokens"
+    MEAN_LOGP = "beta * log pi(y|x) / |y|, the mean over the answer's tokens"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A function of pairs, and its facts.
+
+    Attributes:
+        losses: takes `PairLogps` and the objective's knobs by keyword, gives losses, [pairs]. A knob's default is the
+            one in its signature.
+        formula: in text; r is a log-ratio log pi - log pi_ref, w the chosen answer, l the rejected one.
+        paper: arXiv number and authors.
+        when: when to use it.
+        reference: whether its losses are made of the reference's log-probs; its rewards can be, without that.
+        whole_batch: whether a pair's loss depends on the other pairs of its optimizer batch.
+        above_zero: knobs that can't be 0 here, where they can elsewhere.
+        any_divergence: whether it stays right where `PairLogps.score` is another f-divergence's.
+    """
+
+    losses: Callable[..., mx.array]
+    formula: str = ""
+    paper: str = ""
+    when: str = ""
+    rewards: Rewards = Rewards.LOGRATIO
+    reference: bool = True
+    whole_batch: bool = False
+    any_divergence: bool = False
+    above_zero: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As `--loss` takes it."""
+        return self.losses.__name__
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `losses` takes by keyword, with its defaults."""
+        given = inspect.signature(self.losses).parameters.values()
+        return {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """All that can be set of it, with the defaults."""
+        return {"beta": BETA} | self.arguments | (DIVERGENCE if self.any_divergence else {})
+
+
+def objective(**facts: Any) -> Callable[[Callable[..., mx.array]], Objective]:
+    """Make an `Objective` of the function below it; `facts` are its attributes."""
+    return lambda losses: Objective(losses, **facts)

@@ -1,0 +1,142 @@
+"""Every objective once more, in float64 numpy: a pair's loss written from the papers, not from the code under test.
+
+`Case` holds log-probs of the policy and the reference, [pairs]; each function gives the losses, [pairs], in pair order
+or, where the batch is sorted, in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass
+class Case:
+    """chosen (w) and rejected (l): policy's and reference's log-probs, and lengths."""
+
+    w: Array
+    l: Array  # noqa: E741
+    ref_w: Array
+    ref_l: Array
+    n_w: Array
+    n_l: Array
+
+    @property
+    def r_w(self) -> Array:
+        return self.w - self.ref_w
+
+    @property
+    def r_l(self) -> Array:
+        return self.l - self.ref_l
+
+
+def sigma(x: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def nls(x: Array) -> Array:
+    """-log sigmoid(x)."""
+    return np.logaddexp(0, -x)
+
+
+def binary(x: Array, e: float) -> Array:
+    return (1 - e) * nls(x) + e * nls(-x)
+
+
+def nll(c: Case) -> Array:
+    return np.full(len(c.w), -c.w.sum() / c.n_w.sum())
+
+
+def exo(d: Array, e: float) -> Array:
+    p = sigma(d)
+    q = sigma(-d)
+    return p * (-nls(d) - np.log(1 - e)) + q * (-nls(-d) - np.log(e))
+
+
+def discopop(d: Array, tau: float) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        m = sigma(d / tau)
+        product = np.where(m == 0, 0.0, m * np.exp(-d))  # in the limit
+    return nls(d) * (1 - m) + product
+
+
+def aot(c: Case, b: float, e: float) -> Array:
+    return binary(b * (np.sort(c.w - c.l) - np.sort(c.ref_w - c.ref_l)), e)
+
+
+def aot_unpaired(c: Case, b: float, e: float) -> Array:
+    return binary(b * (np.sort(c.r_w) - np.sort(c.r_l)), e)
+
+
+def beta_dpo(c: Case, b: float, a: float, m0: float, frozen: float | None = None) -> Array:
+    """`frozen`: the batch's beta, where a derivative must not see it move."""
+    batch = beta_of_batch(c, b, a, m0) if frozen is None else frozen
+    return nls(batch * (c.r_w - c.r_l))
+
+
+def beta_of_batch(c: Case, b: float, a: float, m0: float) -> float:
+    return max(1e-3, b + b * a * (np.mean(b * (c.r_w - c.r_l)) - m0))
+
+
+def orpo(c: Case, b: float) -> Array:
+    def odds(logp: Array) -> Array:
+        logp = np.minimum(logp, -1e-6)
+        return logp - np.log(-np.expm1(logp))
+
+    return nll(c) + b * nls(odds(c.w / c.n_w) - odds(c.l / c.n_l))
+
+
+LOSSES: dict[str, Callable[..., Array]] = {
+    "sigmoid": lambda c, beta, label_smoothing: binary(beta * (c.r_w - c.r_l), label_smoothing),
+    "robust": lambda c, beta, label_smoothing: (
+        ((1 - label_smoothing) * nls(beta * (c.r_w - c.r_l)) - label_smoothing * nls(beta * (c.r_l - c.r_w)))
+        / (1 - 2 * label_smoothing)
+    ),
+    "hinge": lambda c, beta: np.clip(1 - beta * (c.r_w - c.r_l), 0, None),
+    "ipo": lambda c, beta: (c.r_w / c.n_w - c.r_l / c.n_l - 0.5 / beta) ** 2,
+    "sigmoid_norm": lambda c, beta: nls(beta * (c.r_w / c.n_w - c.r_l / c.n_l)),
+    "exo_pair": lambda c, beta, label_smoothing: exo(beta * (c.r_w - c.r_l), label_smoothing),
+    "discopop": lambda c, beta, discopop_tau: discopop(beta * (c.r_w - c.r_l), discopop_tau),
+    "dpop": lambda c, beta, dpop_lambda: nls(beta * (c.r_w - c.r_l - dpop_lambda * np.clip(-c.r_w, 0, None))),
+    "rdpo": lambda c, beta, rdpo_alpha: nls((beta * c.r_w + rdpo_alpha * c.n_w) - (beta * c.r_l + rdpo_alpha * c.n_l)),
+    "beta_dpo": lambda c, beta, beta_dpo_alpha, beta_dpo_margin, **kw: beta_dpo(
+        c, beta, beta_dpo_alpha, beta_dpo_margin, **kw
+    ),
+    "nca_pair": lambda c, beta: nls(beta * c.r_w) + 0.5 * (nls(-beta * c.r_w) + nls(-beta * c.r_l)),
+    "bco_pair": lambda c, beta: nls(beta * c.r_w) + nls(-beta * c.r_l),
+    "sppo_hard": lambda c, beta: (c.r_w - 1 / (2 * beta)) ** 2 + (c.r_l + 1 / (2 * beta)) ** 2,
+    "cal_dpo": lambda c, beta: nls(c.r_w - c.r_l) + (c.r_w - 1 / (2 * beta)) ** 2 + (c.r_l + 1 / (2 * beta)) ** 2,
+    "apo_zero": lambda c, beta: 1 - sigma(beta * c.r_w) + sigma(beta * c.r_l),
+    "apo_down": lambda c, beta: sigma(beta * c.r_w) + 1 - sigma(beta * (c.r_w - c.r_l)),
+    "aot": lambda c, beta, label_smoothing: aot(c, beta, label_smoothing),
+    "aot_unpaired": lambda c, beta, label_smoothing: aot_unpaired(c, beta, label_smoothing),
+    "sft": lambda c: nll(c),
+    "simpo": lambda c, beta, simpo_gamma, label_smoothing: binary(
+        beta * (c.w / c.n_w - c.l / c.n_l - simpo_gamma / beta), label_smoothing
+    ),
+    "cpo": lambda c, beta, cpo_alpha, label_smoothing: binary(beta * (c.w - c.l), label_smoothing) + cpo_alpha * nll(c),
+    "orpo": lambda c, beta: orpo(c, beta),
+}
+
+# (TRL 1.16) f'(t) at log t = r
+SCORES: dict[str, Callable[[Array, float], Array]] = {
+    "forward_kl": lambda r, a: 1 - np.exp(-r),
+    "js_divergence": lambda r, a: np.log(2) - np.logaddexp(0, -r),
+    "alpha_divergence": lambda r, a: (np.exp((a - 1) * r) - 1) / (a - 1),
+}
+
+
+def mean_loss(name: str, case: Case, knobs: dict[str, Any]) -> float:
+    return float(np.mean(LOSSES[name](case, **knobs)))
+
+
+def scored(case: Case, divergence: str, alpha: float) -> Case:
+    """The case with log-ratios replaced by rewards, for the losses that are made of log-ratios alone."""
+    score = SCORES[divergence]
+    zero = np.zeros_like(case.w)
+    return Case(score(case.r_w, alpha), score(case.r_l, alpha), zero, zero, case.n_w, case.n_l)
