@@ -181,7 +181,8 @@ def _run(trainer: Trainer) -> TrainResult:
     began, listener = time.perf_counter(), trainer.listener
     listener.begin(_plan(trainer))
     if trainer.policy.network.sharing is not Sharing.ANY:
-        listener.note(f"{type(trainer.model).__module__} runs {trainer.policy.network.sharing.value}.")
+        family = type(trainer.model).__module__.rpartition(".")[2]
+        listener.note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
     try:
         after = trainer.run()
     finally:

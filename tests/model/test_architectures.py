@@ -14,7 +14,7 @@ import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_dpo import TrainConfig, train
+from mlx_dpo import Listener, TrainConfig, train
 from tests.conftest import CHECKPOINT, PAIRS
 
 COMMON: dict[str, Any] = {
@@ -108,6 +108,24 @@ def make_model(folder: Path, family: str, quantization: dict[str, Any] | None, d
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(CHECKPOINT / name, folder)
     return folder
+
+
+class Notes(Listener):
+    """What a run tells a person."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(("family", "way"), [("gemma2", "one prompt at a time"), ("llama", None)])
+def test_a_model_that_shares_less_is_named_once(tmp_path: Path, family: str, way: str | None) -> None:
+    notes = Notes()
+    model = make_model(tmp_path / "model", family, None)
+    train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / "run"), iters=2), listener=notes)
+    assert [way in note and family in note for note in notes.said] == ([True] if way else [])
 
 
 def trains(model: Path, run: Path, **knobs: Any) -> None:
