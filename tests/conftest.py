@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mlx-dpo-tests-")  # not the developer's own cache
 
 TRL = Path(__file__).parent / "trl"
 CHECKPOINT = TRL / "checkpoint"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mlx_dpo.cli import compare, data, demo, evaluate, fuse, losses, train
+from mlx_dpo.cli import cache, compare, data, demo, evaluate, fuse, losses, plan, train
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -13,10 +13,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command()(plan.plan)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
 app.command()(fuse.fuse)
 app.command()(losses.losses)
 app.add_typer(data.app, name="data")
+app.command()(cache.cache)
 app.command()(demo.demo)

@@ -54,5 +54,15 @@ def _rows(mask: Mask, start: int, stop: int) -> Mask:
 
 def _recomputed(whole: Attend, part: dict[str, Any]) -> mx.array:
     """Floating arrays are inputs, for their gradient, a mask that is a bias among them; the rest is closed over."""
-    inputs = {n: v for n, v in part.items() if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)}
-    return mx.checkpoint(lambda inputs: whole(**{**part, **inputs}))(inputs)
+    names = [n for n, v in part.items() if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)]
+
+    def attend(*inputs: mx.array) -> mx.array:
+        return whole(**{**part, **dict(zip(names, inputs, strict=True))})
+
+    def backward(inputs: tuple[mx.array, ...], gradient: mx.array, outputs: mx.array) -> Any:
+        _, gradients = mx.vjp(attend, list(inputs), [gradient])
+        return mx.depends(gradients, gradients)  # all at once, or scores wait for the last to be asked for
+
+    custom: Any = mx.custom_function(attend)  # its stub says object
+    custom.vjp(backward)
+    return custom(*(part[n] for n in names))

@@ -78,8 +78,11 @@ class Network:
 
     def kept(self, batch: MicroBatch, recomputed: int = 0) -> int:
         """Bytes that a forward pass keeps for its backward pass."""
+        mx.synchronize()
+        mx.clear_cache()  # a larger buffer that is used again counts whole
         before = mx.get_active_memory()
         laid_out = self._laid_out(batch, recomputed)
+        mx.synchronize()
         kept = mx.get_active_memory() - before
         del laid_out  # until here it is held
         return kept

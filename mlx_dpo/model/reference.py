@@ -1,4 +1,4 @@
-"""The reference policy's log-probs: each pair's computed once, by the policy's own network, and kept."""
+"""The reference policy's log-probs: each pair's computed once, by the policy's own network, and kept for later runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from mlx_dpo.data.batches import MicroBatch
+from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import Tensors
+from mlx_dpo.model.logp_cache import LogpCache
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import policy_as, without_dropout
 
@@ -38,14 +40,19 @@ class ReferenceLogps:
         return self.table[indices].T.reshape(-1)
 
 
-def same_network(network: Network, tensors: Tensors) -> Compute:
-    """The reference is `network` with these trained tensors, whatever it holds by then."""
+def same_network(network: Network, tensors: Tensors, model: str) -> Compute:
+    """The reference is `network` with these trained tensors, whatever it holds by then.
+
+    What is known of it from earlier runs is not computed again; `model` is its name, for people.
+    """
+    with policy_as(network.model, tensors):
+        known = LogpCache(fingerprint(network), model)
 
     def compute(batch: MicroBatch) -> np.ndarray:
         with policy_as(network.model, tensors), without_dropout(network.model):
             return network.logps(batch).sums
 
-    return compute
+    return lambda batch: known.of(batch, compute)
 
 
 def no_reference(batch: MicroBatch) -> np.ndarray:

@@ -63,7 +63,7 @@ def evaluate(
     network = Network.of(model)
     budget = Budget(network)
     if of_the_policy:
-        one.reference.compute = same_network(network, base)
+        one.reference.compute = same_network(network, base, config.model)
     elif config.reference == "none":
         one.reference.compute = no_reference
     count = len(one.indices)

@@ -105,7 +105,7 @@ class Trainer:
         self.model.train()
         try:
             for indices, micros in batches_of(self.train_set.pairs, order, self.budget):
-                self._step(indices, micros)
+                self.step(indices, micros)
                 after = self._after_step() or after
         except UserError:
             if self.progress.step:
@@ -116,7 +116,8 @@ class Trainer:
         self._save()
         return after
 
-    def _step(self, indices: np.ndarray, micros: list[MicroBatch]) -> None:
+    def step(self, indices: np.ndarray, micros: list[MicroBatch]) -> None:
+        """One optimizer step on the pairs `indices`, which are those in `micros`."""
         began = time.perf_counter()
         rate = learning_rate(self.config, self.progress.step, self.steps)
         gradients, rows = self._accumulate(indices, micros)

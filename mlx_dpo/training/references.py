@@ -31,8 +31,9 @@ def score_by_other_model(config: TrainConfig, tokenizer: Any, sets: PairSets) ->
         raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
     other = Network.of(load_model(config.reference).model)
     budget = Budget(other)
+    compute = same_network(other, {}, config.reference)
     for one in sets.values():
-        one.reference.compute = same_network(other, {})
+        one.reference.compute = compute
         _fill(one, config.batch_size, budget)
     mx.clear_cache()
 
@@ -50,8 +51,9 @@ def connect_reference(config: TrainConfig, policy: Policy, budget: Budget, sets:
         hint = "Name the base model's folder: --reference PATH."
         raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
     tensors = policy.base if config.reference == "base" else policy.initial
+    compute = no_reference if config.reference == "none" else same_network(policy.network, tensors, config.model)
     for one in sets.values():
-        one.reference.compute = no_reference if config.reference == "none" else same_network(policy.network, tensors)
+        one.reference.compute = compute
         if full:
             _fill(one, config.batch_size, budget)
 

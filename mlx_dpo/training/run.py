@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_dpo.config import TrainConfig, dump_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
+from mlx_dpo.model.network import Sharing
 from mlx_dpo.model.policy import Policy, make_policy
 from mlx_dpo.objectives import KNOBS, Loss
 from mlx_dpo.training.checkpoint import RunFolder, read_exact_state
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
 from mlx_dpo.training.loop import Trainer
-from mlx_dpo.training.pair_sets import Rows, open_pair_sets
+from mlx_dpo.training.pair_sets import PairSets, Rows, open_pair_sets
 from mlx_dpo.training.references import OF_THE_POLICY, connect_reference, score_by_other_model
 
 
@@ -57,6 +60,22 @@ def train(
         listener.end()
 
 
+@dataclass(frozen=True)
+class SetUp:
+    """What a run trains with: the config with the knobs as the model took them, and all that came of it."""
+
+    config: TrainConfig
+    policy: Policy
+    budget: Budget
+    loss: Loss
+    sets: PairSets
+
+    def trainer(self, folder: RunFolder, listener: Listener, stop: threading.Event | None = None) -> Trainer:
+        """A trainer that stands before its first step."""
+        stop = stop or threading.Event()
+        return Trainer(self.config, self.policy, self.budget, self.loss, self.sets, folder, listener, stop)
+
+
 def _prepare(
     config: TrainConfig,
     model: nn.Module | None,
@@ -68,36 +87,51 @@ def _prepare(
     stop: threading.Event,
 ) -> Trainer:
     """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
-    loss = make_loss(config)
-    config = with_loss(config, loss)
     folder = RunFolder(config.adapter_path)
     checkpoint = folder.require_latest() if resume else None
     exact = None if checkpoint is None else read_exact_state(checkpoint)
     if not resume:
         folder.require_new()
+    found = set_up(config, model, tokenizer, rows, valid_rows, listener, exact.references if exact else {})
+    folder.make()
+    trainer = found.trainer(folder, listener, stop)
+    if checkpoint and exact:
+        put_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
+        trainer.restore(exact)
+    folder.write_text("config.yaml", dump_yaml(found.config))
+    return trainer
+
+
+def set_up(
+    config: TrainConfig,
+    model: nn.Module | None,
+    tokenizer: Any,
+    rows: Rows | None,
+    valid_rows: Rows | None,
+    listener: Listener,
+    references: Mapping[str, np.ndarray],
+) -> SetUp:
+    """Open the pairs, load the model and attach what is trained; see `train`.
+
+    Args:
+        references: tables of reference log-probs known already, by pair set.
+    """
+    loss = make_loss(config)
+    config = with_loss(config, loss)
     if (model is None) != (tokenizer is None):
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = tokenizer or load_tokenizer(config.model)
-
     sets = open_pair_sets(config, tokenizer, rows, valid_rows, listener.preparing)
-    folder.make()
-    for name, table in (exact.references if exact else {}).items():
+    for name, table in references.items():
         sets[name].reference.table = table
     if config.reference not in OF_THE_POLICY:
         score_by_other_model(config, tokenizer, sets)
-
     listener.preparing("Loading the model")
     policy = _policy(config, model)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
     budget = Budget.for_training(policy.network, usable_memory(), limit, config.grad_checkpoint)
     connect_reference(config, policy, budget, sets)
-    config = config.replace(**_as_attached(policy.spec, config))
-    trainer = Trainer(config, policy, budget, loss, sets, folder, listener, stop)
-    if checkpoint and exact:
-        put_tensors(policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
-        trainer.restore(exact)
-    folder.write_text("config.yaml", dump_yaml(config))
-    return trainer
+    return SetUp(config.replace(**_as_attached(policy.spec, config)), policy, budget, loss, sets)
 
 
 def make_loss(config: TrainConfig) -> Loss:
@@ -146,6 +180,8 @@ def _as_attached(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
 def _run(trainer: Trainer) -> TrainResult:
     began, listener = time.perf_counter(), trainer.listener
     listener.begin(_plan(trainer))
+    if trainer.policy.network.sharing is not Sharing.ANY:
+        listener.note(f"{type(trainer.model).__module__} runs {trainer.policy.network.sharing.value}.")
     try:
         after = trainer.run()
     finally:
