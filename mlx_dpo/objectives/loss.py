@@ -45,6 +45,7 @@ class Loss:
             raise UserError(f"an objective stands twice in {text!r}", field="loss", hint="Give it one weight.")
         objectives = [objective for _, objective in terms]
         _refuse_unused(text, objectives, given)
+        _refuse_divergence(objectives, given)
         _refuse_zeros(objectives, given)
         defaults = {name: value for one in reversed(objectives) for name, value in one.knobs.items()}
         return cls(terms, {k: v if given.get(k) is None else given[k] for k, v in defaults.items()})
@@ -116,11 +117,15 @@ def _refuse_unused(text: str, terms: Sequence[Objective], given: Mapping[str, An
             continue
         hint = f"It is used by {', '.join(one.name for one in users)}. `mlx-dpo losses` lists every loss's knobs."
         raise UserError(f"the loss {text!r} does not use it", field=name, hint=hint)
+
+
+def _refuse_divergence(terms: Sequence[Objective], given: Mapping[str, Any]) -> None:
     divergence = given.get("f_divergence_type")
-    deaf = [one.name for one in terms if not one.any_divergence]
-    if divergence not in (None, "reverse_kl") and deaf:
+    deaf = [one for one in terms if not one.any_divergence]
+    if divergence not in (None, "reverse_kl") and (deaf or not any(one.reference for one in terms)):
         hint = "Another divergence than reverse_kl goes with the losses that `mlx-dpo losses` lists it for."
-        raise UserError(f"the loss {deaf[0]!r} knows no other divergence", field="f_divergence_type", hint=hint)
+        name = (deaf or terms)[0].name
+        raise UserError(f"the loss {name!r} knows no other divergence", field="f_divergence_type", hint=hint)
     alpha = given.get("f_alpha_divergence_coef")
     if divergence != "alpha_divergence" and alpha not in (None, DIVERGENCE["f_alpha_divergence_coef"]):
         hint = "It goes with --f-divergence-type alpha_divergence."

@@ -47,6 +47,7 @@ def test_weights() -> None:
         ({"loss": "exo_pair", "label_smoothing": 0.0}, "label_smoothing", "above 0"),
         ({"loss": "aot", "f_divergence_type": "forward_kl"}, "f_divergence_type", "aot"),
         ({"loss": "sigmoid,aot", "f_divergence_type": "forward_kl"}, "f_divergence_type", "aot"),
+        ({"loss": "sft", "f_divergence_type": "forward_kl"}, "f_divergence_type", "sft"),
         ({"f_divergence_type": "forward_kl", "f_alpha_divergence_coef": 0.3}, "f_alpha_divergence_coef", "alpha"),
         ({"f_divergence_type": "js"}, "f_divergence_type", "js_divergence"),
     ],
