@@ -71,12 +71,16 @@ class Kept:
 
     Attributes:
         slot, score: of each, see `Work`.
-        slot_recomputed: of a slot, where every block is computed again.
+        slot_small, slot_least: of a slot, where every feed-forward is computed again, and where every block is.
+        small, parts: how many feed-forwards there are, and how many of them and blocks (`Network.parts`).
     """
 
     slot: float
     score: float
-    slot_recomputed: float
+    slot_small: float
+    slot_least: float
+    small: int
+    parts: int
 
     @classmethod
     def measured(cls, network: Network) -> Kept:
@@ -87,12 +91,19 @@ class Kept:
         a, b = Work.of(short, network.sharing), Work.of(long, network.sharing)
         kept_short, kept_long = network.kept(short), network.kept(long)
         score = max(0.0, (kept_long - kept_short * b.slots / a.slots) / (b.scores - a.scores * b.slots / a.slots))
+        small, parts = network.parts - len(network.model.layers), network.parts
+        without_small = network.kept(long, small) - score * b.scores
         slot = (kept_long - score * b.scores) / b.slots
-        return cls(slot, score, network.kept(long, recomputed=len(network.model.layers)) / b.slots)
+        return cls(slot, score, without_small / b.slots, network.kept(long, parts) / b.slots, small, parts)
 
-    def of(self, work: Work) -> float:
-        """Where nothing is computed again."""
-        return work.slots * self.slot + work.scores * self.score
+    def of(self, work: Work, recomputed: int = 0) -> float:
+        """Where so many parts are computed again."""
+        scores = work.scores * self.score
+        whole, least = work.slots * self.slot + scores, work.slots * self.slot_least
+        if recomputed < self.small:
+            return whole - work.slots * (self.slot - self.slot_small) * recomputed / self.small
+        without_small = work.slots * self.slot_small + scores
+        return without_small - (without_small - least) * (recomputed - self.small) / (self.parts - self.small)
 
 
 @dataclass(frozen=True)
@@ -131,28 +142,20 @@ class Budget:
         return work.slots <= BUSY and full and (self.kept is None or self.kept.of(work) <= self.bytes)
 
     def recomputed(self, batch: MicroBatch) -> int:
-        """How many of the model's blocks are to be computed again in the backward pass."""
-        blocks = len(self.network.model.layers)
+        """How many of the network's parts are to be computed again in the backward pass."""
+        parts = self.network.parts
         if self.always_recompute or self.kept is None:
-            return blocks
-        whole, least = self._kept(batch)
-        if whole <= self.bytes:
-            return 0
-        return min(blocks, math.ceil(blocks * (whole - self.bytes) / max(1.0, whole - least)))
+            return parts
+        work = Work.of(batch, self.network.sharing)
+        return next((count for count in range(parts) if self.kept.of(work, count) <= self.bytes), parts)
 
     def peak(self, batch: MicroBatch) -> float:
         """An estimate of the most memory that is taken for a micro-batch, in bytes."""
-        (whole, least), blocks = self._kept(batch), len(self.network.model.layers)
-        recomputed = self.recomputed(batch)
-        kept = whole + (least - whole) * recomputed / blocks
-        one_block = 2 * whole / blocks if recomputed == blocks else 0  # what it keeps, and the gradient of that
-        return self.held + kept + max(_head(self.network), one_block)
-
-    def _kept(self, batch: MicroBatch) -> tuple[float, float]:
-        """Bytes that a micro-batch keeps where nothing, and where all is computed again."""
         assert self.kept is not None
-        work = Work.of(batch, self.network.sharing)
-        return self.kept.of(work), work.slots * self.kept.slot_recomputed
+        work, recomputed = Work.of(batch, self.network.sharing), self.recomputed(batch)
+        a_block = self.kept.of(work) / len(self.network.model.layers)
+        inside = 2 * a_block if recomputed == self.network.parts else 0  # what it keeps, and the gradient of that
+        return self.held + self.kept.of(work, recomputed) + max(_head(self.network), inside)
 
 
 def _head(network: Network) -> int:

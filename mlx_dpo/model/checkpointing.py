@@ -1,9 +1,10 @@
-"""Gradient checkpointing: a layer's inside is computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: a part's inside is computed again in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import mlx.core as mx
@@ -15,19 +16,41 @@ from mlx_dpo.model.prefix_cache import Fork
 from mlx_dpo.model.random_state import random_state
 
 
+def feed_forwards(model: nn.Module) -> dict[int, nn.Module]:
+    """Of each block that has one, by its number, the largest part that takes hidden rows and nothing else."""
+    found = {}
+    for i, block in enumerate(model.layers):
+        parts = [m for m in block.children().values() if isinstance(m, nn.Module) and _takes_rows_only(m)]
+        sizes = [max((v.size for _, v in tree_flatten(part.parameters()) if v.ndim > 1), default=0) for part in parts]
+        if any(sizes):
+            found[i] = parts[sizes.index(max(sizes))]
+    return found
+
+
+def _takes_rows_only(module: nn.Module) -> bool:
+    return len(signature(type(module).__call__).parameters) == 2  # itself and them
+
+
+def parts_to_recompute(model: nn.Module, count: int) -> list[nn.Module]:
+    """What is computed again: the first feed-forwards, which keep most for their work; then the first whole blocks."""
+    blocks, small = list(model.layers), feed_forwards(model)
+    whole = max(0, count - len(small))
+    return blocks[:whole] + [part for i, part in small.items() if i >= whole][: count if not whole else None]
+
+
 @contextmanager
-def recomputed_blocks(model: nn.Module, count: int) -> Iterator[None]:
-    """Within, the first `count` blocks of `model.layers` are checkpointed; afterwards the classes are as they were.
+def recomputed_parts(model: nn.Module, count: int) -> Iterator[None]:
+    """Within, parts of the model are checkpointed (see above); afterwards the classes are as they were.
 
     The first ones, since what the others keep is gone by the time their turn comes in the backward pass. mlx-lm's own
-    `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several. Where all are, so are the
-    attention's scores within each: they would be the most that is held.
+    `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several. Where all blocks are, so
+    are the attention's scores within each: they would be the most that is held.
     """
-    chosen = list(model.layers)[:count]
-    least = len(chosen) == len(model.layers)
+    chosen = parts_to_recompute(model, count)
+    least = chosen == list(model.layers)
     plain: dict[Any, Any] = {kind: kind.__call__ for kind in map(type, chosen)}
     for kind, call in plain.items():
-        kind.__call__ = _checkpointed(call, {id(layer) for layer in chosen}, least)
+        kind.__call__ = _checkpointed(call, {id(part) for part in chosen}, least)
     try:
         yield
     finally:

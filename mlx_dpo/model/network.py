@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_dpo.data.batches import Ids, MicroBatch, collate_forked, collate_whole
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.attention import attention_by_blocks
-from mlx_dpo.model.checkpointing import recomputed_blocks
+from mlx_dpo.model.checkpointing import feed_forwards, recomputed_parts
 from mlx_dpo.model.head import Split, find_split
 from mlx_dpo.model.lora import adapters_in_one_product
 from mlx_dpo.model.random_state import random_state
@@ -56,6 +56,11 @@ class Network:
         finally:
             model.train(mode)
 
+    @property
+    def parts(self) -> int:
+        """What can be computed again in the backward pass: feed-forwards, then blocks."""
+        return len(feed_forwards(self.model)) + len(self.model.layers)
+
     def logps(self, batch: MicroBatch) -> CompletionLogps:
         """log p of every completion token given what stands before it, end of turn included; evaluated."""
         with attention_by_blocks(), adapters_in_one_product():
@@ -69,7 +74,7 @@ class Network:
         known: mlx asks for both at once, and evaluating the head inside its transformation would keep all the logits.
 
         Args:
-            recomputed: how many blocks of the model keep their inputs only (gradient checkpointing).
+            recomputed: how many `parts` of the model keep their inputs only (gradient checkpointing).
         """
         rows, blank, gradients = self._laid_out(batch, recomputed)
         logps, slopes = self._logps(batch, rows, slopes=True)
@@ -99,7 +104,7 @@ class Network:
             seeds.append(random_state())
             return (rows[0] * blanks[0]).sum()
 
-        with recomputed_blocks(self.model, recomputed), attention_by_blocks(), adapters_in_one_product():
+        with recomputed_parts(self.model, recomputed), attention_by_blocks(), adapters_in_one_product():
             _, gradients = nn.value_and_grad(self.model, towards_a_blank)()
         mx.random.seed(seeds[0])  # blocks that are computed again have gone back to where they were
         mx.eval(rows, blanks)

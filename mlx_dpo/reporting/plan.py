@@ -31,7 +31,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         "micro-batches a step",
         f"{plan.micro_batches:.1f}, {plan.needed:.0%} of their tokens needed, the rest padding",
     )
-    yield "recomputed blocks", f"{plan.recomputed} of {plan.blocks}, for the longest pairs"
+    yield "computed again", f"{plan.recomputed} of {plan.parts} feed-forwards and blocks, for the longest pairs"
     yield "weights and optimizer", _size(plan.memory["held"])
     yield "peak memory", _size(plan.memory["peak"]) + ("" if plan.measured else " (an estimate)")
     if plan.seconds:
@@ -46,7 +46,7 @@ def _verdict(plan: Plan) -> Iterator[str]:
     if plan.fits:
         yield f"It fits: {_size(plan.memory['peak'])} of {limit}."
         if plan.recomputed:
-            yield "With more --memory-limit fewer blocks are computed again, and long pairs go faster."
+            yield "With more --memory-limit less is computed again, and long pairs go faster."
         return
     yield f"It does not fit: {_size(plan.memory['peak'])}, and the limit is {limit}. What helps:"
     if plan.max_length_that_fits:

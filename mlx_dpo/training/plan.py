@@ -40,7 +40,7 @@ class Plan:
         micro_batches: in a step, mean.
         needed: share of the slots that go through the model that are no padding.
         shapes: distinct shapes of micro-batches. Nothing is compiled by shape, so that a new one costs no time.
-        blocks, recomputed: blocks of the model, and how many of them the largest micro-batch computes again.
+        parts, recomputed: the model's feed-forwards and blocks, and how many the largest micro-batch computes again.
         sharing: how prompts go through the model.
         memory: bytes: `limit`, `held` (weights, optimizer state and gradients) and `peak`.
         measured: whether the peak was measured by a probe, or is an estimate of what does not fit.
@@ -58,7 +58,7 @@ class Plan:
     micro_batches: float
     needed: float
     shapes: int
-    blocks: int
+    parts: int
     recomputed: int
     sharing: str
     memory: dict[str, int]
@@ -132,7 +132,7 @@ def _measure(trainer: Trainer, listener: Listener) -> Plan:
         micro_batches=len(micros) / len(batches),
         needed=sum(work.needed for work in works) / sum(work.slots for work in works),
         shapes=len(set(works)),
-        blocks=len(trainer.model.layers),
+        parts=budget.network.parts,
         recomputed=budget.recomputed(largest),
         sharing=budget.network.sharing.value,
         memory={"limit": limit, "held": budget.held, "peak": peak},
@@ -208,7 +208,7 @@ def _max_length_that_fits(budget: Budget, limit: int) -> int:
 
     def too_long(length: int) -> bool:
         pair = example(2 * length // 3, length // 3)
-        return budget.recomputed(pair) == len(budget.network.model.layers) and budget.peak(pair) > sure
+        return budget.recomputed(pair) == budget.network.parts and budget.peak(pair) > sure
 
     lengths = range(64, 32_768, 64)
     fitting = bisect_right(lengths, False, key=too_long)

@@ -44,25 +44,28 @@ def test_a_large_vocabulary_takes_its_weights_and_no_more() -> None:
 
 def test_memory_grows_with_the_prompt_and_not_with_its_square() -> None:
     one = network()
-    everything = len(one.model.layers)
+    everything = one.parts
     short, long = peak(one, 1024, 32, everything), peak(one, 2048, 32, everything)
     assert long < 2.1 * short
 
 
-def test_recomputed_blocks_keep_their_inputs_only() -> None:
+def test_recomputed_parts_keep_their_inputs_only() -> None:
     one = network(layers=8)
-    kept = [one.kept(example(200, 50), recomputed) for recomputed in (0, 4, 8)]
-    assert kept[0] > 1.7 * kept[1] > 1.7 * 4 * kept[2]
-    assert peak(one, 200, 50, 8) < 0.5 * peak(one, 200, 50, 0)
+    whole, without_feed_forwards, least = (one.kept(example(200, 50), recomputed) for recomputed in (0, 8, 16))
+    assert one.parts == 16
+    assert without_feed_forwards < 0.8 * whole and least < 0.35 * whole
+    assert peak(one, 200, 50, 16) < 0.5 * peak(one, 200, 50, 0)
 
 
+@pytest.mark.parametrize(("recomputed", "over"), [(0, 1.1), (2, 1.15), (4, 1.15), (6, 1.3)])
 @pytest.mark.parametrize(("prompt", "completion"), [(400, 30), (100, 150), (700, 300)])
-def test_what_is_kept_is_foreseen(prompt: int, completion: int) -> None:
+def test_what_is_kept_is_foreseen(prompt: int, completion: int, recomputed: int, over: float) -> None:
     one = network()
     budget = Budget.for_training(one, usable=1 << 40, limit=None, grad_checkpoint=False)
     assert budget.kept is not None
     batch = example(prompt, completion)
-    assert budget.kept.of(Work.of(batch, one.sharing)) == pytest.approx(one.kept(batch), rel=0.1)
+    foreseen, kept = budget.kept.of(Work.of(batch, one.sharing), recomputed), one.kept(batch, recomputed)
+    assert 0.9 * kept < foreseen < over * kept
 
 
 def test_a_long_pair_keeps_no_more_than_a_busy_one_unless_it_may() -> None:
@@ -70,7 +73,7 @@ def test_a_long_pair_keeps_no_more_than_a_busy_one_unless_it_may() -> None:
     lean = Budget.for_training(one, usable=1 << 40, limit=None, grad_checkpoint=False)
     rich = Budget.for_training(one, usable=1 << 40, limit=1 << 36, grad_checkpoint=False)
     fitting, long = example(BUSY // 2, BUSY // 4), example(BUSY, BUSY // 4)
-    assert lean.recomputed(fitting) == 0 < lean.recomputed(long) < 8
+    assert lean.recomputed(fitting) == 0 < lean.recomputed(long) < 16
     assert rich.recomputed(long) == 0
     assert one.kept(long, lean.recomputed(long)) <= 1.05 * one.kept(fitting)
     trained = sum(v.nbytes for _, v in tree_flatten(one.model.trainable_parameters()))

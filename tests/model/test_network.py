@@ -57,11 +57,11 @@ def plainly(model: nn.Module, batch: MicroBatch, weights: np.ndarray) -> tuple[n
     return np.array(sums), dict(tree_flatten(gradient))
 
 
-@pytest.mark.parametrize("recomputed", [0, 1, 2], ids=["", "half-recomputed", "recomputed"])
+@pytest.mark.parametrize("share", [0, 0.25, 0.75, 1], ids=["", "feed-forward", "block", "all"])
 @pytest.mark.parametrize("bits", ["float32", "4bit"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_and_gradients_are_the_plain_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str, recomputed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str, share: float
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * 320)  # seven rows of logits at a time
     monkeypatch.setattr(attention, "QUERIES", 8)
@@ -75,7 +75,7 @@ def test_log_probs_and_gradients_are_the_plain_ones(
         batch = batch_of(group, seed=2)
         weights = np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
         sums, gradient = plainly(model, batch, weights)
-        trace = network.trace(batch, recomputed)
+        trace = network.trace(batch, round(share * network.parts))
         ours = dict(tree_flatten(trace.gradient(weights)))
         np.testing.assert_allclose(trace.logps.sums, sums, rtol=1e-5, atol=1e-4)
         np.testing.assert_array_equal(trace.logps.sums, network.logps(batch).sums)
