@@ -47,13 +47,11 @@ class Whole:
     Attributes:
         inputs, targets: [sequences, tokens] int32; a target is the token after its input.
         trained: [sequences, tokens] bool; true where the target is a completion token.
-        first_target: no sequence has a completion token before this position.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     trained: np.ndarray
-    first_target: int
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def collate_whole(sequences: Sequence[tuple[Ids, Ids]]) -> Whole:
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = ids[1:]
         trained[row, len(prompt) - 1 : len(ids) - 1] = True
-    return Whole(inputs, targets, trained, min(len(prompt) for prompt, _ in sequences) - 1)
+    return Whole(inputs, targets, trained)
 
 
 def collate_forked(sequences: Sequence[tuple[Ids, Ids]]) -> Forked:

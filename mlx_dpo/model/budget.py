@@ -143,10 +143,10 @@ class Budget:
 
     def recomputed(self, batch: MicroBatch) -> int:
         """How many of the network's parts are to be computed again in the backward pass."""
-        parts = self.network.parts
-        if self.always_recompute or self.kept is None:
+        assert self.kept is not None
+        parts, work = self.kept.parts, Work.of(batch, self.network.sharing)
+        if self.always_recompute:
             return parts
-        work = Work.of(batch, self.network.sharing)
         return next((count for count in range(parts) if self.kept.of(work, count) <= self.bytes), parts)
 
     def peak(self, batch: MicroBatch) -> float:
@@ -154,7 +154,7 @@ class Budget:
         assert self.kept is not None
         work, recomputed = Work.of(batch, self.network.sharing), self.recomputed(batch)
         a_block = self.kept.of(work) / len(self.network.model.layers)
-        inside = 2 * a_block if recomputed == self.network.parts else 0  # what it keeps, and the gradient of that
+        inside = 2 * a_block if recomputed == self.kept.parts else 0  # what it keeps, and the gradient of that
         return self.held + self.kept.of(work, recomputed) + max(_head(self.network), inside)
 
 
