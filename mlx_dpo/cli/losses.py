@@ -88,7 +88,7 @@ def _print_all(objectives: list[Objective]) -> None:
         table.add_row(names, needs(one), _knobs(one, own), one.when, one.paper.split()[0])
     results.print(table)
     diverging = ", ".join(one.name for one in objectives if one.any_divergence and one.reference)
-    results.print(f"--f-divergence-type goes with {diverging}.", markup=False)
+    results.print(f"--f-divergence goes with {diverging}.", markup=False)
     results.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""Files of preference pairs: every row looked at once, then any pair read again from disk when it is asked for."""
+"""Files of examples: every row looked at once, then any example read again from disk when it is asked for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from mlx_dpo.data.lines import Source, lines_of, local_path, open_source, parse_line, say_os_error
-from mlx_dpo.data.records import Pair, pairs_of
+from mlx_dpo.data.records import Example, ExamplesOf, Pair, examples_of, pairs_of
 from mlx_dpo.errors import RowError, UserError, Where
 
 OnProblem = Callable[[RowError], None]
@@ -28,31 +28,42 @@ _BLOCK = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row and the pairs in it; `line` is its JSON, `offset` where that starts in a file of JSON lines."""
+    """A row and the examples in it; `line` is its JSON, `offset` where that starts in a file of JSON lines."""
 
     where: Where
     value: Any
-    pairs: list[Pair]
+    examples: Sequence[Example]
     line: bytes
     offset: int
 
 
-def read_rows(path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> Iterator[Row]:
+def read_rows(
+    path: str,
+    on_problem: OnProblem | None = None,
+    progress: OnProgress | None = None,
+    read: ExamplesOf = examples_of,
+) -> Iterator[Row]:
     """The good rows of a file (or of stdin, for `-`), in order, as they are read.
 
     Args:
         on_problem: called for each bad row, which is then left out; without it the first bad row raises.
         progress: called now and then with the share of the file that is done, 0 to 1.
+        read: gives the examples of a row; `pairs_of` refuses single completions.
 
     Raises: `RowError`; `UserError` where the file can't be read at all.
     """
     with open_source(path) as source:
-        yield from rows_of(source, on_problem, progress)
+        yield from rows_of(source, on_problem, progress, read)
 
 
-def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> Iterator[Row]:
+def rows_of(
+    source: Source,
+    on_problem: OnProblem | None = None,
+    progress: OnProgress | None = None,
+    read: ExamplesOf = examples_of,
+) -> Iterator[Row]:
     """The good rows of an open source; see `read_rows`."""
-    lines = lines_of(source)
+    lines, one_kind = lines_of(source), OneKind()
     shown = time.monotonic()
     for count in range(1 << 62):
         where = Where(source.name)
@@ -60,7 +71,7 @@ def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnPro
             number, offset, line = next(lines)
             where = Where(source.name, number)
             value = parse_line(line, where)
-            pairs = pairs_of(value, where)
+            examples = one_kind.checked(read(value, where), where)
         except StopIteration:
             break
         except RowError as error:
@@ -68,7 +79,7 @@ def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnPro
                 raise
             on_problem(error)
             continue  # after an array's bad JSON nothing more comes
-        yield Row(where, value, pairs, line, offset)
+        yield Row(where, value, examples, line, offset)
         if progress and count % 256 == 0 and time.monotonic() - shown > 0.25:
             shown = time.monotonic()
             progress(source.share())
@@ -76,30 +87,57 @@ def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnPro
         progress(1.0)
 
 
+class OneKind:
+    """Sees to it that examples are all pairs or all single completions."""
+
+    def __init__(self) -> None:
+        self.first: tuple[type[Example], Where] | None = None
+
+    def checked(self, examples: Sequence[Example], where: Where) -> Sequence[Example]:
+        """The same examples. Raises `RowError`."""
+        if examples:
+            kind, place = self.first = self.first or (type(examples[0]), where)
+            if not isinstance(examples[0], kind):
+                names = ("a single completion", "a pair")
+                this, other = names if kind is Pair else names[::-1]
+                hint = "Put pairs into one file and single completions into another."
+                message = f"is {this}, where line {place.line} holds {other}"
+                raise RowError(message, kind="mixed", where=where, hint=hint)
+        return examples
+
+
 class PairFile:
-    """The pairs of a file by number; only where each of them starts is in memory (14 bytes a pair).
+    """The examples of a file by number; only where each of them starts is in memory (14 bytes a pair).
 
     Reading is safe from several threads at once.
     """
 
-    def __init__(self, name: str, file: BinaryIO, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray) -> None:
-        """offsets, lines, within: for each pair its row's first byte in `file`, its line, its number in that row."""
-        self.name = name
+    def __init__(
+        self, name: str, file: BinaryIO, read: ExamplesOf, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray
+    ) -> None:
+        """offsets, lines, within: for each one its row's first byte in `file`, its line, its number in that row."""
+        self.name, self._read = name, read
         self._file, self._offsets, self._lines, self._within = file, offsets, lines, within
         self._state = _state(file)
 
     @classmethod
-    def open(cls, path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> PairFile:
+    def open(
+        cls,
+        path: str,
+        on_problem: OnProblem | None = None,
+        progress: OnProgress | None = None,
+        read: ExamplesOf = pairs_of,
+    ) -> PairFile:
         """Look at every row of a file (or of stdin, for `-`) once; see `read_rows` for the arguments and errors."""
         offsets, lines, within = array("q"), array("I"), array("H")
         with open_source(path) as source:
             file: Any = local_path(path).open("rb") if source.seekable else _temporary(source.name)
             before, end = _state(file), 0
-            for row in rows_of(source, on_problem, progress):
+            for row in rows_of(source, on_problem, progress, read):
                 start = row.offset
                 if not source.seekable:
                     start, end = end, end + _append(file, row.line, source.name)
-                for i in range(len(row.pairs)):
+                for i in range(len(row.examples)):
                     offsets.append(start)
                     lines.append(row.where.line or 0)
                     within.append(i)
@@ -109,18 +147,18 @@ class PairFile:
             raise _changed(source.name)
         file.flush()
         index = (np.frombuffer(a, dtype) for a, dtype in ((offsets, np.int64), (lines, np.uint32), (within, np.uint16)))
-        return cls(source.name, file, *index)
+        return cls(source.name, file, read, *index)
 
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Example:
         if _state(self._file) != self._state:
             raise _changed(self.name)
         where = self.where(index)
         try:
             row = parse_line(self._line(int(self._offsets[index])), where)
-            return pairs_of(row, where)[int(self._within[index])]
+            return self._read(row, where)[int(self._within[index])]
         except (RowError, IndexError):
             raise _changed(self.name) from None
 

@@ -35,12 +35,13 @@ def test_log_probs_and_slopes(monkeypatch: pytest.MonkeyPatch, spread: float, ca
         plain = rows @ mx.array(weight).T
         return plain if cap is None else cap * mx.tanh(plain / cap)
 
-    logps, slopes = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=True)
-    alone, none = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=False)
+    terms = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=True)
+    logps, slopes = terms.logps, terms.slopes
+    alone = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=False)
     expected = in_float64(capped(rows), targets)
     assert bool(expected.min() < head.FAINT) == (cap is None and spread >= 10)
     np.testing.assert_allclose(np.array(logps), expected, rtol=1e-5, atol=1e-5)
-    assert none is None and mx.array_equal(alone, logps)
+    assert alone.slopes is None and mx.array_equal(alone.logps, logps)
 
     step = 1e-6
     assert slopes is not None

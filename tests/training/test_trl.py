@@ -24,6 +24,8 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/acc
 LOGPS = ("logps/chosen", "logps/rejected")
 LONG = {"sigmoid", "sigmoid_initial", "label_smoothing", "robust"}  # twelve steps: rounding has time to add up
 FREE = {"cpo", "cpo_options", "simpo", "simpo_options"}
+NAMES = {"f_divergence_type": "f_divergence"}  # what TRL calls otherwise
+VALUES = {"js_divergence": "js", "alpha_divergence": "alpha"}
 ORPO = ("orpo", "orpo_beta")
 SHORT = [name for name in REFERENCE["runs"] if name not in LONG | FREE | {*ORPO}]
 
@@ -39,7 +41,8 @@ def knobs(name: str) -> dict[str, Any]:
     weights = options.get("loss_weights", [1.0] * len(losses))
     loss = ",".join(f"{loss}={weight}" for loss, weight in zip(losses, weights, strict=True))
     used = [knob for one in losses for knob in OBJECTIVES[one].knobs]
-    return {"loss": loss, **{k: v for k, v in options.items() if k in KNOBS and k in used}}
+    given = {NAMES.get(k, k): VALUES.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
+    return {"loss": loss, **{k: v for k, v in given.items() if k in KNOBS and k in used}}
 
 
 def run(tmp_path: Path, **given: Any) -> list[dict[str, float]]:
