@@ -63,5 +63,7 @@ def _table(result: TrainResult) -> str:
         return "No pairs were held out, so what changed was not measured.\n"
     lines = ["| on held-out pairs | before | after |", "| --- | --- | --- |"]
     for metric, name in METRICS.items():
+        if metric not in result.after:
+            continue
         lines.append(f"| {name} | {result.before[metric]:.4f} | {result.after[metric]:.4f} |")
     return "\n".join(lines) + "\n"

@@ -34,7 +34,7 @@ def evaluate(
     rows: Rows | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """Mean pair metrics, under TRL's names, over all of a file's pairs, and `pairs`, their number.
+    """Mean metrics, under TRL's names, over all of a file's rows, and `pairs`, or `completions`, their number.
 
     Args:
         config: its model, data, length, reference ("base", the model without the adapter; "none"; or a model folder),
@@ -79,7 +79,7 @@ def evaluate(
         batch_size=config.batch_size,
         progress=None if progress is None else lambda done: progress(done, count),
     )
-    return {"pairs": count, **metrics}
+    return {one.what: count, **metrics}
 
 
 def _open(data: str, read: ExamplesOf) -> PairFile:

@@ -43,6 +43,11 @@ class PairSet:
         """Whether they are single completions."""
         return isinstance(self.pairs.source[0], Completion)
 
+    @property
+    def what(self) -> str:
+        """What they are called."""
+        return "completions" if self.single else "pairs"
+
 
 def reader_of(loss: Loss) -> ExamplesOf:
     """How rows are read for a loss: pairs, with scores where it asks for them, or single completions too."""

@@ -233,6 +233,7 @@ def _plan(trainer: Trainer) -> RunPlan:
         steps=trainer.steps,
         first_step=trainer.progress.step,
         pairs={name: len(one.indices) for name, one in trainer.sets.items()},
+        what=trainer.train_set.what,
         trained_parameters=sum(v.size for v in trainable(trainer.model).values()),
         all_parameters=get_total_parameters(trainer.model),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.records import Pair, pairs_of, shape_of
+from mlx_dpo.data.records import Pair, examples_of, pairs_of, shape_of
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("rows.jsonl", 7)
@@ -356,14 +356,14 @@ def test_any_row_is_taken_or_refused() -> None:
             row = {**rng.choice(good), **row}
         assert isinstance(shape_of(row), str)
         try:
-            pairs = pairs_of(row, WHERE)
+            examples = examples_of(row, WHERE)
         except RowError as error:
             str(error).encode()
             assert error.where == WHERE
         else:
-            taken += len(pairs)
-            for pair in pairs:
-                json.dumps(pair.to_row(), allow_nan=False, ensure_ascii=False).encode()
-                kinds = {type(side) for side in (pair.prompt, pair.chosen, pair.rejected)}
+            taken += len(examples)
+            for example in examples:
+                json.dumps(example.to_row(), allow_nan=False, ensure_ascii=False).encode()
+                kinds = {type(side) for side in (example.prompt, *example.answers)}
                 assert len(kinds) == 1
     assert taken > 1000
