@@ -66,6 +66,11 @@ class CompletionLogps:
         return self._summed(tokens if self.emphasis is None else tokens * self.emphasis)
 
     @property
+    def plain(self) -> np.ndarray:
+        """The same with every token counted alike."""
+        return self._summed(self.tokens.astype(np.float64))
+
+    @property
     def alignments(self) -> np.ndarray:
         """[sequences], how likely a completion is beside what the policy would draw itself, 1 being as likely.
 
@@ -83,10 +88,12 @@ class CompletionLogps:
         assert self.token_kls is not None, "they were not asked for"
         return self._summed(self.token_kls.astype(np.float64))
 
-    def each(self, weights: np.ndarray) -> mx.array:
-        """[tokens, 1] float32, of weights of the sequences' sums, [sequences]."""
+    def each(self, weights: np.ndarray, plain: np.ndarray | None = None) -> mx.array:
+        """[tokens, 1] float32: what a token's log-prob counts, of weights of `sums` and of `plain`, [sequences]."""
         each = weights[self.sequences]
-        return mx.array((each if self.emphasis is None else each * self.emphasis).astype(np.float32))[:, None]
+        each = each if self.emphasis is None else each * self.emphasis
+        each = each if plain is None else each + plain[self.sequences]
+        return mx.array(each.astype(np.float32))[:, None]
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
         return np.bincount(self.sequences, values, minlength=self.count)

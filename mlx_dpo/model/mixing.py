@@ -18,6 +18,8 @@ NOTHING = 1e-7  # of the largest singular value: what float32 can't hold beside 
 
 def mixed(policy: Tensors, reference: Tensors, share: float) -> Tensors:
     """The tensors of `share` times the policy and 1 - `share` times the reference, evaluated."""
+    if share == 1:
+        return dict(policy)
     tensors = {}
     for name, ours in policy.items():
         theirs = reference[name]

@@ -175,16 +175,16 @@ class Trace:
     blank: mx.array
     gradients: Any
 
-    def gradient(self, weights: np.ndarray, kl_weights: np.ndarray | None = None) -> Any:
-        """The gradient of sum(weights * sums + kl_weights * kls) with respect to what is trained, evaluated.
+    def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
+        """The gradient of a weighted sum over sequences with respect to what is trained, evaluated.
 
         Args:
-            weights, kl_weights: [sequences], of `CompletionLogps.sums` and `CompletionLogps.kls`.
+            sums, plain, kls: [sequences], weights of what `CompletionLogps` has under these names.
         """
         assert self.terms.slopes is not None
-        slopes = self.logps.each(weights) * self.terms.slopes.astype(mx.float32)
-        if kl_weights is not None and self.terms.kl_slopes is not None:
-            each = mx.array(kl_weights[self.logps.sequences].astype(np.float32))[:, None]
+        slopes = self.logps.each(sums, plain) * self.terms.slopes.astype(mx.float32)
+        if kls is not None and self.terms.kl_slopes is not None:
+            each = mx.array(kls[self.logps.sequences].astype(np.float32))[:, None]
             slopes = slopes + each * self.terms.kl_slopes.astype(mx.float32)
         np.array(self.blank, copy=False)[:] = np.array(slopes)  # a view: fills it in
         # Last block first, as the backward pass goes; asked for all at once, mlx keeps much of every block to the end.

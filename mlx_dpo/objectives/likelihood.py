@@ -13,7 +13,7 @@ CERTAIN = -1e-6  # nats a token, from where an answer counts as certain: its odd
 
 def chosen_nll(pairs: PairLogps) -> mx.array:
     """[pairs], whose mean over an optimizer batch is the mean over all its chosen tokens of -log p."""
-    return -pairs.chosen_logps / pairs.mean_chosen_tokens
+    return -pairs.chosen_likelihoods / pairs.mean_chosen_tokens
 
 
 @objective(

@@ -130,20 +130,22 @@ class Loss:
 
     def with_slopes(
         self, batch: Batch, running: AllRunning | None = None, weights: np.ndarray | None = None
-    ) -> tuple[mx.array, np.ndarray]:
-        """Losses, and the gradient of their sum with respect to the policy's log-probs, float32.
+    ) -> tuple[mx.array, dict[str, np.ndarray]]:
+        """Losses, and the gradients of their sum, [2 * pairs], chosen then rejected, or [completions], float32.
 
-        The gradient is [2 * pairs], chosen then rejected, or [completions]; behind it, where the batch has KLs of each
-        position, as many numbers with respect to their sums.
+        They are by the batch's `variables`: with respect to the policy's sums of log-probs, and where the batch has
+        them to its plain ones, and to the KLs.
         """
-        names = batch.variables
+        groups = batch.variables
+        names = [name for group in groups.values() for name in group]
         values = [getattr(batch, name) for name in names]
         losses, slopes = mx.vjp(
             lambda *values: self(replace(batch, **dict(zip(names, values, strict=True))), running, weights),
             values,
             [mx.ones(len(values[0]))],
         )
-        return losses[0], np.concatenate([np.array(part) for part in slopes])
+        found = dict(zip(names, slopes, strict=True))
+        return losses[0], {kind: np.concatenate([np.array(found[n]) for n in group]) for kind, group in groups.items()}
 
     def rewards(self, logps: np.ndarray, reference: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Implicit rewards of completions, as TRL logs them for this loss; all arrays are [completions], float64."""

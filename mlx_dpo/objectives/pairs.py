@@ -28,6 +28,8 @@ class PairLogps:
         asked_margins: how much more reward the chosen answer is to get, of the rows' `margin` column; 0 without one.
         score_gaps: the chosen answer's score less the rejected one's, of the rows; NaN without scores.
         chosen_kls, rejected_kls: KL(pi_ref || pi) summed over a completion's positions; None where not asked for.
+        chosen_plain, rejected_plain: log pi, every token counted alike, where in the others they are not (LD-DPO); else
+            None.
         kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 where not asked for.
         running: what the objective keeps of all batches up to this one; empty before the first.
     """
@@ -44,6 +46,8 @@ class PairLogps:
     score_gaps: mx.array = field(default_factory=lambda: mx.array(float("nan")))
     chosen_kls: mx.array | None = None
     rejected_kls: mx.array | None = None
+    chosen_plain: mx.array | None = None
+    rejected_plain: mx.array | None = None
     kl: float = 0.0
     running: Running = ()
 
@@ -70,10 +74,14 @@ class PairLogps:
         )
 
     @property
-    def variables(self) -> tuple[str, ...]:
-        """Attributes that gradients are taken with respect to."""
-        kls = () if self.chosen_kls is None else ("chosen_kls", "rejected_kls")
-        return ("chosen_logratios", "rejected_logratios", *kls)
+    def variables(self) -> dict[str, tuple[str, ...]]:
+        """Attributes that gradients are taken with respect to, by what of the completions they are made of."""
+        every = {
+            "sums": ("chosen_logratios", "rejected_logratios"),
+            "kls": ("chosen_kls", "rejected_kls"),
+            "plain": ("chosen_plain", "rejected_plain"),
+        }
+        return {kind: names for kind, names in every.items() if getattr(self, names[0]) is not None}
 
     @property
     def chosen_scores(self) -> mx.array:
@@ -100,6 +108,11 @@ class PairLogps:
         """log pi of the rejected completions."""
         return self.rejected_logratios + self.rejected_reference
 
+    @property
+    def chosen_likelihoods(self) -> mx.array:
+        """log pi of the chosen completions, every token counted alike."""
+        return self.chosen_logps if self.chosen_plain is None else self.chosen_plain
+
     def reward_margins(self, beta: float) -> mx.array:
         """beta * margins, less what the rows ask for: positive where a pair is as it should be."""
         return beta * self.margins - self.asked_margins
@@ -113,6 +126,7 @@ class PairLogps:
             mx.concatenate([self.chosen_tokens, self.rejected_tokens]),
             mx.concatenate([ones, mx.zeros_like(ones)]),
             self.mean_chosen_tokens / 2,
+            mx.concatenate([self.chosen_likelihoods, self.rejected_logps]),
             self.kl,
             self.running,
         )
@@ -127,6 +141,7 @@ class LabelledLogps:
         reference: log pi_ref; zero where there is no reference.
         tokens: lengths.
         desirable: 1 where a completion is as it should be, 0 where it is not.
+        plain: log pi with every token counted alike, where it is not the sum of the two above; else None.
         mean_desirable_tokens: tokens of desirable completions, per completion of either kind, in the optimizer batch.
     """
 
@@ -135,10 +150,14 @@ class LabelledLogps:
     tokens: mx.array
     desirable: mx.array
     mean_desirable_tokens: float
+    plain: mx.array | None = None
     kl: float = 0.0
     running: Running = ()
 
-    variables = ("logratios",)
+    @property
+    def variables(self) -> dict[str, tuple[str, ...]]:
+        """See `PairLogps.variables`."""
+        return {"sums": ("logratios",)}
 
     @classmethod
     def of(
@@ -157,6 +176,6 @@ class LabelledLogps:
         return cls(ratios, of_reference, lengths, wanted, mean_desirable_tokens, **facts)
 
     @property
-    def logps(self) -> mx.array:
-        """log pi."""
-        return self.logratios + self.reference
+    def likelihoods(self) -> mx.array:
+        """log pi, every token counted alike."""
+        return self.logratios + self.reference if self.plain is None else self.plain

@@ -88,4 +88,4 @@ def apo_zero_unpaired(
 )
 def sft(batch: LabelledLogps) -> mx.array:
     """Supervised fine-tuning on desirable completions; a batch's mean is over tokens, as TRL's."""
-    return -batch.desirable * batch.logps / max(batch.mean_desirable_tokens, 1e-9)
+    return -batch.desirable * batch.likelihoods / max(batch.mean_desirable_tokens, 1e-9)

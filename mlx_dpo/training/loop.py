@@ -164,8 +164,9 @@ class Trainer:
             self.progress.running = {**self.progress.running, **loss.updated(self.progress.running, scored.seen)}
             losses, slopes = loss.with_slopes(scored.seen, self.progress.running, scored.weights)
             rows.append(scored.metrics(losses))
-            for micro, weights in zip(together, by_micro_batch(slopes / len(batch.indices), together), strict=True):
-                part = (trace or self._trace(micro)).gradient(*weights)
+            shares = {kind: each / len(batch.indices) for kind, each in slopes.items()}
+            for micro, weights in zip(together, by_micro_batch(shares, together), strict=True):
+                part = (trace or self._trace(micro)).gradient(**weights)
                 gradients = part if gradients is None else tree_map(mx.add, gradients, part)
                 mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
         return gradients, rows

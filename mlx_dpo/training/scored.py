@@ -103,6 +103,7 @@ class Scored:
         examples: what they are.
         logps, reference: [completions], float64 nats, summed over the completion; of pairs chosen, then rejected.
         tokens: [completions], lengths.
+        plain: as logps, every token counted alike; None where logps are that.
         kls: [completions], nats, of each position's distributions; None where not asked for.
         weights: [pairs], what each counts; None where all count 1.
         facts: of the whole optimizer batch.
@@ -112,6 +113,7 @@ class Scored:
     logps: np.ndarray
     reference: np.ndarray
     tokens: np.ndarray
+    plain: np.ndarray | None
     kls: np.ndarray | None
     weights: np.ndarray | None
     facts: BatchFacts
@@ -137,6 +139,7 @@ class Scored:
             _joined([one.sums for one in logps], sides),
             _joined(references, sides),
             _joined(tokens, sides),
+            None if loss.tail == 1 else _joined([one.plain for one in logps], sides),
             _joined([one.kls for one in logps], sides) if loss.token_kls else None,
             weights,
             facts,
@@ -151,7 +154,8 @@ class Scored:
         if self._single:
             return LabelledLogps.of(*three, self._desirable, self.facts.mean_trained_tokens, kl=kl)
         pairs = [example for example in self.examples if isinstance(example, Pair)]
-        chosen_kls, rejected_kls = (None, None) if self.kls is None else map(_float32, np.split(self.kls, 2))
+        chosen_kls, rejected_kls = _sides(self.kls)
+        chosen_plain, rejected_plain = _sides(self.plain)
         return PairLogps.of(
             *three,
             self.facts.mean_trained_tokens,
@@ -159,6 +163,8 @@ class Scored:
             score_gaps=_float32([pair.scores[0] - pair.scores[1] if pair.scores else np.nan for pair in pairs]),
             chosen_kls=chosen_kls,
             rejected_kls=rejected_kls,
+            chosen_plain=chosen_plain,
+            rejected_plain=rejected_plain,
             kl=kl,
         )
 
@@ -184,12 +190,19 @@ class Scored:
         return np.array([_is_desirable(example) for example in self.examples])
 
 
-def by_micro_batch(slopes: np.ndarray, micros: Sequence[MicroBatch]) -> list[list[np.ndarray]]:
-    """What `Loss.with_slopes` gives for some micro-batches together, for each of them: weights of sums, and of KLs."""
-    sides = micros[0].sides
-    ends = np.cumsum([len(micro.positions) for micro in micros])
-    parts = np.split(slopes.reshape(-1, sides, ends[-1]), ends[:-1], axis=2)
-    return [[weights.reshape(-1) for weights in part] for part in parts]
+def by_micro_batch(slopes: dict[str, np.ndarray], micros: Sequence[MicroBatch]) -> list[dict[str, np.ndarray]]:
+    """The slopes that `Loss.with_slopes` gives for some micro-batches together, for each of them."""
+    ends = np.cumsum([len(micro.positions) for micro in micros])[:-1]
+    parts = {kind: np.split(each.reshape(micros[0].sides, -1), ends, axis=1) for kind, each in slopes.items()}
+    return [{kind: part[i].reshape(-1) for kind, part in parts.items()} for i in range(len(micros))]
+
+
+def _sides(values: np.ndarray | None) -> tuple[mx.array | None, mx.array | None]:
+    """Of the chosen and of the rejected."""
+    if values is None:
+        return None, None
+    chosen, rejected = np.split(values, 2)
+    return _float32(chosen), _float32(rejected)
 
 
 def _joined(parts: Sequence[np.ndarray], sides: int) -> np.ndarray:

@@ -89,6 +89,12 @@ def seen(case: Case) -> PairLogps:
     return PairLogps.of(policy, reference, tokens, float(case.n_w.mean()), **arrays, kl=case.kl)
 
 
+def with_slopes(loss: Loss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
+    """Losses and gradients: with respect to the log-probs, then to the KLs."""
+    losses, slopes = loss.with_slopes(pairs)
+    return losses, np.concatenate([slopes["sums"], slopes["kls"]])
+
+
 def loss_of(name: str, knobs: dict[str, Any]) -> Loss:
     return Loss.parse(name, {knob: knobs.get(knob) for knob in KNOBS})
 
@@ -121,7 +127,7 @@ def differences(name: str, case: Case, knobs: dict[str, Any]) -> np.ndarray:
 @pytest.mark.parametrize(("name", "knobs"), RUNS, ids=lambda value: str(value))
 def test_value_and_gradient(name: str, knobs: dict[str, float], case: Case) -> None:
     loss = loss_of(name, knobs)
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     expected = LOSSES[name](case, **resolved(loss))
     if name in ("sft", "cpo", "orpo"):  # a pair's share of the mean over tokens; the mean is what counts
         np.testing.assert_allclose(np.array(losses).mean(), expected.mean(), rtol=2e-6)
@@ -135,7 +141,7 @@ def test_value_and_gradient(name: str, knobs: dict[str, float], case: Case) -> N
 def test_equal_logps(name: str) -> None:
     """At the start: exactly the reference. Values, and gradients one-sided where there is a kink (dpop)."""
     case, loss = equal_case(), loss_of(name, {})
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     expected = mean_loss(name, case, resolved(loss))
     assert np.array(losses).mean() == pytest.approx(expected, rel=1e-6)
     assert np.isfinite(slopes).all()
@@ -160,7 +166,7 @@ def test_divergences(name: str, divergence: str, alpha: float) -> None:
     if divergence == "alpha":
         given["f_alpha_divergence_coef"] = alpha
     loss = loss_of(name, given)
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     knobs = resolved(loss)
     expected = LOSSES[name](scored(case, divergence, alpha), **knobs)
     np.testing.assert_allclose(np.array(losses), expected, rtol=2e-5, atol=2e-6)
@@ -182,7 +188,7 @@ FINITE = [
 def test_always_finite(name: str, divergence: str, beta: float) -> None:
     loss = loss_of(name, {"beta": beta, "f_divergence": divergence})
     for case in (corner_case(), equal_case(), certain_case(), lost_case()):
-        losses, slopes = loss.with_slopes(seen(case))
+        losses, slopes = with_slopes(loss, seen(case))
         assert np.isfinite(np.array(losses)).all() and np.isfinite(slopes).all()
 
 
@@ -201,7 +207,7 @@ def lost_case() -> Case:
 def test_a_sum_is_the_sum() -> None:
     case = random_case(4)
     loss = loss_of("sigmoid=0.8, bco_pair=0.2,aot=-0.5,sft", {"beta": 0.3, "label_smoothing": 0.1})
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     value, gradient = 0.0, np.zeros(4 * len(case.w))
     for weight, name in ((0.8, "sigmoid"), (0.2, "bco_pair"), (-0.5, "aot"), (1, "sft")):
         knobs = {k: v for k, v in {"beta": 0.3, "label_smoothing": 0.1}.items() if k in OBJECTIVES[name].arguments}

@@ -25,7 +25,6 @@ inputs.py writes all but the last two; runs.py says what is run. In reference.js
     weighting                   pairs, with tokens (`ld_alpha`) or whole pairs (`use_weighting`) weighted: DPOTrainer
     unpaired                    answers on their own, of the pairs and of labelled.jsonl: KTOTrainer
     demonstrations              answers to imitate: SFTTrainer
-    moving_reference            pairs, all weights trained, the reference following (`sync_ref_model`): DPOTrainer
 
 Things about TRL 1.16 that shape this file:
 
@@ -40,22 +39,18 @@ Things about TRL 1.16 that shape this file:
 - ORPOTrainer's likelihood term is over the prompt, too (`nll_loss`, over `nll_tokens` tokens): one step is run.
 - `ld_alpha` is in logps/* and rewards/*, too: all that is made of a sequence's sum. It is not in the loss "sft", nor in
   the token counts that "ipo" and "sigmoid_norm" divide by, nor in `step_1_logps` here, which are plain sums.
-- `use_weighting` multiplies every term of the loss, "sft" as well, by detached weights, and divides by the number of
-  pairs. No metric hears of it. It multiplies in place, which torch refuses for "sft" (an expanded tensor) and for
-  "hinge" (relu keeps its result): `expanding_by_copy` lets "sft" through, and "hinge" is not run.
+- `use_weighting` multiplies every term of the loss by detached weights, and divides by the number of pairs. No metric
+  hears of it. It multiplies in place, which torch refuses for "sft" (an expanded tensor) and for "hinge" (relu keeps
+  its result), so that neither can be run.
 - KTOTrainer makes of n pairs all n chosen answers, then all n rejected ones. Its KL term is the batch's mean, at least
   0, over each prompt with the answer of the row before it (the first with the last's), whatever that is; on
   labelled.jsonl it is below 0 at first. The weights of good and bad answers are not in what the loss is divided by.
-- The reference moves at the end of every `ref_model_sync_steps`-th step, and only without PEFT.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -81,7 +76,6 @@ from runs import (
     DEMONSTRATIONS_RUN,
     FEW_STEPS,
     FREE_RUNS,
-    MOVING_REFERENCE_RUN,
     RUNS,
     SETTINGS,
     STEPS,
@@ -178,44 +172,28 @@ def make_trainer(
     recorder: type[Trainer],
     config: Any,
     rows: list[dict[str, Any]],
-    adapter: dict[str, np.ndarray] | None,
+    adapter: dict[str, np.ndarray],
     reference: str = "base",
 ) -> Any:
-    """A trainer of the adapter (of all weights where there is none), for the reference policy named."""
-    model, lora = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint", dtype=torch.float32), None
-    if adapter is not None:
-        lora = LoraConfig(
-            r=RANK,
-            lora_alpha=int(RANK * SCALE),
-            lora_dropout=0.0,
-            target_modules=ATTENTION + MLP,
-            task_type="CAUSAL_LM",
-        )
-        if reference == "initial":
-            model, lora = get_peft_model(model, lora), None
-            set_adapter(model, adapter)
+    """A trainer of the adapter, for the reference policy named."""
+    model = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint", dtype=torch.float32)
+    lora: LoraConfig | None = LoraConfig(
+        r=RANK, lora_alpha=int(RANK * SCALE), lora_dropout=0.0, target_modules=ATTENTION + MLP, task_type="CAUSAL_LM"
+    )
+    if reference == "initial":
+        model, lora = get_peft_model(model, lora), None
+        set_adapter(model, adapter)
     tokenizer, data = AutoTokenizer.from_pretrained(HERE / "checkpoint"), Dataset.from_list(rows)
     trainer = recorder(model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora)
-    if adapter is not None:
-        set_adapter(trainer.model, adapter)
-        used = "initial" if "ref" in trainer.model.peft_config else "base"
-        assert getattr(trainer, "ref_model", None) is None and used == reference, f"TRL's reference policy is {used}"
+    set_adapter(trainer.model, adapter)
+    used = "initial" if "ref" in trainer.model.peft_config else "base"
+    assert getattr(trainer, "ref_model", None) is None and used == reference, f"TRL's reference policy is {used}"
     return trainer
-
-
-@contextmanager
-def expanding_by_copy() -> Iterator[None]:
-    """Tensor.expand makes tensors that can be written to: same values, own memory."""
-    expand = torch.Tensor.expand
-    with mock.patch.object(torch.Tensor, "expand", lambda tensor, *sizes: expand(tensor, *sizes).clone()):
-        yield
 
 
 def train_on_pairs(run: Run, rows: list[dict[str, Any]], adapter: dict[str, np.ndarray]) -> DPORecorder:
     trainer = make_trainer(DPORecorder, configure(DPOConfig, **run.options), rows, adapter, run.reference)
-    weighted_sft = run.options.get("use_weighting") and "sft" in run.options["loss_type"]
-    with expanding_by_copy() if weighted_sft else nullcontext():
-        trainer.train()
+    trainer.train()
     assert len(trainer.steps) == run.options.get("max_steps", STEPS)
     return trainer
 
@@ -284,15 +262,6 @@ def run_demonstrations(
     return {"options": DEMONSTRATIONS_RUN, "steps": trainer.steps}
 
 
-def run_moving_reference(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Every step's sums of completion log-probs show when the reference moves, and how far."""
-    trainer = make_trainer(DPORecorder, configure(DPOConfig, **MOVING_REFERENCE_RUN), rows, adapter=None)
-    trainer.train()
-    sums = zip(trainer.sums[::2], trainer.sums[1::2], strict=True)
-    logps = [{"policy": policy, "reference": reference} for policy, reference in sums]
-    return {"options": MOVING_REFERENCE_RUN, "step_logps": logps, "steps": trainer.steps}
-
-
 def main() -> None:
     torch.use_deterministic_algorithms(True)
     rng = np.random.default_rng(SEED)
@@ -328,7 +297,6 @@ def main() -> None:
         for name, options in UNPAIRED_RUNS.items():
             result["unpaired"][prefix + name] = run_unpaired(options, given, unpair(pairs, which), adapter)
     result["demonstrations"] = run_demonstrations(demonstrations, pairs, adapter)
-    result["moving_reference"] = run_moving_reference(rows)
     (HERE / "reference.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

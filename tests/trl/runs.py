@@ -111,7 +111,6 @@ WEIGHTING_RUNS = {
     "ld_sft": few_steps("sigmoid", "sft", ld_alpha=0.5),
     "wpo": few_steps("sigmoid", use_weighting=True),
     "wpo_sum": few_steps("sigmoid", "bco_pair", loss_weights=[0.8, 0.2], use_weighting=True),
-    "wpo_mpo": few_steps("sigmoid", "bco_pair", "sft", loss_weights=[0.8, 0.2, 1.0], use_weighting=True),
     "wpo_ld": few_steps("sigmoid", use_weighting=True, ld_alpha=0.5),
 }
 
@@ -123,12 +122,3 @@ UNPAIRED_RUNS: dict[str, dict[str, Any]] = {
 }
 
 DEMONSTRATIONS_RUN = {"loss_type": "nll", "completion_only_loss": True, "max_steps": FEW_STEPS}
-
-MOVING_REFERENCE_RUN = {
-    "sync_ref_model": True,
-    "ref_model_sync_steps": 2,
-    "ref_model_mixup_alpha": 0.6,
-    "max_steps": 6,
-    "optim": "sgd",
-    "learning_rate": 0.05,
-}
