@@ -75,7 +75,7 @@ def needs(one: Objective) -> str:
     all_needs = {
         data if one.unpaired else "pairs": True,
         "scores": one.scores,
-        "reference": one.reference,
+        "reference": one.reference and not one.token_kls,
         "reference in every step": one.token_kls,
         "whole batch": one.whole_batch,
     }

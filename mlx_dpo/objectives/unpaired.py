@@ -22,7 +22,7 @@ def weights(batch: LabelledLogps, desirable_weight: float, undesirable_weight: f
 
 
 @objective(
-    formula="w (1 - sigmoid(s beta (r - KL))); s = 1 and w = desirable_weight where the label is true, s = -1 and w = "
+    formula="v (1 - sigmoid(s beta (r - KL))); s = 1 and v = desirable_weight where the label is true, s = -1 and v = "
     "undesirable_weight where it is false; KL = the batch's mean of r over mismatched prompts and answers, at least 0",
     paper="2402.01306 Ethayarajh et al., eq. 7 and 8",
     when="Answers are judged one by one, thumbs up or down; or pairs are noisy",
@@ -46,8 +46,8 @@ def mean_reward_so_far(before: Running, batch: LabelledLogps, *, beta: float, **
 
 
 @objective(
-    formula="-w log sigmoid(s (beta r - delta)); s = 1 and w = desirable_weight where the label is true, s = -1 and "
-    "w = undesirable_weight where it is false; delta = the mean of beta r over all completions so far",
+    formula="-v log sigmoid(s (beta r - delta)); s = 1 and v = desirable_weight where the label is true, s = -1 and "
+    "v = undesirable_weight where it is false; delta = the mean of beta r over all completions so far",
     paper="2404.04656 Jung et al., eq. 10",
     when="As kto, as a classifier; without a second answer to compare with. On pairs, bco_pair has no shift",
     unpaired=True,
@@ -64,7 +64,7 @@ def bco(
 
 
 @objective(
-    formula="w (1 - sigmoid(s beta r)); s = 1 and w = desirable_weight where the label is true, s = -1 and w = "
+    formula="v (1 - sigmoid(s beta r)); s = 1 and v = desirable_weight where the label is true, s = -1 and v = "
     "undesirable_weight where it is false",
     paper="2408.06266 D'Oosterlinck et al., eq. 7",
     when="As kto, with no KL to estimate: desirable answers are better than the model's own",
