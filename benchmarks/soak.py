@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--steps 5000] [--out docs/soak.json]
 
-Prints, every hundred steps, Python's memory, MLX's active and cache memory and the number of live mlx arrays; ends with exit
-code 1 where any of them has grown by more than 5% over its peak in the first 200 steps.
+Prints, every hundred steps, Python's memory, MLX's active and cache memory and the number of live mlx arrays; ends with
+exit code 1 where any of them has grown by more than 5% over its peak in the first 200 steps.
 """
 
 from __future__ import annotations

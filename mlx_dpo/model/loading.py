@@ -96,6 +96,8 @@ def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
         text = str(error).strip() or type(error).__name__
         lines = text.splitlines()
         reason = lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines[:3])
+        if "trust_remote_code" in text:
+            reason = "it needs code of its own to be run, and mlx-dpo runs no code that comes with a model"
         if isinstance(error, KeyError):
             reason = f"{reason} is missing from its config.json"
         raise UserError(f"this model can't be loaded: {reason[:400]}", where=Where(str(path)), hint=hint) from error
@@ -120,7 +122,8 @@ def load_tokenizer(name: str) -> Any:
     path = model_folder(name)
     _require_json_object(path / "config.json")
     with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
-        return mlx_lm_load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
+        no_code = {"trust_remote_code": False}  # or transformers would ask on the terminal
+        return mlx_lm_load_tokenizer(path, no_code, eos_token_ids=load_config(path).get("eos_token_id"))
 
 
 def _require_json_object(path: Path) -> dict[str, Any]:
