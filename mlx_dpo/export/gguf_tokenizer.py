@@ -106,7 +106,7 @@ def read_vocabulary(tokenizer: Any, rows: int, where: Where) -> Vocabulary:
     names = {number: token for token, number in backend.get_vocab(with_added_tokens=True).items()}
     added = {token["id"]: token for token in told["added_tokens"]}
     bytes_as_tokens = bool(model.get("byte_fallback"))
-    unknown = model.get("unk_token")
+    unknown = tokenizer.unk_token if bytes_as_tokens else None  # elsewhere it is a token of use, as Qwen's end of text
     tokens = [names.get(number, f"[PAD{number}]") for number in range(rows)]
     types = [_type(names.get(number), added.get(number), unknown, bytes_as_tokens) for number in range(rows)]
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
@@ -119,7 +119,7 @@ def read_vocabulary(tokenizer: Any, rows: int, where: Where) -> Vocabulary:
         tokens=[t.replace(SPACE, " ") if number in added else t for number, t in enumerate(tokens)],
         types=types,
         scores=[scores.get(names.get(number, ""), 0.0) for number in range(rows)],
-        space_first=_space_first(told, where),
+        space_first=_space_first(told, tokenizer, where),
     )
 
 
@@ -194,7 +194,7 @@ def _scores(merges: list[tuple[str, ...]], tokens: set[str], where: Where) -> di
     return scores
 
 
-def _space_first(told: dict[str, Any], where: Where) -> bool:
+def _space_first(told: dict[str, Any], tokenizer: Any, where: Where) -> bool:
     """Whether a space goes in front of a text. Raises `UserError` where something else is done to it, too."""
     normalizer, pre = told.get("normalizer"), told.get("pre_tokenizer")
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
@@ -204,5 +204,18 @@ def _space_first(told: dict[str, Any], where: Where) -> bool:
             raise UserError(f"llama.cpp can't do the {step['type']} of its tokenizer", where=where)
     if pre and not (pre["type"] == "Metaspace" or (pre["type"] == "Split" and pre["pattern"] == {"String": " "})):
         raise UserError(f"llama.cpp can't do the {pre['type']} of its tokenizer", where=where)
-    prepended = any(step["type"] == "Prepend" for step in steps)
-    return prepended or bool(pre and pre.get("prepend_scheme") in ("first", "always"))
+    if any(step["type"] == "Prepend" for step in steps):
+        return True
+    scheme = (pre or {}).get("prepend_scheme", "never")
+    return scheme == "always" or (scheme == "first" and not _chats_start_special(tokenizer))
+
+
+def _chats_start_special(tokenizer: Any) -> bool:
+    """Whether a chat starts with a special token: then nothing of it is the text that alone gets a space in front.
+
+    llama.cpp puts one in front of every text between special tokens, or of none.
+    """
+    if not tokenizer.chat_template:
+        return False
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    return chat.startswith(tuple(tokenizer.all_special_tokens))
