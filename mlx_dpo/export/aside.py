@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlx_dpo.errors import UserError, Where
@@ -22,9 +22,9 @@ def written_aside(target: str | Path) -> Iterator[Path]:
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError("this exists already", where=Where(str(final)), hint="Name another place to write to.")
     partial = final.with_name(f".{final.name}.partial")
-    _delete(partial)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        _delete(partial)
         yield partial
         if final.exists():
             final.rmdir()
@@ -39,4 +39,5 @@ def _delete(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
