@@ -76,7 +76,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int, where: Where) -> None:
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(vocabulary.space_first)
-    _add_special_tokens(writer, tokenizer)
+    _add_special_tokens(writer, tokenizer, rows)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
@@ -84,14 +84,16 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int, where: Where) -> None:
         writer.add_chat_template(template)
 
 
-def _add_special_tokens(writer: Any, tokenizer: Any) -> None:
-    for name in ("bos", "eos", "unk", "pad"):
-        number = getattr(tokenizer, f"{name}_token_id", None)
-        if number is not None:
+def _add_special_tokens(writer: Any, tokenizer: Any, rows: int) -> None:
+    numbers = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk", "pad")}
+    others = sorted(tokenizer.eos_token_ids - {numbers["eos"]})  # at which mlx-lm ends an answer, too
+    numbers |= dict(zip(("eot", "eom"), others, strict=False))
+    for name, number in numbers.items():
+        if number is not None and number < rows:  # transformers adds some that the model knows nothing of
             getattr(writer, f"add_{name}_token_id")(number)
     ids = tokenizer.encode("a")
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == tokenizer.eos_token_id)
+    writer.add_add_bos_token(numbers["bos"] is not None and ids[0] == numbers["bos"])
+    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == numbers["eos"])
 
 
 def read_vocabulary(tokenizer: Any, rows: int, where: Where) -> Vocabulary:

@@ -53,6 +53,22 @@ def test_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
     assert fields["tokenizer.chat_template"] == (SPM / "chat_template.jinja").read_text()
 
 
+def test_every_end_of_an_answer_is_told(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", "mistral", eos_token_id=[2, 4])
+    write_gguf(folder, tmp_path / "out.gguf")
+    fields, _ = read_gguf(tmp_path / "out.gguf")
+    assert (fields["tokenizer.ggml.eos_token_id"], fields["tokenizer.ggml.eot_token_id"]) == (2, 4)
+
+
+def test_special_tokens_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:
+    """transformers gives a tokenizer of qwen2's one for padding, behind the last of the model's."""
+    folder = make_model(tmp_path / "model", "qwen2")
+    assert load_tokenizer(folder).pad_token_id == 400
+    write_gguf(folder, tmp_path / "out.gguf")
+    fields, _ = read_gguf(tmp_path / "out.gguf")
+    assert "tokenizer.ggml.padding_token_id" not in fields and len(fields["tokenizer.ggml.tokens"]) == 400
+
+
 def test_a_sentencepiece_tokenizer_without_chats_puts_a_space_in_front(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", "mistral")
     (folder / "chat_template.jinja").unlink()
