@@ -122,11 +122,14 @@ def test_every_tensor(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("quantization", [("affine", 4, 32), ("affine", 6, 64), ("mxfp4", 4, 32), ("nvfp4", 4, 16)])
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_quantized_weights_are_dequantized(tmp_path: Path, kind: str, quantization: tuple[str, int, int]) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("llama", mx.bfloat16), ("qwen3", mx.float32)])
+def test_quantized_weights_are_dequantized(
+    tmp_path: Path, kind: str, dtype: mx.Dtype, quantization: tuple[str, int, int]
+) -> None:
+    """In float32, and not in the float type of their scales."""
     mode, bits, group = quantization
     told = {"mode": mode, "bits": bits, "group_size": group}
-    folder = make_model(tmp_path / "model", kind, told, intermediate_size=128)
+    folder = make_model(tmp_path / "model", kind, told, dtype=dtype, intermediate_size=128)
     write_gguf(folder, tmp_path / "out.gguf")
     _, tensors = read_gguf(tmp_path / "out.gguf")
     for name, tensor in expected_tensors(folder, kind).items():

@@ -57,7 +57,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make_model(
-    folder: Path, kind: str, quantization: dict[str, Any] | None = None, tokenizer: Path = SPM, **config: Any
+    folder: Path,
+    kind: str,
+    quantization: dict[str, Any] | None = None,
+    tokenizer: Path = SPM,
+    dtype: mx.Dtype = mx.float32,
+    **config: Any,
 ) -> Path:
     """A model folder with nothing left at the zeros and ones that a layer begins with."""
     module = importlib.import_module(f"mlx_lm.models.{'llama' if kind == 'mistral' else kind}")
@@ -68,6 +73,7 @@ def make_model(
         model.sanitize({"language_model": {"x": mx.zeros(1)}} if kind == "gemma3" else {})  # drops the untied head
     noisy = [(name, v + 0.05 * mx.random.normal(v.shape)) for name, v in tree_flatten(model.parameters())]
     model.update(tree_unflatten(noisy))
+    model.set_dtype(dtype)
     if quantization:
         nn.quantize(model, **quantization)
         told["quantization"] = quantization
