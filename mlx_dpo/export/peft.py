@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.aside import written_aside
-from mlx_dpo.export.factors import Factors, read_factors
+from mlx_dpo.export.factors import Factors, read_factors, refuse_layers
 from mlx_dpo.model.loading import AdapterSpec, LoadedModel, Tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -30,9 +30,34 @@ PREFIX = "base_model.model."
 # fmt: off
 SAME_NAMES = frozenset({
     "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "helium", "llama", "mistral",
-    "olmo2", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2",
+    "mixtral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
 })
 # fmt: on
+# How the names of the text model's layers start in transformers, for types where mlx-lm's start with INNER.
+INNER = "language_model.model."
+WRAPPED = {"gemma3": "model.language_model.", "qwen3_5": "model."}
+ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")  # no linear layers in transformers
+
+
+def peft_name(kind: str, name: str) -> str:
+    """What a linear layer of a model of this type is called in transformers."""
+    if kind not in WRAPPED:
+        return name
+    if name.startswith(INNER):
+        return WRAPPED[kind] + name.removeprefix(INNER)
+    return name.removeprefix("language_model.")
+
+
+def require_known_names(loaded: LoadedModel) -> str:
+    """The model's type. Raises `UserError` where its layers' names in transformers are not known."""
+    kind = loaded.config["model_type"]
+    if kind not in SAME_NAMES and kind not in WRAPPED:
+        raise UserError(
+            f"which layers of a model of type {kind!r} are which in transformers is not known here",
+            where=Where(str(loaded.path)),
+            hint=f"Known are {', '.join(sorted(SAME_NAMES | WRAPPED.keys()))}.",
+        )
+    return kind
 
 
 def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, base_model: str | None = None) -> Path:
@@ -50,29 +75,19 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     """
     adapter = read_factors(model, adapter_path)
     where = Where(str(adapter_path))
-    require_same_names(adapter.model)
-    dora = adapter.spec.fine_tune_type == "dora"
-    layers = {name: _trimmed(factors) for name, factors in adapter.layers.items()}
-    layers = {name: factors for name, factors in layers.items() if dora or factors.a.shape[1]}
+    kind = require_known_names(adapter.model)
+    refuse_layers([n for n in adapter.layers if n.endswith(ROUTERS)], "PEFT can't adapt the router of experts", where)
+    whole = {peft_name(kind, name): factors for name, factors in adapter.layers.items()}
+    trimmed = {name: _trimmed(factors) for name, factors in whole.items()}
+    layers = {name: factors for name, factors in trimmed.items() if factors.a.shape[1]}
     if not layers:
         raise UserError("this adapter is zero in every layer", where=where)
-    config = _config(adapter.spec, layers, list(adapter.layers), base_model or _base_of(adapter.model.path, model))
+    config = _config(adapter.spec, layers, list(whole), base_model or _base_of(adapter.model.path, model))
     with written_aside(save_path) as folder:
         folder.mkdir()
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         mx.save_safetensors(str(folder / WEIGHTS), _to_peft(layers), metadata={"format": "pt"})
     return Path(save_path)
-
-
-def require_same_names(loaded: LoadedModel) -> None:
-    """Raises `UserError` where a layer's name in PEFT is not known."""
-    kind = loaded.config.get("model_type")
-    if kind not in SAME_NAMES:
-        raise UserError(
-            f"which layers of a model of type {kind!r} are which in transformers is not known here",
-            where=Where(str(loaded.path)),
-            hint=f"Known are {', '.join(sorted(SAME_NAMES))}.",
-        )
 
 
 def _trimmed(factors: Factors) -> Factors:

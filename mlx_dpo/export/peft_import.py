@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.aside import written_aside
 from mlx_dpo.export.factors import Factors, refuse_layers
-from mlx_dpo.export.peft import CONFIG, PREFIX, WEIGHTS, require_same_names
+from mlx_dpo.export.peft import CONFIG, PREFIX, WEIGHTS, peft_name, require_known_names
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_model, read_json, read_tensors, trainable
 from mlx_dpo.training.checkpoint import RunFolder
 
@@ -53,8 +53,9 @@ def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None 
     found = _read(Path(folder))
     name = model or found.base_model
     loaded = load_model(name, lazy=True)
-    require_same_names(loaded)
-    spec, tensors = _for_mlx_lm(found, loaded.model, Where(str(folder)))
+    where = Where(str(folder))
+    found = found.renamed(_names(loaded.model, require_known_names(loaded)), where)
+    spec, tensors = _for_mlx_lm(found, loaded.model, where)
     with written_aside(save_path) as partial:
         partial.mkdir()
         RunFolder(partial).save_adapter(tensors, spec, name)
@@ -70,6 +71,23 @@ class _Found:
     dropout: float
     layers: dict[str, Factors]
     scales: dict[str, float]
+
+    def renamed(self, names: Mapping[str, str], where: Where) -> _Found:
+        """The same by mlx-lm's names. Raises `UserError` naming layers that are in no such model."""
+        hint = "Give the --model that the adapter was trained on; tied embeddings have no lm_head."
+        unknown = [name for name in self.layers if name not in names]
+        refuse_layers(unknown, "the model has no such linear layers", where, hint)
+        return replace(
+            self,
+            layers={names[name]: factors for name, factors in self.layers.items()},
+            scales={names[name]: scale for name, scale in self.scales.items()},
+        )
+
+
+def _names(model: nn.Module, kind: str) -> dict[str, str]:
+    """mlx-lm's name of every linear layer, by transformers' and by its own, which older versions wrote for some."""
+    own = list(_places(model))
+    return {name: name for name in own} | {peft_name(kind, name): name for name in own}
 
 
 def _read(folder: Path) -> _Found:
@@ -140,9 +158,6 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
 def _for_mlx_lm(found: _Found, model: nn.Module, where: Where) -> tuple[AdapterSpec, Tensors]:
     """The adapter's spec, and the tensors of every layer that mlx-lm will attach for it."""
     places = _places(model)
-    why = "the model has no such linear layers"
-    hint = "Give the --model that the adapter was trained on; tied embeddings have no lm_head."
-    refuse_layers([name for name in found.layers if name not in places], why, where, hint)
     blocks = [block for name in found.layers if (block := places[name][0]) is not None]
     scale = max(found.scales.values())
     spec = AdapterSpec(

@@ -158,14 +158,37 @@ def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, A
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
-def test_experts_are_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "keys", "says"), [
+    ("qwen3_moe", None, "experts.*switch_mlp"),
+    ("qwen3_moe", ["mlp.gate"], "router.*mlp.gate"),
+    ("qwen3_next", ["self_attn.q_proj"], "'qwen3_next'"),
+])  # fmt: skip
+def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, says: str) -> None:
     from tests.model.test_architectures import make_model
 
-    model = make_model(tmp_path / "model", "qwen3_moe", None)
-    train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / "run"), iters=1))
-    with pytest.raises(UserError, match="experts") as error:
+    model = make_model(tmp_path / "model", kind, None)
+    train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / "run"), iters=1, lora_keys=keys))
+    with pytest.raises(UserError, match=says):
         export_peft(str(model), tmp_path / "run", tmp_path / "out")
-    assert "switch_mlp" in str(error.value)
+
+
+def test_names_of_a_model_inside_another(tmp_path: Path) -> None:
+    """Gemma 3 as transformers names it (seen to load by test_peft_live.py), now and as older versions did."""
+    from tests.export.tiny import make_model
+
+    model = make_model(tmp_path / "model", "gemma3")
+    now, before = "model.language_model.layers.5", "language_model.model.layers.5"
+    for start in (now, before):
+        folder = tmp_path / start
+        folder.mkdir()
+        name = f"base_model.model.{start}.mlp.up_proj.lora_"
+        tensors = {f"{name}A.weight": np.ones((2, 64), np.float32), f"{name}B.weight": np.ones((96, 2), np.float32)}
+        save_file(tensors, folder / WEIGHTS)
+        (folder / "adapter_config.json").write_text(json.dumps(config_of(WRITTEN / "lora")))
+        assert import_peft(folder, tmp_path / f"run-{start}", model=str(model)).num_layers == 1
+        export_peft(str(model), tmp_path / f"run-{start}", tmp_path / f"back-{start}")
+        assert same_tensors(tmp_path / f"back-{start}", tmp_path / now)
+        assert config_of(tmp_path / f"back-{start}")["target_modules"] == [f"{now}.mlp.up_proj"]
 
 
 def test_an_adapter_without_layers_is_refused(damaged: Callable[..., Path], tmp_path: Path) -> None:
