@@ -71,7 +71,7 @@ def write_gguf(model: str | Path, file: str | Path, kind: Kind = "f16") -> Path:
     rows = weights["token_embd.weight"].shape[0]
     writer = gguf.GGUFWriter(None, described.family.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(loaded.path.resolve().name)
+    writer.add_name(Path(model).resolve().name)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_parameters(writer, described)

@@ -184,6 +184,7 @@ def test_parameters(tmp_path: Path, kind: str, key: str, value: Any) -> None:
     architecture = fields["general.architecture"]
     assert fields[f"{architecture}.context_length"] == 512 and fields[f"{architecture}.embedding_length"] == 64
     assert fields[f"{architecture}.attention.layer_norm_rms_epsilon"] == np.float32(1e-5)
+    assert fields["general.name"] == "model"  # the folder's
     assert fields["general.type"] == "model" and fields["general.file_type"] == gguf.LlamaFileType.MOSTLY_F16
 
 
