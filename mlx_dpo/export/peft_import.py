@@ -17,7 +17,7 @@ from mlx_dpo.export.aside import written_aside
 from mlx_dpo.export.factors import Factors, refuse_layers
 from mlx_dpo.export.peft import CONFIG, PREFIX, WEIGHTS, peft_name, require_known_names
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_model, read_json, read_tensors, trainable
-from mlx_dpo.training.checkpoint import RunFolder
+from mlx_dpo.training.run_folder import RunFolder
 
 # Options of PEFT's LoraConfig that, once set, make more of an adapter than a low-rank product.
 BEYOND_LORA = (
