@@ -58,6 +58,9 @@ class TrainConfig:
         "truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error."
     )
     raw: bool = knob(False, "Data", "Take string rows as they are, without the chat template.")
+    prompt_column: str | None = knob(None, "Data", "Column of the rows that is their prompt, where none is found.")
+    chosen_column: str | None = knob(None, "Data", "Column that is the answer to prefer.")
+    rejected_column: str | None = knob(None, "Data", "Column that is the answer not to prefer.")
 
     loss: str = knob(
         "sigmoid",
@@ -138,6 +141,15 @@ class TrainConfig:
         100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0
     )
     save_every: int = knob(100, "Run", "Steps between checkpoints; 0: only the last.", low=0)
+
+    push_to_hub: bool = knob(False, "Hub", "At the end, push the run to the Hub, as `mlx-dpo push` does.")
+    hub_model_id: str | None = knob(
+        None, "Hub", "Repository to push to, user/name. Default: the run folder's name, under your own."
+    )
+    hub_private_repo: bool = knob(True, "Hub", "A repository made for it is private.")
+    push_checkpoints: bool = knob(
+        False, "Hub", "Push every checkpoint on the way, with all that --resume needs, to the branch `checkpoints`."
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: Where | None = None) -> TrainConfig:

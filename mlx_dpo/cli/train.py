@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,7 @@ import typer
 
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.push import address, as_json
 from mlx_dpo.config import TrainConfig, config_from
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan
 
@@ -47,20 +49,34 @@ def train(
     """
     resolved = _resolve(config, flags, resume)
     from mlx_dpo.export.card import write_card
+    from mlx_dpo.export.push_run import CheckpointPusher, check_before, push_at_end
+    from mlx_dpo.export.record import Recorder
     from mlx_dpo.reporting.metrics_log import MetricsLog
     from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
     from mlx_dpo.training.run import train as run
 
-    interrupt = StopOnInterrupt()
-    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt)
+    check_before(resolved)
+    interrupt, recorder = StopOnInterrupt(), Recorder(["mlx-dpo", *sys.argv[1:]])
+    pushing = [CheckpointPusher(resolved, _say)] if resolved.push_checkpoints else []
+    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt, recorder, *pushing)
     result = run(resolved, listener=listener, resume=resume, stop=interrupt.stop)
-    write_card(result)
+    recorder.write(result)
+    write_card(result.run)
     write_report(result.run)
+    pushed = push_at_end(resolved, result.run, _say) if resolved.push_to_hub else None
     if json:
-        print_json(result.to_mapping())
+        print_json({**result.to_mapping(), **({"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {})})
     else:
         show_result(results, result, resolved.model)
+        if pushed:
+            results.print(f"It is on the Hub: {address(pushed)}", soft_wrap=True, markup=False)
+    if resolved.push_to_hub and not pushed:
+        raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    notes.print(text, soft_wrap=True, markup=False)
 
 
 def _resolve(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainConfig:

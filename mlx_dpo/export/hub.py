@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.upload import File, shareable
+from mlx_dpo.export.card import made_for
+from mlx_dpo.export.upload import File, files_of, shareable
 from mlx_dpo.hub import LOG_IN, HubName, client, has_token, hub_errors, is_passing
 
 TRIES = 3  # of what huggingface_hub asks once only; the upload of a file has its own
 WAIT = 2.0  # seconds before the second; doubled for each further one
 LONGEST_WAIT = 300.0  # seconds that a server may ask for
+MESSAGE = "Upload with mlx-dpo"
 CHECKPOINTS = "checkpoints"  # the branch that checkpoints go to, and their folder there
 
 Say = Callable[[str], None]
@@ -54,13 +56,38 @@ def full_name(name: str) -> str:
         return f"{client().whoami()['name']}/{name}"
 
 
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    include: Sequence[str] = (),
+    branch: str | None = None,
+    message: str = MESSAGE,
+    say: Say = lambda text: None,
+    listing: Callable[[list[File]], None] = lambda files: None,
+) -> Pushed:
+    """Push a finished run's folder or a fused model's, with a card that names the repository.
+
+    Args:
+        include: see `files_of`; the rest, see `push_files`.
+        listing: hears what is going to be sent.
+
+    Raises: `UserError`.
+    """
+    check_ready(repo_id)
+    files = files_of(folder, include, made_for(folder, repo_id, ask_hub=True))
+    listing(files)
+    return push_files(files, repo_id, private=private, branch=branch, message=message, say=say)
+
+
 def push_files(
     files: Sequence[File],
     repo_id: str,
     *,
     private: bool = True,
     branch: str | None = None,
-    message: str = "Upload with mlx-dpo",
+    message: str = MESSAGE,
     say: Say = lambda text: None,
 ) -> Pushed:
     """Send files to a repository, made if it is not there, in one commit.

@@ -61,6 +61,13 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
+def carry_record(run: str | Path, model: str | Path, fuse: dict[str, Any] | None = None) -> None:
+    """Put what is known of a run beside the model that was fused of it, and what the fusing measured as `fuse`."""
+    told = read_record(run)
+    told |= {"fuse": fuse} if fuse else {}
+    (Path(model) / FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def of_files(run: Path) -> dict[str, Any]:
     """`config`, the held-out metrics `before` and `after`, and `lines`, all of metrics.jsonl, of a run's folder."""
     try:

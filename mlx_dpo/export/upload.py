@@ -6,6 +6,7 @@ Checkpoints, caches, logs, reports and data stay, since nothing here names them;
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,13 +25,26 @@ _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "chat_template.jinja", "chat_template.json"),
 )
+_CARD = ("README.md", "curves.png", *_LICENSES)
 WHAT_GOES: dict[Kind, tuple[str, ...]] = {
-    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", "README.md", "curves.png", *_LICENSES),
-    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", "README.md", "curves.png")
-    + (*_TOKENIZER, *_LICENSES),
-    "model": ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "*.gguf")
-    + ("preprocessor_config.json", "processor_config.json", "README.md", "curves.png", *_TOKENIZER, *_LICENSES),
+    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", *_CARD),
+    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", *_TOKENIZER, *_CARD),
+    "model": (
+        *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+        *("model*.safetensors", "model.safetensors.index.json", "*.gguf", *_TOKENIZER, *_CARD),
+    ),
 }
+_FOLDERS = re.compile(r"(?<![^\s,=])(?:~|\.\.)?/(?:[^\s,=/]*/)*")  # of paths from the root, from home, or upwards
+_PLACES = (
+    "loss",
+    "model",
+    "data",
+    "valid_data",
+    "init_adapter",
+    "reference",
+    "adapter_path",
+    "base_model_name_or_path",
+)
 _SEARCHED = (".json", ".yaml", ".md", ".jinja", ".txt", ".py", ".jsonl", ".html")  # for secrets
 _SEARCHED_BYTES = 4_000_000
 
@@ -98,7 +112,7 @@ def _all(root: Path) -> Iterator[Path]:
     """Every file below a folder but hidden ones, and none through links to folders outside."""
     for path in sorted(root.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.is_file() and not hidden and root.resolve() in path.parent.resolve().parents | {path.parent.resolve()}:
+        if path.is_file() and not hidden and path.parent.resolve().is_relative_to(root.resolve()):
             yield path
 
 
@@ -106,7 +120,7 @@ def _code(root: Path) -> Iterator[str]:
     """Python files that a model's config.json names as its own."""
     if kind_of(root) != "model":
         return
-    config = _mapping(root / "config.json")
+    config = mapping_in(root / "config.json")
     named = [config.get("model_file"), *(config.get("auto_map") or {}).values()]
     for name in {str(one).partition("--")[2] or str(one) for one in named if isinstance(one, str)}:
         file = name if name.endswith(".py") else name.rpartition(".")[0] + ".py"
@@ -114,7 +128,8 @@ def _code(root: Path) -> Iterator[str]:
             yield file
 
 
-def _mapping(file: Path) -> dict[str, Any]:
+def mapping_in(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; empty where it holds another thing. Raises `UserError`."""
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -122,23 +137,27 @@ def _mapping(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-_PLACES = ("model", "data", "valid_data", "init_adapter", "reference", "adapter_path", "base_model_name_or_path")
-
-
 def shown_place(value: str) -> str:
-    """A path of this machine by its last part; the Hub's names and plain words as they are."""
+    """Paths of this machine by their last part; the Hub's names and plain words as they are."""
     path = Path(value).expanduser()
-    return path.name if path.is_absolute() or ".." in path.parts or path.exists() else value
+    try:
+        if path.is_absolute() or path.exists():
+            return path.name
+    except OSError:  # too long for a name
+        pass
+    return _FOLDERS.sub("", value)  # --data=/x/pairs.jsonl, sigmoid,/x/mine.py:loss
+
+
+def without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without where things lie on this machine."""
+    return {k: shown_place(v) if k in _PLACES and isinstance(v, str) and v else v for k, v in config.items()}
 
 
 def shareable(file: Path | bytes) -> Path | bytes:
     """A file as it goes to the Hub: configs without where things lie on this machine."""
     if isinstance(file, bytes) or file.name not in ("config.yaml", "adapter_config.json"):
         return file
-    values = _mapping(file)
-    for key in _PLACES:
-        if isinstance(values.get(key), str) and values[key]:
-            values[key] = shown_place(values[key])
+    values = without_places(mapping_in(file))
     if file.suffix == ".json":
         return (json.dumps(values, indent=4, ensure_ascii=False) + "\n").encode()
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()

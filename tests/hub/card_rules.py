@@ -10,16 +10,14 @@ from typing import Any
 
 import yaml
 
-LICENSES = set(
-    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+LICENSES = """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
     bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0
     cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
     cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
     cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl
     gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0
     odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
-    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other""".split()
-)
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other"""
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 PIPELINES = ("text-generation", "text-classification", "image-text-to-text", "feature-extraction")
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -45,8 +43,8 @@ def _list(value: Any) -> list[Any]:
 
 def _of_data(data: dict[str, Any]) -> Any:
     for name in _list(data.get("license")):
-        if name not in LICENSES:
-            yield f'"license" must be one of [{", ".join(sorted(LICENSES))}], not {name!r}'
+        if name not in LICENSES.split():
+            yield f'"license" must be one of [{", ".join(sorted(LICENSES.split()))}], not {name!r}'
     if data.get("license") != "other" and ("license_name" in data):
         yield '"license_name" goes with "license: other"'
     for key in ("base_model", "datasets"):

@@ -126,14 +126,13 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.fault and self.fault.cut == "answer":
-            self.wfile.write(body[: len(body) // 2])
+        cut = self.fault is not None and self.fault.cut == "answer"
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut and self.fault:
             self.wfile.flush()
             time.sleep(self.fault.delay)
-            return self._hang_up()
-        self.wfile.write(body)
+            self._hang_up()
 
     def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
         self._answer(200, json.dumps(value).encode(), headers)
@@ -169,7 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.token is None:
             raise Refused(401, "Invalid username or password.")
         if ROLES[self.token] != "write" or not repo.startswith(f"{USER}/"):
-            raise Refused(403, f"You don't have the rights to create a model under the namespace {repo.split('/')[0]!r}")
+            raise Refused(
+                403, f"You don't have the rights to create a model under the namespace {repo.split('/')[0]!r}"
+            )
 
     def files_at(self, hub: Hub, kind: str, repo: str, revision: str) -> tuple[str, dict[str, Entry]]:
         found = hub.store.resolve(kind, repo, revision)

@@ -79,9 +79,7 @@ class Store:
         with self.lock:
             if self.repo(kind, repo_id):
                 raise Conflict("You already created this model repo")
-            self._write(
-                kind, repo_id, {"private": private, "gated": gated, "heads": {}, "commits": {}, "order": []}
-            )
+            self._write(kind, repo_id, {"private": private, "gated": gated, "heads": {}, "commits": {}, "order": []})
             self.commit(kind, repo_id, "main", "initial commit", {".gitattributes": GITATTRIBUTES})
 
     def branch(self, kind: str, repo_id: str, name: str) -> None:
