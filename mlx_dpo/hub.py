@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,8 +48,16 @@ def client() -> HfApi:
     """huggingface_hub's client, under our name and with a limit to waiting."""
     from huggingface_hub import HfApi, get_session
 
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_say_no_secrets)
     get_session().timeout = TIMEOUT
     return HfApi(library_name="mlx-dpo", library_version=version("mlx-dpo"))
+
+
+def _say_no_secrets(record: logging.LogRecord) -> bool:
+    """For huggingface_hub's log, which names addresses."""
+    record.msg, record.args = without_secrets(record.getMessage()), None
+    return True
 
 
 def has_token() -> bool:
@@ -100,6 +109,13 @@ def is_passing(error: BaseException) -> bool:
     return False
 
 
+def retry_after(error: BaseException) -> float | None:
+    """The seconds that a server asks to wait, where it does."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    value = str(headers.get("Retry-After", ""))
+    return float(value) if value.isdigit() else None
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -132,7 +148,9 @@ def _said(error: Exception, name: str, writing: bool) -> UserError | None:
             return _refused(one, name, writing)
         if _is_network(one):
             hint = "Check the connection; HF_HUB_OFFLINE=1 keeps to what is downloaded already."
-            return UserError(f"{hub_place()} can't be reached", where=Where(name), hint=None if writing else hint)
+            slow = any(cls.__name__ == "TimeoutException" for cls in type(one).__mro__)
+            what = "does not answer" if slow else "can't be reached"
+            return UserError(f"{hub_place()} {what}", where=Where(name), hint=None if writing else hint)
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _offline(name, writing)
     if isinstance(error, (OSError, ValueError, RuntimeError)):  # xet's own failures, a full disk, names that leave
@@ -176,7 +194,8 @@ def _refused(error: Any, name: str, writing: bool) -> UserError:
     if status in (409, 412):
         return UserError(f"it is being changed by somebody else right now{because}", where=where, hint="Try again.")
     if status == 429:
-        hint = "Wait some minutes and try again."
+        wait = retry_after(error)
+        hint = f"Wait {wait:.0f} s and try again." if wait else "Wait some minutes and try again."
         return UserError(f"{hub_place()} takes no more requests from you for now (429)", where=where, hint=hint)
     if status >= 500:
         hint = "Try again later; https://status.huggingface.co tells of troubles."

@@ -129,7 +129,7 @@ def metadata(known: Known) -> dict[str, Any]:
         head |= {"base_model": known.base.repo_id, "base_model_relation": _RELATION[known.kind]}
     head["library_name"] = "peft" if known.kind == "peft" else "mlx"
     head["pipeline_tag"] = "text-generation"
-    head["tags"] = list(dict.fromkeys(["mlx", "mlx-dpo", "preference-tuning", "dpo", *_tags(known)]))
+    head["tags"] = list(dict.fromkeys(["mlx", "mlx-dpo", "preference-tuning", *_tags(known)]))
     if known.dataset:
         head["datasets"] = [known.dataset.repo_id]
     return head | _model_index(known)
@@ -137,7 +137,8 @@ def metadata(known: Known) -> dict[str, Any]:
 
 def _tags(known: Known) -> Iterator[str]:
     losses = str(known.config.get("loss") or "").split(",")
-    yield from (loss.partition("=")[0] for loss in losses if loss and ":" not in loss)
+    named = (loss.partition("=")[0] for loss in losses if loss and ":" not in loss)
+    yield from ("dpo" if loss == "sigmoid" else loss for loss in named)
     if known.kind != "model":
         yield str(known.config.get("fine_tune_type") or "lora")
 
@@ -228,8 +229,9 @@ def _how(known: Known) -> Iterator[str]:
     if record.get("versions"):
         facts.append(", ".join(f"{name} {number}" for name, number in record["versions"].items()))
     yield "; ".join(facts)[:1].upper() + "; ".join(facts)[1:] + "."
-    yield "Every knob; `mlx-dpo train -c config.yaml` takes them:"
-    yield _fence(yaml.safe_dump(known.config, sort_keys=False, allow_unicode=True), "yaml")
+    yield "Every knob that is set; `mlx-dpo train -c config.yaml` takes them:"
+    knobs = {name: value for name, value in known.config.items() if value is not None}
+    yield _fence(yaml.safe_dump(knobs, sort_keys=False, allow_unicode=True), "yaml")
 
 
 def _fence(text: str, language: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.card import made_for
 from mlx_dpo.export.upload import File, files_of, shareable
-from mlx_dpo.hub import LOG_IN, HubName, client, has_token, hub_errors, is_passing
+from mlx_dpo.hub import LOG_IN, HubName, client, has_token, hub_errors, is_passing, retry_after
 
 TRIES = 3  # of what huggingface_hub asks once only; the upload of a file has its own
 WAIT = 2.0  # seconds before the second; doubled for each further one
@@ -119,8 +119,11 @@ def push_files(
                 CommitOperationAdd(file.path, file.content if isinstance(file.content, bytes) else str(file.content))
                 for file in files
             ]
+            head = client().repo_info(repo_id, revision=branch).sha  # so that a try given up can't come through later
             # not upload_folder: with xet it makes several commits
-            return client().create_commit(repo_id, operations, commit_message=message, revision=branch)
+            return client().create_commit(
+                repo_id, operations, commit_message=message, revision=branch, parent_commit=head
+            )
 
         made = _retrying(commit, say)
     page = f"{client().endpoint}/{repo_id}"
@@ -140,13 +143,6 @@ def _retrying(act: Callable[[], Any], say: Say) -> Any:
             say(f"The Hub did not take it ({_short(error)}); trying again in {wait:.0f} s.")
             time.sleep(wait)
     raise AssertionError("unreachable")
-
-
-def retry_after(error: BaseException) -> float | None:
-    """The seconds a server asks to wait, where it does."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    value = str(headers.get("Retry-After", ""))
-    return float(value) if value.isdigit() else None
 
 
 def _short(error: BaseException) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +18,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     from huggingface_hub import close_session, constants
     from huggingface_hub.utils import _http
 
+    import mlx_dpo.export.hub
+
     server = Hub(tmp_path_factory.mktemp("hub"))
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -27,8 +31,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setenv("HF_TOKEN", WRITE)
-    slept = _http.time.sleep
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: slept(min(seconds, 0.05)))  # both ours and theirs
+    short = SimpleNamespace(sleep=lambda seconds: server.waits.append(seconds) or time.sleep(min(seconds, 0.05)))
+    for module in (_http, mlx_dpo.export.hub):  # theirs and ours
+        monkeypatch.setattr(module, "time", short)
     close_session()
     yield server
     close_session()

@@ -41,11 +41,18 @@ class Refused(Exception):
 
 
 class Hub:
-    """The server. `store` is what it holds; `requests` all it was asked, as (method, path, token or None)."""
+    """The server.
+
+    Attributes:
+        store: what it holds.
+        requests: all it was asked, as (method, path, token or None).
+        waits: seconds that its client waited between tries; see `tests.hub.fixture`.
+    """
 
     def __init__(self, root: Path, part_size: int = 1 << 20) -> None:
         self.store, self.faults, self.part_size = Store(root), Faults(), part_size
         self.requests: list[tuple[str, str, str | None]] = []
+        self.waits: list[float] = []
         self.parts: dict[str, dict[int, bytes]] = {}
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self.http.daemon_threads = True
@@ -82,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.route, self.query = unquote(url.path), parse_qs(url.query)
         authorization = self.headers.get("Authorization") or ""
         self.token = authorization.removeprefix("Bearer ") or None
+        if authorization.startswith("Basic "):  # a mirror that lets its own users in
+            self.token = WRITE
         hub.requests.append((self.command, self.route, self.token))
         self.fault = hub.faults.take(self.command, self.route)
         if self.fault and self.fault.cut == "request":
