@@ -38,11 +38,16 @@ def base_of(model: str, *, ask_hub: bool = False) -> Base:
     if model and folder.is_dir():
         data = _metadata(folder / "README.md")
         repo_id = _cached_id(folder) or _first_id(data.get("base_model"))
-        return Base(repo_id, None, repo_id or folder.resolve().name, _copied(data))
+        return Base(repo_id, None, repo_id or _plain(folder.resolve().name), _copied(data))
     name = HubName.parse(model)
     if name is None:
-        return Base(None, None, folder.name or "a model in memory", {})
+        return Base(None, None, _plain(folder.name) or "a model in memory", {})
     return Base(name.repo_id, name.revision, name.repo_id, _copied(_from_hub(name, ask_hub)))
+
+
+def _plain(name: str) -> str:
+    """A name that Markdown leaves alone."""
+    return re.sub(r"[\s`<>]+", " ", name).strip()
 
 
 def _cached_id(folder: Path) -> str | None:

@@ -164,8 +164,8 @@ def _data(known: Known) -> str:
 
 def _what(known: Known) -> Iterator[str]:
     config, base = known.config, known.base
-    link = f"[{base.repo_id}](https://huggingface.co/{base.repo_id})" if base.repo_id else f"`{base.name}`"
-    at = f" at revision `{base.revision}`" if base.revision else ""
+    link = f"[{base.repo_id}](https://huggingface.co/{base.repo_id})" if base.repo_id else _code(base.name)
+    at = f" at revision {_code(base.revision)}" if base.revision else ""
     kind = str(config.get("fine_tune_type") or "lora")
     what = {"lora": "A LoRA adapter of", "dora": "A DoRA adapter of", "full": "All weights of the last layers of"}[kind]
     if known.kind == "model":
@@ -175,10 +175,12 @@ def _what(known: Known) -> Iterator[str]:
         return
     pairs = known.record.get("pairs") or {}
     count = f"{pairs['train']:,} rows of " if pairs.get("train") else ""
-    data = f"[{_data(known)}](https://huggingface.co/datasets/{known.dataset.repo_id})" if known.dataset else None
+    data = _code(_data(known))
+    if known.dataset:
+        data = f"[{_data(known)}](https://huggingface.co/datasets/{known.dataset.repo_id})"
     yield (
         f"{what} {link}{at}, trained on preferences (the answer to want, the answer not to want) from {count}"
-        f"{data or f'`{_data(known)}`'}. Objective: `{config.get('loss')}`, beta {config.get('beta')}, against "
+        f"{data}. Objective: {_code(config.get('loss'))}, beta {config.get('beta')}, against "
         f"{_reference(config)}."
     )
 
@@ -186,7 +188,7 @@ def _what(known: Known) -> Iterator[str]:
 def _reference(config: Mapping[str, Any]) -> str:
     reference = str(config.get("reference") or "initial")
     named = {"initial": "the policy as it started", "base": "the model without adapters", "none": "no reference"}
-    return named.get(reference, f"`{reference}`")
+    return named.get(reference, _code(reference))
 
 
 def _results(known: Known) -> Iterator[str]:
@@ -232,6 +234,12 @@ def _how(known: Known) -> Iterator[str]:
     yield "Every knob that is set; `mlx-dpo train -c config.yaml` takes them:"
     knobs = {name: value for name, value in known.config.items() if value is not None}
     yield _fence(yaml.safe_dump(knobs, sort_keys=False, allow_unicode=True), "yaml")
+
+
+def _code(text: object) -> str:
+    """Code within a line, which its text can't leave."""
+    line = " ".join(str(text).split())
+    return f"`` {line} ``".replace("``", "`" * (line.count("`") + 2)) if "`" in line else f"`{line}`"
 
 
 def _fence(text: str, language: str) -> str:

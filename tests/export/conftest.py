@@ -1,0 +1,46 @@
+"""A finished run of the tiny model, as the command line leaves it, and the model that is fused of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.export.card import write_card
+from mlx_dpo.export.fuse import fuse
+from mlx_dpo.export.record import Recorder, carry_record
+from mlx_dpo.reporting.metrics_log import MetricsLog
+from mlx_dpo.reporting.page import write_report
+from mlx_dpo.training.listener import Listeners
+from mlx_dpo.training.run import train
+from tests.conftest import CHECKPOINT, PAIRS
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder; to be read only."""
+    run = tmp_path_factory.mktemp("runs") / "polite"
+    knobs = {"data": str(PAIRS), "valid_data": str(PAIRS), "iters": 6, "learning_rate": 1e-3, "steps_per_eval": 2}
+    config = TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), steps_per_report=2, save_every=3, **knobs)
+    recorder = Recorder(["mlx-dpo", "train", "--model", str(CHECKPOINT), "--data", str(PAIRS), "--iters", "6"])
+    recorder.write(train(config, listener=Listeners(MetricsLog(), recorder)))
+    write_card(run)
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "polite"))
+
+
+@pytest.fixture
+def fused(run: Path, tmp_path: Path) -> Path:
+    """The model fused of it."""
+    folder = fuse(str(CHECKPOINT), run, tmp_path / "polite-fused")
+    carry_record(run, folder)
+    write_card(folder)
+    return folder
