@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.card import made_for
 from mlx_dpo.export.upload import File, files_of, shareable
 from mlx_dpo.hub import LOG_IN, HubName, client, has_token, hub_errors, is_passing, retry_after
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
 
 TRIES = 3  # of what huggingface_hub asks once only; the upload of a file has its own
 WAIT = 2.0  # seconds before the second; doubled for each further one
@@ -102,8 +105,6 @@ def push_files(
 
     Raises: `UserError`.
     """
-    from huggingface_hub import CommitOperationAdd
-
     check_ready(repo_id)
     with hub_errors(repo_id, writing=True):
         _retrying(lambda: client().create_repo(repo_id, private=private, exist_ok=True), say)
@@ -114,12 +115,12 @@ def push_files(
         if private and not info.private:
             say(f"{repo_id} is there already, and public.")
 
+        ready = [_operations(files)]
+        client().preupload_lfs_files(repo_id, ready[0], revision=branch, free_memory=False)  # it tries again by itself
+
         def commit() -> Any:
-            operations = [
-                CommitOperationAdd(file.path, file.content if isinstance(file.content, bytes) else str(file.content))
-                for file in files
-            ]
             head = client().repo_info(repo_id, revision=branch).sha  # so that a try given up can't come through later
+            operations = ready.pop() if ready else _operations(files)
             # not upload_folder: with xet it makes several commits
             return client().create_commit(
                 repo_id, operations, commit_message=message, revision=branch, parent_commit=head
@@ -129,6 +130,14 @@ def push_files(
     page = f"{client().endpoint}/{repo_id}"
     url = page if branch is None else f"{page}/tree/{branch}"
     return Pushed(repo_id, url, made.oid, bool(info.private), list(files))
+
+
+def _operations(files: Sequence[File]) -> list[CommitOperationAdd]:
+    """For one try: a try leaves in them what it found at the Hub."""
+    from huggingface_hub import CommitOperationAdd
+
+    contents = ((file.path, file.content) for file in files)
+    return [CommitOperationAdd(path, c if isinstance(c, bytes) else str(c)) for path, c in contents]
 
 
 def _retrying(act: Callable[[], Any], say: Say) -> Any:
