@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     short = SimpleNamespace(sleep=lambda seconds: server.waits.append(seconds) or time.sleep(min(seconds, 0.05)))
     for module in (_http, mlx_dpo.export.hub):  # theirs and ours
         monkeypatch.setattr(module, "time", short)
+    for handler in logging.getLogger("huggingface_hub").handlers:  # its stream is that of the test that imported it
+        monkeypatch.setattr(handler, "emit", lambda record: print(record.getMessage(), file=sys.stderr))
     close_session()
     yield server
     close_session()
