@@ -32,7 +32,9 @@ class TrainConfig:
     """Every knob of a run. `TrainConfig.from_mapping` checks names, types and ranges and raises `UserError`."""
 
     model: str = knob(
-        "", "Model", "Folder of an mlx-lm model, or its Hub id. Any precision: 4-bit, 8-bit, mxfp4, bf16."
+        "",
+        "Model",
+        "Folder of an mlx-lm model, or its Hub id, user/name[@revision]. Any precision: 4-bit, mxfp4, bf16.",
     )
     fine_tune_type: FineTuneType = knob(
         "lora", "Model", "lora: small and quick. dora: closer to full, about a third slower. full: all weights."
@@ -47,7 +49,9 @@ class TrainConfig:
     init_adapter: str | None = knob(None, "Model", "Start from this adapter folder; the reference is then that start.")
 
     data: str = knob(
-        "", "Data", "Preference pairs: a .jsonl, .json or .jsonl.gz file, a folder with train.jsonl, or -."
+        "",
+        "Data",
+        "Preference pairs: a file, a folder with train.jsonl, -, or of the Hub: user/name[@revision][:split].",
     )
     valid_data: str | None = knob(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
     valid_pairs: int = knob(
@@ -167,6 +171,12 @@ class TrainConfig:
     def to_mapping(self) -> dict[str, Any]:
         """All knobs, in order, as plain values."""
         return dataclasses.asdict(self)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of the rows that were named, by what they hold."""
+        named = {"prompt": self.prompt_column, "chosen": self.chosen_column, "rejected": self.rejected_column}
+        return {name: column for name, column in named.items() if column}
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some knobs changed, checked again."""

@@ -85,8 +85,11 @@ def hub_place() -> str:
 
 
 @contextmanager
-def hub_errors(name: str, *, writing: bool = False) -> Iterator[None]:
-    """Whatever goes wrong with a repository inside is said as a `UserError` of one sentence, without any secret."""
+def hub_errors(name: str, *, writing: bool = False, before: str = "") -> Iterator[None]:
+    """Whatever goes wrong with a repository inside is said as a `UserError` of one sentence, without any secret.
+
+    before: how the sentence begins, where the name might have been meant for something else.
+    """
     try:
         yield
     except UserError:
@@ -95,6 +98,7 @@ def hub_errors(name: str, *, writing: bool = False) -> Iterator[None]:
         said = _said(error, name, writing)
         if said is None:
             raise
+        said = UserError(before + said.message, where=said.where, hint=said.hint)
         raise said from None  # what is behind it may hold addresses and headers
 
 
@@ -143,7 +147,7 @@ def _said(error: Exception, name: str, writing: bool) -> UserError | None:
         if isinstance(one, errors.OfflineModeIsEnabled):
             return _offline(name, writing)
         if isinstance(one, errors.HFValidationError):
-            return UserError("is not a name the Hub has; names are like user/name", where=Where(name))
+            return UserError("it is not a name the Hub has; names are like user/name", where=Where(name))
         if isinstance(one, errors.HfHubHTTPError):
             return _refused(one, name, writing)
         if _is_network(one):
@@ -160,8 +164,11 @@ def _said(error: Exception, name: str, writing: bool) -> UserError | None:
 
 
 def _offline(name: str, writing: bool) -> UserError:
-    what = "nothing is sent" if writing else "and it is not among what is downloaded already"
-    return UserError(f"HF_HUB_OFFLINE is set, {what}", where=Where(name), hint="Unset HF_HUB_OFFLINE to go online.")
+    hint = "Unset HF_HUB_OFFLINE to go online."
+    if writing:
+        return UserError("HF_HUB_OFFLINE is set, so nothing is sent", where=Where(name), hint=hint)
+    message = "it is not among what was downloaded from the Hub before, which HF_HUB_OFFLINE keeps to"
+    return UserError(message, where=Where(name), hint=hint)
 
 
 def _refused(error: Any, name: str, writing: bool) -> UserError:
@@ -173,11 +180,11 @@ def _refused(error: Any, name: str, writing: bool) -> UserError:
     if isinstance(error, errors.GatedRepoError):
         page = f"{_address()}/{repo.repo_id if repo else name}"
         hint = f"Ask for access on its page ({page}, or /datasets/...), then: {LOG_IN}"
-        return UserError("is gated: its owner gives access by request", where=where, hint=hint)
+        return UserError("it is gated: its owner gives access by request", where=where, hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
-        return UserError(f"has no revision `{revision}`", where=where)
+        return UserError(f"it has no revision `{revision}`", where=where)
     if isinstance(error, errors.EntryNotFoundError):
-        return UserError("a file that was to be there is not", where=where)
+        return UserError("a file that it was to have is not there", where=where)
     if status == 401 and has_token() and (writing or "credentials" in str(error)):
         return UserError(f"{hub_place()} does not accept your token", where=where, hint=f"It may be old. {LOG_IN}")
     if status == 401 and writing:

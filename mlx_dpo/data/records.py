@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_dpo.data.columns import canonical
 from mlx_dpo.data.messages import check_json, check_text, is_hh, shown, type_name
 from mlx_dpo.data.turns import Named, Three, Turns, as_messages, check_turns, three_of
 from mlx_dpo.errors import RowError, Where
@@ -67,7 +68,7 @@ def pairs_of(row: Any, where: Where) -> list[Pair]:
     try:
         if not isinstance(row, dict):
             raise RowError(f"a row must be a JSON object, not {type_name(row)}", kind="not an object")
-        return _pairs(row)
+        return _pairs(canonical(row))
     except RowError as error:
         error.where = where
         raise
@@ -77,6 +78,7 @@ def shape_of(row: Any) -> str:
     """A short name for the shape of a row, accepted or not."""
     if not isinstance(row, dict):
         return "not an object"
+    row = canonical(row)
     if sides := _sides(row):
         return _shape_of_sides(row, *(row[key] for key in sides))
     if _has(row, "completions"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import time
 from array import array
@@ -13,12 +12,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_dpo.data.hub import Dataset, hub_name
 from mlx_dpo.data.lines import Source, lines_of, local_path, open_source, parse_line, say_os_error
 from mlx_dpo.data.records import Pair, pairs_of
 from mlx_dpo.errors import RowError, UserError, Where
 
 OnProblem = Callable[[RowError], None]
 OnProgress = Callable[[float], None]
+PairsOf = Callable[[Any, Where], list[Pair]]  # what a row is read by
 
 TRAIN_NAMES = ("train",)
 VALID_NAMES = ("valid", "validation", "val", "eval", "dev")
@@ -37,20 +38,25 @@ class Row:
     offset: int
 
 
-def read_rows(path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> Iterator[Row]:
+def read_rows(
+    path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None, read: PairsOf = pairs_of
+) -> Iterator[Row]:
     """The good rows of a file (or of stdin, for `-`), in order, as they are read.
 
     Args:
         on_problem: called for each bad row, which is then left out; without it the first bad row raises.
         progress: called now and then with the share of the file that is done, 0 to 1.
+        read: gives the pairs of a row.
 
     Raises: `RowError`; `UserError` where the file can't be read at all.
     """
     with open_source(path) as source:
-        yield from rows_of(source, on_problem, progress)
+        yield from rows_of(source, on_problem, progress, read)
 
 
-def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> Iterator[Row]:
+def rows_of(
+    source: Source, on_problem: OnProblem | None = None, progress: OnProgress | None = None, read: PairsOf = pairs_of
+) -> Iterator[Row]:
     """The good rows of an open source; see `read_rows`."""
     lines = lines_of(source)
     shown = time.monotonic()
@@ -60,7 +66,7 @@ def rows_of(source: Source, on_problem: OnProblem | None = None, progress: OnPro
             number, offset, line = next(lines)
             where = Where(source.name, number)
             value = parse_line(line, where)
-            pairs = pairs_of(value, where)
+            pairs = read(value, where)
         except StopIteration:
             break
         except RowError as error:
@@ -82,20 +88,28 @@ class PairFile:
     Reading is safe from several threads at once.
     """
 
-    def __init__(self, name: str, file: BinaryIO, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray) -> None:
+    def __init__(
+        self, name: str, file: BinaryIO, read: PairsOf, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray
+    ) -> None:
         """offsets, lines, within: for each pair its row's first byte in `file`, its line, its number in that row."""
-        self.name = name
+        self.name, self._read = name, read
         self._file, self._offsets, self._lines, self._within = file, offsets, lines, within
         self._state = _state(file)
 
     @classmethod
-    def open(cls, path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None) -> PairFile:
+    def open(
+        cls,
+        path: str,
+        on_problem: OnProblem | None = None,
+        progress: OnProgress | None = None,
+        read: PairsOf = pairs_of,
+    ) -> PairFile:
         """Look at every row of a file (or of stdin, for `-`) once; see `read_rows` for the arguments and errors."""
         offsets, lines, within = array("q"), array("I"), array("H")
         with open_source(path) as source:
             file: Any = local_path(path).open("rb") if source.seekable else _temporary(source.name)
             before, end = _state(file), 0
-            for row in rows_of(source, on_problem, progress):
+            for row in rows_of(source, on_problem, progress, read):
                 start = row.offset
                 if not source.seekable:
                     start, end = end, end + _append(file, row.line, source.name)
@@ -109,7 +123,7 @@ class PairFile:
             raise _changed(source.name)
         file.flush()
         index = (np.frombuffer(a, dtype) for a, dtype in ((offsets, np.int64), (lines, np.uint32), (within, np.uint16)))
-        return cls(source.name, file, *index)
+        return cls(source.name, file, read, *index)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -120,7 +134,7 @@ class PairFile:
         where = self.where(index)
         try:
             row = parse_line(self._line(int(self._offsets[index])), where)
-            return pairs_of(row, where)[int(self._within[index])]
+            return self._read(row, where)[int(self._within[index])]
         except (RowError, IndexError):
             raise _changed(self.name) from None
 
@@ -180,7 +194,9 @@ def find_data(data: str, valid: str | None) -> tuple[str, str | None]:
     and .json.gz; without a held-out file there the second is None.
     """
     held_out = None
-    if _kind(data) == "folder":
+    if repo := hub_name(data):
+        held_out = Dataset(data, repo).validation()
+    elif _kind(data) == "folder":
         folder, held_out = data, in_folder(data, VALID_NAMES)
         data = in_folder(folder, TRAIN_NAMES) or ""
         if not data:
@@ -188,7 +204,7 @@ def find_data(data: str, valid: str | None) -> tuple[str, str | None]:
             raise UserError("there is no train.jsonl in this folder", where=Where(folder), hint=hint)
     if valid is None:
         return data, held_out
-    if _kind(valid) == "folder":
+    if not hub_name(valid) and _kind(valid) == "folder":
         folder, valid = valid, in_folder(valid, VALID_NAMES)
         if valid is None:
             raise UserError("there is no valid.jsonl in this folder", where=Where(folder))
@@ -215,10 +231,4 @@ def _kind(name: str) -> str:
             return "file"
     except OSError as error:
         raise say_os_error(error, name) from None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(_ENDINGS) and not path.parent.is_dir():
-        raise UserError(
-            "no such file or folder; datasets of the Hub are to be downloaded first",
-            where=Where(name),
-            hint=f"hf download {name} --repo-type dataset --local-dir {path.name}",
-        )
     raise say_os_error(FileNotFoundError(), name)

@@ -10,8 +10,10 @@ import mlx.nn as nn
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.chat import Encoder
+from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.pairs import EncodedPairs
-from mlx_dpo.data.sources import PairFile, find_data
+from mlx_dpo.data.records import pairs_of
+from mlx_dpo.data.sources import PairFile, PairsOf, find_data
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident
@@ -50,7 +52,8 @@ def evaluate(
     config = with_loss(config, loss)
     tokenizer = tokenizer or load_tokenizer(config.model)
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
-    source = pairs_in_memory(rows, "rows") if rows is not None else _open(config.data)
+    read = renaming(config.columns, pairs_of)
+    source = pairs_in_memory(rows, "rows", read) if rows is not None else _open(config.data, read)
     pairs = EncodedPairs(source, encoder)
     one = PairSet.of(pairs, pairs.usable())
     of_the_policy = config.reference in ("initial", "base")
@@ -79,12 +82,12 @@ def evaluate(
     return {"pairs": count, **metrics}
 
 
-def _open(data: str) -> PairFile:
+def _open(data: str, read: PairsOf) -> PairFile:
     """A file's pairs; of a folder, the held-out ones where it has some."""
     if not data:
         raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
     file, held_out = find_data(data, None)
-    return PairFile.open(held_out or file)
+    return PairFile.open(held_out or file, read=read)
 
 
 def _base(model: nn.Module, adapter_path: str | Path | None) -> Tensors:
