@@ -50,14 +50,38 @@ def client() -> HfApi:
 
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_say_no_secrets)
-    get_session().timeout = TIMEOUT
+    session = get_session()
+    if _never_wait_for_ever not in (hooks := session.event_hooks)["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _never_wait_for_ever]}
     return HfApi(library_name="mlx-dpo", library_version=version("mlx-dpo"))
+
+
+def _never_wait_for_ever(request: Any) -> None:
+    """A request without limits gets ours; many of huggingface_hub's say that they want none."""
+    limits = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {kind: limits.get(kind) or TIMEOUT for kind in ("connect", "read", "write", "pool")}
 
 
 def _say_no_secrets(record: logging.LogRecord) -> bool:
     """For huggingface_hub's log, which names addresses."""
     record.msg, record.args = without_secrets(record.getMessage()), None
     return True
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without huggingface_hub's bars and warnings inside, for what is small."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    were_off, level = are_progress_bars_disabled(), logging.get_verbosity()
+    disable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if not were_off:
+            enable_progress_bars()
 
 
 def has_token() -> bool:

@@ -15,7 +15,7 @@ import yaml
 
 from mlx_dpo.data.splits import READ, Split, choose, splits_of, validation_of
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.hub import HubName, client, hub_errors
+from mlx_dpo.hub import HubName, client, hub_errors, quietly
 
 BEFORE = "no such file or folder here, and "
 
@@ -37,7 +37,7 @@ class Dataset:
         """Look at what is there. Raises `UserError`."""
         self.name, self.repo = name, repo
         self.where = Where(name)
-        with hub_errors(name, before=BEFORE):
+        with hub_errors(name, before=BEFORE), quietly():
             api = client()
             fetched = api.snapshot_download(  # online or not
                 repo.repo_id, repo_type="dataset", revision=repo.revision, allow_patterns=["README.md"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.hub import HubName, client
+from mlx_dpo.hub import HubName, client, quietly
 
 _IN_CACHE = re.compile(r"models--(?P<user>.+)--(?P<name>.+)")
 
@@ -66,8 +66,9 @@ def _first_id(value: Any) -> str | None:
 
 def _from_hub(name: HubName, ask_hub: bool) -> dict[str, Any]:
     try:
-        api = client()
-        card = api.hf_hub_download(name.repo_id, "README.md", revision=name.revision, local_files_only=not ask_hub)
+        with quietly():
+            fetch = client().hf_hub_download
+            card = fetch(name.repo_id, "README.md", revision=name.revision, local_files_only=not ask_hub)
     except Exception:  # a card that can't be had costs the license line and nothing else
         return {}
     return _metadata(Path(card))
