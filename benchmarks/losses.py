@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.demo import MODEL, PAIRS
+from mlx_dpo.demo import MODEL, PAIRS, pairs
 from mlx_dpo.objectives import OBJECTIVES
 
 STEPS, RATE = 40, 6e-4
@@ -23,7 +23,7 @@ Made by `python benchmarks/losses.py --out docs/losses.md`: {STEPS} steps of 8 p
 else by default; then the 128 held-out pairs. A margin is in the loss's own rewards (`mlx-dpo losses NAME`), so margins
 of unlike losses don't compare. `likelier` is the share of pairs whose chosen answer is the likelier one.
 `discopop` has a minimum where the chosen answer is a little the less likely, and stays there from a start at 0
-(`mlx-dpo losses discopop`).
+(`mlx-dpo losses discopop`). For `odpo` the chosen answers have 3 points and the rejected ones 1.
 
 | loss | knobs | reward accuracy | likelier | reward margin |
 | --- | --- | --- | --- | --- |
@@ -42,7 +42,14 @@ def measured(name: str) -> dict[str, float]:
             learning_rate=RATE,
             steps_per_eval=0,
         )
+        if OBJECTIVES[name].scores:
+            return train(config, rows=scored("train"), valid_rows=scored("valid")).after
         return train(config).after
+
+
+def scored(name: str) -> list[dict[str, object]]:
+    """The bundled pairs as if the chosen answer had been given 3 points and the rejected one 1."""
+    return [{**row, "score_chosen": 3, "score_rejected": 1} for row in pairs(name)]
 
 
 def row(name: str, after: dict[str, float]) -> str:

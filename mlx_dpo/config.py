@@ -19,7 +19,7 @@ FineTuneType = Literal["lora", "dora", "full"]
 Overlong = Literal["truncate", "drop", "error"]
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
 Schedule = Literal["constant", "linear", "cosine"]
-Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 def knob(default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -65,6 +65,8 @@ class TrainConfig:
     prompt_column: str | None = knob(None, "Data", "Column of the rows that is their prompt, where none is found.")
     chosen_column: str | None = knob(None, "Data", "Column that is the answer to prefer.")
     rejected_column: str | None = knob(None, "Data", "Column that is the answer not to prefer.")
+    completion_column: str | None = knob(None, "Data", "Column that is the answer, of rows with one answer.")
+    label_column: str | None = knob(None, "Data", "Column that says whether that answer is as it should be.")
 
     loss: str = knob(
         "sigmoid",
@@ -85,11 +87,11 @@ class TrainConfig:
         low=0,
         high=0.4999,
     )
-    f_divergence_type: Divergence | None = knob(
+    f_divergence: Divergence | None = knob(
         None, "Objective", "What keeps the policy close to the reference. Default: reverse_kl, which is DPO's."
     )
     f_alpha_divergence_coef: float | None = knob(
-        None, "Objective", "Of alpha_divergence: 1 is the reverse KL, 0 the forward KL. Default: 0.5.", low=0, high=1
+        None, "Objective", "Of alpha: 1 is the reverse KL, 0 the forward KL. Default: 0.5.", low=0, high=1
     )
     rpo_alpha: float = knob(
         0.0, "Objective", "Add this much of the chosen answers' negative log-likelihood: the same as ,sft=ALPHA.", low=0
@@ -106,8 +108,27 @@ class TrainConfig:
     beta_dpo_alpha: float | None = knob(
         None, "Objective", "beta_dpo: how much beta follows the batch's margin. Default: 0.6.", low=0
     )
-    beta_dpo_margin: float | None = knob(
-        None, "Objective", "beta_dpo: mean reward margin of a batch at which beta stays as given. Default: 0."
+    beta_dpo_momentum: float | None = knob(
+        None,
+        "Objective",
+        "beta_dpo: share of the moving mean margin kept in each step. Default: 0.9.",
+        low=0,
+        high=0.9999,
+    )
+    odpo_alpha: float | None = knob(
+        None, "Objective", "odpo: weight of the log of how much better the chosen is scored. Default: 1.", low=0
+    )
+    tdpo_alpha: float | None = knob(
+        None, "Objective", "tdpo2: weight of the difference of the two answers' KLs. Default: 0.5.", low=0
+    )
+    desirable_weight: float | None = knob(
+        None, "Objective", "kto, bco, apo_zero_unpaired: weight of completions labelled true. Default: 1.", low=0
+    )
+    undesirable_weight: float | None = knob(
+        None,
+        "Objective",
+        "The same of those labelled false. Weight times number alike for both is balanced. Default: 1.",
+        low=0,
     )
     simpo_gamma: float | None = knob(
         None, "Objective", "simpo: margin to reach, in rewards (a quarter to half of beta). Default: 0.5.", low=0
@@ -115,8 +136,28 @@ class TrainConfig:
     cpo_alpha: float | None = knob(
         None, "Objective", "cpo: weight of the likelihood of the chosen answers. Default: 1.", low=0
     )
+    ld_alpha: float | None = knob(
+        None,
+        "Objective",
+        "Tokens beyond the length of a pair's shorter answer count this much (LD-DPO): less, for shorter answers.",
+        low=0,
+        high=1,
+    )
+    use_weighting: bool = knob(
+        False, "Objective", "Weigh pairs by how likely the policy finds its answers (WPO), as if it had given them."
+    )
     reference: str = knob(
         "initial", "Objective", "initial: the starting policy. base: without adapter. none. Or a model folder."
+    )
+    reference_sync_steps: int = knob(
+        0, "Objective", "Move the reference to the policy every so many steps (TR-DPO); 0: it stays.", low=0
+    )
+    reference_mixup: float | None = knob(
+        None,
+        "Objective",
+        "With --reference-sync-steps: share of the policy in the new reference. Default: 0.6.",
+        low=1e-6,
+        high=1,
     )
 
     batch_size: int = knob(8, "Optimization", "Pairs in one optimizer step, however they are cut for memory.", low=1)
@@ -175,8 +216,8 @@ class TrainConfig:
     @property
     def columns(self) -> dict[str, str]:
         """Columns of the rows that were named, by what they hold."""
-        named = {"prompt": self.prompt_column, "chosen": self.chosen_column, "rejected": self.rejected_column}
-        return {name: column for name, column in named.items() if column}
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name.endswith("_column")}
+        return {name.removesuffix("_column"): column for name, column in named.items() if column}
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some knobs changed, checked again."""

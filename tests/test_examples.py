@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from mlx_dpo import train
 from mlx_dpo.config import TrainConfig, read_yaml
+from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.conftest import CHECKPOINT, PAIRS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -29,6 +31,20 @@ def test_a_loss_of_your_own_is_as_the_readme_has_it(tmp_path: Path) -> None:
     result = train(TrainConfig(model=str(CHECKPOINT), loss=f"{file}:focal", beta=0.5, iters=5, **knobs))
     assert result.before["loss"] == pytest.approx(math.log(2) / 4, rel=1e-6)
     assert result.after["loss"] < 0.1 and result.after["rewards/accuracies"] > 0.7
+
+
+def test_the_papers_pipeline(tmp_path: Path) -> None:
+    """SFT, then DPO from it: the second run starts where the first ended, and that start is its reference."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    flags = ("--iters", "2", "--valid-data", PAIRS, "--learning-rate", "1e-3")
+    command = [EXAMPLES / "pipeline.sh", CHECKPOINT, PAIRS, tmp_path, *flags]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert ran.returncode == 0, ran.stderr
+    sft, dpo = (read_metrics(tmp_path / stage) for stage in ("sft", "dpo"))
+    assert sft[0]["eval_loss"] > sft[-1]["eval_loss"]
+    assert dpo[0]["eval_rewards/margins"] == 0
+    assert dpo[0]["eval_logps/chosen"] == pytest.approx(sft[-1]["eval_logps/chosen"], rel=1e-6)
+    assert dpo[0]["eval_logps/chosen"] > sft[0]["eval_logps/chosen"]
 
 
 def test_config() -> None:

@@ -61,7 +61,7 @@ def check(
         print_json(survey.to_json())
     else:
         _print_survey(survey)
-    if survey.problem_kinds or not survey.pairs:
+    if survey.problem_kinds or not (survey.pairs or survey.completions):
         raise typer.Exit(2)
 
 
@@ -158,11 +158,11 @@ def _pair(number: int, file: str) -> tuple[Any, Any]:
     seen = 0
     bad: list[RowError] = []
     for row in read_rows(file, bad.append):
-        if number <= seen + len(row.pairs):
+        if number <= seen + len(row.examples):
             if bad:
                 notes.print(f"bad rows before it, not counted: {len(bad):,}", markup=False)
-            return row.pairs[number - seen - 1], row.where
-        seen += len(row.pairs)
+            return row.examples[number - seen - 1], row.where
+        seen += len(row.examples)
     if not seen and bad:
         raise bad[0]
     raise UserError(f"there is no pair {number:,}: it holds {seen:,}", where=Where(file))

@@ -24,6 +24,8 @@ KNOBS = (
     "prompt_column",
     "chosen_column",
     "rejected_column",
+    "completion_column",
+    "label_column",
 )
 
 
@@ -68,9 +70,10 @@ def evaluate(
 def _table(metrics: dict[str, float]) -> Any:
     from rich.table import Table
 
-    table = Table("metric", title=f"{metrics['pairs']:,} pairs", title_justify="left")
+    what = "pairs" if "pairs" in metrics else "completions"
+    table = Table("metric", title=f"{metrics[what]:,} {what}", title_justify="left")
     table.add_column("mean", justify="right")
     for name, value in metrics.items():
-        if name != "pairs":
+        if name != what:
             table.add_row(name, f"{value:.1%}" if name.endswith("accuracies") else f"{value:.4f}")
     return table

@@ -56,8 +56,13 @@ def facts(one: Objective) -> dict[str, Any]:
         "about": (one.losses.__doc__ or "").strip(),
         "formula": one.formula,
         "rewards": one.rewards.value,
+        "unpaired": one.unpaired,
+        "scores": one.scores,
+        "asks_margins": one.asks_margins,
         "reference": one.reference,
+        "token_kls": one.token_kls,
         "whole_batch": one.whole_batch,
+        "f_divergence": one.any_divergence and one.reference,
         "knobs": one.knobs,
         "when": one.when,
         "paper": one.paper,
@@ -66,7 +71,15 @@ def facts(one: Objective) -> dict[str, Any]:
 
 def needs(one: Objective) -> str:
     """What an objective has to be given, in words."""
-    return ", ".join(["pairs", *["reference"] * one.reference, *["whole batch"] * one.whole_batch])
+    data = "pairs or single answers" if one.unpaired and not one.reference else "pairs or labels"
+    all_needs = {
+        data if one.unpaired else "pairs": True,
+        "scores": one.scores,
+        "reference": one.reference and not one.token_kls,
+        "reference in every step": one.token_kls,
+        "whole batch": one.whole_batch,
+    }
+    return ", ".join(need for need, there in all_needs.items() if there)
 
 
 def _knobs(one: Objective, names: list[str]) -> str:
@@ -78,7 +91,7 @@ def _print_all(objectives: list[Objective]) -> None:
 
     table = Table(title="Losses: mlx-dpo train --loss NAME", title_justify="left", title_style="bold", expand=True)
     table.add_column("name", no_wrap=True)
-    table.add_column("needs", width=10)
+    table.add_column("needs", width=12)
     table.add_column("knobs, defaults", width=19)
     table.add_column("when to use it", ratio=1)
     table.add_column("arXiv", no_wrap=True)
@@ -87,9 +100,21 @@ def _print_all(objectives: list[Objective]) -> None:
         own = list({"beta": None, **one.arguments})
         table.add_row(names, needs(one), _knobs(one, own), one.when, one.paper.split()[0])
     results.print(table)
-    diverging = ", ".join(one.name for one in objectives if one.any_divergence and one.reference)
-    results.print(f"--f-divergence-type goes with {diverging}.", markup=False)
+    for flag, goes in (
+        ("--f-divergence", lambda told: told["f_divergence"]),
+        ("A `margin` column", lambda told: told["asks_margins"]),
+        ("--ld-alpha", lambda told: True),
+        ("--use-weighting", lambda told: not told["name"].startswith("aot")),
+    ):
+        without = [one.name for one in objectives if not goes(facts(one))]
+        print_goes_with(flag, [one.name for one in objectives if goes(facts(one))], without)
     results.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
+
+
+def print_goes_with(what: str, names: list[str], without: list[str]) -> None:
+    """In the fewer words of the two: what it goes with, or what it does not."""
+    goes = f"{', '.join(names)}" if len(names) <= len(without) else "all" + f" but {', '.join(without)}" * bool(without)
+    results.print(f"{what} goes with {goes}.", markup=False)
 
 
 def _print_one(one: Objective) -> None:

@@ -1,4 +1,4 @@
-"""An encoded pair for people and for programs: which tokens are given, which are trained, where the turn ends."""
+"""An encoded example for people and for programs: which tokens are given, which are trained, where the turn ends."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ from typing import Any
 from rich.text import Text
 
 from mlx_dpo.cli.output import results
-from mlx_dpo.data.chat import EncodedPair, end_tokens
+from mlx_dpo.data.chat import Encoded, Ids, end_tokens
+from mlx_dpo.data.records import Pair
 
 _PROMPT, _TRAINED, _END = "dim", "green", "bold reverse magenta"
 
 
-def pair_json(pair: EncodedPair, tokenizer: Any) -> dict[str, Any]:
-    """Ids and texts of the three parts, and what happened to them."""
-    parts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+def answers_of(encoded: Encoded) -> dict[str, Ids]:
+    """The trained tokens, by the answers' names in rows."""
+    names = ("chosen", "rejected") if isinstance(encoded.example, Pair) else ("completion",)
+    return dict(zip(names, encoded.completions, strict=True))
+
+
+def pair_json(pair: Encoded, tokenizer: Any) -> dict[str, Any]:
+    """Ids and texts of the parts, and what happened to them."""
+    answers = answers_of(pair)
+    parts = {"prompt": pair.prompt, **answers}
     told: dict[str, Any] = {
         name: {"tokens": len(ids), "ids": list(ids), "text": _decode(tokenizer, ids)} for name, ids in parts.items()
     }
-    for name in ("chosen", "rejected"):
+    for name in answers:
         told[name]["end_of_turn"] = [i for i in parts[name] if i in end_tokens(tokenizer)]
     return {**told, "cut": pair.cut, "prefix_held": pair.prefix_held}
 
 
-def print_pair(pair: EncodedPair, tokenizer: Any, title: str, *, colours: bool) -> None:
-    """The prompt, then both answers. Without colours, trained text stands in «» and an end of turn in ⟦⟧."""
+def print_pair(pair: Encoded, tokenizer: Any, title: str, *, colours: bool) -> None:
+    """The prompt, then the answers. Without colours, trained text stands in «» and an end of turn in ⟦⟧."""
     results.print(Text(title, "bold"), soft_wrap=True)
     results.print(_legend(colours), soft_wrap=True)
     _heading("prompt", f"{len(pair.prompt):,} tokens, given")
     results.print(Text(_visible(_decode(tokenizer, pair.prompt)), _PROMPT), soft_wrap=True)
-    for name, ids in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+    for name, ids in answers_of(pair).items():
         _heading(name, f"{len(ids):,} tokens, trained")
         results.print(Text.assemble(*_answer(ids, tokenizer, colours)), soft_wrap=True)
     if pair.cut:

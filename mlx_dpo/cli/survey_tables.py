@@ -18,7 +18,7 @@ def parts(survey: Survey) -> Iterator[RenderableType]:
     """Everything worth saying, the verdict last."""
     yield Text(", ".join(shown(name, 400) for name in survey.files), "bold")
     yield _rows(survey)
-    if survey.lengths and survey.lengths.prompt:
+    if survey.lengths and survey.lengths.columns:
         yield _lengths(survey.lengths)
     yield _notable(survey)
     if survey.problems:
@@ -26,13 +26,16 @@ def parts(survey: Survey) -> Iterator[RenderableType]:
         yield Text(f"The first {len(survey.problems)} problems" if len(survey.problems) > 1 else "The problem", "bold")
         yield from (_problem(error) for error in survey.problems)
     count = survey.problem_kinds.total()
-    if not survey.pairs:
+    if not survey.pairs and not survey.completions:
         yield Text("\nNo pairs to train on.", "bold red")
     elif count:
         s = "s" * (count != 1)
         yield Text(f"\n{count:,} problem{s}: mend them, or leave them out with `data convert --skip-bad`.", "bold red")
     else:
-        yield Text(f"\nNo problems: {survey.pairs:,} pairs to train on.", "bold green")
+        what = f"{survey.completions:,} single completions" if survey.completions else f"{survey.pairs:,} pairs"
+        yield Text(f"\nNo problems: {what} to train on.", "bold green")
+        if survey.completions:
+            yield Text("They go with --loss kto, bco or apo_zero_unpaired where they have labels, and with --loss sft.")
 
 
 def _table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
@@ -49,10 +52,11 @@ def _rows(survey: Survey) -> Table:
     for shape, count in survey.shapes.most_common():
         table.add_row(shape, f"{count:,}")
     if bad := survey.rows - survey.shapes.total():
-        table.add_row("(not readable as pairs)", f"{bad:,}")
+        table.add_row("(not readable)", f"{bad:,}")
     table.add_section()
     table.add_row("rows", f"{survey.rows:,}")
-    table.add_row("pairs", f"{survey.pairs:,}")
+    name, count = ("completions", survey.completions) if survey.completions else ("pairs", survey.pairs)
+    table.add_row(name, f"{count:,}")
     return table
 
 
@@ -73,12 +77,12 @@ def _notable(survey: Survey) -> Table:
         more = ["..."] if places.count > len(places.first) else []
         table.add_row(what, f"{places.count:,}", Text(", ".join(at + more)))
 
-    add("duplicates of an earlier pair", survey.duplicates())
+    add("duplicates of an earlier one", survey.duplicates())
     add("pairs whose two sides are equal", survey.equal_sides)
     if survey.without_pairs.count:
         add("rows without a pair (all scored alike)", survey.without_pairs)
     if survey.lengths:
-        add(f"pairs cut at --max-length {survey.lengths.max_length:,}", survey.lengths.cut)
+        add(f"cut at --max-length {survey.lengths.max_length:,}", survey.lengths.cut)
         add("prompts that are no prefix under the template", survey.lengths.prefix_not_held)
     return table
 

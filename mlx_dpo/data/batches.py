@@ -1,7 +1,7 @@
-"""Which pairs a step sees, and the arrays they become.
+"""Which examples a step sees, and the arrays they become.
 
-The order of an epoch depends on the seed and the epoch alone, so a step's pairs follow from its number: resuming needs
-no other position.
+The order of an epoch depends on the seed and the epoch alone, so what a step sees follows from its number: resuming
+needs no other position.
 """
 
 from __future__ import annotations
@@ -10,29 +10,47 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mlx_dpo.data.chat import EncodedPair
+from mlx_dpo.data.chat import Encoded, Ids
+from mlx_dpo.data.records import Example
 
 T = TypeVar("T")
-Ids = tuple[int, ...]
 PADDING = 8  # positions that completions run together may differ in length, however short they are
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pairs that go through the model together.
+    """Examples that go through the model together.
 
     Attributes:
-        pairs: positions of the pairs in the optimizer batch they were cut from.
-        sequences: (prompt, completion) token ids: first all chosen, then all rejected.
+        positions: of the examples in the optimizer batch they were cut from.
+        sequences: (prompt, completion) token ids: of pairs first all chosen, then all rejected.
+        examples: what they were made of.
+        tail: what a token counts that stands behind the length of its pair's shorter completion (LD-DPO's alpha).
     """
 
-    pairs: tuple[int, ...]
+    positions: tuple[int, ...]
     sequences: tuple[tuple[Ids, Ids], ...]
+    examples: tuple[Example, ...] = ()
+    tail: float = 1.0
+
+    @property
+    def sides(self) -> int:
+        """Completions of an example: 2 of a pair, else 1."""
+        return len(self.sequences) // len(self.positions)
+
+    @property
+    def emphasis(self) -> list[np.ndarray] | None:
+        """What each token of each sequence's completion counts; None where all count 1."""
+        if self.tail == 1:
+            return None
+        lengths = np.array([len(completion) for _, completion in self.sequences]).reshape(self.sides, -1)
+        shared = np.tile(lengths.min(axis=0), self.sides)
+        return [np.where(np.arange(n) < s, 1.0, self.tail) for n, s in zip(lengths.reshape(-1), shared, strict=True)]
 
     @property
     def tokens(self) -> int:
@@ -96,17 +114,17 @@ Fits = Callable[[MicroBatch], bool]
 
 
 class Epochs:
-    """The pairs of every optimizer step: each epoch a fresh shuffle of all, cut into batches, the last one short."""
+    """The examples of every optimizer step: each epoch a fresh shuffle of all, cut into batches, the last one short."""
 
-    def __init__(self, pairs: np.ndarray | int, batch_size: int, seed: int) -> None:
-        """pairs: the indices to draw from, or their number."""
-        self.indices = np.arange(pairs) if isinstance(pairs, int) else pairs
+    def __init__(self, examples: np.ndarray | int, batch_size: int, seed: int) -> None:
+        """examples: the indices to draw from, or their number."""
+        self.indices = np.arange(examples) if isinstance(examples, int) else examples
         self.batch_size, self.seed = batch_size, seed
         self.steps = -(-len(self.indices) // batch_size)
         self._shuffled: tuple[int, np.ndarray] | None = None
 
     def batch(self, step: int) -> np.ndarray:
-        """Indices of the pairs of a step, counted from 0 over all epochs."""
+        """Indices of the examples of a step, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps)
         start = position * self.batch_size
         return self._order(epoch)[start : start + self.batch_size]
@@ -118,33 +136,43 @@ class Epochs:
         return self._shuffled[1]
 
 
-def hold_out(pairs: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(trained, held out) indices: `count` pairs, at most a tenth of all, drawn by the seed and kept in file order."""
-    count = min(count, pairs // 10)
-    order = np.random.default_rng([seed, 2**32]).permutation(pairs)
+def hold_out(total: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(trained, held out) indices: `count`, at most a tenth of all, drawn by the seed and kept in file order."""
+    count = min(count, total // 10)
+    order = np.random.default_rng([seed, 2**32]).permutation(total)
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def micro_batches(pairs: Sequence[EncodedPair], fits: Fits) -> list[MicroBatch]:
-    """Cut an optimizer batch into micro-batches of like lengths, each as large as `fits` allows, or of one pair."""
-    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt), pairs[i].prompt, _longest(pairs[i]), i))
+def micro_batches(examples: Sequence[Encoded], fits: Fits, tail: float = 1.0) -> list[MicroBatch]:
+    """Cut an optimizer batch into micro-batches of like lengths, each as large as `fits` allows, or of one example."""
+
+    def like(i: int) -> tuple[int, Ids, int, int]:
+        prompt = examples[i].prompt
+        return len(prompt), prompt, examples[i].length, i
+
     cuts: list[list[int]] = []
-    for i in order:
-        if cuts and fits(micro_batch(pairs, (*cuts[-1], i))):
+    for i in sorted(range(len(examples)), key=like):
+        if cuts and fits(micro_batch(examples, (*cuts[-1], i), tail)):
             cuts[-1].append(i)
         else:
             cuts.append([i])
-    return [micro_batch(pairs, tuple(cut)) for cut in cuts]
+    return [micro_batch(examples, tuple(cut), tail) for cut in cuts]
 
 
-def micro_batch(pairs: Sequence[EncodedPair], positions: tuple[int, ...]) -> MicroBatch:
-    """The pairs at some positions of an optimizer batch, as one micro-batch."""
-    cut = [pairs[i] for i in positions]
-    return MicroBatch(positions, (*((p.prompt, p.chosen) for p in cut), *((p.prompt, p.rejected) for p in cut)))
+def micro_batch(examples: Sequence[Encoded], positions: tuple[int, ...], tail: float = 1.0) -> MicroBatch:
+    """The examples at some positions of an optimizer batch, as one micro-batch."""
+    cut = [examples[i] for i in positions]
+    sides = zip(*(one.completions for one in cut), strict=True)
+    sequences = tuple((one.prompt, ids) for side in sides for one, ids in zip(cut, side, strict=True))
+    return MicroBatch(positions, sequences, tuple(one.example for one in cut), tail)
 
 
-def _longest(pair: EncodedPair) -> int:
-    return max(len(pair.chosen), len(pair.rejected))
+def mismatched(examples: Sequence[Encoded], max_length: int) -> list[Encoded]:
+    """Each prompt with the completions of the example before it, the first with the last one's, cut to the limit."""
+    return [
+        replace(one, completions=tuple(ids[: max(1, max_length - len(one.prompt))] for ids in before.completions))
+        for one, before in zip(examples, [*examples[-1:], *examples[:-1]], strict=True)
+    ]
 
 
 def collate_whole(sequences: Sequence[tuple[Ids, Ids]]) -> Whole:

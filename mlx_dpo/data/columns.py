@@ -20,8 +20,8 @@ def renaming(columns: Mapping[str, str], read: Callable[[Any, Where], T]) -> Cal
     """`read`, of rows whose columns have other names.
 
     Args:
-        columns: for `prompt`, `chosen` or `rejected` the name of the column that holds it; one with dots is inside
-            an object (`data.question`).
+        columns: for `prompt`, `chosen`, `rejected`, `completion` or `label` the name of the column that holds it; one
+            with dots is inside an object (`data.question`).
         read: `pairs_of`, or what else reads a row at a place.
     """
     if not columns:

@@ -34,7 +34,7 @@ def convert(source: str, out: str, *, skip_bad: bool = False, progress: OnProgre
     pairs = 0
     with _stdout() if out == "-" else _aside(out, source) as write:
         for row in read_rows(source, on_problem, progress):
-            for pair in row.pairs:
+            for pair in row.examples:
                 write(json.dumps(pair.to_row(), ensure_ascii=False).encode() + b"\n")
                 pairs += 1
         if not pairs:

@@ -1,4 +1,4 @@
-"""Pairs as token ids, encoded when they are asked for, with a count of what that did to them."""
+"""Examples as token ids, encoded when they are asked for, with a count of what that did to them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Protocol
 
 import numpy as np
 
-from mlx_dpo.data.chat import EncodedPair, Encoder
-from mlx_dpo.data.records import Pair
+from mlx_dpo.data.chat import Encoded, Encoder
+from mlx_dpo.data.records import Example
 from mlx_dpo.errors import Where
 
 
 class PairSource(Protocol):
-    """Pairs by number, and the place each came from: a `PairFile`, or `PairList` for rows in memory."""
+    """Examples by number, and the place each came from: a `PairFile`, or `PairList` for rows in memory."""
 
     name: str
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Pair: ...
+    def __getitem__(self, index: int) -> Example: ...
     def where(self, index: int) -> Where: ...
 
 
 class PairList:
-    """Pairs already in memory."""
+    """Examples already in memory, all pairs or all single completions."""
 
-    def __init__(self, pairs: Sequence[Pair], name: str) -> None:
+    def __init__(self, pairs: Sequence[Example], name: str) -> None:
         self.pairs, self.name = pairs, name
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Example:
         return self.pairs[index]
 
     def where(self, index: int) -> Where:
@@ -39,7 +39,7 @@ class PairList:
 
 
 class EncodedPairs:
-    """The pairs of a source under an encoder; the same index always gives the same ids."""
+    """The examples of a source under an encoder; the same index always gives the same ids."""
 
     def __init__(self, source: PairSource, encoder: Encoder) -> None:
         self.source, self.encoder = source, encoder
@@ -48,7 +48,7 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.source)
 
-    def encode(self, index: int) -> EncodedPair | None:
+    def encode(self, index: int) -> Encoded | None:
         """The pair's token ids, or None where it is too long and such pairs are dropped. Raises `RowError`."""
         pair = self.encoder(self.source[index], self.source.where(index))
         self._dropped[index] = pair is None
@@ -56,7 +56,7 @@ class EncodedPairs:
             self._cut[index], self._unclear[index] = pair.cut, not pair.prefix_held
         return pair
 
-    def __getitem__(self, index: int) -> EncodedPair:
+    def __getitem__(self, index: int) -> Encoded:
         pair = self.encode(int(index))
         if pair is None:
             raise IndexError(f"pair {index} is dropped for its length")

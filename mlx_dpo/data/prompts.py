@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlx_dpo.data.lines import lines_of, open_source, parse_line
 from mlx_dpo.data.messages import check_text
-from mlx_dpo.data.records import pairs_of
+from mlx_dpo.data.records import examples_of
 from mlx_dpo.data.turns import Turns
 from mlx_dpo.errors import UserError, Where
 
@@ -40,5 +40,5 @@ def _prompts_of_rows(file: str) -> list[Turns]:
                 check_text(row["prompt"], "prompt")
                 prompts.append(row["prompt"])
             else:
-                prompts += [pair.prompt for pair in pairs_of(row, where)[:1]]
+                prompts += [example.prompt for example in examples_of(row, where)[:1]]
     return prompts

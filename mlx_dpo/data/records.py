@@ -1,4 +1,4 @@
-"""Rows to preference pairs: which shape a row has, and the pairs in it.
+"""Rows to examples: which shape a row has, and the preference pairs or single completions in it.
 
 A row's null values count as absent, since files that were made from tables hold every column in every row.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mlx_dpo.data.columns import canonical
 from mlx_dpo.data.messages import check_json, check_text, is_hh, shown, type_name
-from mlx_dpo.data.turns import Named, Three, Turns, as_messages, check_turns, three_of
+from mlx_dpo.data.turns import Named, Three, Turns, as_messages, check_turns, three_of, two_of
 from mlx_dpo.errors import RowError, Where
 
 _PROMPT_KEYS = ("prompt", "question", "instruction", "query", "conversations", "messages", "input")
@@ -24,7 +24,20 @@ _SIDES = (
     ("response_chosen", "response_rejected"),
     ("preferred_output", "non_preferred_output"),  # OpenAI's
 )
-_KNOWN = ("prompt", "chosen", "rejected", "completions", "scores", "rankings", "conversations", "messages")
+_ONE = ("completion", "messages", "conversations")  # of a row of one answer: itself, or the conversation it ends
+_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+_KNOWN = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "completions",
+    "scores",
+    "rankings",
+    "conversations",
+    "messages",
+    "completion",
+    "label",
+)
 _EXPECTED = "prompt, chosen and rejected; or chosen and rejected conversations; or prompt, completions and scores"
 # The rest of apply_chat_template's parameters is ours to set.
 _OURS = {
@@ -44,6 +57,8 @@ class Pair:
         tools: what the model could call, as the chat template takes it.
         template_kwargs: more variables for the chat template.
         hh: the messages were written as one text in HH's form, and can be again where there is no chat template.
+        margin: how much more reward the chosen answer is to get than the rejected one, of the row's `margin` column.
+        scores: the two answers' scores, where the row has some.
     """
 
     prompt: Turns
@@ -52,26 +67,132 @@ class Pair:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     hh: bool = field(default=False, compare=False)
+    margin: float | None = field(default=None, compare=False)
+    scores: tuple[float, float] | None = field(default=None, compare=False)
+
+    @property
+    def answers(self) -> tuple[Turns, ...]:
+        """The chosen and the rejected one."""
+        return self.chosen, self.rejected
 
     def to_row(self) -> dict[str, Any]:
         """The pair as a row of the canonical shape."""
         row: dict[str, Any] = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
-        if self.tools:
-            row["tools"] = self.tools
-        if self.template_kwargs:
-            row["chat_template_kwargs"] = self.template_kwargs
-        return row
+        if self.margin is not None:
+            row["margin"] = self.margin
+        if self.scores is not None:
+            row |= dict(zip(_SCORES[0], self.scores, strict=True))
+        return row | _template_columns(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer to a prompt, by itself; attributes as those of `Pair`.
+
+    Attributes:
+        desirable: its label; None where it has none, since it is shown as an example to follow (a demonstration).
+    """
+
+    prompt: Turns
+    completion: Turns
+    desirable: bool | None = None
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    hh: bool = field(default=False, compare=False)
+
+    @property
+    def answers(self) -> tuple[Turns, ...]:
+        """The one it is."""
+        return (self.completion,)
+
+    def to_row(self) -> dict[str, Any]:
+        """The completion as a row of the canonical shape."""
+        label = {} if self.desirable is None else {"label": self.desirable}
+        return {"prompt": self.prompt, "completion": self.completion, **label, **_template_columns(self)}
+
+
+Example = Pair | Completion
+ExamplesOf = Callable[[Any, Where], Sequence[Example]]  # what a row is read by
+T = TypeVar("T")
+
+
+def _template_columns(example: Example) -> dict[str, Any]:
+    columns = {"tools": example.tools, "chat_template_kwargs": example.template_kwargs}
+    return {name: value for name, value in columns.items() if value}
 
 
 def pairs_of(row: Any, where: Where) -> list[Pair]:
     """The pairs of a row in any accepted shape; none where all its completions are scored alike. Raises `RowError`."""
+    return _read(_pairs, row, where)
+
+
+def examples_of(row: Any, where: Where) -> list[Example]:
+    """The pairs of a row, or the one completion that it is. Raises `RowError`."""
+    return _read(_examples, row, where)
+
+
+def labelled_of(row: Any, where: Where) -> list[Example]:
+    """As `examples_of`, where a single completion has a label. Raises `RowError`."""
+    examples = examples_of(row, where)
+    if any(isinstance(one, Completion) and one.desirable is None for one in examples):
+        hint = "true: an answer as it should be; false: one as it should not. Without labels there is --loss sft."
+        raise RowError("is missing", kind="label", field="label", where=where, hint=hint)
+    return examples
+
+
+def scored_of(row: Any, where: Where) -> list[Pair]:
+    """As `pairs_of`, where the chosen answer's score is above the rejected one's. Raises `RowError`."""
+    pairs = pairs_of(row, where)
+    for pair in pairs:
+        if pair.scores is None:
+            hint = "Give `score_chosen` and `score_rejected`, or `completions` with `scores`; --loss odpo needs them."
+            raise RowError("the pair has no scores", kind="scores", where=where, hint=hint)
+        if pair.scores[0] <= pair.scores[1]:
+            message = f"the chosen answer's score is {pair.scores[0]}, the rejected one's {pair.scores[1]}"
+            raise RowError(message, kind="scores", where=where, hint="--loss odpo takes the log of their difference.")
+    return pairs
+
+
+def _read(read: Callable[[dict[str, Any]], list[T]], row: Any, where: Where) -> list[T]:
     try:
         if not isinstance(row, dict):
             raise RowError(f"a row must be a JSON object, not {type_name(row)}", kind="not an object")
-        return _pairs(canonical(row))
+        return read(canonical(row))
     except RowError as error:
         error.where = where
         raise
+
+
+def _examples(row: dict[str, Any]) -> list[Example]:
+    single = _single(row)
+    if single is None:
+        return list(_pairs(row))
+    answer = (single, row[single])
+    prompt = _prompt(row) if single == "completion" else None
+    if single == "completion" and prompt is None and isinstance(row[single], str):
+        raise _missing(row, "prompt")
+    hh = is_hh(row[single]) if isinstance(row[single], str) else False
+    asked, completion = two_of(prompt, answer)
+    asked, completion, _ = _with_system(row, asked, completion, completion)
+    hh = hh and not row.get("system")
+    return [Completion(asked, completion, _label(row), _tools(row), _template_kwargs(row), hh)]
+
+
+def _single(row: dict[str, Any]) -> str | None:
+    """The key of the one answer of a row, or of the one conversation, where it is no row of pairs."""
+    if any(_has(row, key) for sides in _SIDES for key in sides) or _has(row, "completions"):
+        return None
+    return next((key for key in _ONE if _has(row, key)), None)
+
+
+def _label(row: dict[str, Any]) -> bool | None:
+    label = row.get("label")
+    if label is None or isinstance(label, bool):
+        return label
+    if isinstance(label, int) and label in (0, 1):
+        return bool(label)
+    hint = "true: an answer as it should be; false: one as it should not."
+    raise RowError(f"must be true or false, not {shown(json.dumps(label), 30)}", kind="label", field="label", hint=hint)
 
 
 def shape_of(row: Any) -> str:
@@ -84,7 +205,10 @@ def shape_of(row: Any) -> str:
     if _has(row, "completions"):
         ranked = next((key for key in ("scores", "rankings") if _has(row, key)), "no scores")
         return f"prompt, completions, {ranked}"
-    return "unpaired (prompt, completion, label)" if _is_unpaired(row) else "unknown"
+    single = _single(row)
+    if single is None:
+        return "unknown"
+    return ("prompt, completion" if single == "completion" else single) + (", label" if _has(row, "label") else "")
 
 
 def _shape_of_sides(row: dict[str, Any], chosen: Any, rejected: Any) -> str:
@@ -107,13 +231,16 @@ def _pairs(row: dict[str, Any]) -> list[Pair]:
     if sides := _sides(row):
         chosen, rejected = ((key, row[key]) for key in sides)
         hh = "HH" in shape_of(row) and not row.get("system")
-        return [Pair(*_with_system(row, *three_of(_prompt(row), chosen, rejected)), tools, kwargs, hh)]
+        three = _with_system(row, *three_of(_prompt(row), chosen, rejected))
+        return [Pair(*three, tools, kwargs, hh, _margin(row), _scores(row))]
     if _has(row, "completions"):
         prompt = _prompt(row)
         if prompt is None:
             raise _missing(row, "prompt")
-        ordered = _ordered(row)
-        return [Pair(*_with_system(row, *three_of(prompt, *two)), tools, kwargs) for two in ordered]
+        return [
+            Pair(*_with_system(row, *three_of(prompt, *two)), tools, kwargs, scores=scores)
+            for two, scores in _ordered(row)
+        ]
     raise _no_pair(row)
 
 
@@ -159,8 +286,8 @@ def _with_system(row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Tu
     return turns, as_messages(chosen), as_messages(rejected)
 
 
-def _ordered(row: dict[str, Any]) -> list[tuple[Named, Named]]:
-    """(chosen, rejected) for every two completions that were not judged alike."""
+def _ordered(row: dict[str, Any]) -> list[tuple[tuple[Named, Named], tuple[float, float] | None]]:
+    """(chosen, rejected) for every two completions that were not judged alike, and their scores (not their ranks)."""
     key = next((key for key in ("scores", "rankings") if _has(row, key)), None)
     if key is None:
         hint = "Add `scores` (higher is better) or `rankings` (1 is best); an order is not guessed."
@@ -180,18 +307,35 @@ def _ordered(row: dict[str, Any]) -> list[tuple[Named, Named]]:
         check_turns(*completion)
     better = (lambda a, b: a > b) if key == "scores" else (lambda a, b: a < b)
     n = range(len(named))
-    return [(named[i], named[j]) for i in n for j in n if better(grades[i], grades[j])]
+    return [
+        ((named[i], named[j]), (grades[i], grades[j]) if key == "scores" else None)
+        for i in n
+        for j in n
+        if better(grades[i], grades[j])
+    ]
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    return None if row.get("margin") is None else _number(row["margin"], "margin")
+
+
+def _scores(row: dict[str, Any]) -> tuple[float, float] | None:
+    found = next((names for names in _SCORES if _has(row, *names)), None)
+    return None if found is None else (_number(row[found[0]], found[0]), _number(row[found[1]], found[1]))
 
 
 def _numbers(values: Any, name: str) -> list[float]:
     if not isinstance(values, (list, tuple)):
         raise RowError(f"must be a list of numbers, not {type_name(values)}", kind="type", field=name)
-    for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise RowError(f"must be a number, not {type_name(value)}", kind="type", field=f"{name}[{i}]")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RowError(f"is {value}, which can't be compared", kind="not finite", field=f"{name}[{i}]")
-    return list(values)
+    return [_number(value, f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowError(f"must be a number, not {type_name(value)}", kind="type", field=name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"is {value}, which can't be compared", kind="not finite", field=name)
+    return value
 
 
 def _tools(row: dict[str, Any]) -> list[Any] | None:
@@ -224,17 +368,15 @@ def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if value is not None}
 
 
-def _is_unpaired(row: Mapping[str, Any]) -> bool:
-    return _has(row, "completion", "label")
-
-
 def _no_pair(row: dict[str, Any]) -> RowError:
     """Why there is no pair in a row that holds neither two sides nor completions."""
-    if _is_unpaired(row):
+    if single := _single(row):
         return RowError(
-            "a single completion with a label is not a pair; it needs an unpaired objective, which is not here yet",
+            f"a single {'completion' if single == 'completion' else 'conversation'} is not a pair",
             kind="unpaired",
-            hint="Give two completions for each prompt: `prompt`, `chosen` and `rejected`.",
+            field=single,
+            hint="It can be trained on with --loss kto, bco or apo_zero_unpaired where it has a `label`, or sft; "
+            "a pair has `prompt`, `chosen` and `rejected`.",
         )
     for one, other in (("rejected", "chosen"), ("chosen", "rejected")):
         if _has(row, one):

@@ -1,4 +1,4 @@
-"""Files of preference pairs: every row looked at once, then any pair read again from disk when it is asked for."""
+"""Files of examples: every row looked at once, then any example read again from disk when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -14,12 +14,11 @@ import numpy as np
 
 from mlx_dpo.data.hub import Dataset, hub_name
 from mlx_dpo.data.lines import Source, lines_of, local_path, open_source, parse_line, say_os_error
-from mlx_dpo.data.records import Pair, pairs_of
+from mlx_dpo.data.records import Example, ExamplesOf, Pair, examples_of, pairs_of
 from mlx_dpo.errors import RowError, UserError, Where
 
 OnProblem = Callable[[RowError], None]
 OnProgress = Callable[[float], None]
-PairsOf = Callable[[Any, Where], list[Pair]]  # what a row is read by
 
 TRAIN_NAMES = ("train",)
 VALID_NAMES = ("valid", "validation", "val", "eval", "dev")
@@ -29,24 +28,27 @@ _BLOCK = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row and the pairs in it; `line` is its JSON, `offset` where that starts in a file of JSON lines."""
+    """A row and the examples in it; `line` is its JSON, `offset` where that starts in a file of JSON lines."""
 
     where: Where
     value: Any
-    pairs: list[Pair]
+    examples: Sequence[Example]
     line: bytes
     offset: int
 
 
 def read_rows(
-    path: str, on_problem: OnProblem | None = None, progress: OnProgress | None = None, read: PairsOf = pairs_of
+    path: str,
+    on_problem: OnProblem | None = None,
+    progress: OnProgress | None = None,
+    read: ExamplesOf = examples_of,
 ) -> Iterator[Row]:
     """The good rows of a file (or of stdin, for `-`), in order, as they are read.
 
     Args:
         on_problem: called for each bad row, which is then left out; without it the first bad row raises.
         progress: called now and then with the share of the file that is done, 0 to 1.
-        read: gives the pairs of a row.
+        read: gives the examples of a row; `pairs_of` refuses single completions.
 
     Raises: `RowError`; `UserError` where the file can't be read at all.
     """
@@ -55,10 +57,13 @@ def read_rows(
 
 
 def rows_of(
-    source: Source, on_problem: OnProblem | None = None, progress: OnProgress | None = None, read: PairsOf = pairs_of
+    source: Source,
+    on_problem: OnProblem | None = None,
+    progress: OnProgress | None = None,
+    read: ExamplesOf = examples_of,
 ) -> Iterator[Row]:
     """The good rows of an open source; see `read_rows`."""
-    lines = lines_of(source)
+    lines, one_kind = lines_of(source), OneKind()
     shown = time.monotonic()
     for count in range(1 << 62):
         where = Where(source.name)
@@ -66,7 +71,7 @@ def rows_of(
             number, offset, line = next(lines)
             where = Where(source.name, number)
             value = parse_line(line, where)
-            pairs = read(value, where)
+            examples = one_kind.checked(read(value, where), where)
         except StopIteration:
             break
         except RowError as error:
@@ -74,7 +79,7 @@ def rows_of(
                 raise
             on_problem(error)
             continue  # after an array's bad JSON nothing more comes
-        yield Row(where, value, pairs, line, offset)
+        yield Row(where, value, examples, line, offset)
         if progress and count % 256 == 0 and time.monotonic() - shown > 0.25:
             shown = time.monotonic()
             progress(source.share())
@@ -82,16 +87,35 @@ def rows_of(
         progress(1.0)
 
 
+class OneKind:
+    """Sees to it that examples are all pairs or all single completions."""
+
+    def __init__(self) -> None:
+        self.first: tuple[type[Example], Where] | None = None
+
+    def checked(self, examples: Sequence[Example], where: Where) -> Sequence[Example]:
+        """The same examples. Raises `RowError`."""
+        if examples:
+            kind, place = self.first = self.first or (type(examples[0]), where)
+            if not isinstance(examples[0], kind):
+                names = ("a single completion", "a pair")
+                this, other = names if kind is Pair else names[::-1]
+                hint = "Put pairs into one file and single completions into another."
+                message = f"is {this}, where line {place.line} holds {other}"
+                raise RowError(message, kind="mixed", where=where, hint=hint)
+        return examples
+
+
 class PairFile:
-    """The pairs of a file by number; only where each of them starts is in memory (14 bytes a pair).
+    """The examples of a file by number; only where each of them starts is in memory (14 bytes a pair).
 
     Reading is safe from several threads at once.
     """
 
     def __init__(
-        self, name: str, file: BinaryIO, read: PairsOf, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray
+        self, name: str, file: BinaryIO, read: ExamplesOf, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray
     ) -> None:
-        """offsets, lines, within: for each pair its row's first byte in `file`, its line, its number in that row."""
+        """offsets, lines, within: for each one its row's first byte in `file`, its line, its number in that row."""
         self.name, self._read = name, read
         self._file, self._offsets, self._lines, self._within = file, offsets, lines, within
         self._state = _state(file)
@@ -102,7 +126,7 @@ class PairFile:
         path: str,
         on_problem: OnProblem | None = None,
         progress: OnProgress | None = None,
-        read: PairsOf = pairs_of,
+        read: ExamplesOf = pairs_of,
     ) -> PairFile:
         """Look at every row of a file (or of stdin, for `-`) once; see `read_rows` for the arguments and errors."""
         offsets, lines, within = array("q"), array("I"), array("H")
@@ -113,7 +137,7 @@ class PairFile:
                 start = row.offset
                 if not source.seekable:
                     start, end = end, end + _append(file, row.line, source.name)
-                for i in range(len(row.pairs)):
+                for i in range(len(row.examples)):
                     offsets.append(start)
                     lines.append(row.where.line or 0)
                     within.append(i)
@@ -128,7 +152,7 @@ class PairFile:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Example:
         if _state(self._file) != self._state:
             raise _changed(self.name)
         where = self.where(index)

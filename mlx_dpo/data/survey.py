@@ -1,17 +1,17 @@
-"""What is in a file of preference pairs: its shapes, problems, repetitions and lengths, from one reading of it."""
+"""What is in a file of examples: its shapes, problems, repetitions and lengths, from one reading of it."""
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mlx_dpo.data.chat import EncodedPair, Encoder
-from mlx_dpo.data.records import Pair, shape_of
+from mlx_dpo.data.chat import Encoded, Encoder
+from mlx_dpo.data.records import Example, Pair, shape_of
 from mlx_dpo.data.sources import OnProgress, read_rows
 from mlx_dpo.errors import RowError, UserError, Where
 
@@ -42,28 +42,30 @@ class Places:
 
 @dataclass
 class Lengths:
-    """Token lengths of the pairs under a model's tokenizer, and what its template does to them."""
+    """Token lengths of the examples under a model's tokenizer, and what its template does to them.
+
+    Attributes:
+        columns: of prompts, and of answers by their name in the rows.
+    """
 
     max_length: int
-    prompt: array[int] = field(default_factory=_uint32)
-    chosen: array[int] = field(default_factory=_uint32)
-    rejected: array[int] = field(default_factory=_uint32)
+    columns: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(_uint32))
     cut: Places = field(default_factory=Places)
     prefix_not_held: Places = field(default_factory=Places)
 
-    def add(self, pair: EncodedPair, where: Where) -> None:
-        """Count a pair that was encoded without a limit."""
-        for lengths, ids in ((self.prompt, pair.prompt), (self.chosen, pair.chosen), (self.rejected, pair.rejected)):
-            lengths.append(len(ids))
-        if pair.length > self.max_length:
+    def add(self, encoded: Encoded, where: Where) -> None:
+        """Count an example that was encoded without a limit."""
+        names = ("chosen", "rejected") if isinstance(encoded.example, Pair) else ("completion",)
+        for name, ids in zip(("prompt", *names), (encoded.prompt, *encoded.completions), strict=True):
+            self.columns[name].append(len(ids))
+        if encoded.length > self.max_length:
             self.cut.add(where)
-        if not pair.prefix_held:
+        if not encoded.prefix_held:
             self.prefix_not_held.add(where)
 
     def quantiles(self) -> dict[str, dict[str, int]]:
-        """The `QUANTILES` of the lengths of prompts, chosen and rejected answers; nothing where there are no pairs."""
-        columns = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
-        return {name: _quantiles(lengths) for name, lengths in columns.items() if lengths}
+        """The `QUANTILES` of each column's lengths."""
+        return {name: _quantiles(lengths) for name, lengths in self.columns.items()}
 
 
 def _quantiles(lengths: array[int]) -> dict[str, int]:
@@ -72,12 +74,12 @@ def _quantiles(lengths: array[int]) -> dict[str, int]:
 
 
 class Survey:
-    """Everything `mlx-dpo data check` tells about some files. Memory: some 30 bytes a pair."""
+    """Everything `mlx-dpo data check` tells about some files. Memory: some 30 bytes an example."""
 
     def __init__(self, tokenizer: Any = None, *, max_length: int = 2048, raw: bool = False) -> None:
         """Without a tokenizer, nothing is said about tokens."""
         self.files: list[str] = []
-        self.rows, self.pairs = 0, 0
+        self.rows, self.pairs, self.completions = 0, 0, 0
         self.shapes: Counter[str] = Counter()
         self.problems: list[RowError] = []
         self.problem_kinds: Counter[str] = Counter()
@@ -95,10 +97,10 @@ class Survey:
         for row in read_rows(path, self._problem, progress):
             self.rows += 1
             self.shapes[shape_of(row.value)] += 1
-            if not row.pairs:
+            if not row.examples:
                 self.without_pairs.add(row.where)
-            for pair in row.pairs:
-                self._pair(pair, row.where)
+            for example in row.examples:
+                self._example(example, row.where)
         if self.rows == before:
             raise UserError("holds no rows", where=Where(self.files[-1]))
 
@@ -111,16 +113,19 @@ class Survey:
         if len(self.problems) < _FIRST_PROBLEMS:
             self.problems.append(error)
 
-    def _pair(self, pair: Pair, where: Where) -> None:
-        self.pairs += 1
-        self._hashes.append(_hash(pair))
+    def _example(self, example: Example, where: Where) -> None:
+        if isinstance(example, Pair):
+            self.pairs += 1
+            if example.chosen == example.rejected:
+                self.equal_sides.add(where)
+        else:
+            self.completions += 1
+        self._hashes.append(_hash(example))
         self._lines.append(where.line or 0)
         self._files.append(len(self.files) - 1)
-        if pair.chosen == pair.rejected:
-            self.equal_sides.add(where)
         if self._encoder is not None and self.lengths is not None:
             try:
-                encoded = self._encoder(pair, where)
+                encoded = self._encoder(example, where)
             except RowError as error:
                 return self._complain(error)
             if encoded is not None:
@@ -128,7 +133,7 @@ class Survey:
         return None
 
     def duplicates(self) -> Places:
-        """Pairs that were there before, in this file or one read earlier."""
+        """Examples that were there before, in this file or one read earlier."""
         hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.empty(0, np.int64)
         order = np.argsort(hashes, kind="stable")
         again = np.sort(order[1:][np.diff(hashes[order]) == 0])
@@ -141,6 +146,7 @@ class Survey:
             "files": self.files,
             "rows": self.rows,
             "pairs": self.pairs,
+            "completions": self.completions,
             "shapes": dict(self.shapes.most_common()),
             "problems": self.problem_kinds.total(),
             "problem_kinds": dict(self.problem_kinds.most_common()),
@@ -157,9 +163,9 @@ class Survey:
         return told
 
 
-def _hash(pair: Pair) -> int:
-    three = (pair.prompt, pair.chosen, pair.rejected)
-    return hash(three if isinstance(pair.prompt, str) else json.dumps(three, sort_keys=True))
+def _hash(example: Example) -> int:
+    parts = (example.prompt, *example.answers)
+    return hash(parts if isinstance(example.prompt, str) else json.dumps(parts, sort_keys=True))
 
 
 def _problem_json(error: RowError) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A prompt and two answers to it, from whatever form the three have in a row.
+"""A prompt and one or two answers to it, from whatever form these have in a row.
 
-Texts stay texts where all three are; anything else becomes lists of messages. Complaints are `RowError`s without a
+Texts stay texts where all are; anything else becomes lists of messages. Complaints are `RowError`s without a
 place; `pairs_of` adds it.
 """
 
@@ -38,6 +38,19 @@ def three_of(prompt: Named | None, chosen: Named, rejected: Named) -> Three:
     if sides_are_text and isinstance(prompt[1], str) and not is_hh(prompt[1]):
         return prompt[1], chosen[1], rejected[1]
     return _explicit(prompt, _turns(chosen), _turns(rejected))
+
+
+def two_of(prompt: Named | None, completion: Named) -> tuple[Turns, Turns]:
+    """(prompt, completion), both texts or both messages. Without a prompt it is all before the last turn."""
+    if prompt is not None:
+        return three_of(prompt, completion, completion)[:2]
+    name, value = completion
+    check_turns(name, value)
+    turns = hh_messages(value) if isinstance(value, str) and is_hh(value) else _turns(completion)[1]
+    answer = _answer((name, turns), len(turns) - 1)
+    if not turns[:-1]:
+        raise RowError("is an answer without a prompt before it", kind="no prompt", field=name)
+    return turns[:-1], answer
 
 
 def check_turns(name: str, value: Any) -> None:

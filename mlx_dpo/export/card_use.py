@@ -44,16 +44,15 @@ def _adapter(known: Known) -> Iterator[str]:
     yield _block(f"{_download(known)}\n{generate}")
     fuse = f"mlx-dpo fuse --model {base} --adapter-path {name} --dequantize --save-path {name}-fused"
     yield "With llama.cpp or LM Studio, fold it into its model first:"
-    convert = f"python convert_hf_to_gguf.py {name}-fused --outfile {name}.gguf"
     yield _block(
         f"{_download(known)}\n{fuse}\n"
-        f"{convert}   # llama.cpp's, then: llama-cli -m {name}.gguf\n"
+        f"mlx-dpo export --format gguf --model {name}-fused {name}.gguf   # then: llama-cli -m {name}.gguf\n"
         f"cp -r {name}-fused ~/.lmstudio/models/{_repo(known)}   # LM Studio on a Mac lists it under My Models"
     )
     if known.config.get("fine_tune_type", "lora") == "full":
         return
     yield "With transformers and peft, on the float model that the base was made from:"
-    yield _block(f"{_download(known)}\nmlx-dpo export --adapter-path {name} --save-path {name}-peft")
+    yield _block(f"{_download(known)}\nmlx-dpo export --format peft --model {base} --adapter-path {name} {name}-peft")
     yield _block(_with_peft("THE-FLOAT-MODEL", f"{name}-peft"), "python")
 
 
@@ -80,8 +79,11 @@ def _model(known: Known) -> Iterator[str]:
     yield _block(f"mlx_lm.generate --model {_repo(known)} --prompt 'Your question'")
     yield "In LM Studio on a Mac, once it is downloaded:"
     yield _block(f"hf download {_repo(known)} --local-dir ~/.lmstudio/models/{_repo(known)}")
+    gguf = f"mlx-dpo export --format gguf --model {known.name} {known.name}.gguf\nllama-cli -m {known.name}.gguf"
+    yield "With llama.cpp:"
+    yield _block(f"{_download(known)}\n{gguf}")
     if known.quantized:
-        yield "Its weights are quantized as MLX has it, which transformers and llama.cpp don't read."
+        yield "Its weights are quantized as MLX has it, which transformers doesn't read."
         return
     yield "With transformers:"
     code = f"""\
@@ -91,6 +93,3 @@ tokenizer = AutoTokenizer.from_pretrained("{_repo(known)}")
 model = AutoModelForCausalLM.from_pretrained("{_repo(known)}")
 {_CHAT}"""
     yield _block(code, "python")
-    yield "With llama.cpp:"
-    convert = f"python convert_hf_to_gguf.py {known.name} --outfile {known.name}.gguf"
-    yield _block(f"{_download(known)}\n{convert}\nllama-cli -m {known.name}.gguf")

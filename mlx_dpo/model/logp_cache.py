@@ -70,6 +70,8 @@ def _key(batch: MicroBatch) -> bytes:
     for prompt, completion in batch.sequences:
         for ids in (prompt, completion):
             digest.update(COUNT.pack(len(ids)) + np.array(ids, "<i4").tobytes())
+    if batch.tail != 1:
+        digest.update(struct.pack("<d", batch.tail))
     return digest.digest()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
@@ -18,11 +17,12 @@ from mlx_dpo.data.batches import Ids, MicroBatch, collate_forked, collate_whole
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.attention import attention_by_blocks
 from mlx_dpo.model.checkpointing import feed_forwards, recomputed_parts
+from mlx_dpo.model.completion_logps import CompletionLogps, Places
 from mlx_dpo.model.head import Split, find_split
 from mlx_dpo.model.lora import adapters_in_one_product
 from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.shared_prefix import completion_rows
-from mlx_dpo.model.token_logps import token_logps
+from mlx_dpo.model.token_logps import TokenTerms, token_logps
 
 
 class Sharing(Enum):
@@ -61,14 +61,27 @@ class Network:
         """What can be computed again in the backward pass: feed-forwards, then blocks."""
         return len(feed_forwards(self.model)) + len(self.model.layers)
 
-    def logps(self, batch: MicroBatch) -> CompletionLogps:
-        """log p of every completion token given what stands before it, end of turn included; evaluated."""
+    def logps(self, batch: MicroBatch, *, collisions: bool = False, others: mx.array | None = None) -> CompletionLogps:
+        """log p of every completion token given what stands before it, end of turn included; evaluated.
+
+        Args:
+            collisions, others: whether `alignments` and `kls` are wanted too; see `token_logps`.
+        """
         with attention_by_blocks(), adapters_in_one_product():
             rows = self._rows(batch)
-        return self._logps(batch, rows, slopes=False)[0]
+        return self._logps(batch, rows, slopes=False, collisions=collisions, others=others)[0]
 
-    def trace(self, batch: MicroBatch, recomputed: int = 0) -> Trace:
-        """The same, with all kept that a gradient needs, so that it costs no second forward pass.
+    def hidden_rows(self, batch: MicroBatch) -> mx.array:
+        """What a micro-batch's log-probs are made of, [rows, hidden], evaluated: the `others` of another policy."""
+        with attention_by_blocks(), adapters_in_one_product():
+            rows = self._rows(batch)
+        mx.eval(rows)
+        return rows
+
+    def trace(
+        self, batch: MicroBatch, recomputed: int = 0, *, collisions: bool = False, others: mx.array | None = None
+    ) -> Trace:
+        """The same as `logps`, with all kept that a gradient needs, so that it costs no second forward pass.
 
         The gradient is laid out while what it starts from is still a blank, to be filled in once the log-probs are
         known: mlx asks for both at once, and evaluating the head inside its transformation would keep all the logits.
@@ -77,9 +90,8 @@ class Network:
             recomputed: how many `parts` of the model keep their inputs only (gradient checkpointing).
         """
         rows, blank, gradients = self._laid_out(batch, recomputed)
-        logps, slopes = self._logps(batch, rows, slopes=True)
-        assert slopes is not None
-        return Trace(logps, slopes, blank, gradients)
+        logps, terms = self._logps(batch, rows, slopes=True, collisions=collisions, others=others)
+        return Trace(logps, terms, blank, gradients)
 
     def kept(self, batch: MicroBatch, recomputed: int = 0) -> int:
         """Bytes that a forward pass keeps for its backward pass."""
@@ -110,11 +122,20 @@ class Network:
         mx.eval(rows, blanks)
         return rows[0], blanks[0], gradients
 
-    def _logps(self, batch: MicroBatch, rows: mx.array, *, slopes: bool) -> tuple[CompletionLogps, mx.array | None]:
+    def _logps(
+        self, batch: MicroBatch, rows: mx.array, *, slopes: bool, collisions: bool, others: mx.array | None
+    ) -> tuple[CompletionLogps, TokenTerms]:
         places = self._places(batch)
-        targets = mx.array(places.targets)
-        logps, slope = token_logps(rows, targets, self._logits, self.vocabulary, slopes=slopes)
-        return CompletionLogps(np.array(logps), places.sequences, len(batch.sequences)), slope
+        terms = token_logps(
+            rows,
+            mx.array(places.targets),
+            self._logits,
+            self.vocabulary,
+            slopes=slopes,
+            collisions=collisions,
+            others=others,
+        )
+        return CompletionLogps.of(batch, places, terms), terms
 
     def _logits(self, rows: mx.array) -> mx.array:
         return rows if self.split is None else self.split.logits(rows)
@@ -140,51 +161,32 @@ class Network:
 
 
 @dataclass(frozen=True)
-class CompletionLogps:
-    """Log-probs of a micro-batch's completion tokens, one after the other.
-
-    Attributes:
-        tokens: [tokens], float32, nats.
-        sequences: [tokens], which sequence each belongs to.
-        count: sequences in all.
-    """
-
-    tokens: np.ndarray
-    sequences: np.ndarray
-    count: int
-
-    @property
-    def sums(self) -> np.ndarray:
-        """log p(completion | prompt) of each sequence, [sequences], summed in float64.
-
-        Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
-        """
-        return np.bincount(self.sequences, self.tokens.astype(np.float64), minlength=self.count)
-
-
-@dataclass(frozen=True)
 class Trace:
     """A micro-batch's forward pass, waiting for its backward pass.
 
     Attributes:
-        slopes: [tokens, hidden], the gradient of each token's log-prob with respect to its hidden row.
+        terms: what is known of each token, slopes among it.
         blank: [tokens, hidden] float32, what `gradients` takes as the loss's gradient with respect to the hidden rows.
         gradients: of what is trained; lazy.
     """
 
     logps: CompletionLogps
-    slopes: mx.array
+    terms: TokenTerms
     blank: mx.array
     gradients: Any
 
-    def gradient(self, weights: np.ndarray) -> Any:
-        """The gradient of sum(weights * sequence log-probs) with respect to what is trained, evaluated.
+    def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
+        """The gradient of a weighted sum over sequences with respect to what is trained, evaluated.
 
         Args:
-            weights: [sequences].
+            sums, plain, kls: [sequences], weights of what `CompletionLogps` has under these names.
         """
-        each = mx.array(weights[self.logps.sequences].astype(np.float32))[:, None]
-        np.array(self.blank, copy=False)[:] = np.array(each * self.slopes.astype(mx.float32))  # a view: fills it in
+        assert self.terms.slopes is not None
+        slopes = self.logps.each(sums, plain) * self.terms.slopes.astype(mx.float32)
+        if kls is not None and self.terms.kl_slopes is not None:
+            each = mx.array(kls[self.logps.sequences].astype(np.float32))[:, None]
+            slopes = slopes + each * self.terms.kl_slopes.astype(mx.float32)
+        np.array(self.blank, copy=False)[:] = np.array(slopes)  # a view: fills it in
         # Last block first, as the backward pass goes; asked for all at once, mlx keeps much of every block to the end.
         for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_of(named[0])):
             mx.eval([tensor for _, tensor in tensors])
@@ -195,21 +197,6 @@ def block_of(name: str) -> str:
     """The part of a tensor's name that its block's other tensors share; empty outside of blocks."""
     match = re.match(r".*?\blayers\.\d+\b", name)
     return match.group() if match else ""
-
-
-@dataclass(frozen=True)
-class Places:
-    """Of each trained position: its target, and which sequence it belongs to."""
-
-    targets: np.ndarray
-    sequences: np.ndarray
-
-    @classmethod
-    def of(cls, parts: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> Places:
-        """From parts of (sequences, targets, where targets are)."""
-        targets = [wanted[trained] for _, wanted, trained in parts]
-        sequences = [np.array(which)[np.nonzero(trained)[0]] for which, _, trained in parts]
-        return cls(np.concatenate(targets), np.concatenate(sequences))
 
 
 def _vocabulary(model: nn.Module) -> int:

@@ -1,60 +1,93 @@
-"""The reference policy's log-probs: each pair's computed once, by the policy's own network, and kept for later runs."""
+"""The reference policy's log-probs: each computed once, by the policy's own network, and kept for later runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.data.batches import MicroBatch
+from mlx_dpo.errors import UserError
 from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import Tensors
 from mlx_dpo.model.logp_cache import LogpCache
+from mlx_dpo.model.mixing import mixed
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import policy_as, without_dropout
 
-Compute = Callable[[MicroBatch], np.ndarray]  # to [2 * pairs], chosen then rejected, nats
+
+class Reference:
+    """A reference policy. As it is, one that is gone: all that was asked of it is known by now."""
+
+    def sums(self, batch: MicroBatch) -> np.ndarray:
+        """[sequences] log-probs, nats. Raises `UserError` where it is gone."""
+        hint = "Use --reference initial, base or none, with lora or dora."
+        raise UserError(
+            "the loss asks the reference in every step, and it is not in memory", field="reference", hint=hint
+        )
+
+    def hidden_rows(self, batch: MicroBatch) -> mx.array:
+        """What its distributions are made of, under the policy's own head; see `Network.hidden_rows`."""
+        hint = "Use --reference initial or base, with lora or dora."
+        raise UserError("the loss compares distributions with one in memory", field="reference", hint=hint)
 
 
-def all_known(batch: MicroBatch) -> np.ndarray:
-    """Stands where nothing is left to compute."""
-    raise RuntimeError("a pair's reference log-probs are asked for and no reference policy is connected")
+class NoReference(Reference):
+    """Log-ratios against nothing: its log-probs are taken as zero."""
+
+    def sums(self, batch: MicroBatch) -> np.ndarray:
+        return np.zeros(len(batch.sequences))
+
+
+class SameNetwork(Reference):
+    """The policy's network with other trained tensors, whatever it holds by then."""
+
+    def __init__(self, network: Network, tensors: Tensors) -> None:
+        self.network, self.tensors = network, tensors
+
+    def sums(self, batch: MicroBatch) -> np.ndarray:
+        with policy_as(self.network.model, self.tensors), without_dropout(self.network.model):
+            return self.network.logps(batch).sums
+
+    def hidden_rows(self, batch: MicroBatch) -> mx.array:
+        with policy_as(self.network.model, self.tensors), without_dropout(self.network.model):
+            return self.network.hidden_rows(batch)
+
+    def move(self, policy: Tensors, mixup: float) -> None:
+        """Become a mixture: `mixup` of the policy with these tensors, the rest what it was."""
+        self.tensors = mixed(policy, self.tensors, mixup)
+
+
+class CachedReference(SameNetwork):
+    """One that stays as it is: what is known of it from earlier runs is not computed again."""
+
+    def __init__(self, network: Network, tensors: Tensors, model: str) -> None:
+        """model: its name, for people."""
+        super().__init__(network, tensors)
+        with policy_as(network.model, tensors):
+            self.known = LogpCache(fingerprint(network), model)
+
+    def sums(self, batch: MicroBatch) -> np.ndarray:
+        return self.known.of(batch, super().sums)
 
 
 class ReferenceLogps:
-    """log pi_ref of every pair's two completions, computed when a pair is first seen.
+    """log pi_ref of every example's completions, computed when an example is first seen.
 
     Attributes:
-        table: [pairs, 2] float64, chosen and rejected, nats; NaN where not computed yet.
-        compute: gives them for a micro-batch.
+        table: [examples, completions of each] float64, nats; NaN where not computed yet.
+        policy: gives them for a micro-batch.
     """
 
-    def __init__(self, pairs: int, compute: Compute = all_known) -> None:
-        self.table = np.full((pairs, 2), np.nan)
-        self.compute = compute
+    def __init__(self, examples: int, sides: int) -> None:
+        self.table = np.full((examples, sides), np.nan)
+        self.policy = Reference()
 
     def of(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
-        """[2 * pairs], chosen then rejected, of the pairs `indices`, which are those in `batch`."""
+        """[completions] of the examples `indices`, which are those in `batch`; of pairs, chosen then rejected."""
         if np.isnan(self.table[indices]).any():
-            self.table[indices] = self.compute(batch).reshape(2, len(indices)).T
+            self.table[indices] = self.policy.sums(batch).reshape(-1, len(indices)).T
         return self.table[indices].T.reshape(-1)
 
-
-def same_network(network: Network, tensors: Tensors, model: str) -> Compute:
-    """The reference is `network` with these trained tensors, whatever it holds by then.
-
-    What is known of it from earlier runs is not computed again; `model` is its name, for people.
-    """
-    with policy_as(network.model, tensors):
-        known = LogpCache(fingerprint(network), model)
-
-    def compute(batch: MicroBatch) -> np.ndarray:
-        with policy_as(network.model, tensors), without_dropout(network.model):
-            return network.logps(batch).sums
-
-    return lambda batch: known.of(batch, compute)
-
-
-def no_reference(batch: MicroBatch) -> np.ndarray:
-    """Log-ratios against nothing: the reference's log-probs are taken as zero."""
-    return np.zeros(len(batch.sequences))
+    def forget(self) -> None:
+        """The policy is another one now."""
+        self.table[:] = np.nan

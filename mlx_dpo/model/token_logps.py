@@ -11,6 +11,7 @@ Each chunk is therefore evaluated before the next is begun.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -20,47 +21,94 @@ FAINT = -80.0  # nats, below which a float32 probability loses digits
 Logits = Callable[[mx.array], mx.array]
 
 
+@dataclass(frozen=True)
+class TokenTerms:
+    """What is known of each token, evaluated; None where it was not asked for.
+
+    Attributes:
+        logps: [rows], float32, nats: log p(target).
+        slopes: [rows, hidden], in the rows' type: the gradient of that with respect to the hidden row.
+        collisions: [rows], float32, nats: log sum(p^2), over the vocabulary.
+        kls: [rows], float32, nats: KL(q || p) of the whole distributions, q being another policy's.
+        kl_slopes: [rows, hidden]: the gradient of that.
+    """
+
+    logps: mx.array
+    slopes: mx.array | None = None
+    collisions: mx.array | None = None
+    kls: mx.array | None = None
+    kl_slopes: mx.array | None = None
+
+
 def token_logps(
-    rows: mx.array, targets: mx.array, logits: Logits, vocabulary: int, *, slopes: bool
-) -> tuple[mx.array, mx.array | None]:
-    """log p(target) of each hidden row and, where asked for, its gradient with respect to the row; all evaluated.
+    rows: mx.array,
+    targets: mx.array,
+    logits: Logits,
+    vocabulary: int,
+    *,
+    slopes: bool,
+    collisions: bool = False,
+    others: mx.array | None = None,
+) -> TokenTerms:
+    """log p(target) of each hidden row and, where asked for, more.
 
     Args:
         rows: [rows, hidden].
         targets: [rows], token ids.
         logits: the model's head, [rows, hidden] to [rows, vocabulary].
-
-    Returns:
-        [rows], float32, nats; and [rows, hidden], in the rows' type, or None.
+        slopes, collisions: whether these terms are wanted.
+        others: [rows, hidden], another policy's hidden rows under the same head; then its KL to this one is wanted.
     """
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
-    logp_parts, slope_parts = [], []
+    chunks = []
     for start in range(0, rows.shape[0], size):
         part = slice(start, start + size)
-        logp, *slope = _chunk(rows[part], targets[part, None], logits, slopes)
-        logp_parts.append(logp)
-        slope_parts += slope
-    return mx.concatenate(logp_parts), mx.concatenate(slope_parts) if slopes else None
+        other = None if others is None else others[part]
+        chunks.append(_chunk(rows[part], targets[part, None], logits, slopes, collisions, other))
+    return TokenTerms(**{name: mx.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
-def _chunk(rows: mx.array, targets: mx.array, logits: Logits, slopes: bool) -> list[mx.array]:
+def _chunk(
+    rows: mx.array, targets: mx.array, logits: Logits, slopes: bool, collisions: bool, other: mx.array | None
+) -> dict[str, mx.array]:
     """As above; targets: [rows, 1]. The exponentials are what takes time, and a softmax takes each of them once."""
+    found = {}
     p = mx.softmax(logits(rows).astype(mx.float32), axis=-1)
+    if collisions:
+        found["collisions"] = mx.log(mx.square(p).sum(axis=-1))
+    if other is not None:
+        found |= _divergence(rows, p, other, logits, slopes)
+        mx.eval(found)
     at_target = mx.take_along_axis(p, targets, axis=-1)
     logp = mx.log(at_target)
-    wanted = [logp]
     if slopes:
         away = mx.put_along_axis(p, targets, at_target - 1, axis=-1)  # from the target: p, less one there
-        _, (slope,) = mx.vjp(lambda rows: logits(rows).astype(mx.float32), [rows], [away])
-        wanted.append(-slope)
+        found["slopes"] = -_pulled_back(logits, rows, away)
     del p
-    mx.eval(wanted)
+    mx.eval(logp, found)
     if mx.any(logp < FAINT).item():
-        wanted[0] = _faint(logits(rows), targets)
-    return [wanted[0][:, 0], *wanted[1:]]
+        logp = _faint(logits(rows), targets)
+    return {"logps": logp[:, 0], **found}
+
+
+def _divergence(rows: mx.array, p: mx.array, other: mx.array, logits: Logits, slopes: bool) -> dict[str, mx.array]:
+    """KL(q || p), q being the other rows' distribution; its gradient with respect to the logits is p - q."""
+    log_q = _log_softmax(logits(other))
+    q = mx.exp(log_q)
+    found = {"kls": (q * (log_q - _log_softmax(logits(rows)))).sum(axis=-1)}
+    return found | {"kl_slopes": _pulled_back(logits, rows, p - q)} if slopes else found
+
+
+def _pulled_back(logits: Logits, rows: mx.array, slopes: mx.array) -> mx.array:
+    """Slopes of the logits as slopes of the hidden rows."""
+    return mx.vjp(lambda rows: logits(rows).astype(mx.float32), [rows], [slopes])[1][0]
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _faint(logits: mx.array, targets: mx.array) -> mx.array:
-    """The same from the logits themselves."""
-    logits = logits.astype(mx.float32)
-    return mx.take_along_axis(logits, targets, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+    """The log-probs of targets from the logits themselves."""
+    return mx.take_along_axis(_log_softmax(logits), targets, axis=-1)

@@ -23,13 +23,13 @@ def scores(divergence: str, alpha: float) -> Callable[[mx.array], mx.array]:
     """From log-ratios to rewards without beta.
 
     Args:
-        divergence: a name of `TrainConfig.f_divergence_type`.
-        alpha: of "alpha_divergence"; 1 is the reverse KL, towards 0 it is the forward KL.
+        divergence: a name of `TrainConfig.f_divergence`.
+        alpha: of "alpha"; 1 is the reverse KL, towards 0 it is the forward KL.
     """
     if divergence == "forward_kl":
         return lambda r: 1 - _exp(-r)
-    if divergence == "js_divergence":
+    if divergence == "js":
         return lambda r: math.log(2) + log_sigmoid(r)
-    if divergence == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
+    if divergence == "alpha" and abs(alpha - 1) >= 1e-6:
         return lambda r: (_exp((alpha - 1) * r) - 1) / (alpha - 1)
     return lambda r: r

@@ -13,20 +13,7 @@ CERTAIN = -1e-6  # nats a token, from where an answer counts as certain: its odd
 
 def chosen_nll(pairs: PairLogps) -> mx.array:
     """[pairs], whose mean over an optimizer batch is the mean over all its chosen tokens of -log p."""
-    return -pairs.chosen_logps / pairs.mean_chosen_tokens
-
-
-@objective(
-    formula="-log pi(y_w) / mean |y_w| of the batch: the mean over all chosen tokens",
-    paper="2203.02155 Ouyang et al.",
-    when="Before DPO, on the chosen answers; or added to another loss to keep them likely. "
-    "Alone, it has the reference run for its rewards only: --reference none spares it",
-    reference=False,
-    any_divergence=True,
-)
-def sft(pairs: PairLogps) -> mx.array:
-    """Supervised fine-tuning on the chosen answers; a batch's mean is over tokens, as TRL's."""
-    return chosen_nll(pairs)
+    return -pairs.chosen_likelihoods / pairs.mean_chosen_tokens
 
 
 @objective(
@@ -36,11 +23,12 @@ def sft(pairs: PairLogps) -> mx.array:
     when="No reference is wanted, and length is not to count. beta 2 to 10, simpo_gamma a quarter to half of it",
     rewards=Rewards.MEAN_LOGP,
     reference=False,
+    asks_margins=True,
 )
 def simpo(pairs: PairLogps, *, beta: float = 2.0, simpo_gamma: float = 0.5, label_smoothing: float = 0.0) -> mx.array:
     """SimPO, Meng et al. 2024 (arXiv 2405.14734), eq. 6. TRL's CPOTrainer has it as loss_type simpo, cpo_alpha 0."""
     margins = pairs.chosen_logps / pairs.chosen_tokens - pairs.rejected_logps / pairs.rejected_tokens
-    return smoothed_log_loss(beta * margins - simpo_gamma, label_smoothing)
+    return smoothed_log_loss(beta * margins - simpo_gamma - pairs.asked_margins, label_smoothing)
 
 
 @objective(
@@ -50,10 +38,11 @@ def simpo(pairs: PairLogps, *, beta: float = 2.0, simpo_gamma: float = 0.5, labe
     when="No reference is wanted, and the chosen answers are worth imitating (translation)",
     rewards=Rewards.LOGP,
     reference=False,
+    asks_margins=True,
 )
 def cpo(pairs: PairLogps, *, beta: float = 0.1, cpo_alpha: float = 1.0, label_smoothing: float = 0.0) -> mx.array:
     """Contrastive preference optimization, Xu et al. 2024 (arXiv 2401.08417)."""
-    z = beta * (pairs.chosen_logps - pairs.rejected_logps)
+    z = beta * (pairs.chosen_logps - pairs.rejected_logps) - pairs.asked_margins
     return smoothed_log_loss(z, label_smoothing) + cpo_alpha * chosen_nll(pairs)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.objectives.pairs import Running
+
 # Of what is not in an objective's own signature: rewards are made with beta, whatever the loss.
 BETA = 0.1
-DIVERGENCE = {"f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5}
+DIVERGENCE = {"f_divergence": "reverse_kl", "f_alpha_divergence_coef": 0.5}
 
 
 class Rewards(Enum):
@@ -25,17 +27,25 @@ class Rewards(Enum):
 
 @dataclass(frozen=True)
 class Objective:
-    """A function of pairs, and its facts.
+    """A function of pairs or of completions, and its facts.
 
     Attributes:
-        losses: takes `PairLogps` and the objective's knobs by keyword, gives losses, [pairs]. A knob's default is the
-            one in its signature.
+        losses: takes `PairLogps`, or `LabelledLogps` where `unpaired`, and the objective's knobs by keyword; gives
+            losses, [pairs] or [completions]. A knob's default is the one in its signature.
         formula: in text; r is a log-ratio log pi - log pi_ref, w the chosen answer, l the rejected one.
         paper: arXiv number and authors.
         when: when to use it.
         reference: whether its losses are made of the reference's log-probs; its rewards can be, without that.
         whole_batch: whether a pair's loss depends on the other pairs of its optimizer batch.
         above_zero: knobs that can't be 0 here, where they can elsewhere.
+        unpaired: whether single completions do; a pair is then two.
+        kl: whether it asks for the batch's KL on mismatched completions.
+        token_kls: whether it asks for the KL of whole distributions at each position, for which the reference is run
+            in every step.
+        scores: whether it asks for the rows' scores.
+        asks_margins: whether it honours the rows' `margin` column (`PairLogps.reward_margins`).
+        running: takes what the objective kept of earlier batches (empty at first), a whole optimizer batch and the
+            knobs, and gives what it keeps from now on, which its losses see; None where it keeps nothing.
         any_divergence: whether it stays right where `PairLogps.score` is another f-divergence's.
     """
 
@@ -48,6 +58,12 @@ class Objective:
     whole_batch: bool = False
     any_divergence: bool = False
     above_zero: tuple[str, ...] = ()
+    unpaired: bool = False
+    kl: bool = False
+    token_kls: bool = False
+    scores: bool = False
+    asks_margins: bool = False
+    running: Callable[..., Running] | None = None
 
     @property
     def name(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 from mlx_dpo.objectives.objective import objective
-from mlx_dpo.objectives.pairs import PairLogps
+from mlx_dpo.objectives.pairs import PairLogps, Running
 
 SQUARE_LIMIT = 1e18  # what float32 can square
 
@@ -25,13 +27,14 @@ def smoothed_log_loss(z: mx.array, label_smoothing: float) -> mx.array:
     paper="2305.18290 Rafailov et al., eq. 7",
     when="First. With label_smoothing (conservative DPO) where some labels are wrong, or pairs few",
     any_divergence=True,
+    asks_margins=True,
 )
 def sigmoid(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> mx.array:
     """DPO, Rafailov et al. 2023 (arXiv 2305.18290), eq. 7.
 
     With `label_smoothing` it is conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences").
     """
-    return smoothed_log_loss(beta * pairs.margins, label_smoothing)
+    return smoothed_log_loss(pairs.reward_margins(beta), label_smoothing)
 
 
 @objective(
@@ -40,10 +43,11 @@ def sigmoid(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0
     paper="2403.00409 Chowdhury et al.",
     when="The share of flipped labels is known: label_smoothing is that share",
     any_divergence=True,
+    asks_margins=True,
 )
 def robust(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> mx.array:
     """Robust DPO: unbiased under labels flipped at a known rate, Chowdhury et al. 2024 (arXiv 2403.00409)."""
-    z = beta * pairs.margins
+    z = pairs.reward_margins(beta)
     clean, flipped = -(1 - label_smoothing) * log_sigmoid(z), -label_smoothing * log_sigmoid(-z)
     return (clean - flipped) / (1 - 2 * label_smoothing)
 
@@ -53,10 +57,11 @@ def robust(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0)
     paper="2305.10425 Zhao et al. (SLiC); 2309.06657 Liu et al.",
     when="A pair is to stop pulling once its margin is 1 / beta",
     any_divergence=True,
+    asks_margins=True,
 )
 def hinge(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
     """SLiC's hinge (Zhao et al. 2023, arXiv 2305.10425) on log-ratios, as in Liu et al. 2023 (arXiv 2309.06657)."""
-    return mx.maximum(1 - beta * pairs.margins, 0)
+    return mx.maximum(1 - pairs.reward_margins(beta), 0)
 
 
 @objective(
@@ -89,10 +94,11 @@ def sigmoid_norm(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
     when="DPO spreads over many answers: the reverse KL seeks modes. label_smoothing is above 0",
     any_divergence=True,
     above_zero=("label_smoothing",),
+    asks_margins=True,
 )
 def exo_pair(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> mx.array:
     """EXO for two answers, KL(policy's preference, labels'): Ji et al. 2024 (arXiv 2402.00856), eq. 16."""
-    z = beta * pairs.margins
+    z = pairs.reward_margins(beta)
     log_chosen, log_rejected = mx.log1p(mx.array(-label_smoothing)), mx.log(mx.array(label_smoothing))
     return mx.sigmoid(z) * (log_sigmoid(z) - log_chosen) + mx.sigmoid(-z) * (log_sigmoid(-z) - log_rejected)
 
@@ -103,10 +109,11 @@ def exo_pair(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 1e
     when="An alternative to sigmoid that was found by search. With a discopop_tau below 0.11 a pair that starts at a "
     "margin of 0 is pulled the wrong way, to a reward margin of -0.12: raise it where held-out accuracy falls",
     any_divergence=True,
+    asks_margins=True,
 )
 def discopop(pairs: PairLogps, *, beta: float = 0.1, discopop_tau: float = 0.05) -> mx.array:
     """DiscoPOP's log-ratio modulated loss, Lu et al. 2024 (arXiv 2406.08414), eq. 5."""
-    z = beta * pairs.margins
+    z = pairs.reward_margins(beta)
     # m exp(-z) as one exponential: far below zero the product is tiny, and its second factor alone overflows.
     exponential = mx.exp(log_sigmoid(z / discopop_tau) - z)
     return -mx.sigmoid(-z / discopop_tau) * log_sigmoid(z) + exponential
@@ -116,40 +123,95 @@ def discopop(pairs: PairLogps, *, beta: float = 0.1, discopop_tau: float = 0.05)
     formula="-log sigmoid(beta (r_w - r_l - dpop_lambda max(0, -r_w)))",
     paper="2402.13228 Pal et al.",
     when="The chosen answers grow less likely in training, as with answers that differ by a few tokens",
+    asks_margins=True,
 )
 def dpop(pairs: PairLogps, *, beta: float = 0.1, dpop_lambda: float = 50.0) -> mx.array:
     """DPO-Positive, Pal et al. 2024 (arXiv 2402.13228)."""
     less_likely = mx.maximum(-pairs.chosen_logratios, 0)
-    return -log_sigmoid(beta * (pairs.margins - dpop_lambda * less_likely))
+    return -log_sigmoid(pairs.reward_margins(beta) - beta * dpop_lambda * less_likely)
 
 
 @objective(
     formula="-log sigmoid(beta (r_w - r_l) + rdpo_alpha (|y_w| - |y_l|))",
     paper="2403.19159 Park et al.",
     when="DPO makes answers longer than it should",
+    asks_margins=True,
 )
 def rdpo(pairs: PairLogps, *, beta: float = 0.1, rdpo_alpha: float = 0.01) -> mx.array:
     """R-DPO: a length the reward already pays for need not be learned; Park et al. 2024 (arXiv 2403.19159).
 
     The reward r is regularised to r - alpha |y|, so r = beta log-ratio + alpha |y| is what the labels are modelled by.
     """
-    return -log_sigmoid(beta * pairs.margins + rdpo_alpha * (pairs.chosen_tokens - pairs.rejected_tokens))
+    return -log_sigmoid(pairs.reward_margins(beta) + rdpo_alpha * (pairs.chosen_tokens - pairs.rejected_tokens))
 
 
 @objective(
-    formula="-log sigmoid(b (r_w - r_l)); b = beta (1 + beta_dpo_alpha (mean of beta (r_w - r_l) over the batch - "
-    "beta_dpo_margin)), at least 0.001",
-    paper="2407.08639 Wu et al.",
+    formula="-log sigmoid(beta (r_w - r_l) - odpo_alpha log(score_w - score_l))",
+    paper="2402.10571 Amini et al., eq. 10",
+    when="Rows have scores: the better an answer is scored than the other, the larger its margin is to be",
+    scores=True,
+    asks_margins=True,
+)
+def odpo(pairs: PairLogps, *, beta: float = 0.1, odpo_alpha: float = 1.0) -> mx.array:
+    """DPO with an offset, Amini et al. 2024 (arXiv 2402.10571), eq. 10, with the logarithm as its scale."""
+    return -log_sigmoid(pairs.reward_margins(beta) - odpo_alpha * mx.log(pairs.score_gaps))
+
+
+def mean_margin_so_far(
+    before: Running, pairs: PairLogps, *, beta: float, beta_dpo_momentum: float, **_: Any
+) -> Running:
+    """The moving mean of batches' reward margins; 0 before the first."""
+    earlier = before[0] if before else 0.0
+    return (beta_dpo_momentum * earlier + (1 - beta_dpo_momentum) * float((beta * pairs.margins).mean()),)
+
+
+@objective(
+    formula="-log sigmoid(b (r_w - r_l)); b = beta (1 + beta_dpo_alpha (m - M)), at least 0.001; m = mean of "
+    "beta (r_w - r_l) over the batch, M = its moving mean, of which beta_dpo_momentum is kept in each step",
+    paper="2407.08639 Wu et al., eq. 6 and 9",
     when="Pairs are of mixed quality: batches with large margins stay closer to the reference",
     whole_batch=True,
+    asks_margins=True,
+    running=mean_margin_so_far,
 )
 def beta_dpo(
-    pairs: PairLogps, *, beta: float = 0.1, beta_dpo_alpha: float = 0.6, beta_dpo_margin: float = 0.0
+    pairs: PairLogps, *, beta: float = 0.1, beta_dpo_alpha: float = 0.6, beta_dpo_momentum: float = 0.9
 ) -> mx.array:
-    """DPO with a beta for each batch, no gradient through it; Wu et al. 2024 (arXiv 2407.08639).
-
-    The paper's M_0 is `beta_dpo_margin`, a constant here, where its code has a running mean; no pair is filtered out.
-    """
+    """DPO with a beta for each batch, no gradient through it; Wu et al. 2024 (arXiv 2407.08639). None is left out."""
+    usual = pairs.running[0] if pairs.running else 0.0
     batch_margin = mx.stop_gradient(beta * pairs.margins).mean()
-    batch_beta = mx.maximum(beta * (1 + beta_dpo_alpha * (batch_margin - beta_dpo_margin)), 1e-3)
-    return -log_sigmoid(batch_beta * pairs.margins)
+    batch_beta = mx.maximum(beta * (1 + beta_dpo_alpha * (batch_margin - usual)), 1e-3)
+    return -log_sigmoid(batch_beta * pairs.margins - pairs.asked_margins)
+
+
+@objective(
+    formula="-log sigmoid(beta (r_w - r_l - (KL_l - KL_w))); KL = sum over the answer's positions of KL(pi_ref || pi)",
+    paper="2404.11999 Zeng et al., eq. 16",
+    when="The policy drifts: each token is held near the reference. Runs the reference in every step",
+    token_kls=True,
+    asks_margins=True,
+)
+def tdpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
+    """Token-level DPO, its first form: Zeng et al. 2024 (arXiv 2404.11999), eq. 16."""
+    chosen_kls, rejected_kls = given_kls(pairs)
+    return -log_sigmoid(pairs.reward_margins(beta) - beta * (rejected_kls - chosen_kls))
+
+
+@objective(
+    formula="-log sigmoid(beta (r_w - r_l - tdpo_alpha (KL_l - sg KL_w))); KL = sum over the answer's positions of "
+    "KL(pi_ref || pi), sg = no gradient",
+    paper="2404.11999 Zeng et al., eq. 17",
+    when="As tdpo, steadier: the form its authors advise. Runs the reference in every step",
+    token_kls=True,
+    asks_margins=True,
+)
+def tdpo2(pairs: PairLogps, *, beta: float = 0.1, tdpo_alpha: float = 0.5) -> mx.array:
+    """Token-level DPO, its second form: Zeng et al. 2024 (arXiv 2404.11999), eq. 17."""
+    chosen_kls, rejected_kls = given_kls(pairs)
+    return -log_sigmoid(pairs.reward_margins(beta) - beta * tdpo_alpha * (rejected_kls - mx.stop_gradient(chosen_kls)))
+
+
+def given_kls(pairs: PairLogps) -> tuple[mx.array, mx.array]:
+    """The chosen and the rejected completions' KL sums."""
+    assert pairs.chosen_kls is not None and pairs.rejected_kls is not None, "token_kls asks for them"
+    return pairs.chosen_kls, pairs.rejected_kls

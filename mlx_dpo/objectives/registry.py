@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.objectives import likelihood, paired, sides
+from mlx_dpo.objectives import likelihood, paired, sides, unpaired
 from mlx_dpo.objectives.custom import load_objective
 from mlx_dpo.objectives.objective import Objective
 
@@ -21,7 +21,10 @@ OBJECTIVES: dict[str, Objective] = {
         paired.discopop,
         paired.dpop,
         paired.rdpo,
+        paired.odpo,
         paired.beta_dpo,
+        paired.tdpo,
+        paired.tdpo2,
         sides.nca_pair,
         sides.bco_pair,
         sides.sppo_hard,
@@ -30,10 +33,13 @@ OBJECTIVES: dict[str, Objective] = {
         sides.apo_down,
         sides.aot,
         sides.aot_unpaired,
-        likelihood.sft,
         likelihood.simpo,
         likelihood.cpo,
         likelihood.orpo,
+        unpaired.kto,
+        unpaired.bco,
+        unpaired.apo_zero_unpaired,
+        unpaired.sft,
     )
 }
 KNOBS = tuple(dict.fromkeys(knob for one in OBJECTIVES.values() for knob in one.knobs))

@@ -12,6 +12,15 @@ from rich.table import Table
 
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
 
+# What is told of held-out rows before and after, and how.
+HELD_OUT = {
+    "logps/accuracies": ("chosen likelier than rejected", "{:.1%}"),
+    "rewards/accuracies": ("reward accuracy", "{:.1%}"),
+    "rewards/margins": ("reward margin", "{:.3f}"),
+    "logps/chosen": ("log-prob of what is wanted", "{:.2f}"),
+    "loss": ("loss", "{:.4f}"),
+}
+
 
 class TerminalProgress(Listener):
     """A live bar in a terminal; plain lines, one a report, where the output is not one."""
@@ -41,7 +50,7 @@ class TerminalProgress(Listener):
         held_out = plan.pairs.get("held_out", 0)
         self._say(
             f"Training {_short(plan.trained_parameters)} of {_short(plan.all_parameters)} parameters ({share:.2g}%) "
-            f"on {plan.pairs['train']:,} pairs, {plan.steps:,} steps; {held_out:,} pairs held out."
+            f"on {plan.pairs['train']:,} {plan.what}, {plan.steps:,} steps; {held_out:,} held out."
         )
         if plan.first_step:
             self._say(f"Going on after step {plan.first_step:,}.")
@@ -70,8 +79,9 @@ class TerminalProgress(Listener):
     def evaluation(self, metrics: Metrics) -> None:
         plain = {k.removeprefix("eval_"): v for k, v in metrics.items()}
         numbers = "the policy is its reference" if _is_reference(plain) else _numbers(plain)
-        likelier = f"chosen likelier in {plain['logps/accuracies']:.0%}"
-        self._say(f"held out at step {metrics['step']}: {numbers}  {likelier}")
+        if "logps/accuracies" in plain:
+            numbers += f"  chosen likelier in {plain['logps/accuracies']:.0%}"
+        self._say(f"held out at step {metrics['step']}: {numbers}")
         self.bar.update(self.task, description="train")
 
     def note(self, text: str) -> None:
@@ -91,10 +101,12 @@ class TerminalProgress(Listener):
 
 
 def _numbers(metrics: Metrics) -> str:
-    return (
-        f"loss {metrics['loss']:.4f}  accuracy {metrics['rewards/accuracies']:.0%}  "
-        f"margin {metrics['rewards/margins']:+.3f}"
-    )
+    told = {
+        "loss": lambda value: f"loss {value:.4f}",
+        "rewards/accuracies": lambda value: f"accuracy {value:.0%}",
+        "rewards/margins": lambda value: f"margin {value:+.3f}",
+    }
+    return "  ".join(tell(metrics[name]) for name, tell in told.items() if name in metrics)
 
 
 def _short(count: int) -> str:
@@ -106,23 +118,21 @@ def _short(count: int) -> str:
 
 def before_and_after(before: Metrics, after: Metrics) -> Table:
     """Held-out numbers before and after, for people."""
-    table = Table(title="Held-out pairs", title_justify="left")
+    table = Table(title="Held out", title_justify="left")
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    table.add_row(
-        "chosen likelier than rejected", f"{before['logps/accuracies']:.1%}", f"{after['logps/accuracies']:.1%}"
-    )
-    accuracy = "-" if _is_reference(before) else f"{before['rewards/accuracies']:.1%}"
-    table.add_row("reward accuracy", accuracy, f"{after['rewards/accuracies']:.1%}")
-    table.add_row("reward margin", f"{before['rewards/margins']:.3f}", f"{after['rewards/margins']:.3f}")
-    table.add_row("loss", f"{before['loss']:.4f}", f"{after['loss']:.4f}")
+    unmoved = _is_reference(before)
+    for name, (title, form) in HELD_OUT.items():
+        if name in after and not (name == "logps/chosen" and "logps/accuracies" in after):
+            untold = name == "rewards/accuracies" and unmoved
+            table.add_row(title, "-" if untold else form.format(before[name]), form.format(after[name]))
     return table
 
 
 def _is_reference(metrics: Metrics) -> bool:
     """Whether the policy has not moved: then there are no rewards to compare."""
-    return metrics["rewards/margins"] == 0 == metrics["rewards/chosen"]
+    return metrics.get("rewards/margins") == 0 == metrics.get("rewards/chosen")
 
 
 def show_result(console: Console, result: TrainResult, model: str) -> None:
@@ -130,7 +140,7 @@ def show_result(console: Console, result: TrainResult, model: str) -> None:
     if result.after:
         console.print(before_and_after(result.before, result.after))
     else:
-        console.print("No pairs were held out, so what changed was not measured: give some with --valid-data.")
+        console.print("Nothing was held out, so what changed was not measured: give some with --valid-data.")
     console.print(f"Done in {result.seconds:.0f} s. The adapter is in {result.run}. Next:", soft_wrap=True)
     for line in next_commands(result.run, model):
         console.print(f"  {line}", soft_wrap=True, markup=False)

@@ -20,6 +20,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.model.loading import AdapterSpec, Tensors, read_tensors
 
 ADAPTERS, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
+MOVING = "reference.safetensors"
 
 
 @dataclass
@@ -31,12 +32,14 @@ class Progress:
         pending: pair metrics of the steps since the last report, one row a pair.
         grad_norms: their gradient norms.
         before: held-out metrics before the first step.
+        running: what the loss keeps of the batches so far, by objective.
     """
 
     step: int = 0
     pending: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)
+    running: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,12 +50,14 @@ class ExactState:
         optimizer: its state tree.
         random: the seed that puts mx.random where it was.
         references: reference log-probs of the pairs known so far, by pair set; tables of `ReferenceLogps`.
+        moving: the reference's tensors, where it moves; empty where it does not.
     """
 
     progress: Progress = field(default_factory=Progress)
     optimizer: dict[str, Any] = field(default_factory=dict)
     random: int = 0
     references: dict[str, np.ndarray] = field(default_factory=dict)
+    moving: Tensors = field(default_factory=dict)
 
 
 class RunFolder:
@@ -127,6 +132,8 @@ def adapter_config(spec: AdapterSpec, model: str) -> str:
 def write_exact_state(folder: Path, exact: ExactState) -> None:
     """Optimizer, random state, reference log-probs and progress, beside a checkpoint's adapter."""
     mx.save_safetensors(str(folder / "optimizer.safetensors"), dict(tree_flatten(exact.optimizer)))
+    if exact.moving:
+        mx.save_safetensors(str(folder / MOVING), exact.moving)
     save_file(exact.references, folder / "references.safetensors")  # float64, which mlx's GPUs don't have
     progress = {**asdict(exact.progress), "random": exact.random}
     (folder / "progress.json").write_text(json.dumps(progress) + "\n")
@@ -142,7 +149,9 @@ def read_exact_state(folder: Path) -> ExactState:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
     optimizer = tree_unflatten(list(read_tensors(folder / "optimizer.safetensors").items()))
-    return ExactState(progress, optimizer, random, _read_references(folder / "references.safetensors"))
+    references = _read_references(folder / "references.safetensors")
+    moving = read_tensors(folder / MOVING) if (folder / MOVING).exists() else {}
+    return ExactState(progress, optimizer, random, references, moving)
 
 
 def _read_references(file: Path) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ class RunPlan:
     Attributes:
         steps: optimizer steps in all; `first_step` of them are done where a run is resumed.
         pairs: how many there are, by "train" and "held_out".
+        what: what they are called: pairs, or completions.
         trained_parameters, all_parameters: counts.
     """
 
@@ -23,6 +24,7 @@ class RunPlan:
     steps: int
     first_step: int
     pairs: dict[str, int]
+    what: str
     trained_parameters: int
     all_parameters: int
 

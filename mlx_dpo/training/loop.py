@@ -18,17 +18,22 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.batches import Epochs, MicroBatch
 from mlx_dpo.errors import Interrupted, UserError, Where
 from mlx_dpo.model.budget import Budget
+from mlx_dpo.model.completion_logps import CompletionLogps
 from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.network import Trace
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.random_state import random_state
+from mlx_dpo.model.reference import SameNetwork
 from mlx_dpo.objectives import Loss
 from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder
-from mlx_dpo.training.evaluation import Scored, batches_of, evaluate_pairs, mean_chosen_tokens
+from mlx_dpo.training.evaluation import evaluate_examples
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.metrics import mean_metrics
 from mlx_dpo.training.optimizer import learning_rate, make_optimizer
 from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSets
+from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, batches_of, by_micro_batch
+
+MIXUP = 0.6  # of --reference-mixup, TR-DPO's
 
 
 @dataclass
@@ -72,6 +77,12 @@ class Trainer:
         self._watch = Stopwatch()
         self._saved_at = -1
 
+    @property
+    def moving(self) -> SameNetwork | None:
+        """The reference, where it moves."""
+        policy = self.train_set.reference.policy
+        return policy if self.config.reference_sync_steps and isinstance(policy, SameNetwork) else None
+
     def restore(self, exact: ExactState) -> None:
         """Stand where a checkpoint was written; the adapter's tensors are put back by the caller.
 
@@ -84,12 +95,15 @@ class Trainer:
         self.progress, self.optimizer.state = exact.progress, exact.optimizer
         self.optimizer.init(self.model.trainable_parameters())
         mx.random.seed(exact.random)
+        if self.moving and exact.moving:
+            self.moving.tensors = exact.moving
         self._saved_at = exact.progress.step
 
     def exact_state(self) -> ExactState:
         """All that a checkpoint must hold beside the adapter."""
         tables = {name: one.reference.table for name, one in self.sets.items()}
-        return ExactState(self.progress, self.optimizer.state, random_state(), tables)
+        moving = self.moving.tensors if self.moving else {}
+        return ExactState(self.progress, self.optimizer.state, random_state(), tables, moving)
 
     def run(self) -> dict[str, float]:
         """Train to the last step. Returns the held-out metrics after it (empty without held-out pairs).
@@ -104,8 +118,8 @@ class Trainer:
         order = (self.epochs.batch(step) for step in range(self.progress.step, self.steps))
         self.model.train()
         try:
-            for indices, micros in batches_of(self.train_set.pairs, order, self.budget):
-                self.step(indices, micros)
+            for batch in batches_of(self.train_set.pairs, order, self.budget, self.loss):
+                self.step(batch)
                 after = self._after_step() or after
         except UserError:
             if self.progress.step:
@@ -116,51 +130,63 @@ class Trainer:
         self._save()
         return after
 
-    def step(self, indices: np.ndarray, micros: list[MicroBatch]) -> None:
-        """One optimizer step on the pairs `indices`, which are those in `micros`."""
+    def step(self, batch: Batch) -> None:
+        """One optimizer step."""
         began = time.perf_counter()
         rate = learning_rate(self.config, self.progress.step, self.steps)
-        gradients, rows = self._accumulate(indices, micros)
+        gradients, rows = self._accumulate(batch)
         norm = self._update(gradients, rate)
         metrics = mean_metrics(rows)
         self._require_finite(metrics["loss"], norm)
         self.progress.step += 1
+        self._move_reference()
         self.progress.pending += [row.tolist() for table in rows for row in table]
         self.progress.grad_norms.append(norm)
         self._watch.seconds += time.perf_counter() - began
-        self._watch.pairs += len(indices)
-        self._watch.tokens += sum(m.tokens for m in micros)
+        self._watch.pairs += len(batch.indices)
+        self._watch.tokens += sum(m.tokens for m in batch.micros)
         self.listener.step(self.progress.step, metrics)
 
-    def _accumulate(self, indices: np.ndarray, micros: list[MicroBatch]) -> tuple[Any, list[np.ndarray]]:
-        """The gradient of the optimizer batch's mean loss, and its pair metrics, a micro-batch at a time.
+    def _accumulate(self, batch: Batch) -> tuple[Any, list[np.ndarray]]:
+        """The gradient of the optimizer batch's mean loss, and its examples' metrics, a micro-batch at a time.
 
         Where a pair's loss hangs on the other pairs', all log-probs come first, and a micro-batch is run once more for
         its gradient: with the same dropout, since the random state goes back to where it was.
         """
         gradients, rows = None, []
-        tokens = mean_chosen_tokens(micros)
-        for together in [micros] if self.loss.whole_batch else [[micro] for micro in micros]:
-            references = [self.train_set.reference.of(indices[list(micro.pairs)], micro) for micro in together]
+        loss, micros = self.loss, batch.micros
+        facts = BatchFacts.of(batch, self.policy.network, self.train_set.reference)
+        for together in [micros] if loss.whole_batch else [[micro] for micro in micros]:
+            references = [self.train_set.reference.of(batch.of(micro), micro) for micro in together]
             trace = self._trace(together[0]) if len(together) == 1 else None
-            logps = [trace.logps.sums] if trace else self._logps_before_trace(together)
-            batch = Scored.of(together, logps, references, tokens)
-            losses, slopes = self.loss.with_slopes(batch.seen)
-            rows.append(batch.metrics(losses, self.loss))
-            for micro, weights in zip(together, _by_micro_batch(slopes, together), strict=True):
-                part = (trace or self._trace(micro)).gradient(weights / len(indices))
+            logps = [trace.logps] if trace else self._logps_before_trace(together)
+            scored = Scored.of(together, logps, references, facts, loss)
+            self.progress.running = {**self.progress.running, **loss.updated(self.progress.running, scored.seen)}
+            losses, slopes = loss.with_slopes(scored.seen, self.progress.running, scored.weights)
+            rows.append(scored.metrics(losses))
+            shares = {kind: each / len(batch.indices) for kind, each in slopes.items()}
+            for micro, weights in zip(together, by_micro_batch(shares, together), strict=True):
+                part = (trace or self._trace(micro)).gradient(**weights)
                 gradients = part if gradients is None else tree_map(mx.add, gradients, part)
                 mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
         return gradients, rows
 
     def _trace(self, micro: MicroBatch) -> Trace:
-        return self.policy.network.trace(micro, self.budget.recomputed(micro))
+        more = asked(self.loss, self.train_set.reference, micro)
+        return self.policy.network.trace(micro, self.budget.recomputed(micro), **more)
 
-    def _logps_before_trace(self, micros: list[MicroBatch]) -> list[np.ndarray]:
-        state = random_state()
-        logps = [self.policy.network.logps(micro).sums for micro in micros]
+    def _logps_before_trace(self, micros: list[MicroBatch]) -> list[CompletionLogps]:
+        state, reference = random_state(), self.train_set.reference
+        logps = [self.policy.network.logps(micro, **asked(self.loss, reference, micro)) for micro in micros]
         mx.random.seed(state)
         return logps
+
+    def _move_reference(self) -> None:
+        """Where it is time to; what was known of the reference holds no more."""
+        if self.moving and self.progress.step % self.config.reference_sync_steps == 0:
+            self.moving.move(trainable(self.model), self.config.reference_mixup or MIXUP)
+            for one in self.sets.values():
+                one.reference.forget()
 
     def _update(self, gradients: Any, rate: float) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
@@ -216,13 +242,14 @@ class Trainer:
         if self.held_out is None:
             return {}
         count = len(self.held_out.indices)
-        metrics = evaluate_pairs(
+        metrics = evaluate_examples(
             self.budget,
             self.held_out.pairs,
             self.held_out.indices,
             self.held_out.reference,
             self.loss,
             batch_size=self.config.batch_size,
+            running=self.progress.running,
             progress=lambda done: self.listener.evaluating(done, count),
         )
         self.listener.evaluation({**self._place(), **{f"eval_{k}": v for k, v in metrics.items()}})
@@ -238,9 +265,3 @@ class Trainer:
             self._saved_at = step
             self.listener.saved(step, path)
         return self.folder.require_latest()
-
-
-def _by_micro_batch(slopes: np.ndarray, micros: list[MicroBatch]) -> list[np.ndarray]:
-    """Of each micro-batch, [2 * its pairs], from [2 * pairs] of all of them in turn; chosen then rejected."""
-    ends = np.cumsum([len(micro.pairs) for micro in micros])[:-1]
-    return [part.reshape(-1) for part in np.split(slopes.reshape(2, -1), ends, axis=1)]

@@ -1,4 +1,4 @@
-"""What is measured of pairs, under TRL's names, and how it is averaged."""
+"""What is measured of examples, under TRL's names, and how it is averaged."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ PAIR_METRICS = (
     "logps/rejected",
     "logps/accuracies",
 )
+# Of single completions, desirable ones are "chosen"; what takes two of them is not there. KL is the whole batch's.
+METRICS = (*PAIR_METRICS, "kl")
 
 
 def pair_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-    """One row a pair, the columns being `PAIR_METRICS`.
+    """[pairs, METRICS], float64, NaN where there is no such number.
 
     An accuracy is 1 where the chosen completion has the higher reward (or log-prob) and 0 elsewhere, ties included, as
     in TRL.
@@ -29,26 +31,49 @@ def pair_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray) -> np
     Args:
         losses: [pairs].
         logps, rewards: [2 * pairs], chosen then rejected; `Loss.rewards` says what rewards are.
-
-    Returns:
-        [pairs, len(PAIR_METRICS)], float64.
     """
-    chosen, rejected = np.split(logps.astype(np.float64), 2)
-    chosen_reward, rejected_reward = np.split(rewards.astype(np.float64), 2)
-    columns = {
-        "loss": np.array(losses),
-        "rewards/chosen": chosen_reward,
-        "rewards/rejected": rejected_reward,
-        "rewards/accuracies": chosen_reward > rejected_reward,
-        "rewards/margins": chosen_reward - rejected_reward,
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
-        "logps/accuracies": chosen > rejected,
-    }
-    return np.stack([columns[name] for name in PAIR_METRICS], axis=1).astype(np.float64)
+    chosen, rejected = np.split(logps, 2)
+    chosen_reward, rejected_reward = np.split(rewards, 2)
+    return _table(
+        {
+            "loss": np.array(losses),
+            "rewards/chosen": chosen_reward,
+            "rewards/rejected": rejected_reward,
+            "rewards/accuracies": chosen_reward > rejected_reward,
+            "rewards/margins": chosen_reward - rejected_reward,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "logps/accuracies": chosen > rejected,
+        }
+    )
+
+
+def completion_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray, desirable: np.ndarray) -> np.ndarray:
+    """The same of single completions; all arrays are [completions]."""
+    wanted, unwanted = np.where(desirable, 0.0, np.nan), np.where(desirable, np.nan, 0.0)
+    return _table(
+        {
+            "loss": np.array(losses),
+            "rewards/chosen": rewards + wanted,
+            "rewards/rejected": rewards + unwanted,
+            "logps/chosen": logps + wanted,
+            "logps/rejected": logps + unwanted,
+        }
+    )
+
+
+def _table(columns: dict[str, np.ndarray]) -> np.ndarray:
+    nothing = np.full(len(columns["loss"]), np.nan)
+    return np.stack([columns.get(name, nothing) for name in METRICS], axis=1).astype(np.float64)
 
 
 def mean_metrics(rows: Iterable[np.ndarray]) -> dict[str, float]:
-    """The mean of each metric over all pairs of some `pair_metrics`."""
+    """The mean of each metric over all examples that have it; what none has is left out."""
     table = np.concatenate(list(rows))
-    return dict(zip(PAIR_METRICS, table.mean(axis=0).tolist(), strict=True))
+    counts = (~np.isnan(table)).sum(axis=0)
+    counts[0] = len(table)  # a loss that is no number is one that all should see
+    sums = np.concatenate([table[:, :1].sum(axis=0), np.nansum(table[:, 1:], axis=0)])
+    means = {name: float(s / n) for name, s, n in zip(METRICS, sums, counts, strict=True) if n}
+    if "rewards/margins" not in means and {"rewards/chosen", "rewards/rejected"} <= means.keys():
+        means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+    return means

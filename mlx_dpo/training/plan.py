@@ -18,11 +18,11 @@ from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.model.budget import Budget, Work, example
 from mlx_dpo.model.device import parse_memory, usable_memory
 from mlx_dpo.training.checkpoint import RunFolder
-from mlx_dpo.training.evaluation import Batch, batches_of
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.loop import Trainer
 from mlx_dpo.training.pair_sets import Rows
 from mlx_dpo.training.run import set_up
+from mlx_dpo.training.scored import Batch, batches_of
 
 READ = 20_000  # pairs whose lengths are looked at; of more, the steps of an even share
 SURE = 0.7  # share of the memory there is that an estimate may take
@@ -111,7 +111,7 @@ def _measure(trainer: Trainer, listener: Listener) -> Plan:
     budget, config = trainer.budget, trainer.config
     limit = parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
     batches = list(_batches(trainer))
-    micros = [micro for _, cut in batches for micro in cut]
+    micros = [micro for batch in batches for micro in batch.micros]
     works = [Work.of(micro, budget.network.sharing) for micro in micros]
     largest = max(micros, key=budget.peak)
     peak, seconds = int(budget.peak(largest)), dict[str, float]()
@@ -126,9 +126,9 @@ def _measure(trainer: Trainer, listener: Listener) -> Plan:
         held_out=_held_out(trainer),
         steps=trainer.steps,
         pairs_read=len(pairs),
-        prompt_tokens=_median_and_longest([prompt for prompt, _, _ in pairs]),
+        prompt_tokens=_median_and_longest([prompt for prompt, *_ in pairs]),
         completion_tokens=_median_and_longest([n for _, *completions in pairs for n in completions]),
-        pair_slots=_median_and_longest([prompt - 1 + chosen + rejected for prompt, chosen, rejected in pairs]),
+        pair_slots=_median_and_longest([sum(lengths) - 1 for lengths in pairs]),
         micro_batches=len(micros) / len(batches),
         needed=sum(work.needed for work in works) / sum(work.slots for work in works),
         shapes=len(set(works)),
@@ -147,31 +147,31 @@ def _batches(trainer: Trainer) -> Iterator[Batch]:
     steps = min(trainer.steps, trainer.epochs.steps)
     every = max(1, steps * trainer.config.batch_size // READ)
     order = (trainer.epochs.batch(step) for step in range(0, steps, every))
-    return batches_of(trainer.train_set.pairs, order, trainer.budget)
+    return batches_of(trainer.train_set.pairs, order, trainer.budget, trainer.loss)
 
 
 def _probe(trainer: Trainer, batches: list[Batch], largest: MicroBatch) -> tuple[Rates, int]:
     """Seconds a slot, and the peak in bytes, of steps on the batch of the largest micro-batch and on middling ones."""
     sharing = trainer.budget.network.sharing
-    slots = [sum(Work.of(micro, sharing).slots for micro in cut) for _, cut in batches]
+    slots = [sum(Work.of(micro, sharing).slots for micro in batch.micros) for batch in batches]
     by_size = sorted(range(len(batches)), key=slots.__getitem__)
-    heaviest = next(i for i, (_, cut) in enumerate(batches) if largest in cut)
+    heaviest = next(i for i, batch in enumerate(batches) if largest in batch.micros)
     tried = [heaviest, *(by_size[len(batches) * i // (PROBES + 1)] for i in range(1, PROBES + 1))]
     mx.reset_peak_memory()
-    took = np.array([_timed(trainer, *batches[i]) for i in tried])[1:]  # one warms up
+    took = np.array([_timed(trainer, batches[i]) for i in tried])[1:]  # one warms up
     forward, step = took.sum(axis=0) / sum(slots[i] for i in tried[1:])
     return Rates(float(forward), float(step)), mx.get_peak_memory()
 
 
-def _timed(trainer: Trainer, indices: np.ndarray, cut: list[MicroBatch]) -> tuple[float, float]:
+def _timed(trainer: Trainer, batch: Batch) -> tuple[float, float]:
     """Seconds of a batch's log-probs alone, and of an optimizer step with its reference known."""
     began = time.perf_counter()
-    for micro in cut:
+    for micro in batch.micros:
         trainer.policy.network.logps(micro)
     forward = time.perf_counter() - began
-    trainer.step(indices, cut)
+    trainer.step(batch)
     began = time.perf_counter()
-    trainer.step(indices, cut)
+    trainer.step(batch)
     return forward, time.perf_counter() - began
 
 
@@ -192,10 +192,11 @@ def _held_out(trainer: Trainer) -> int:
     return 0 if trainer.held_out is None else len(trainer.held_out.indices)
 
 
-def _lengths(micro: MicroBatch) -> list[tuple[int, int, int]]:
-    """Tokens of each pair's prompt, chosen and rejected."""
-    chosen, rejected = micro.sequences[: len(micro.pairs)], micro.sequences[len(micro.pairs) :]
-    return [(len(prompt), len(c), len(r)) for (prompt, c), (_, r) in zip(chosen, rejected, strict=True)]
+def _lengths(micro: MicroBatch) -> list[tuple[int, ...]]:
+    """Tokens of each example's prompt and completions."""
+    sides = np.array([len(completion) for _, completion in micro.sequences]).reshape(micro.sides, -1)
+    prompts = [len(prompt) for prompt, _ in micro.sequences]
+    return [(prompt, *map(int, lengths)) for prompt, lengths in zip(prompts, sides.T, strict=False)]
 
 
 def _median_and_longest(lengths: list[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Connecting pairs with the reference policy a run asks for."""
+"""Connecting examples with the reference policy a run asks for."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.loading import load_model, load_tokenizer
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import Policy
-from mlx_dpo.model.reference import all_known, no_reference, same_network
-from mlx_dpo.training.evaluation import batches_of, windows
+from mlx_dpo.model.reference import CachedReference, NoReference, Reference, SameNetwork
+from mlx_dpo.objectives import Loss
+from mlx_dpo.training.evaluation import windows
 from mlx_dpo.training.pair_sets import PairSet, PairSets
+from mlx_dpo.training.scored import batches_of
 
 OF_THE_POLICY = ("initial", "base", "none")
 
 
-def score_by_other_model(config: TrainConfig, tokenizer: Any, sets: PairSets) -> None:
+def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: PairSets) -> None:
     """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded.
 
     Raises `UserError` where its tokens are not the policy's.
@@ -31,14 +33,14 @@ def score_by_other_model(config: TrainConfig, tokenizer: Any, sets: PairSets) ->
         raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
     other = Network.of(load_model(config.reference).model)
     budget = Budget(other)
-    compute = same_network(other, {}, config.reference)
+    policy = CachedReference(other, {}, config.reference)
     for one in sets.values():
-        one.reference.compute = compute
-        _fill(one, config.batch_size, budget)
+        one.reference.policy = policy
+        _fill(one, loss, config.batch_size, budget)
     mx.clear_cache()
 
 
-def connect_reference(config: TrainConfig, policy: Policy, budget: Budget, sets: PairSets) -> None:
+def connect_reference(config: TrainConfig, loss: Loss, policy: Policy, budget: Budget, sets: PairSets) -> None:
     """Have the reference's log-probs come from the policy's own network: under its initial tensors, or its base's.
 
     For LoRA and DoRA they are computed as pairs come by. Full fine-tuning keeps no second copy of its weights, so
@@ -47,21 +49,35 @@ def connect_reference(config: TrainConfig, policy: Policy, budget: Budget, sets:
     if config.reference not in OF_THE_POLICY:
         return  # `score_by_other_model` has done it
     full = policy.spec.fine_tune_type == "full"
+    if full and config.reference_sync_steps:
+        raise UserError(
+            "a moving reference would be a second copy of all weights",
+            field="reference_sync_steps",
+            hint="Use lora or dora.",
+        )
     if full and config.reference == "base" and config.init_adapter:
         hint = "Name the base model's folder: --reference PATH."
         raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
-    tensors = policy.base if config.reference == "base" else policy.initial
-    compute = no_reference if config.reference == "none" else same_network(policy.network, tensors, config.model)
+    reference = _reference(config, policy)
     for one in sets.values():
-        one.reference.compute = compute
+        one.reference.policy = reference
         if full:
-            _fill(one, config.batch_size, budget)
+            _fill(one, loss, config.batch_size, budget)
 
 
-def _fill(one: PairSet, batch_size: int, budget: Budget) -> None:
+def _reference(config: TrainConfig, policy: Policy) -> Reference:
+    if config.reference == "none":
+        return NoReference()
+    tensors = policy.base if config.reference == "base" else policy.initial
+    if config.reference_sync_steps:
+        return SameNetwork(policy.network, tensors)
+    return CachedReference(policy.network, tensors, config.model)
+
+
+def _fill(one: PairSet, loss: Loss, batch_size: int, budget: Budget) -> None:
     """Compute what is not known yet, and let go of the model that does it."""
     missing = one.indices[np.isnan(one.reference.table[one.indices]).any(axis=1)]
-    for indices, micros in batches_of(one.pairs, windows(missing, batch_size), budget):
-        for micro in micros:
-            one.reference.of(indices[list(micro.pairs)], micro)
-    one.reference.compute = all_known
+    for batch in batches_of(one.pairs, windows(missing, batch_size), budget, loss):
+        for micro in batch.micros:
+            one.reference.of(batch.of(micro), micro)
+    one.reference.policy = Reference()

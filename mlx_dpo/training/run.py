@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.config import TrainConfig, dump_yaml
+from mlx_dpo.data.records import Pair
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
@@ -23,7 +24,7 @@ from mlx_dpo.objectives import KNOBS, Loss
 from mlx_dpo.training.checkpoint import RunFolder, read_exact_state
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
 from mlx_dpo.training.loop import Trainer
-from mlx_dpo.training.pair_sets import PairSets, Rows, open_pair_sets
+from mlx_dpo.training.pair_sets import TRAIN, PairSet, PairSets, Rows, open_pair_sets
 from mlx_dpo.training.references import OF_THE_POLICY, connect_reference, score_by_other_model
 
 
@@ -121,23 +122,29 @@ def set_up(
     if (model is None) != (tokenizer is None):
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = tokenizer or load_tokenizer(config.model)
-    sets = open_pair_sets(config, tokenizer, rows, valid_rows, listener.preparing)
+    sets = open_pair_sets(config, loss, tokenizer, rows, valid_rows, listener.preparing)
+    config = for_examples(config, loss, sets[TRAIN])
     for name, table in references.items():
         sets[name].reference.table = table
     if config.reference not in OF_THE_POLICY:
-        score_by_other_model(config, tokenizer, sets)
+        score_by_other_model(config, loss, tokenizer, sets)
     listener.preparing("Loading the model")
     policy = _policy(config, model)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
     budget = Budget.for_training(policy.network, usable_memory(), limit, config.grad_checkpoint)
-    connect_reference(config, policy, budget, sets)
+    connect_reference(config, loss, policy, budget, sets)
     return SetUp(config.replace(**_as_attached(policy.spec, config)), policy, budget, loss, sets)
 
 
 def make_loss(config: TrainConfig) -> Loss:
     """The objective of a config, with its knobs. Raises `UserError`."""
     likelihood = f",sft={config.rpo_alpha}" if config.rpo_alpha else ""
-    return Loss.parse(config.loss + likelihood, {name: getattr(config, name) for name in KNOBS})
+    return Loss.parse(
+        config.loss + likelihood,
+        {name: getattr(config, name) for name in KNOBS},
+        weighting=config.use_weighting,
+        tail=1.0 if config.ld_alpha is None else config.ld_alpha,
+    )
 
 
 def with_loss(config: TrainConfig, loss: Loss) -> TrainConfig:
@@ -148,8 +155,25 @@ def with_loss(config: TrainConfig, loss: Loss) -> TrainConfig:
     if not loss.reference and config.reference not in ("none", TrainConfig().reference):
         hint = "Leave --reference out; `mlx-dpo losses` tells which losses have one."
         raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)
+    if loss.kl and config.batch_size == 1:
+        hint = "It is estimated on the answers to other prompts of the batch: --batch-size 8 or more is good."
+        raise UserError(f"the loss {config.loss!r} asks for a batch's KL", field="batch_size", hint=hint)
+    if config.reference_sync_steps and config.reference not in ("initial", "base"):
+        raise UserError("only --reference initial or base can move", field="reference_sync_steps")
+    if config.reference_mixup is not None and not config.reference_sync_steps:
+        raise UserError("nothing is mixed without --reference-sync-steps", field="reference_mixup")
     knobs = {name: loss.knobs[name] for name in KNOBS if name in loss.knobs}
     return config.replace(**knobs, **({} if loss.reference else {"reference": "none"}))
+
+
+def for_examples(config: TrainConfig, loss: Loss, examples: PairSet) -> TrainConfig:
+    """The config as it holds for such examples. Raises `UserError` where a knob does not go with them."""
+    if not examples.single:
+        return config
+    for name, given in (("ld_alpha", config.ld_alpha is not None), ("use_weighting", config.use_weighting)):
+        if given:
+            raise UserError("it is of pairs, and the rows are single completions", field=name)
+    return config.replace(reference="none") if loss.imitates else config
 
 
 def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
@@ -183,6 +207,8 @@ def _run(trainer: Trainer) -> TrainResult:
     if trainer.policy.network.sharing is not Sharing.ANY:
         family = type(trainer.model).__module__.rpartition(".")[2]
         listener.note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
+    if note := _margin_note(trainer):
+        listener.note(note)
     try:
         after = trainer.run()
     finally:
@@ -207,9 +233,20 @@ def _plan(trainer: Trainer) -> RunPlan:
         steps=trainer.steps,
         first_step=trainer.progress.step,
         pairs={name: len(one.indices) for name, one in trainer.sets.items()},
+        what=trainer.train_set.what,
         trained_parameters=sum(v.size for v in trainable(trainer.model).values()),
         all_parameters=get_total_parameters(trainer.model),
     )
+
+
+def _margin_note(trainer: Trainer) -> str | None:
+    """What becomes of the rows' `margin` column, if the first has one."""
+    first = trainer.train_set.pairs.source[0]
+    if not isinstance(first, Pair) or first.margin is None:
+        return None
+    if all(one.asks_margins for one in trainer.loss.objectives if not one.unpaired):
+        return "the rows' `margin` is honoured: so much more reward the chosen answer is to get."
+    return f"the rows' `margin` is not looked at by the loss {trainer.config.loss}."
 
 
 def _length_notes(trainer: Trainer) -> list[str]:
@@ -218,12 +255,12 @@ def _length_notes(trainer: Trainer) -> list[str]:
     for pairs in dict.fromkeys(one.pairs for one in trainer.sets.values()):
         name = pairs.source.name
         if pairs.cut:
-            notes.append(f"{name}: {pairs.cut} pairs were cut at --max-length {limit}.")
+            notes.append(f"{name}: {pairs.cut} rows were cut at --max-length {limit}.")
         if pairs.dropped:
-            notes.append(f"{name}: {pairs.dropped} pairs were dropped, longer than --max-length {limit}.")
+            notes.append(f"{name}: {pairs.dropped} rows were dropped, longer than --max-length {limit}.")
         if pairs.unclear:
             notes.append(
-                f"{name}: the template renders the prompt of {pairs.unclear} pairs otherwise once it is answered; "
+                f"{name}: the template renders the prompt of {pairs.unclear} rows otherwise once it is answered; "
                 "training starts where the two part. `mlx-dpo data show` shows it."
             )
     return notes

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 from transformers import AutoTokenizer
 
-from mlx_dpo.data.chat import EncodedPair, Encoder
+from mlx_dpo.data.chat import Encoded, Encoder
 from mlx_dpo.data.records import Pair, pairs_of
 from mlx_dpo.data.sources import PairFile
 from mlx_dpo.errors import RowError, Where
@@ -47,7 +47,7 @@ def encoder(tok: Any = None, max_length: int = 10_000, overlong: Any = "truncate
     return Encoder(tok or tokenizer(), max_length=max_length, overlong=overlong, raw=raw)
 
 
-def encode(e: Encoder, pair: Pair) -> EncodedPair:
+def encode(e: Encoder, pair: Pair) -> Encoded:
     encoded = e(pair, WHERE)
     assert encoded is not None
     assert encoded.prompt and encoded.chosen and encoded.rejected

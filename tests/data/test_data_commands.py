@@ -177,7 +177,10 @@ def test_convert(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", [CHAT, SCORED, tools])
     expected = [
         {"prompt": CHAT["chosen"][:1], "chosen": CHAT["chosen"][1:], "rejected": CHAT["rejected"][1:]},
-        *[{"prompt": "q2", "chosen": c, "rejected": r} for c, r in ("ab", "ac", "bc")],
+        *[
+            {"prompt": "q2", "chosen": c, "rejected": r, "score_chosen": better, "score_rejected": worse}
+            for c, r, better, worse in (("a", "b", 3, 2), ("a", "c", 3, 1), ("b", "c", 2, 1))
+        ],
         {**OK, "tools": [{"name": "f"}], "chat_template_kwargs": {"x": 1}},
     ]
     for name in ("b.jsonl", "b.jsonl.gz"):

@@ -123,8 +123,8 @@ PASSING: dict[str, tuple[str, str, dict[str, Any]]] = {
     "500 on a file's head": ("HEAD", r"resolve.*jsonl", {"status": 500}),
     "429 on a file": ("GET", r"resolve.*jsonl", {"status": 429, "headers": {"Retry-After": "3"}}),
     "cut in mid-file": ("GET", r"resolve.*jsonl", {"cut": "answer"}),
-    "slow list": ("GET", "/tree/", {"delay": 1}),
-    "slow in mid-file": ("GET", r"resolve.*jsonl", {"cut": "answer", "delay": 1}),
+    "slow list": ("GET", "/tree/", {"delay": 2}),
+    "slow in mid-file": ("GET", r"resolve.*jsonl", {"cut": "answer", "delay": 2}),
 }
 
 
@@ -132,8 +132,9 @@ PASSING: dict[str, tuple[str, str, dict[str, Any]]] = {
 def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     method, path, how = PASSING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(500))})
-    monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.4)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.4)
+    if "slow" in name:
+        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 1.0)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
     hub.fail(method, path, **how)
     assert pairs(NAME) == [pair(i) for i in range(500)]
     assert not any(fault.times for fault in hub.faults.faults)
@@ -149,7 +150,7 @@ LASTING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], tuple[str, 
     "403": (NAME, [("GET", "/api/datasets/", {"status": 403})], ("may not read", "on purpose")),
     "cut": (NAME, [("GET", "/api/datasets/", {"cut": "request"})], ("can't be reached",)),
     "cut in every file": (NAME, [("GET", "train.jsonl", {"cut": "request"})], ("can't be reached",)),
-    "slow": (NAME, [("GET", "/api/datasets/", {"delay": 0.5})], ("does not answer",)),
+    "slow": (NAME, [("GET", "/api/datasets/", {"delay": 1})], ("does not answer",)),
     "not the Hub at all": (NAME, [("GET", "/api/datasets/", {"status": 200, "body": "<html>"})], ("can't be reached",)),
 }
 
@@ -158,7 +159,8 @@ LASTING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], tuple[str, 
 def test_what_stays_is_one_sentence(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     data, faults, words = LASTING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(50))})
-    monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.2)
+    if name == "slow":
+        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.fail(method, path, **{"times": 1000, **how})
     with pytest.raises(UserError) as raised:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.records import Pair, pairs_of, shape_of
+from mlx_dpo.data.records import Pair, examples_of, pairs_of, shape_of
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("rows.jsonl", 7)
@@ -250,7 +250,14 @@ BAD_ROWS: dict[str, tuple[Any, str, str | None]] = {
         "role",
         "conversations[0].from",
     ),
-    "unpaired": ({"prompt": "q", "completion": "a", "label": False}, "unpaired", None),
+    "unpaired": ({"prompt": "q", "completion": "a", "label": False}, "unpaired", "completion"),
+    "a conversation": ({"messages": [USER, GOOD]}, "unpaired", "messages"),
+    "a margin in words": ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "type", "margin"),
+    "a margin that is no number": (
+        {"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("nan")},
+        "not finite",
+        "margin",
+    ),
     "no scores": ({"prompt": "q", "completions": ["a", "b"]}, "missing key", "scores"),
     "NaN": ({"prompt": "q", "completions": ["a", "b"], "scores": [1, float("nan")]}, "not finite", "scores[1]"),
     "infinity": (
@@ -308,7 +315,21 @@ def test_a_typo_names_the_key() -> None:
         pairs_of({"foo": 1, "b\x1b": 2}, WHERE)
 
 
-KEYS = ["prompt", "chosen", "rejected", "completions", "scores", "rankings", "conversations", "messages", "system"]
+KEYS = [
+    "completion",
+    "label",
+    "margin",
+    "score_chosen",
+    "prompt",
+    "chosen",
+    "rejected",
+    "completions",
+    "scores",
+    "rankings",
+    "conversations",
+    "messages",
+    "system",
+]
 KEYS += ["tools", "chat_template_kwargs", "instruction", "input", "completion", "label", "role", "content", "from"]
 ATOMS = [None, True, 0, -1, 1.5, float("nan"), 10**400, "", " ", "q", "\ud800", "\0", "user", "assistant", "human", "é"]
 ATOMS += ["\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant:", "[]", "{", (), {}, [], {1: 2}, object()]
@@ -335,14 +356,14 @@ def test_any_row_is_taken_or_refused() -> None:
             row = {**rng.choice(good), **row}
         assert isinstance(shape_of(row), str)
         try:
-            pairs = pairs_of(row, WHERE)
+            examples = examples_of(row, WHERE)
         except RowError as error:
             str(error).encode()
             assert error.where == WHERE
         else:
-            taken += len(pairs)
-            for pair in pairs:
-                json.dumps(pair.to_row(), allow_nan=False, ensure_ascii=False).encode()
-                kinds = {type(side) for side in (pair.prompt, pair.chosen, pair.rejected)}
+            taken += len(examples)
+            for example in examples:
+                json.dumps(example.to_row(), allow_nan=False, ensure_ascii=False).encode()
+                kinds = {type(side) for side in (example.prompt, *example.answers)}
                 assert len(kinds) == 1
     assert taken > 1000

@@ -140,7 +140,7 @@ def test_of_a_fused_model(fused: Path) -> None:
     known = known_of(fused)
     on_hub = replace(known, base=replace(known.base, repo_id="big/base"), quantized=True)
     assert parsed(card_text(on_hub)).data.get("base_model_relation") == "finetune"
-    assert "AutoModelForCausalLM" not in card_text(on_hub) and "don't read" in card_text(on_hub)
+    assert "AutoModelForCausalLM" not in card_text(on_hub) and "doesn't read" in card_text(on_hub)
     measured = replace(known, record={**known.record, "fuse": {"margin_kept": 0.93}})
     assert "margin_kept: 0.93" in card_text(measured)
 

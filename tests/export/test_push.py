@@ -119,9 +119,9 @@ PASSING: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cut in mid-upload": ("PUT", "/lfs/", {"cut": "request", "skip": 1}),
     "cut in mid-commit": ("POST", "/commit/", {"cut": "request"}),
     "cut once committed, before the answer": ("POST", "/commit/", {"cut": "answer"}),
-    "slow on create": ("POST", "/api/repos/create", {"delay": 1}),
-    "slow in the upload": ("PUT", "/lfs/", {"delay": 1}),
-    "slow on commit": ("POST", "/commit/", {"delay": 1}),
+    "slow on create": ("POST", "/api/repos/create", {"delay": 2}),
+    "slow in the upload": ("PUT", "/lfs/", {"delay": 2}),
+    "slow on commit": ("POST", "/commit/", {"delay": 2}),
 }
 
 
@@ -129,7 +129,8 @@ PASSING: dict[str, tuple[str, str, dict[str, Any]]] = {
 def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, path, how = PASSING[name]
     big(run, "adapters.safetensors", 0)
-    monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.4)
+    if "slow" in name:
+        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 1.0)
     hub.fail(method, path, **how)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
@@ -137,7 +138,7 @@ def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, mo
     if "429" in name:
         assert any(wait >= 7 for wait in hub.waits)
     if name == "slow on commit":
-        time.sleep(1.2)  # the try that was given up
+        time.sleep(2.5)  # the try that was given up
         assert is_whole(hub, run)
 
 
@@ -168,7 +169,7 @@ LASTING: dict[str, tuple[str | None, str, list[tuple[str, str, dict[str, Any]]],
     "413 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 413})], ("refuses (413)",)),
     "cut in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"cut": "request", "skip": 2})], ("can't be reached",)),
     "cut in mid-commit": (WRITE, REPO, [("POST", "/commit/", {"cut": "request"})], ("can't be reached",)),
-    "slow": (WRITE, REPO, [("POST", "/preupload/", {"delay": 0.5})], ("does not answer",)),
+    "slow": (WRITE, REPO, [("POST", "/preupload/", {"delay": 1})], ("does not answer",)),
 }
 
 
@@ -178,7 +179,8 @@ def test_what_stays_is_one_sentence_and_no_commit(
 ) -> None:
     token, repo, faults, words = LASTING[name]
     big(run, "adapters.safetensors", 0)
-    monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.2)
+    if name == "slow":
+        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
     for method, path, how in faults:
         hub.fail(method, path, **{"times": 1000, **how})

@@ -67,7 +67,7 @@ FAILING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], str]] = {
     "500 on a file": (NAME, [("GET", "model.safetensors", {"status": 500})], "in trouble"),
     "429 on a file": (NAME, [("GET", "model.safetensors", {"status": 429})], "429"),
     "cut": (NAME, [("GET", "/api/models/", {"cut": "request"})], "can't be reached"),
-    "slow": (NAME, [("GET", "/api/models/", {"delay": 0.5})], "does not answer"),
+    "slow": (NAME, [("GET", "/api/models/", {"delay": 1})], "does not answer"),
 }
 
 
@@ -75,7 +75,8 @@ FAILING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], str]] = {
 def test_failures(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     model, faults, said = FAILING[name]
     put(hub)
-    monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.2)
+    if name == "slow":
+        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.fail(method, path, times=1000, **how)
     with pytest.raises(UserError, match=said) as raised:

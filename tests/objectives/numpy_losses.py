@@ -7,7 +7,7 @@ or, where the batch is sorted, in that order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 @dataclass
 class Case:
-    """chosen (w) and rejected (l): policy's and reference's log-probs, and lengths."""
+    """chosen (w) and rejected (l): policy's and reference's log-probs, lengths, gaps of scores, KLs, asked margins."""
 
     w: Array
     l: Array  # noqa: E741
@@ -25,6 +25,11 @@ class Case:
     ref_l: Array
     n_w: Array
     n_l: Array
+    gaps: Array = field(default_factory=lambda: np.array(1.5))
+    kl_w: Array = field(default_factory=lambda: np.array(0.0))
+    kl_l: Array = field(default_factory=lambda: np.array(0.0))
+    asked: Array = field(default_factory=lambda: np.array(0.0))
+    kl: float = 0.0
 
     @property
     def r_w(self) -> Array:
@@ -76,11 +81,16 @@ def aot_unpaired(c: Case, b: float, e: float) -> Array:
 def beta_dpo(c: Case, b: float, a: float, m0: float, frozen: float | None = None) -> Array:
     """`frozen`: the batch's beta, where a derivative must not see it move."""
     batch = beta_of_batch(c, b, a, m0) if frozen is None else frozen
-    return nls(batch * (c.r_w - c.r_l))
+    return nls(batch * (c.r_w - c.r_l) - c.asked)
 
 
 def beta_of_batch(c: Case, b: float, a: float, m0: float) -> float:
     return max(1e-3, b + b * a * (np.mean(b * (c.r_w - c.r_l)) - m0))
+
+
+def halves(of_chosen: Array, of_rejected: Array, desirable_weight: float, undesirable_weight: float) -> Array:
+    """A pair as two labelled completions."""
+    return (desirable_weight * of_chosen + undesirable_weight * of_rejected) / 2
 
 
 def orpo(c: Case, b: float) -> Array:
@@ -92,21 +102,24 @@ def orpo(c: Case, b: float) -> Array:
 
 
 LOSSES: dict[str, Callable[..., Array]] = {
-    "sigmoid": lambda c, beta, label_smoothing: binary(beta * (c.r_w - c.r_l), label_smoothing),
+    "sigmoid": lambda c, beta, label_smoothing: binary(beta * (c.r_w - c.r_l) - c.asked, label_smoothing),
     "robust": lambda c, beta, label_smoothing: (
-        ((1 - label_smoothing) * nls(beta * (c.r_w - c.r_l)) - label_smoothing * nls(beta * (c.r_l - c.r_w)))
+        (
+            (1 - label_smoothing) * nls(beta * (c.r_w - c.r_l) - c.asked)
+            - label_smoothing * nls(c.asked - beta * (c.r_w - c.r_l))
+        )
         / (1 - 2 * label_smoothing)
     ),
-    "hinge": lambda c, beta: np.clip(1 - beta * (c.r_w - c.r_l), 0, None),
+    "hinge": lambda c, beta: np.clip(1 + c.asked - beta * (c.r_w - c.r_l), 0, None),
     "ipo": lambda c, beta: (c.r_w / c.n_w - c.r_l / c.n_l - 0.5 / beta) ** 2,
     "sigmoid_norm": lambda c, beta: nls(beta * (c.r_w / c.n_w - c.r_l / c.n_l)),
-    "exo_pair": lambda c, beta, label_smoothing: exo(beta * (c.r_w - c.r_l), label_smoothing),
-    "discopop": lambda c, beta, discopop_tau: discopop(beta * (c.r_w - c.r_l), discopop_tau),
-    "dpop": lambda c, beta, dpop_lambda: nls(beta * (c.r_w - c.r_l - dpop_lambda * np.clip(-c.r_w, 0, None))),
-    "rdpo": lambda c, beta, rdpo_alpha: nls((beta * c.r_w + rdpo_alpha * c.n_w) - (beta * c.r_l + rdpo_alpha * c.n_l)),
-    "beta_dpo": lambda c, beta, beta_dpo_alpha, beta_dpo_margin, **kw: beta_dpo(
-        c, beta, beta_dpo_alpha, beta_dpo_margin, **kw
+    "exo_pair": lambda c, beta, label_smoothing: exo(beta * (c.r_w - c.r_l) - c.asked, label_smoothing),
+    "discopop": lambda c, beta, discopop_tau: discopop(beta * (c.r_w - c.r_l) - c.asked, discopop_tau),
+    "dpop": lambda c, beta, dpop_lambda: nls(beta * (c.r_w - c.r_l - dpop_lambda * np.clip(-c.r_w, 0, None)) - c.asked),
+    "rdpo": lambda c, beta, rdpo_alpha: nls(
+        (beta * c.r_w + rdpo_alpha * c.n_w) - (beta * c.r_l + rdpo_alpha * c.n_l) - c.asked
     ),
+    "beta_dpo": lambda c, beta, beta_dpo_alpha, beta_dpo_momentum, **kw: beta_dpo(c, beta, beta_dpo_alpha, 0.0, **kw),
     "nca_pair": lambda c, beta: nls(beta * c.r_w) + 0.5 * (nls(-beta * c.r_w) + nls(-beta * c.r_l)),
     "bco_pair": lambda c, beta: nls(beta * c.r_w) + nls(-beta * c.r_l),
     "sppo_hard": lambda c, beta: (c.r_w - 1 / (2 * beta)) ** 2 + (c.r_l + 1 / (2 * beta)) ** 2,
@@ -117,17 +130,27 @@ LOSSES: dict[str, Callable[..., Array]] = {
     "aot_unpaired": lambda c, beta, label_smoothing: aot_unpaired(c, beta, label_smoothing),
     "sft": lambda c: nll(c),
     "simpo": lambda c, beta, simpo_gamma, label_smoothing: binary(
-        beta * (c.w / c.n_w - c.l / c.n_l - simpo_gamma / beta), label_smoothing
+        beta * (c.w / c.n_w - c.l / c.n_l - simpo_gamma / beta) - c.asked, label_smoothing
     ),
-    "cpo": lambda c, beta, cpo_alpha, label_smoothing: binary(beta * (c.w - c.l), label_smoothing) + cpo_alpha * nll(c),
+    "cpo": lambda c, beta, cpo_alpha, label_smoothing: (
+        binary(beta * (c.w - c.l) - c.asked, label_smoothing) + cpo_alpha * nll(c)
+    ),
     "orpo": lambda c, beta: orpo(c, beta),
+    "odpo": lambda c, beta, odpo_alpha: nls(beta * (c.r_w - c.r_l) - c.asked - odpo_alpha * np.log(c.gaps)),
+    "tdpo": lambda c, beta: nls(beta * (c.r_w - c.r_l - (c.kl_l - c.kl_w)) - c.asked),
+    "tdpo2": lambda c, beta, tdpo_alpha: nls(beta * (c.r_w - c.r_l - tdpo_alpha * (c.kl_l - c.kl_w)) - c.asked),
+    "kto": lambda c, beta, **weights: halves(
+        1 - sigma(beta * (c.r_w - c.kl)), 1 - sigma(beta * (c.kl - c.r_l)), **weights
+    ),
+    "bco": lambda c, beta, **weights: halves(nls(beta * c.r_w), nls(-beta * c.r_l), **weights),
+    "apo_zero_unpaired": lambda c, beta, **weights: halves(1 - sigma(beta * c.r_w), sigma(beta * c.r_l), **weights),
 }
 
 # (TRL 1.16) f'(t) at log t = r
 SCORES: dict[str, Callable[[Array, float], Array]] = {
     "forward_kl": lambda r, a: 1 - np.exp(-r),
-    "js_divergence": lambda r, a: np.log(2) - np.logaddexp(0, -r),
-    "alpha_divergence": lambda r, a: (np.exp((a - 1) * r) - 1) / (a - 1),
+    "js": lambda r, a: np.log(2) - np.logaddexp(0, -r),
+    "alpha": lambda r, a: (np.exp((a - 1) * r) - 1) / (a - 1),
 }
 
 
@@ -139,4 +162,4 @@ def scored(case: Case, divergence: str, alpha: float) -> Case:
     """The case with log-ratios replaced by rewards, for the losses that are made of log-ratios alone."""
     score = SCORES[divergence]
     zero = np.zeros_like(case.w)
-    return Case(score(case.r_w, alpha), score(case.r_l, alpha), zero, zero, case.n_w, case.n_l)
+    return replace(case, w=score(case.r_w, alpha), l=score(case.r_l, alpha), ref_w=zero, ref_l=zero)

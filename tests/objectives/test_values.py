@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -22,11 +23,16 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
     "discopop": [{"discopop_tau": 0.7}, {"beta": 5.0}, {"beta": 1.0, "discopop_tau": 1.0}],
     "dpop": [{"dpop_lambda": 0.5}],
     "rdpo": [{"rdpo_alpha": 0.2}],
-    "beta_dpo": [{"beta_dpo_alpha": 0.1, "beta_dpo_margin": 2.0}, {"beta_dpo_margin": 1e3}],
+    "beta_dpo": [{"beta_dpo_alpha": 0.1}, {"beta_dpo_alpha": 5.0}],
     "aot": [{"label_smoothing": 0.2, "beta": 1.0}],
     "aot_unpaired": [{"label_smoothing": 0.2, "beta": 1.0}],
     "simpo": [{"beta": 10.0, "simpo_gamma": 3.0, "label_smoothing": 0.1}],
     "cpo": [{"cpo_alpha": 0.2, "label_smoothing": 0.1}],
+    "odpo": [{"odpo_alpha": 0.3}],
+    "tdpo2": [{"tdpo_alpha": 2.0, "beta": 1.0}],
+    "kto": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
+    "bco": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
+    "apo_zero_unpaired": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
 }
 RUNS = [
     (name, knobs)
@@ -40,14 +46,17 @@ def random_case(seed: int, pairs: int = 12, spread: float = 6.0) -> Case:
     n_w, n_l = rng.integers(1, 60, (2, pairs)).astype(float)
     ref_w, ref_l = -rng.uniform(0.5, 3, (2, pairs)) * (n_w, n_l)
     policy = np.minimum(np.array([ref_w, ref_l]) + rng.normal(0, spread, (2, pairs)), -0.02)
-    return float32_case(Case(*policy, ref_w, ref_l, n_w, n_l))
+    gaps, kl_w, kl_l = rng.uniform(0.1, 5, (3, pairs))
+    asked = rng.uniform(0, 1, pairs) if seed % 2 else np.zeros(pairs)
+    return float32_case(Case(*policy, ref_w, ref_l, n_w, n_l, gaps, kl_w, kl_l, asked, kl=0.5 * seed))
 
 
 def float32_case(case: Case) -> Case:
     """The same numbers, as float32 can hold them: reference, log-ratio, and their sum the policy."""
     ref_w, ref_l = case.ref_w.astype(np.float32).astype(float), case.ref_l.astype(np.float32).astype(float)
     r_w, r_l = ((p - r).astype(np.float32).astype(float) for p, r in ((case.w, ref_w), (case.l, ref_l)))
-    return replace(case, w=ref_w + r_w, l=ref_l + r_l, ref_w=ref_w, ref_l=ref_l)
+    more = {name: getattr(case, name).astype(np.float32).astype(float) for name in ("gaps", "kl_w", "kl_l", "asked")}
+    return replace(case, w=ref_w + r_w, l=ref_l + r_l, ref_w=ref_w, ref_l=ref_l, **more)
 
 
 def corner_case() -> Case:
@@ -70,7 +79,20 @@ def equal_case() -> Case:
 def seen(case: Case) -> PairLogps:
     policy, reference = np.concatenate([case.w, case.l]), np.concatenate([case.ref_w, case.ref_l])
     tokens = np.concatenate([case.n_w, case.n_l])
-    return PairLogps.of(policy, reference, tokens, float(case.n_w.mean()))
+    facts = {
+        "asked_margins": case.asked,
+        "score_gaps": case.gaps,
+        "chosen_kls": np.broadcast_to(case.kl_w, case.w.shape),
+        "rejected_kls": np.broadcast_to(case.kl_l, case.w.shape),
+    }
+    arrays = {name: mx.array(values.astype(np.float32)) for name, values in facts.items()}
+    return PairLogps.of(policy, reference, tokens, float(case.n_w.mean()), **arrays, kl=case.kl)
+
+
+def with_slopes(loss: Loss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
+    """Losses and gradients: with respect to the log-probs, then to the KLs."""
+    losses, slopes = loss.with_slopes(pairs)
+    return losses, np.concatenate([slopes["sums"], slopes["kls"]])
 
 
 def loss_of(name: str, knobs: dict[str, Any]) -> Loss:
@@ -82,14 +104,17 @@ def resolved(loss: Loss) -> dict[str, Any]:
 
 
 def differences(name: str, case: Case, knobs: dict[str, Any]) -> np.ndarray:
-    """Central differences of the summed loss with respect to the policy's log-probs, [2 * pairs]."""
+    """Central differences of the summed loss with respect to the policy's log-probs and KLs, [4 * pairs]."""
     if name == "beta_dpo":  # no gradient through the batch's beta
-        batch = beta_of_batch(case, knobs["beta"], knobs["beta_dpo_alpha"], knobs["beta_dpo_margin"])
+        batch = beta_of_batch(case, knobs["beta"], knobs["beta_dpo_alpha"], 0.0)
         knobs = {**knobs, "frozen": batch}
     slopes = []
-    for side in ("w", "l"):
+    for side in ("w", "l", "kl_w", "kl_l"):
+        if name == "tdpo2" and side == "kl_w":  # no gradient through it
+            slopes += [0.0] * len(case.w)
+            continue
         for i in range(len(case.w)):
-            up, down = (getattr(case, side).copy() for _ in range(2))
+            up, down = (np.broadcast_to(getattr(case, side), case.w.shape).copy() for _ in range(2))
             up[i] += STEP
             down[i] -= STEP
             rise = mean_loss(name, replace(case, **{side: up}), knobs)
@@ -102,7 +127,7 @@ def differences(name: str, case: Case, knobs: dict[str, Any]) -> np.ndarray:
 @pytest.mark.parametrize(("name", "knobs"), RUNS, ids=lambda value: str(value))
 def test_value_and_gradient(name: str, knobs: dict[str, float], case: Case) -> None:
     loss = loss_of(name, knobs)
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     expected = LOSSES[name](case, **resolved(loss))
     if name in ("sft", "cpo", "orpo"):  # a pair's share of the mean over tokens; the mean is what counts
         np.testing.assert_allclose(np.array(losses).mean(), expected.mean(), rtol=2e-6)
@@ -116,14 +141,14 @@ def test_value_and_gradient(name: str, knobs: dict[str, float], case: Case) -> N
 def test_equal_logps(name: str) -> None:
     """At the start: exactly the reference. Values, and gradients one-sided where there is a kink (dpop)."""
     case, loss = equal_case(), loss_of(name, {})
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     expected = mean_loss(name, case, resolved(loss))
     assert np.array(losses).mean() == pytest.approx(expected, rel=1e-6)
     assert np.isfinite(slopes).all()
     if name not in ("dpop", "aot", "aot_unpaired"):  # a kink; ties, which leave open whose the gradient is
         np.testing.assert_allclose(slopes, differences(name, case, resolved(loss)), rtol=1e-4, atol=1e-6)
     if name in ("aot", "aot_unpaired"):
-        assert slopes[:3] == pytest.approx([-0.05] * 3) and slopes[3:] == pytest.approx([0.05] * 3)
+        assert slopes[:3] == pytest.approx([-0.05] * 3) and slopes[3:6] == pytest.approx([0.05] * 3)
     if name == "dpop":
         assert slopes[:3] == pytest.approx([-0.05] * 3)
 
@@ -137,15 +162,15 @@ DIVERGING = [name for name, one in OBJECTIVES.items() if one.any_divergence and 
 @pytest.mark.parametrize("name", DIVERGING)
 def test_divergences(name: str, divergence: str, alpha: float) -> None:
     case = random_case(3, spread=1.5)
-    given = {"f_divergence_type": divergence}
-    if divergence == "alpha_divergence":
+    given = {"f_divergence": divergence}
+    if divergence == "alpha":
         given["f_alpha_divergence_coef"] = alpha
     loss = loss_of(name, given)
-    losses, slopes = loss.with_slopes(seen(case))
+    losses, slopes = with_slopes(loss, seen(case))
     knobs = resolved(loss)
     expected = LOSSES[name](scored(case, divergence, alpha), **knobs)
     np.testing.assert_allclose(np.array(losses), expected, rtol=2e-5, atol=2e-6)
-    for side, half in (("w", slopes[: len(case.w)]), ("l", slopes[len(case.w) :])):
+    for side, half in (("w", slopes[: len(case.w)]), ("l", slopes[len(case.w) : 2 * len(case.w)])):
         up, down = (replace(case, **{side: getattr(case, side) + sign * STEP}) for sign in (1, -1))
         rise, fall = (LOSSES[name](scored(moved, divergence, alpha), **knobs) for moved in (up, down))
         np.testing.assert_allclose(half, (rise - fall) / (2 * STEP), rtol=2e-4, atol=1e-5)
@@ -161,9 +186,9 @@ FINITE = [
 @pytest.mark.parametrize("beta", [0.01, 0.1, 5.0])
 @pytest.mark.parametrize(("name", "divergence"), FINITE)
 def test_always_finite(name: str, divergence: str, beta: float) -> None:
-    loss = loss_of(name, {"beta": beta, "f_divergence_type": divergence})
+    loss = loss_of(name, {"beta": beta, "f_divergence": divergence})
     for case in (corner_case(), equal_case(), certain_case(), lost_case()):
-        losses, slopes = loss.with_slopes(seen(case))
+        losses, slopes = with_slopes(loss, seen(case))
         assert np.isfinite(np.array(losses)).all() and np.isfinite(slopes).all()
 
 
@@ -182,8 +207,8 @@ def lost_case() -> Case:
 def test_a_sum_is_the_sum() -> None:
     case = random_case(4)
     loss = loss_of("sigmoid=0.8, bco_pair=0.2,aot=-0.5,sft", {"beta": 0.3, "label_smoothing": 0.1})
-    losses, slopes = loss.with_slopes(seen(case))
-    value, gradient = 0.0, np.zeros(2 * len(case.w))
+    losses, slopes = with_slopes(loss, seen(case))
+    value, gradient = 0.0, np.zeros(4 * len(case.w))
     for weight, name in ((0.8, "sigmoid"), (0.2, "bco_pair"), (-0.5, "aot"), (1, "sft")):
         knobs = {k: v for k, v in {"beta": 0.3, "label_smoothing": 0.1}.items() if k in OBJECTIVES[name].arguments}
         value += weight * mean_loss(name, case, knobs)

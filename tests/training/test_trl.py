@@ -24,6 +24,8 @@ REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/acc
 LOGPS = ("logps/chosen", "logps/rejected")
 LONG = {"sigmoid", "sigmoid_initial", "label_smoothing", "robust"}  # twelve steps: rounding has time to add up
 FREE = {"cpo", "cpo_options", "simpo", "simpo_options"}
+NAMES = {"f_divergence_type": "f_divergence"}  # what TRL calls otherwise
+VALUES = {"js_divergence": "js", "alpha_divergence": "alpha"}
 ORPO = ("orpo", "orpo_beta")
 SHORT = [name for name in REFERENCE["runs"] if name not in LONG | FREE | {*ORPO}]
 
@@ -32,14 +34,19 @@ def knobs(name: str) -> dict[str, Any]:
     """The knobs of one of TRL's runs, from its options."""
     if name == "label_smoothing":  # conservative DPO, a sum of two losses there
         return {"label_smoothing": 0.1}
-    options = REFERENCE["runs"][name]["options"]
+    return knobs_of(name, REFERENCE["runs"][name]["options"])
+
+
+def knobs_of(name: str, options: dict[str, Any]) -> dict[str, Any]:
     losses = options.get("loss_type", ["sigmoid"])
     if name in FREE:
         losses = [{"sigmoid": "cpo", "simpo": "simpo"}[losses]]
     weights = options.get("loss_weights", [1.0] * len(losses))
     loss = ",".join(f"{loss}={weight}" for loss, weight in zip(losses, weights, strict=True))
     used = [knob for one in losses for knob in OBJECTIVES[one].knobs]
-    return {"loss": loss, **{k: v for k, v in options.items() if k in KNOBS and k in used}}
+    given = {NAMES.get(k, k): VALUES.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
+    more = [knob for knob in ("ld_alpha", "use_weighting") if knob in given]
+    return {"loss": loss, **{k: v for k, v in given.items() if (k in KNOBS and k in used) or k in more}}
 
 
 def run(tmp_path: Path, **given: Any) -> list[dict[str, float]]:
@@ -109,8 +116,45 @@ def test_orpo(tmp_path: Path, name: str) -> None:
     assert ours["loss"] - nll == pytest.approx(theirs["loss"] - theirs["nll_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("memory_limit", ["4GB", "1MB"], ids=["whole batch", "pair by pair"])
+@pytest.mark.parametrize("name", REFERENCE["weighting"])
+def test_counting_tokens_and_pairs_unalike(tmp_path: Path, name: str, memory_limit: str) -> None:
+    """LD-DPO and WPO, alone, together and in sums."""
+    one = REFERENCE["weighting"][name]
+    ours = run(tmp_path, reference="base", memory_limit=memory_limit, **knobs_of(name, one["options"]))
+    agree(ours, one["steps"], ("loss", *REWARDS, *LOGPS))
+    for mine, trl in zip(ours, one["steps"], strict=True):  # weighted losses are small
+        assert mine["loss"] == pytest.approx(trl["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("memory_limit", ["4GB", "1MB"], ids=["whole batch", "row by row"])
+@pytest.mark.parametrize("name", REFERENCE["unpaired"])
+def test_unpaired(tmp_path: Path, name: str, memory_limit: str) -> None:
+    """KTO and APO on pairs, which TRL makes sixteen rows of, and on nine labelled rows."""
+    one = REFERENCE["unpaired"][name]
+    options = one["options"]
+    given = {"loss": options["loss_type"], **{k: v for k, v in options.items() if k in KNOBS}}
+    if name.startswith("labelled"):
+        given |= {"data": str(TRL / "labelled.jsonl"), "batch_size": 9}
+    ours = run(tmp_path, reference="base", memory_limit=memory_limit, **given)
+    kl = ("kl",) if options["loss_type"] == "kto" else ()
+    agree(ours, one["steps"], ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", *LOGPS))
+    for mine, trl in zip(ours, one["steps"], strict=True):  # nats: sums of some 200
+        for metric in kl:
+            assert mine[metric] == pytest.approx(trl[metric], rel=1e-4, abs=2e-5)
+
+
+def test_demonstrations(tmp_path: Path) -> None:
+    """SFTTrainer on the chosen answers alone."""
+    ours = run(tmp_path, loss="sft", data=str(TRL / "demonstrations.jsonl"), beta=None)
+    agree(ours, REFERENCE["demonstrations"]["steps"], ("loss",))
+
+
 def follows(ours: list[dict[str, float]], name: str, metrics: tuple[str, ...]) -> None:
-    theirs = REFERENCE["runs"][name]["steps"]
+    agree(ours, REFERENCE["runs"][name]["steps"], metrics)
+
+
+def agree(ours: list[dict[str, float]], theirs: list[dict[str, float]], metrics: tuple[str, ...]) -> None:
     assert len(ours) == len(theirs) == 3
     for step, (mine, trl) in enumerate(zip(ours, theirs, strict=True), 1):
         for metric in metrics:  # 2e-6: what float32 sums of 200 nats leave of a reward that is all but zero

@@ -13,11 +13,18 @@ It writes, beside itself and all from one seed:
     checkpoint/                 a tiny random float32 Qwen3 with a byte-level BPE tokenizer and a ChatML template
     pairs.jsonl                 eight conversational preference pairs
     raw_pairs.jsonl             last prompt turns and answers of the same, as bare texts
+    labelled.jsonl              nine of the same answers, each on its own and labelled good or bad
+    demonstrations.jsonl        the conversations with the chosen answers, as messages
     adapter/                    a LoRA adapter in mlx-lm's format, with non-zero B
-    reference.json              versions, settings, token ids, and every step of every run in RUNS
+    reference.json              versions, settings, token ids, and every step of every run below
     final_adapters.safetensors  the adapter after the run "sigmoid", under mlx-lm's names
 
-DPOTrainer makes most runs; CPOTrainer (`cpo`, `simpo`) and ORPOTrainer, which take no reference, the last ones.
+inputs.py writes all but the last two; runs.py says what is run. In reference.json, the runs lie by what they are for:
+
+    runs                        pairs: DPOTrainer; CPOTrainer (`cpo`, `simpo`) and ORPOTrainer, which take no reference
+    weighting                   pairs, with tokens (`ld_alpha`) or whole pairs (`use_weighting`) weighted: DPOTrainer
+    unpaired                    answers on their own, of the pairs and of labelled.jsonl: KTOTrainer
+    demonstrations              answers to imitate: SFTTrainer
 
 Things about TRL 1.16 that shape this file:
 
@@ -29,256 +36,58 @@ Things about TRL 1.16 that shape this file:
 - The Trainer shuffles unless told otherwise; with "sequential" sampling, per-pair numbers are in the file's order.
 - CPOTrainer and ORPOTrainer tokenize in a way of their own: the end-of-text token stands behind the newline that the
   template puts there. They get the same pairs as bare texts (raw_pairs.jsonl), where all agree.
-- ORPOTrainer's likelihood term is over the prompt, too, so its loss without that term is kept, and for one step.
+- ORPOTrainer's likelihood term is over the prompt, too (`nll_loss`, over `nll_tokens` tokens): one step is run.
+- `ld_alpha` is in logps/* and rewards/*, too: all that is made of a sequence's sum. It is not in the loss "sft", nor in
+  the token counts that "ipo" and "sigmoid_norm" divide by, nor in `step_1_logps` here, which are plain sums.
+- `use_weighting` multiplies every term of the loss by detached weights, and divides by the number of pairs. No metric
+  hears of it. It multiplies in place, which torch refuses for "sft" (an expanded tensor) and for "hinge" (relu keeps
+  its result), so that neither can be run.
+- KTOTrainer makes of n pairs all n chosen answers, then all n rejected ones. Its KL term is the batch's mean, at least
+  0, over each prompt with the answer of the row before it (the first with the last's), whatever that is; on
+  labelled.jsonl it is below 0 at first. The weights of good and bad answers are not in what the loss is divided by.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from inputs import (
+    ATTENTION,
+    HERE,
+    LABELLED,
+    MLP,
+    RANK,
+    SCALE,
+    SEED,
+    write_adapter,
+    write_checkpoint,
+    write_demonstrations,
+    write_labelled,
+    write_pairs,
+    write_raw_pairs,
+    write_tokenizer,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
+from runs import (
+    DEMONSTRATIONS_RUN,
+    FEW_STEPS,
+    FREE_RUNS,
+    RUNS,
+    SETTINGS,
+    STEPS,
+    UNPAIRED_RUNS,
+    WEIGHTING_RUNS,
+    Run,
+)
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoTokenizer, Qwen3ForCausalLM, Trainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-HERE = Path(__file__).parent
-SEED = 20
-STEPS, FEW_STEPS = 12, 3
-RANK, SCALE = 4, 2.0
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-CONFIG = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 1024,
-    "vocab_size": 300,
-    "tie_word_embeddings": True,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "torch_dtype": "float32",
-}
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MLP = ["gate_proj", "up_proj", "down_proj"]
-MLX_KEYS = [f"self_attn.{name}" for name in ATTENTION] + [f"mlp.{name}" for name in MLP]
-
-# What every run shares, in TRL's names; a run's own options go on top.
-SETTINGS: dict[str, Any] = {
-    "loss_type": ["sigmoid"],
-    "beta": 0.1,
-    "label_smoothing": 0.0,
-    "max_steps": STEPS,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "train_sampling_strategy": "sequential",
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "optim": "adamw_torch",
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "max_length": None,
-    "disable_dropout": True,
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "seed": SEED,
-}
-
-
-@dataclass
-class Run:
-    """One training run: which policy is the reference ("base" or "initial"), and its DPOConfig options."""
-
-    reference: str = "base"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-RUNS = {
-    "sigmoid": Run(),
-    "sigmoid_initial": Run(reference="initial"),
-    # Conservative DPO (see the top): (1 - 0.1) L(d) + 0.1 L(-d)
-    "label_smoothing": Run(
-        options={"loss_type": ["sigmoid", "robust"], "loss_weights": [1.8, -0.8], "label_smoothing": 0.1}
-    ),
-    "robust": Run(options={"loss_type": ["robust"], "label_smoothing": 0.1}),
-}
-
-
-def few_steps(*loss_types: str, **options: Any) -> Run:
-    return Run(options={"loss_type": list(loss_types), "max_steps": FEW_STEPS, **options})
-
-
-RUNS |= {
-    "robust_3": few_steps("robust", label_smoothing=0.3, beta=0.5),
-    "hinge": few_steps("hinge"),
-    "ipo": few_steps("ipo"),
-    "ipo_beta": few_steps("ipo", beta=2.0),
-    "exo_pair": few_steps("exo_pair", label_smoothing=1e-3),
-    "exo_pair_smooth": few_steps("exo_pair", label_smoothing=0.2, beta=0.5),
-    "nca_pair": few_steps("nca_pair"),
-    "bco_pair": few_steps("bco_pair", beta=0.3),
-    "sppo_hard": few_steps("sppo_hard"),
-    "aot": few_steps("aot"),
-    "aot_smooth": few_steps("aot", label_smoothing=0.2, beta=0.5),
-    "aot_unpaired": few_steps("aot_unpaired"),
-    "aot_unpaired_smooth": few_steps("aot_unpaired", label_smoothing=0.2, beta=0.5),
-    "apo_zero": few_steps("apo_zero"),
-    "apo_down": few_steps("apo_down", beta=0.3),
-    "discopop": few_steps("discopop"),
-    "discopop_tau": few_steps("discopop", discopop_tau=0.5, beta=0.5),
-    "sft": few_steps("sft"),
-    "sigmoid_norm": few_steps("sigmoid_norm", beta=5.0),
-    "mpo": few_steps("sigmoid", "bco_pair", "sft", loss_weights=[0.8, 0.2, 1.0]),
-    "sum": few_steps("aot", "ipo", "apo_zero", loss_weights=[1.0, 0.01, 0.5]),
-    "forward_kl": few_steps("sigmoid", f_divergence_type="forward_kl"),
-    "js": few_steps("sigmoid_norm", f_divergence_type="js_divergence", beta=5.0),
-    "alpha": few_steps("hinge", f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
-    "alpha_half": few_steps("ipo", "sft", f_divergence_type="alpha_divergence"),
-}
-
-# Runs of the trainers without a reference: which, and its options.
-FREE_RUNS: dict[str, tuple[type, dict[str, Any]]] = {
-    "cpo": (CPOConfig, {"loss_type": "sigmoid", "max_steps": FEW_STEPS}),
-    "cpo_options": (
-        CPOConfig,
-        {"loss_type": "sigmoid", "max_steps": FEW_STEPS, "cpo_alpha": 0.3, "label_smoothing": 0.1, "beta": 0.4},
-    ),
-    "simpo": (CPOConfig, {"loss_type": "simpo", "max_steps": FEW_STEPS, "cpo_alpha": 0.0, "beta": 2.0}),
-    "simpo_options": (
-        CPOConfig,
-        {"loss_type": "simpo", "max_steps": FEW_STEPS, "cpo_alpha": 0.0, "beta": 2.5, "simpo_gamma": 1.4}
-        | {"label_smoothing": 0.1},
-    ),
-    "orpo": (ORPOConfig, {"max_steps": 1}),
-    "orpo_beta": (ORPOConfig, {"max_steps": 1, "beta": 0.7}),
-}
-
-
-def chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-    """A prompt: user and assistant take turns, after the system message if there is one."""
-    roles = ["user", "assistant"] * len(contents)
-    turns = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
-    return ([{"role": "system", "content": system}] if system else []) + turns
-
-
-PAIRS = [
-    (chat("What is the capital of France?"), "The capital of France is Paris.", "It may be Lyon, I think, or Nice."),
-    (chat("Is 7 a prime number? Answer with one word."), "Yes", "No, it is not a prime number, since 7 = 2 * 3 + 1."),
-    (
-        chat("Name three colours.", system="You are a terse assistant."),
-        "Red, green, blue.",
-        "There are so many colours that one could name! Some that come to mind are red, and green, and also blue.",
-    ),
-    (
-        chat("Hi!", "Hello. What can I do for you?", "Tell me a joke about a cat."),
-        "Why did the cat sit on the computer? To keep an eye on the mouse.",
-        "No.",
-    ),
-    (
-        chat("Translate to German: good morning", "Guten Morgen", "And: thank you", system="You translate."),
-        "Danke schön",
-        "Danke, and that is how one would say it — schön!",
-    ),
-    (chat("Write a line of Python that prints 1 to 3."), "for i in range(1, 4):\n    print(i)", "print 1 2 3"),
-    (
-        chat("Why is the sky blue? Please explain it so that a child of six would understand what happens up there."),
-        "Sunlight is made of all the colours. The air scatters the blue part of it more than the red part, and so "
-        "blue light reaches your eyes from everywhere in the sky.",
-        "The sky is blue because of the sea.",
-    ),
-    (chat("2 + 2 ="), "4", "5"),
-]
-
-
-def write_pairs() -> list[dict[str, Any]]:
-    def answer(text: str) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}]
-
-    rows = [{"prompt": prompt, "chosen": answer(c), "rejected": answer(r)} for prompt, c, r in PAIRS]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    (HERE / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
-    return rows
-
-
-def write_raw_pairs() -> list[dict[str, str]]:
-    rows = [{"prompt": prompt[-1]["content"], "chosen": f" {c}", "rejected": f" {r}"} for prompt, c, r in PAIRS]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    (HERE / "raw_pairs.jsonl").write_text("".join(lines), encoding="utf-8")
-    return rows
-
-
-def write_tokenizer(folder: Path, rows: list[dict[str, Any]]) -> None:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    texts = [m["content"] for row in rows for part in ("prompt", "chosen", "rejected") for m in row[part]]
-    trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"],
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "chat_template": CHAT_TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def write_checkpoint(folder: Path, rng: np.random.Generator) -> None:
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in Qwen3ForCausalLM(Qwen3Config(**CONFIG)).named_parameters()}
-    weights = {}
-    for name, shape in shapes.items():
-        noise = rng.standard_normal(shape).astype(np.float32)
-        weights[name] = 1 + np.float32(0.1) * noise if "norm" in name else np.float32(0.3) * noise
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
-
-
-def write_adapter(folder: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The initial adapter in mlx-lm's format and names; returns its tensors."""
-    model = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint")
-    tensors = {}
-    for layer in range(CONFIG["num_hidden_layers"]):
-        for key in MLX_KEYS:
-            name = f"model.layers.{layer}.{key}"
-            outputs, inputs = model.get_submodule(name).weight.shape
-            tensors[f"{name}.lora_a"] = rng.normal(0, inputs**-0.5, (inputs, RANK)).astype(np.float32)
-            tensors[f"{name}.lora_b"] = rng.normal(0, 0.05, (RANK, outputs)).astype(np.float32)
-    save_file(tensors, folder / "adapters.safetensors", metadata={"format": "mlx"})
-    config = {
-        "fine_tune_type": "lora",
-        "num_layers": CONFIG["num_hidden_layers"],
-        "lora_parameters": {"rank": RANK, "scale": SCALE, "dropout": 0.0, "keys": MLX_KEYS},
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return tensors
 
 
 def peft_adapter(model: PeftModel) -> dict[str, torch.nn.Parameter]:
@@ -296,58 +105,6 @@ def set_adapter(model: PeftModel, tensors: dict[str, np.ndarray]) -> None:
     assert parameters.keys() == tensors.keys()
     for name, parameter in parameters.items():
         parameter.data.copy_(torch.from_numpy(tensors[name].T.copy()))
-
-
-class Recorder(DPOTrainer):
-    """TRL's trainer, keeping every step's numbers unrounded, and each forward pass's sums of completion log-probs."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.steps: list[dict[str, float]] = []
-        self.sums: list[list[float]] = []  # per step: the policy's pass, then the reference's; chosen, then rejected
-        self.model.register_forward_hook(lambda _module, _args, out: self.sums.append(out.log_probs.sum(1).tolist()))
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.step_loss = super().compute_loss(*args, **kwargs)
-        return self.step_loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)  # TRL adds its metrics to `logs`
-        if "grad_norm" in logs:
-            metrics = {k: v for k, v in logs.items() if k not in ("loss", "epoch", "learning_rate")}
-            self.steps.append({"loss": self.step_loss.item(), **metrics})
-
-
-def make_trainer(run: Run, rows: list[dict[str, Any]], adapter: dict[str, np.ndarray]) -> Recorder:
-    model = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint", dtype=torch.float32)
-    lora = LoraConfig(
-        r=RANK, lora_alpha=int(RANK * SCALE), lora_dropout=0.0, target_modules=ATTENTION + MLP, task_type="CAUSAL_LM"
-    )
-    if run.reference == "initial":
-        model, lora = get_peft_model(model, lora), None
-        set_adapter(model, adapter)
-    quiet = {"output_dir": "/tmp/trl-reference", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    config = DPOConfig(**SETTINGS | run.options, **quiet, logging_steps=1, use_cpu=True)
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "checkpoint")
-    data = Dataset.from_list(rows)
-    trainer = Recorder(model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora)
-    set_adapter(trainer.model, adapter)
-    used = "initial" if "ref" in trainer.model.peft_config else "base"
-    assert trainer.ref_model is None and used == run.reference, f"TRL's reference policy is {used}"
-    return trainer
-
-
-def report(run: Run, trainer: Recorder) -> dict[str, Any]:
-    policy, reference = trainer.sums[:2]
-    assert reference == trainer.sums[-1], "the reference policy moved"
-    half = len(policy) // 2
-    first = {
-        "policy_chosen": policy[:half],
-        "policy_rejected": policy[half:],
-        "reference_chosen": reference[:half],
-        "reference_rejected": reference[half:],
-    }
-    return {**asdict(run), "step_1_logps": first, "steps": trainer.steps}
 
 
 class Unrounded:
@@ -368,33 +125,141 @@ class Unrounded:
             self.steps.append({"loss": self.step_loss.item(), **metrics})
 
 
+class Summing(Unrounded):
+    """Keeps each forward pass's sums of completion log-probs, too: of each step the policy's, then the reference's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sums: list[list[float]] = []
+        for model in (self.model, self.ref_model):  # with an adapter, the model is both
+            if model is not None:
+                model.register_forward_hook(lambda _module, _args, out: self.sums.append(out.log_probs.sum(1).tolist()))
+
+
+class DPORecorder(Summing, DPOTrainer):
+    """DPOTrainer, see `Summing`; every pass is over the chosen answers, then the rejected ones."""
+
+
+class KTORecorder(Summing, KTOTrainer):
+    """KTOTrainer, see `Summing`; each model's pass is preceded by that over the mismatched answers, if there is one."""
+
+
+class SFTRecorder(Unrounded, SFTTrainer):
+    """SFTTrainer, see `Unrounded`."""
+
+
 class CPORecorder(Unrounded, CPOTrainer):
     """CPOTrainer, see `Unrounded`."""
 
 
 class ORPORecorder(Unrounded, ORPOTrainer):
-    """ORPOTrainer, see `Unrounded`."""
+    """ORPOTrainer, see `Unrounded`; keeps how many tokens of each pair its likelihood term is over."""
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        self.nll_tokens = batch["chosen_attention_mask"][:, 1:].sum(1).tolist()  # none predicts the first token
+        return super().concatenated_forward(model, batch)
+
+
+def configure(config_type: type, **options: Any) -> Any:
+    """SETTINGS as far as the trainer knows them, and the run's own options on top."""
+    known = {one.name for one in fields(config_type)}
+    shared = {k: v for k, v in SETTINGS.items() if k in known}
+    quiet = {"output_dir": "/tmp/trl-reference", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    return config_type(**shared | options, **quiet, logging_steps=1, use_cpu=True)
+
+
+def make_trainer(
+    recorder: type[Trainer],
+    config: Any,
+    rows: list[dict[str, Any]],
+    adapter: dict[str, np.ndarray],
+    reference: str = "base",
+) -> Any:
+    """A trainer of the adapter, for the reference policy named."""
+    model = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint", dtype=torch.float32)
+    lora: LoraConfig | None = LoraConfig(
+        r=RANK, lora_alpha=int(RANK * SCALE), lora_dropout=0.0, target_modules=ATTENTION + MLP, task_type="CAUSAL_LM"
+    )
+    if reference == "initial":
+        model, lora = get_peft_model(model, lora), None
+        set_adapter(model, adapter)
+    tokenizer, data = AutoTokenizer.from_pretrained(HERE / "checkpoint"), Dataset.from_list(rows)
+    trainer = recorder(model, args=config, train_dataset=data, processing_class=tokenizer, peft_config=lora)
+    set_adapter(trainer.model, adapter)
+    used = "initial" if "ref" in trainer.model.peft_config else "base"
+    assert getattr(trainer, "ref_model", None) is None and used == reference, f"TRL's reference policy is {used}"
+    return trainer
+
+
+def train_on_pairs(run: Run, rows: list[dict[str, Any]], adapter: dict[str, np.ndarray]) -> DPORecorder:
+    trainer = make_trainer(DPORecorder, configure(DPOConfig, **run.options), rows, adapter, run.reference)
+    trainer.train()
+    assert len(trainer.steps) == run.options.get("max_steps", STEPS)
+    return trainer
+
+
+def report(run: Run, trainer: DPORecorder) -> dict[str, Any]:
+    policy, reference = trainer.sums[:2]
+    assert reference == trainer.sums[-1], "the reference policy moved"
+    half = len(policy) // 2
+    first = {
+        "policy_chosen": policy[:half],
+        "policy_rejected": policy[half:],
+        "reference_chosen": reference[:half],
+        "reference_rejected": reference[half:],
+    }
+    return {**asdict(run), "step_1_logps": first, "steps": trainer.steps}
 
 
 def run_without_reference(
-    config_type: type, options: dict[str, Any], rows: list[dict[str, str]], adapter: dict[str, np.ndarray]
+    config_type: type, options: dict[str, Any], rows: list[dict[str, Any]], adapter: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    model = Qwen3ForCausalLM.from_pretrained(HERE / "checkpoint", dtype=torch.float32)
-    lora = LoraConfig(
-        r=RANK, lora_alpha=int(RANK * SCALE), lora_dropout=0.0, target_modules=ATTENTION + MLP, task_type="CAUSAL_LM"
-    )
-    shared = {k: v for k, v in SETTINGS.items() if k not in ("loss_type", "label_smoothing", "max_length")}
-    quiet = {"output_dir": "/tmp/trl-reference", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    config = config_type(**shared | {"max_length": 1024} | options, **quiet, logging_steps=1, use_cpu=True)
     recorder = CPORecorder if config_type is CPOConfig else ORPORecorder
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "checkpoint")
-    trainer = recorder(
-        model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
-    )
-    set_adapter(trainer.model, adapter)
+    trainer = make_trainer(recorder, configure(config_type, **{"max_length": 1024} | options), rows, adapter)
     trainer.train()
     columns = trainer.train_dataset.select_columns(["prompt_input_ids", "chosen_input_ids", "rejected_input_ids"])
-    return {"options": options, "steps": trainer.steps, "pairs": columns.to_list()}
+    tokens = {"nll_tokens": trainer.nll_tokens} if config_type is ORPOConfig else {}
+    return {"options": options, "steps": trainer.steps, **tokens, "pairs": columns.to_list()}
+
+
+def run_unpaired(
+    options: dict[str, Any], rows: list[dict[str, Any]], answers: list[dict[str, Any]], adapter: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """KTOTrainer's run, with all its `answers` (prompt_ids, completion_ids, label) in every batch."""
+    options = {**options, "max_steps": FEW_STEPS, "per_device_train_batch_size": len(answers)}
+    trainer = make_trainer(KTORecorder, configure(KTOConfig, **options), rows, adapter)
+    with_kl = options["loss_type"] == "kto"
+    before = [answers[i - 1]["completion_ids"] for i in range(len(answers))]
+    expected = [one | {"KL_completion_ids": ids} if with_kl else one for one, ids in zip(answers, before, strict=True)]
+    columns = trainer.train_dataset.select_columns([*expected[0]])
+    assert columns.to_list() == expected, "KTOTrainer makes other tokens than DPOTrainer"
+    trainer.train()
+    passes = ["policy_kl", "policy", "reference_kl", "reference"] if with_kl else ["policy", "reference"]
+    first, last = trainer.sums[: len(passes)], trainer.sums[-len(passes) :]
+    assert first[len(passes) // 2 :] == last[len(passes) // 2 :], "the reference policy moved"
+    return {"options": options, "step_1_logps": dict(zip(passes, first, strict=True)), "steps": trainer.steps}
+
+
+def unpair(pairs: list[dict[str, list[int]]], which: list[tuple[int, bool]]) -> list[dict[str, Any]]:
+    """The tokens of some of the pairs' answers: those of a pair's number and whether the chosen one is meant."""
+    answers = []
+    for i, label in which:
+        completion = pairs[i]["chosen_ids" if label else "rejected_ids"]
+        answers.append({"prompt_ids": pairs[i]["prompt_ids"], "completion_ids": completion, "label": label})
+    return answers
+
+
+def run_demonstrations(
+    rows: list[dict[str, Any]], pairs: list[dict[str, list[int]]], adapter: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """SFTTrainer's run on the chosen answers; it trains the tokens that DPOTrainer has as `chosen_ids`."""
+    rows = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in rows]
+    trainer = make_trainer(SFTRecorder, configure(SFTConfig, **DEMONSTRATIONS_RUN), rows, adapter)
+    for made, pair in zip(trainer.train_dataset, pairs, strict=True):
+        assert made["input_ids"] == pair["prompt_ids"] + pair["chosen_ids"]
+        assert made["labels"] == [-100] * len(pair["prompt_ids"]) + pair["chosen_ids"]
+    trainer.train()
+    return {"options": DEMONSTRATIONS_RUN, "steps": trainer.steps}
 
 
 def main() -> None:
@@ -403,6 +268,7 @@ def main() -> None:
     for folder in ("checkpoint", "adapter"):
         (HERE / folder).mkdir(exist_ok=True)
     rows, raw_rows = write_pairs(), write_raw_pairs()
+    labelled, demonstrations = write_labelled(), write_demonstrations()
     write_tokenizer(HERE / "checkpoint", rows)
     write_checkpoint(HERE / "checkpoint", rng)
     adapter = write_adapter(HERE / "adapter", rng)
@@ -410,9 +276,7 @@ def main() -> None:
     packages = ("torch", "trl", "peft", "transformers", "datasets", "accelerate", "tokenizers")
     result: dict[str, Any] = {"versions": {name: version(name) for name in packages}, "settings": SETTINGS, "runs": {}}
     for name, run in RUNS.items():
-        trainer = make_trainer(run, rows, adapter)
-        trainer.train()
-        assert len(trainer.steps) == run.options.get("max_steps", STEPS)
+        trainer = train_on_pairs(run, rows, adapter)
         result["runs"][name] = report(run, trainer)
         if name == "sigmoid":
             columns = trainer.train_dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
@@ -422,6 +286,17 @@ def main() -> None:
     for name, (config_type, options) in FREE_RUNS.items():
         result["runs"][name] = run_without_reference(config_type, options, raw_rows, adapter)
         result["raw_pairs"] = result["runs"][name].pop("pairs")
+
+    result["weighting"] = {
+        name: report(run, train_on_pairs(run, rows, adapter)) for name, run in WEIGHTING_RUNS.items()
+    }
+    pairs = result["pairs"]
+    halves = [(i, label) for label in (True, False) for i in range(len(pairs))]
+    result["labelled"], result["unpaired"] = unpair(pairs, LABELLED), {}
+    for prefix, given, which in (("", rows, halves), ("labelled_", labelled, LABELLED)):
+        for name, options in UNPAIRED_RUNS.items():
+            result["unpaired"][prefix + name] = run_unpaired(options, given, unpair(pairs, which), adapter)
+    result["demonstrations"] = run_demonstrations(demonstrations, pairs, adapter)
     (HERE / "reference.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
