@@ -29,9 +29,10 @@ class Base:
     copied: dict[str, Any]
 
 
-def base_of(model: str, *, ask_hub: bool = False) -> Base:
+def base_of(model: str, *, on_hub: bool = True, ask_hub: bool = False) -> Base:
     """The base by the name it was given as --model: a folder or a Hub id. Nothing unknown is guessed.
 
+    on_hub: whether the name may be one of the Hub's.
     ask_hub: look for its card on the Hub, where it is not on this machine.
     """
     folder = Path(model).expanduser()
@@ -39,7 +40,7 @@ def base_of(model: str, *, ask_hub: bool = False) -> Base:
         data = _metadata(folder / "README.md")
         repo_id = _cached_id(folder) or _first_id(data.get("base_model"))
         return Base(repo_id, None, repo_id or _plain(folder.resolve().name), _copied(data))
-    name = HubName.parse(model)
+    name = HubName.parse(model) if on_hub else None
     if name is None:
         return Base(None, None, _plain(folder.name) or "a model in memory", {})
     return Base(name.repo_id, name.revision, name.repo_id, _copied(_from_hub(name, ask_hub)))

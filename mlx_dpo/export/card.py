@@ -15,7 +15,7 @@ from mlx_dpo.export.base import Base, base_of
 from mlx_dpo.export.card_use import how_to_run
 from mlx_dpo.export.curves import FILE as CURVES
 from mlx_dpo.export.curves import draw_curves
-from mlx_dpo.export.record import read_record
+from mlx_dpo.export.record import on_hub, read_record
 from mlx_dpo.export.upload import Kind, kind_of, mapping_in, shown_place, without_places
 from mlx_dpo.hub import HubName, without_secrets
 
@@ -64,7 +64,12 @@ class Known:
     def dataset(self) -> HubName | None:
         """The data set of the Hub that was trained on, if it was one."""
         data = str((self.record.get("config") or {}).get("data") or "")
-        return None if Path(data).exists() or data.endswith((".jsonl", ".json", ".gz")) else HubName.parse(data)
+        return HubName.parse(data) if "data" in _on_hub(self.record) else None
+
+
+def _on_hub(record: Mapping[str, Any]) -> list[str]:
+    known = record.get("on_hub")
+    return on_hub(record.get("config") or {}) if known is None else known
 
 
 def known_of(folder: str | Path, repo_id: str | None = None, *, ask_hub: bool = False) -> Known:
@@ -74,7 +79,8 @@ def known_of(folder: str | Path, repo_id: str | None = None, *, ask_hub: bool = 
     model = str((record.get("config") or {}).get("model") or "")
     name = repo_id.split("/")[-1] if repo_id else root.resolve().name
     quantized = kind == "model" and "quantization" in mapping_in(root / "config.json")
-    return Known(kind, name, repo_id, base_of(model, ask_hub=ask_hub), record, quantized=quantized)
+    base = base_of(model, on_hub="model" in _on_hub(record), ask_hub=ask_hub)
+    return Known(kind, name, repo_id, base, record, quantized=quantized)
 
 
 def made_for(folder: str | Path, repo_id: str | None = None, *, ask_hub: bool = False) -> dict[str, bytes]:
@@ -206,9 +212,38 @@ def _results(known: Known) -> Iterator[str]:
     yield "Rewards are beta times the log-ratio to the reference, summed over an answer's tokens."
     if known.curves:
         yield f"![Loss and rewards by step]({CURVES})"
-    if fused := known.record.get("fuse"):
-        yield "Folding the adapter in was measured too:"
-        yield _fence(yaml.safe_dump(fused, sort_keys=False, allow_unicode=True), "yaml")
+    yield from _fused(known.record.get("fuse") or {})
+
+
+_FUSED = {
+    **{"model": "model", "bits": "bits", "bytes": "bytes", "margin": "margin", "kept": "kept"},
+    **{"accuracy": "accuracy", "kl": "KL to the adapter, a token"},
+}
+
+
+def _fused(fuse: Mapping[str, Any]) -> Iterator[str]:
+    """What folding the adapter in was measured to keep."""
+    if fuse.get("note"):
+        yield _line(fuse["note"])
+    rows = [row for row in fuse.get("models") or [] if isinstance(row, dict)]
+    if not rows:
+        return
+    yield "Folded in, it was measured beside base and adapter; `kept` is the share of the margin that the adapter adds:"
+    names = [name for name in _FUSED if any(row.get(name) is not None for row in rows)]
+    lines = [f"| {' | '.join(_FUSED[name] for name in names)} |", f"|{' --- |' * len(names)}"]
+    lines += [f"| {' | '.join(_cell(row.get(name)) for name in names)} |" for row in rows]
+    yield "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else _line(value).replace("|", " ")
+
+
+def _line(text: object) -> str:
+    """A text on one line."""
+    return " ".join(str(text).split())
 
 
 def _number(value: float | None) -> str:
@@ -238,7 +273,7 @@ def _how(known: Known) -> Iterator[str]:
 
 def _code(text: object) -> str:
     """Code within a line, which its text can't leave."""
-    line = " ".join(str(text).split())
+    line = _line(text)
     return f"`` {line} ``".replace("``", "`" * (line.count("`") + 2)) if "`" in line else f"`{line}`"
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mlx_dpo.config import read_yaml
+from mlx_dpo.data.hub import hub_name
 from mlx_dpo.errors import UserError
+from mlx_dpo.hub import HubName
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
 
@@ -34,8 +36,10 @@ class Recorder(Listener):
 
     def write(self, result: TrainResult) -> Path:
         """Write the file into the run's folder."""
+        files = of_files(result.run)
         told = {
             "command": self.command,
+            "on_hub": on_hub(files.get("config") or {}),
             "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",
             "steps": result.steps,
@@ -47,7 +51,7 @@ class Recorder(Listener):
             "notes": result.notes,
         }
         file = result.run / FILE
-        file.write_text(json.dumps({**of_files(result.run), **told}, indent=1, ensure_ascii=False), encoding="utf-8")
+        file.write_text(json.dumps({**files, **told}, indent=1, ensure_ascii=False), encoding="utf-8")
         return file
 
 
@@ -79,6 +83,13 @@ def of_files(run: Path) -> dict[str, Any]:
     after = evaluated[-1] if len(evaluated) > 1 else {}
     steps = int(max((line["step"] for line in lines), default=0))
     return {"config": config, "before": before, "after": after, "lines": lines, "steps": steps}
+
+
+def on_hub(config: Mapping[str, Any]) -> list[str]:
+    """Which of `model` and `data` are names of the Hub, seen from where the run was started."""
+    model, data = (str(config.get(name) or "") for name in ("model", "data"))
+    local = Path(model).expanduser().exists()
+    return [*(["model"] if not local and HubName.parse(model) else []), *(["data"] if hub_name(data) else [])]
 
 
 def _plain(line: Metrics) -> Metrics:

@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from mlx_dpo.data.hub import hub_name
 from mlx_dpo.data.records import Pair
 from mlx_dpo.data.sources import PairFile, find_data
 from mlx_dpo.errors import UserError, Where
+from tests.cli.conftest import Ran
+from tests.cli.conftest import mlx_dpo as mlx_dpo_cli  # noqa: F401
+from tests.conftest import CHECKPOINT
 from tests.hub.server import Hub
 
 NAME = "me/prefs"
@@ -251,6 +255,17 @@ def test_memory_does_not_grow_with_the_set(hub: Hub) -> None:
     tracemalloc.stop()
     assert len(file) == 3 * count and peak < 9_000_000, f"{peak:,} bytes for {3 * count * size:,}"
     assert pool.bytes_allocated() - held < 3_000_000
+
+
+def test_the_data_commands_take_it(hub: Hub, mlx_dpo_cli: Callable[..., Ran], tmp_path: Path) -> None:  # noqa: F811
+    put(hub, {"README.md": b"# Hi\n", **KINDS["shards"]})
+    ran = mlx_dpo_cli("data", "check", NAME, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["pairs"] == 3, ran.err
+    assert mlx_dpo_cli("data", "convert", f"{NAME}@main:train", tmp_path / "out.jsonl").code == 0
+    assert pairs(str(tmp_path / "out.jsonl")) == [pair(0), pair(1), pair(2)]
+    shown = mlx_dpo_cli("data", "show", 2, NAME, "--model", CHECKPOINT)
+    assert shown.code == 0 and "question 1" in shown.out
+    assert "Fetching" not in ran.err and "allow_patterns" not in ran.err
 
 
 def test_local_names_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ def as_if(run: Path, **config: Any) -> None:
     """Let the run have been made with another config."""
     told = json.loads((run / "training.json").read_text())
     told["config"] |= config
+    told["on_hub"] = record.on_hub(told["config"])
     (run / "training.json").write_text(json.dumps(told))
 
 
@@ -109,6 +110,19 @@ def test_of_a_base_and_data_on_the_hub(hub: Hub, run: Path) -> None:
     assert card.data.datasets == ["me/prefs"] and card.data.eval_results[0].dataset_split == "train_prefs"
     assert "hf download tester/mine --local-dir mine" in text
     assert "mlx_lm.generate --model big/base-4bit --adapter-path mine" in text and "revision `main`" in text
+
+
+def test_a_path_of_the_run_is_no_name_of_the_hub_elsewhere(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """models/mine and data/prefs were folders where the run was started; the card is written from another."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "prefs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    as_if(run, model="models/mine", data="data/prefs")
+    monkeypatch.chdir("/")
+    card = parsed(made_for(run)["README.md"].decode())
+    assert card.data.base_model is None and card.data.datasets is None and "`mine`" in card.text
 
 
 def test_a_base_that_can_not_be_asked_for_costs_the_license_only(hub: Hub, run: Path) -> None:
@@ -141,8 +155,24 @@ def test_of_a_fused_model(fused: Path) -> None:
     on_hub = replace(known, base=replace(known.base, repo_id="big/base"), quantized=True)
     assert parsed(card_text(on_hub)).data.get("base_model_relation") == "finetune"
     assert "AutoModelForCausalLM" not in card_text(on_hub) and "doesn't read" in card_text(on_hub)
-    measured = replace(known, record={**known.record, "fuse": {"margin_kept": 0.93}})
-    assert "margin_kept: 0.93" in card_text(measured)
+    models = [
+        {"model": "base", "bits": "4", "bytes": 700, "margin": 0.0, "kept": None, "accuracy": 0.5, "kl": 0.1},
+        {
+            "model": "fused",
+            "bits": "4: 3, 8: 1",
+            "bytes": 800,
+            "margin": 1.5,
+            "kept": 0.97,
+            "accuracy": 0.9,
+            "kl": 2e-3,
+        },
+    ]
+    fuse = {"path": "/home/me/fused", "note": "Rounded.", "models": models, "layers": {"x": 4}}
+    text = card_text(replace(known, record={**known.record, "fuse": fuse}))
+    assert (
+        "| fused | 4: 3, 8: 1 | 800 | 1.5 | 0.97 | 0.9 | 0.002 |" in text and "| base | 4 | 700 | 0 |  | 0.5 |" in text
+    )
+    assert "Rounded." in text and "/home" not in text
 
 
 def test_of_a_run_without_held_out_pairs_and_without_a_record(run: Path, hub: Hub) -> None:

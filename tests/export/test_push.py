@@ -221,6 +221,17 @@ def test_nobody_there(hub: Hub, run: Path) -> None:
         push(run)
 
 
+def test_a_storage_that_fails(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's newer storage, which huggingface_hub's compiled client speaks to; this server has none."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(UserError, match="404 Not Found") as raised:
+        push(run)
+    assert len(raised.value.message.splitlines()) == 1 and WRITE not in str(raised.value)
+    assert hub.asked("GET", "xet-write-token") and is_untouched(hub)
+
+
 def test_offline(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -17,7 +17,7 @@ from tests.hub.server import WRITE, Hub
 @pytest.fixture
 def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The server; the client of this process speaks to it."""
-    from huggingface_hub import close_session, constants
+    from huggingface_hub import close_session, constants, file_download
     from huggingface_hub.utils import _http
 
     import mlx_dpo.export.hub
@@ -34,7 +34,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setenv("HF_TOKEN", WRITE)
     short = SimpleNamespace(sleep=lambda seconds: server.waits.append(seconds) or time.sleep(min(seconds, 0.05)))
-    for module in (_http, mlx_dpo.export.hub):  # theirs and ours
+    for module in (_http, file_download, mlx_dpo.export.hub):  # theirs and ours
         monkeypatch.setattr(module, "time", short)
     for handler in logging.getLogger("huggingface_hub").handlers:  # its stream is that of the test that imported it
         monkeypatch.setattr(handler, "emit", lambda record: print(record.getMessage(), file=sys.stderr))
