@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -42,6 +43,12 @@ class HubName:
         if not match or any(part.startswith(".") for part in match["repo_id"].split("/")):
             return None
         return cls(**match.groupdict())
+
+
+def plain_name(model: str) -> str:
+    """A model's name as other programs take it: without a revision, which mlx_lm's have no way to say."""
+    repo = None if Path(model).exists() else HubName.parse(model)
+    return repo.repo_id if repo else model
 
 
 def client() -> HfApi:

@@ -15,6 +15,7 @@ from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.cli.push import address, as_json
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.hub import plain_name
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan
 
 
@@ -68,7 +69,7 @@ def train(
     if json:
         print_json({**result.to_mapping(), **({"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {})})
     else:
-        show_result(results, result, resolved.model)
+        show_result(results, result, plain_name(resolved.model))
         if pushed:
             results.print(f"It is on the Hub: {address(pushed)}", soft_wrap=True, markup=False)
     if resolved.push_to_hub and not pushed:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
@@ -18,7 +20,7 @@ from mlx_dpo.export.hub import (
     push_files,
     push_folder,
 )
-from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.listener import Listener, RunPlan
 
 
 def repository_of(config: TrainConfig) -> str:
@@ -33,16 +35,29 @@ def check_before(config: TrainConfig) -> None:
 
 
 class CheckpointPusher(Listener):
-    """Sends checkpoints as they are saved, beside the training; one that comes while another goes is left out."""
+    """Sends checkpoints as they are saved, beside the training; of those that wait meanwhile, only the newest."""
 
     def __init__(self, config: TrainConfig, say: Say) -> None:
         self.config, self.say = config, say
-        self.pool = ThreadPoolExecutor(1)
-        self.under_way: Future[None] | None = None
+        self.jobs: Queue[tuple[int, Path] | None] = Queue()
+        self.thread = Thread(target=self._work, daemon=True)  # which a second Ctrl-C does not wait for
+
+    def begin(self, plan: RunPlan) -> None:
+        self.thread.start()
 
     def saved(self, step: int, folder: Path) -> None:
-        if self.under_way is None or self.under_way.done():
-            self.under_way = self.pool.submit(self._push, step, folder)
+        with suppress(Empty):
+            self.jobs.get_nowait()
+        self.jobs.put((step, folder))
+
+    def end(self) -> None:
+        if self.thread.is_alive():
+            self.jobs.put(None)
+            self.thread.join()
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            self._push(*job)
 
     def _push(self, step: int, folder: Path) -> None:
         try:
@@ -53,9 +68,6 @@ class CheckpointPusher(Listener):
             self.say(f"The checkpoint of step {step:,} is on the Hub: {repo_id}, branch {CHECKPOINTS}.")
         except (UserError, OSError) as error:  # the folder may be gone, cleared for a later one
             self.say(f"The checkpoint of step {step:,} did not get to the Hub: {error}")
-
-    def end(self) -> None:
-        self.pool.shutdown()
 
 
 def push_at_end(config: TrainConfig, run: Path, say: Say) -> Pushed | None:

@@ -96,6 +96,15 @@ def test_checkpoints_go_to_a_branch_and_can_be_resumed(mlx_dpo: Cli, hub: Hub, t
     assert ran.code == 0 and "Going on after step" in ran.err, ran.err
 
 
+def test_of_checkpoints_that_wait_the_newest_goes(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:
+    hub.fail("POST", "/commit/checkpoints", delay=2)
+    assert train(mlx_dpo, tmp_path / "run", "--push-checkpoints", "--save-every", 1, "--iters", 6).code == 0
+    titles = hub.store.titles("models", "tester/run", "checkpoints")
+    assert titles[0] == "Step 1" and titles[-1] == "Step 6" and len(titles) < 6
+    newest = hub.content("tester/run", "adapters.safetensors", "checkpoints")
+    assert newest == (tmp_path / "run" / "adapters.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("status", [403, 500, None])
 def test_a_failed_push_leaves_the_run_and_says_how_to_push_later(
     status: int | None, mlx_dpo: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

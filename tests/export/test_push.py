@@ -78,6 +78,13 @@ def test_a_public_repository_that_is_there_is_told_of(hub: Hub, run: Path) -> No
     assert "public" in said[0]
 
 
+def test_a_card_of_ones_own_that_the_hub_refuses(hub: Hub, run: Path) -> None:
+    (run / "README.md").write_text("---\nlicense: free\n---\n# Mine\n")
+    with pytest.raises(UserError, match=r"refuses \(400\).*license. must be one of"):
+        push(run)
+    assert is_untouched(hub)
+
+
 def test_a_branch(hub: Hub, run: Path) -> None:
     done = push(run, branch="two")
     assert there(hub) == [] and there(hub, branch="two") == SENT

@@ -127,6 +127,7 @@ def test_train_with_all_of_it_from_the_hub(hub: Hub, cli: Callable[..., Ran], tm
     here = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", tmp_path / "here")
     other = cli("train", *here, "--iters", 3, "--learning-rate", "1e-3", "--json")
     assert json.loads(ran.out)["after"] == json.loads(other.out)["after"]
+    assert "--model me/tiny --adapter-path" in cli("train", *data, "--adapter-path", tmp_path / "x", "--iters", 1).out
     ran = cli("evaluate", *data, "--adapter-path", tmp_path / "run", "--json")
     assert ran.code == 0 and json.loads(ran.out)["pairs"] == 8
     head = (tmp_path / "run" / "README.md").read_text().split("---")[1]
