@@ -21,7 +21,7 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token from https://h
 TIMEOUT = 120.0  # seconds without a byte; huggingface_hub's own uploads would wait for ever
 _NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<part>[^:@\s]+))?")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=//)[^/@:\s]*:[^/@\s]+@")  # user:password@
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def hub_errors(name: str, *, writing: bool = False, before: str = "") -> Iterato
         said = _said(error, name, writing)
         if said is None:
             raise
-        said = UserError(before + said.message, where=said.where, hint=said.hint)
+        if not _is_local(error):
+            said = UserError(before + said.message, where=said.where, hint=said.hint)
         raise said from None  # what is behind it may hold addresses and headers
 
 
@@ -169,6 +170,11 @@ def _is_network(error: BaseException) -> bool:
     return bool(names & {"TransportError", "JSONDecodeError"})  # the latter: an answer that is no answer
 
 
+def _is_local(error: BaseException) -> bool:
+    """Whether it is this machine's: a full disk, a file that may not be read."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def _said(error: Exception, name: str, writing: bool) -> UserError | None:
     from huggingface_hub import errors
 
@@ -188,7 +194,9 @@ def _said(error: Exception, name: str, writing: bool) -> UserError | None:
             return UserError(f"{hub_place()} {what}", where=Where(name), hint=None if writing else hint)
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _offline(name, writing)
-    if isinstance(error, (OSError, ValueError, RuntimeError)):  # xet's own failures, a full disk, names that leave
+    if _is_local(error):
+        return UserError(str(error), where=Where(name))
+    if isinstance(error, (OSError, ValueError, RuntimeError)):  # xet's own failures, names that leave
         reason = without_secrets(str(error).strip()).splitlines() or [type(error).__name__]
         return UserError(f"{hub_place()}: {' '.join(reason)[:400]}", where=Where(name))
     return None
@@ -209,8 +217,8 @@ def _refused(error: Any, name: str, writing: bool) -> UserError:
     repo = HubName.parse(name)
     revision = (repo.revision if repo else None) or "main"
     if isinstance(error, errors.GatedRepoError):
-        page = f"{_address()}/{repo.repo_id if repo else name}"
-        hint = f"Ask for access on its page ({page}, or /datasets/...), then: {LOG_IN}"
+        kind = "datasets/" if getattr(error, "repo_type", None) == "dataset" else ""
+        hint = f"Ask for access on {_address()}/{kind}{repo.repo_id if repo else name}. {LOG_IN}"
         return UserError("it is gated: its owner gives access by request", where=where, hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"it has no revision `{revision}`", where=where)

@@ -173,9 +173,8 @@ def _what(known: Known) -> Iterator[str]:
     link = f"[{base.repo_id}](https://huggingface.co/{base.repo_id})" if base.repo_id else _code(base.name)
     at = f" at revision {_code(base.revision)}" if base.revision else ""
     kind = str(config.get("fine_tune_type") or "lora")
-    what = {"lora": "A LoRA adapter of", "dora": "A DoRA adapter of", "full": "All weights of the last layers of"}[kind]
-    if known.kind == "model":
-        what = "A model: an adapter folded into"
+    whats = {"lora": "A LoRA adapter of", "dora": "A DoRA adapter of", "full": "All weights of the last layers of"}
+    what = "A model: an adapter folded into" if known.kind == "model" else whats.get(kind, "An adapter of")
     if not config:
         yield f"{what} {link}{at}, made with mlx-dpo. How it was trained is not recorded beside it."
         return

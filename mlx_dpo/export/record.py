@@ -16,7 +16,7 @@ from typing import Any
 from mlx_dpo.config import read_yaml
 from mlx_dpo.data.hub import hub_name
 from mlx_dpo.errors import UserError
-from mlx_dpo.hub import HubName
+from mlx_dpo.hub import HubName, without_secrets
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
 
@@ -38,7 +38,7 @@ class Recorder(Listener):
         """Write the file into the run's folder."""
         files = of_files(result.run)
         told = {
-            "command": self.command,
+            "command": [without_secrets(word) for word in self.command],
             "on_hub": on_hub(files.get("config") or {}),
             "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",

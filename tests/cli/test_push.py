@@ -64,11 +64,11 @@ def test_mistakes_are_one_sentence(
 
 def train(mlx_dpo: Cli, run: Path, *flags: object) -> Ran:
     given = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", 4)
-    return mlx_dpo("train", *given, "--save-every", 2, "--steps-per-report", 1, *flags)
+    return mlx_dpo("train", *given, "--save-every", 2, "--steps-per-report", 1, "--no-supervise", *flags)
 
 
 def test_train_and_push(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:
-    ran = train(mlx_dpo, tmp_path / "run", "--push-to-hub", "--hub-model-id", "tester/named", "--json")
+    ran = train(mlx_dpo, tmp_path / "run", "--push-to-hub", "--hub-model-id", "tester/named", "--json", "--supervise")
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert told["steps"] == 4 and told["pushed"]["url"] == f"{hub.url}/tester/named"
@@ -87,7 +87,7 @@ def test_train_and_push_by_the_folders_name(mlx_dpo: Cli, hub: Hub, tmp_path: Pa
 def test_checkpoints_go_to_a_branch_and_can_be_resumed(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    assert train(mlx_dpo, tmp_path / "run", "--push-checkpoints").code == 0
+    assert train(mlx_dpo, tmp_path / "run", "--push-checkpoints", "--supervise").code == 0
     titles = hub.store.titles("models", "tester/run", "checkpoints")
     assert titles and set(titles) <= {"Step 2", "Step 4"} and "Step 2" in titles
     assert set(hub.store.files("models", "tester/run")) == {".gitattributes"}  # main is for the end

@@ -183,6 +183,7 @@ def test_private_and_gated(how: dict[str, bool], said: str, hub: Hub, monkeypatc
     with pytest.raises(UserError, match=said) as raised:
         pairs(f"{NAME}@main")
     assert "hf auth login" in str(raised.value)
+    assert "gated" not in how or f"{hub.url}/datasets/{NAME}." in str(raised.value)
 
 
 def test_nobody_there(hub: Hub) -> None:

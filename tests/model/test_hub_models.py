@@ -104,6 +104,25 @@ def test_private_and_gated(how: dict[str, bool], said: str, hub: Hub, monkeypatc
     assert "hf auth login" in str(raised.value)
 
 
+def test_a_token_that_is_old(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(hub)
+    monkeypatch.setenv("HF_TOKEN", "hf_OldOldOldOldOldOldOldOld")
+    with pytest.raises(UserError, match=r"does not accept your token(?s:.*)hf auth login"):
+        model_folder(NAME)
+
+
+def test_a_disk_that_is_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(hub)
+    from huggingface_hub import file_download
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", full)
+    with pytest.raises(UserError, match=r"me/tiny: .*No space left on device$"):
+        model_folder(NAME)
+
+
 @pytest.mark.parametrize("file", ["../../../evil.json", "/tmp/evil.json", "a/../../../../evil.json"])
 def test_names_that_leave_their_folder(file: str, hub: Hub, tmp_path: Path) -> None:
     put(hub)
@@ -122,15 +141,19 @@ def test_train_with_all_of_it_from_the_hub(hub: Hub, cli: Callable[..., Ran], tm
     hub.store.commit("datasets", "me/prefs", "main", "d", {"train.jsonl": content, "valid.jsonl": content})
     columns = ("--prompt-column", "ask", "--chosen-column", "best", "--rejected-column", "worst")
     data = ("--model", f"{NAME}@main", "--data", "me/prefs", *columns)
+    here_only = "--no-supervise"  # a process less; the first run has it
     ran = cli("train", *data, "--adapter-path", tmp_path / "run", "--iters", 3, "--learning-rate", "1e-3", "--json")
     assert ran.code == 0, ran.err
     here = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", tmp_path / "here")
-    other = cli("train", *here, "--iters", 3, "--learning-rate", "1e-3", "--json")
+    other = cli("train", *here, here_only, "--iters", 3, "--learning-rate", "1e-3", "--json")
     assert json.loads(ran.out)["after"] == json.loads(other.out)["after"]
-    assert "--model me/tiny --adapter-path" in cli("train", *data, "--adapter-path", tmp_path / "x", "--iters", 1).out
+    assert (
+        "--model me/tiny --adapter-path"
+        in cli("train", *data, here_only, "--adapter-path", tmp_path / "x", "--iters", 1).out
+    )
     ran = cli("evaluate", *data, "--adapter-path", tmp_path / "run", "--json")
     assert ran.code == 0 and json.loads(ran.out)["pairs"] == 8
     head = (tmp_path / "run" / "README.md").read_text().split("---")[1]
     assert "base_model: me/tiny\n" in head and "- me/prefs\n" in head
-    ran = cli("train", *data[:4], "--adapter-path", tmp_path / "other")
+    ran = cli("train", *data[:4], here_only, "--adapter-path", tmp_path / "other")
     assert ran.code == 2 and "me/prefs:1" in ran.err
