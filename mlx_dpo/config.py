@@ -349,7 +349,7 @@ def _converted(name: str, kind: Any, value: Any, where: Where | None) -> Any:
             if isinstance(value, bool):
                 raise TypeError
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong("a number") from None
     if not isinstance(value, str):
         raise wrong("a text")

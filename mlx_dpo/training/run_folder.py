@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -46,21 +46,18 @@ class RunFolder:
 
     def make(self) -> None:
         """Make the folder, and keep other runs out of it. Raises `UserError` where it can't be written."""
-        try:
+        with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-        except OSError as error:
-            reason = error.strerror or str(error)
-            where = Where(str(self.path))
-            raise UserError(f"the output folder can't be written: {reason}", where=where) from None
         self.lock()
 
     def lock(self) -> None:
         """Keep other runs out until `unlock`, or the end of the process. Raises `UserError` where one is in it."""
         if self._lock is not None or not self.path.is_dir():
-            return None
-        file = (self.path / LOCK).open("a+")
+            return
+        with self._writable():
+            file = (self.path / LOCK).open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,18 +68,28 @@ class RunFolder:
         except OSError:
             pass  # a file system without locks
         if not (self.path / LOCK).exists() or os.fstat(file.fileno()).st_ino != (self.path / LOCK).stat().st_ino:
-            return self.lock()  # who was in it has just left, and taken the file along
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            self.lock()  # who was in it has just left, and taken the file along
+            return
         self._lock = file
-        return None
+        with suppress(OSError):  # it is for people
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason, where = error.strerror or str(error), Where(str(self.path))
+            raise UserError(f"the output folder can't be written: {reason}", where=where) from None
 
     def unlock(self) -> None:
         """Let others in."""
         if self._lock is not None:
-            (self.path / LOCK).unlink(missing_ok=True)
-            self._lock.close()
+            with suppress(OSError):
+                (self.path / LOCK).unlink(missing_ok=True)
+                self._lock.close()
             self._lock = None
 
     def write_text(self, name: str, text: str) -> None:
@@ -147,6 +154,8 @@ class RunFolder:
                 flush(final.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+        if not (self.path / CONFIG).exists():  # the folder had disappeared
+            self.write_text(CONFIG, config)
         return final
 
     def prune(self, keep: int) -> None:

@@ -1,4 +1,4 @@
-"""A finished run of the tiny model, as the command line leaves it, and the model that is fused of it."""
+"""Commands run as in tests/cli; a finished run of the tiny model as they leave it, and the model fused of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from mlx_dpo.reporting.metrics_log import MetricsLog
 from mlx_dpo.reporting.page import write_report
 from mlx_dpo.training.listener import Listeners
 from mlx_dpo.training.run import train
+from tests.cli.conftest import mlx_dpo
 from tests.conftest import CHECKPOINT, PAIRS
+
+__all__ = ["finished", "fused", "mlx_dpo", "run"]
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 def config(run: Path, **knobs: Any) -> TrainConfig:
     settings = {"data": str(PAIRS), "valid_data": str(PAIRS), "batch_size": 3, "iters": 7}
     settings |= {"learning_rate": 1e-3, "steps_per_report": 2, **knobs}
-    return TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), **settings)
+    return TrainConfig(**{"model": str(CHECKPOINT), "adapter_path": str(run), **settings})
 
 
 def adapter(run: Path) -> bytes:
