@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from mlx_dpo.export import record
 from mlx_dpo.export.base import base_of
 from mlx_dpo.export.card import MARK, METRICS, Known, card_text, known_of, made_for, write_card
 from mlx_dpo.reporting.metrics_log import read_metrics
+from tests.cli.conftest import Ran
 from tests.conftest import CHECKPOINT
 from tests.hub.server import WRITE, Hub
 
@@ -231,3 +235,18 @@ def test_what_falls_is_said(run: Path) -> None:
     assert "fell by 7.2" in card_text(replace(known, record={**known.record, "after": after}))
     assert "less likely" not in card_text(replace(known, record={**known.record, "after": known.record["before"]}))
     assert base_of(str(CHECKPOINT)).name == "checkpoint"
+
+
+def test_the_commands_it_names_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlx_dpo: Callable[..., Ran]
+) -> None:
+    """Where the repository is downloaded as the card says, and the base stands where it says."""
+    base = Path(shutil.copytree(CHECKPOINT, tmp_path / "PATH" / "TO" / CHECKPOINT.name))
+    monkeypatch.chdir(tmp_path)
+    section = (run / "README.md").read_text().split("## How to run it")[1]
+    commands = [line for line in section.splitlines() if line.startswith("mlx-dpo ")]
+    assert [command.split()[1] for command in commands] == ["fuse", "export", "export"] and base.is_dir()
+    for command in commands:
+        ran = mlx_dpo(*shlex.split(command, comments=True)[1:])
+        assert ran.code == 0, (command, ran.err)
+    assert {p.name for p in tmp_path.iterdir()} >= {"polite-fused", "polite.gguf", "polite-peft"}
