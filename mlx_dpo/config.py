@@ -42,7 +42,9 @@ class TrainConfig:
     """Every knob of a run. `TrainConfig.from_mapping` checks names, types and ranges and raises `UserError`."""
 
     model: str = knob(
-        "", "Model", "Folder of an mlx-lm model, or its Hub id. Any precision: 4-bit, 8-bit, mxfp4, bf16."
+        "",
+        "Model",
+        "Folder of an mlx-lm model, or its Hub id, user/name[@revision]. Any precision: 4-bit, mxfp4, bf16.",
     )
     fine_tune_type: FineTuneType = knob(
         "lora", "Model", "lora: small and quick. dora: closer to full, about a third slower. full: all weights."
@@ -57,7 +59,9 @@ class TrainConfig:
     init_adapter: str | None = knob(None, "Model", "Start from this adapter folder; the reference is then that start.")
 
     data: str = knob(
-        "", "Data", "Preference pairs: a .jsonl, .json or .jsonl.gz file, a folder with train.jsonl, or -."
+        "",
+        "Data",
+        "Preference pairs: a file, a folder with train.jsonl, -, or of the Hub: user/name[@revision][:split].",
     )
     valid_data: str | None = knob(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
     valid_pairs: int = knob(
@@ -68,6 +72,11 @@ class TrainConfig:
         "truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error."
     )
     raw: bool = knob(False, "Data", "Take string rows as they are, without the chat template.")
+    prompt_column: str | None = knob(None, "Data", "Column of the rows that is their prompt, where none is found.")
+    chosen_column: str | None = knob(None, "Data", "Column that is the answer to prefer.")
+    rejected_column: str | None = knob(None, "Data", "Column that is the answer not to prefer.")
+    completion_column: str | None = knob(None, "Data", "Column that is the answer, of rows with one answer.")
+    label_column: str | None = knob(None, "Data", "Column that says whether that answer is as it should be.")
     bad_rows: BadRows = knob(
         "error", "Data", "Rows that can't be read: error stops before training; skip lists them in skipped.jsonl."
     )
@@ -205,6 +214,18 @@ class TrainConfig:
         free=True,
     )
 
+    push_to_hub: bool = knob(False, "Hub", "At the end, push the run to the Hub, as `mlx-dpo push` does.", free=True)
+    hub_model_id: str | None = knob(
+        None, "Hub", "Repository to push to, user/name. Default: the run folder's name, under your own.", free=True
+    )
+    hub_private_repo: bool = knob(True, "Hub", "A repository made for it is private.", free=True)
+    push_checkpoints: bool = knob(
+        False,
+        "Hub",
+        "Push checkpoints on the way, with all that --resume needs, to the branch `checkpoints`.",
+        free=True,
+    )
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: Where | None = None) -> TrainConfig:
         """A checked config from plain values. Raises `UserError` naming the nearest knob for an unknown key."""
@@ -221,6 +242,12 @@ class TrainConfig:
     def to_mapping(self) -> dict[str, Any]:
         """All knobs, in order, as plain values."""
         return dataclasses.asdict(self)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns of the rows that were named, by what they hold."""
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name.endswith("_column")}
+        return {name.removesuffix("_column"): column for name, column in named.items() if column}
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some knobs changed, checked again."""

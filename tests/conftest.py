@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.hub.fixture import hub as hub
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mlx-dpo-tests-")  # not the developer's own cache
 

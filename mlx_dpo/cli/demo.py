@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,14 +28,17 @@ def demo(
     """
     from mlx_dpo.demo.run import demo_config, run_demo
     from mlx_dpo.export.card import write_card
+    from mlx_dpo.export.record import Recorder
     from mlx_dpo.reporting.metrics_log import MetricsLog
     from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))
-    done = run_demo(config, Listeners(MetricsLog(), TerminalProgress(notes)))
-    write_card(done.trained)
+    recorder = Recorder(["mlx-dpo", *sys.argv[1:]])
+    done = run_demo(config, Listeners(MetricsLog(), TerminalProgress(notes), recorder))
+    recorder.write(done.trained)
+    write_card(done.trained.run)
     write_report(done.trained.run)
     if json:
         print_json(

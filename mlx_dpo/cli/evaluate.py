@@ -21,12 +21,17 @@ KNOBS = (
     "max_length",
     "overlong",
     "raw",
+    "prompt_column",
+    "chosen_column",
+    "rejected_column",
+    "completion_column",
+    "label_column",
 )
 
 
 @with_knobs(
     KNOBS,
-    data="Preference pairs: a .jsonl, .json or .jsonl.gz file, -, or a folder with valid.jsonl.",
+    data="Preference pairs: a file, a folder with valid.jsonl, -, or of the Hub: user/name[@revision][:split].",
     reference="base: the model without the adapter (the default). none. Or another model's folder.",
     batch_size="Pairs measured at a time (8).",
 )

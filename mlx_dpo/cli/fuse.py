@@ -30,11 +30,15 @@ def fuse(
 
       mlx-dpo fuse --model ./Qwen3-4B-4bit --dequantize --save-path ./Qwen3-4B-mine-bf16
     """
+    from mlx_dpo.export.card import write_card
     from mlx_dpo.export.fuse import fuse as run
+    from mlx_dpo.export.record import carry_record
     from mlx_dpo.model.loading import model_of
 
     with notes.status("Fusing"):
         folder = run(model or model_of(adapter_path), adapter_path, save_path, dequantize=dequantize)
+    carry_record(adapter_path, folder)
+    write_card(folder)
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     if json:
         print_json({"path": str(folder), "bytes": size})

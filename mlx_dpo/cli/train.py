@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -12,7 +13,9 @@ import typer
 
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.push import address, as_json
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.hub import plain_name
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
 
 
@@ -64,23 +67,38 @@ def train(
     """
     resolved = _resolve(config, flags, resume or resume_anyway)
     from mlx_dpo.export.card import write_card
+    from mlx_dpo.export.push_run import CheckpointPusher, check_before, push_at_end
+    from mlx_dpo.export.record import Recorder
     from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
 
-    progress = TerminalProgress(notes)
+    check_before(resolved)
+    recorder = Recorder(["mlx-dpo", *sys.argv[1:]])
+    pushing = [CheckpointPusher(resolved, _say)] if resolved.push_checkpoints else []
+    listener = Listeners(TerminalProgress(notes), recorder, *pushing)
     # What comes by stdin can't be read a second time.
     if supervise and "-" not in (resolved.data, resolved.valid_data):
         from mlx_dpo.supervision import supervise as run
 
-        result = run(resolved, listener=progress, resume=resume, resume_anyway=resume_anyway)
+        result = run(resolved, listener=listener, resume=resume, resume_anyway=resume_anyway)
     else:
-        result = _here(resolved, progress, resume, resume_anyway)
-    write_card(result)
+        result = _here(resolved, listener, resume, resume_anyway)
+    recorder.write(result)
+    write_card(result.run)
     write_report(result.run)
+    pushed = push_at_end(resolved, result.run, _say) if resolved.push_to_hub else None
     if json:
-        print_json(result.to_mapping())
+        print_json({**result.to_mapping(), **({"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {})})
     else:
-        show_result(results, result, resolved.model)
+        show_result(results, result, plain_name(resolved.model))
+        if pushed:
+            results.print(f"It is on the Hub: {address(pushed)}", soft_wrap=True, markup=False)
+    if resolved.push_to_hub and not pushed:
+        raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    notes.print(text, soft_wrap=True, markup=False)
 
 
 def _here(config: TrainConfig, progress: Listener, resume: bool, resume_anyway: bool) -> TrainResult:

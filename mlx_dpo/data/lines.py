@@ -19,15 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.data.hub import hub_name, open_dataset
+from mlx_dpo.data.parquet import Table
 from mlx_dpo.errors import RowError, UserError, Where
 
 _BUFFER = 1 << 20
 _SPACE = " \t\r\n"
 _UNREAD = {
-    **dict.fromkeys((".parquet", ".arrow", ".csv", ".tsv", ".xlsx"), "tables are not read"),
+    **dict.fromkeys((".arrow", ".csv", ".tsv", ".xlsx"), "tables are not read"),
     **dict.fromkeys((".zip", ".tar", ".zst", ".bz2", ".xz", ".7z"), "of packed files only .gz is read"),
 }
-_TAKEN = "Taken are .jsonl, .json (an array of rows), both also as .gz, folders with train.jsonl, and - for stdin."
+_TAKEN = (
+    "Taken are .jsonl, .json (an array of rows), both also as .gz, .parquet, folders with train.jsonl, data sets of "
+    "the Hub (user/name), and - for stdin."
+)
 
 
 @dataclass
@@ -57,9 +62,20 @@ def say_os_error(error: OSError, name: str) -> UserError:
 
 
 @contextmanager
-def open_source(path: str) -> Iterator[Source]:
-    """Open a file of rows, or stdin for `-`. Raises `UserError`, also for what goes wrong with the file inside."""
-    name = "stdin" if path == "-" else path
+def open_source(path: str, name: str | None = None) -> Iterator[Source]:
+    """Open a file of rows, a data set of the Hub, or stdin for `-`, called `name` in complaints.
+
+    Raises `UserError`, also for what goes wrong with it inside.
+    """
+    if repo := hub_name(path):
+        with open_dataset(path, repo) as source:
+            yield source
+        return
+    name = name or ("stdin" if path == "-" else path)
+    if path.endswith(".parquet") and local_path(path).is_file():
+        table = Table(path, name)
+        yield Source(name, table, False, table.share)
+        return
     opened: list[io.BufferedReader] = []
     try:
         raw = _stdin() if path == "-" else _open_file(path)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mlx_dpo.data.columns import canonical
 from mlx_dpo.data.messages import check_json, check_text, is_hh, shown, type_name
 from mlx_dpo.data.turns import Named, Three, Turns, as_messages, check_turns, three_of, two_of
 from mlx_dpo.errors import RowError, Where
@@ -156,7 +157,7 @@ def _read(read: Callable[[dict[str, Any]], list[T]], row: Any, where: Where) -> 
     try:
         if not isinstance(row, dict):
             raise RowError(f"a row must be a JSON object, not {type_name(row)}", kind="not an object")
-        return read(row)
+        return read(canonical(row))
     except RowError as error:
         error.where = where
         raise
@@ -198,6 +199,7 @@ def shape_of(row: Any) -> str:
     """A short name for the shape of a row, accepted or not."""
     if not isinstance(row, dict):
         return "not an object"
+    row = canonical(row)
     if sides := _sides(row):
         return _shape_of_sides(row, *(row[key] for key in sides))
     if _has(row, "completions"):

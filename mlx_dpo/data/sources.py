@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 import time
 from array import array
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_dpo.data.hub import Dataset, hub_name
 from mlx_dpo.data.lines import Source, lines_of, local_path, open_source, parse_line, say_os_error
 from mlx_dpo.data.records import Example, ExamplesOf, Pair, examples_of, pairs_of
 from mlx_dpo.errors import RowError, UserError, Where
@@ -228,7 +228,9 @@ def find_data(data: str, valid: str | None) -> tuple[str, str | None]:
     and .json.gz; without a held-out file there the second is None.
     """
     held_out = None
-    if _kind(data) == "folder":
+    if repo := hub_name(data):
+        held_out = Dataset(data, repo).validation()
+    elif _kind(data) == "folder":
         folder, held_out = data, in_folder(data, VALID_NAMES)
         data = in_folder(folder, TRAIN_NAMES) or ""
         if not data:
@@ -236,7 +238,7 @@ def find_data(data: str, valid: str | None) -> tuple[str, str | None]:
             raise UserError("there is no train.jsonl in this folder", where=Where(folder), hint=hint)
     if valid is None:
         return data, held_out
-    if _kind(valid) == "folder":
+    if not hub_name(valid) and _kind(valid) == "folder":
         folder, valid = valid, in_folder(valid, VALID_NAMES)
         if valid is None:
             raise UserError("there is no valid.jsonl in this folder", where=Where(folder))
@@ -263,10 +265,4 @@ def _kind(name: str) -> str:
             return "file"
     except OSError as error:
         raise say_os_error(error, name) from None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(_ENDINGS) and not path.parent.is_dir():
-        raise UserError(
-            "no such file or folder; datasets of the Hub are to be downloaded first",
-            where=Where(name),
-            hint=f"hf download {name} --repo-type dataset --local-dir {path.name}",
-        )
     raise say_os_error(FileNotFoundError(), name)

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.dora import DoRALinear
 
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.hub import HubName, client, hub_errors
 
 Tensors = dict[str, mx.array]
 
@@ -61,28 +62,16 @@ def model_folder(name: str) -> Path:
     return _snapshot(name)
 
 
-def _snapshot(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _snapshot(name: str) -> Path:
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
-    missing = UserError("no such folder, and it is not a Hub id (user/name) either", where=Where(repo_id))
-    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        raise missing
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=DEFAULT_ALLOW_PATTERNS))
-    except HFValidationError:
-        raise missing from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            "no such folder, and the Hugging Face Hub can't be reached for a model of that name",
-            where=Where(repo_id),
-            hint="Check the path or the connection; HF_HUB_OFFLINE=1 keeps to what is downloaded already.",
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        hint = "A private or gated model needs `hf auth login` first."
-        raise UserError(f"the Hugging Face Hub did not give it: {reason}", where=Where(repo_id), hint=hint) from None
+    repo = HubName.parse(name)
+    if repo is None or repo.part:
+        hint = "Hub ids are like user/name, or user/name@revision."
+        raise UserError("no such folder, and it is not a Hub id either", where=Where(name), hint=hint)
+    with hub_errors(name, before="no such folder, and "):
+        fetch = client().snapshot_download
+        return Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.chat import Encoder
+from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.data.records import ExamplesOf
 from mlx_dpo.data.sources import PairFile, find_data
@@ -51,7 +52,7 @@ def evaluate(
     config = with_loss(config, loss)
     tokenizer = tokenizer or load_tokenizer(config.model)
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
-    read = reader_of(loss)
+    read = renaming(config.columns, reader_of(loss))
     source = pairs_in_memory(rows, "rows", read) if rows is not None else _open(config.data, read)
     pairs = EncodedPairs(source, encoder)
     one = PairSet.of(pairs, pairs.usable())

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.batches import hold_out
 from mlx_dpo.data.chat import Encoder
+from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.pairs import EncodedPairs, PairList, PairSource
 from mlx_dpo.data.records import Completion, Example, ExamplesOf, examples_of, labelled_of, pairs_of, scored_of
 from mlx_dpo.data.sources import OneKind, PairFile, find_data
@@ -74,7 +75,7 @@ def open_pair_sets(
         bad: takes the rows that can't be read; without it the first of them raises.
     """
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
-    read = reader_of(loss)
+    read = renaming(config.columns, reader_of(loss))
     source, held_source = (
         _open_files(config, read, say, bad) if rows is None else _open_rows(rows, valid_rows, read, bad)
     )
