@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.card import made_for
 from mlx_dpo.export.upload import File, files_of, shareable
-from mlx_dpo.hub import LOG_IN, HubName, client, has_token, hub_errors, is_passing, retry_after
+from mlx_dpo.hub import LOG_IN, HubName, client, has_token, hub_errors, is_passing, retry_after, without_secrets
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -127,7 +127,7 @@ def push_files(
             )
 
         made = _retrying(commit, say)
-    page = f"{client().endpoint}/{repo_id}"
+    page = without_secrets(f"{client().endpoint}/{repo_id}")
     url = page if branch is None else f"{page}/tree/{branch}"
     return Pushed(repo_id, url, made.oid, bool(info.private), list(files))
 

@@ -265,6 +265,13 @@ def test_no_token_in_any_complaint(
     assert WRITE not in told and "secret" not in told
 
 
+def test_no_password_in_the_address(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//somebody:secret@"))
+    assert push(run).url == f"{hub.url}/{REPO}"
+
+
 def test_check_of_ready(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_dpo.export.hub import check_ready, full_name
 
