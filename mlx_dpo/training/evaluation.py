@@ -31,7 +31,25 @@ def evaluate_examples(
     running: AllRunning | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """The mean of every metric over the examples `indices`.
+    """The mean of every metric over the examples `indices`; see `measure_examples`."""
+    table = measure_examples(
+        budget, examples, indices, reference, loss, batch_size=batch_size, running=running, progress=progress
+    )
+    return mean_metrics([table])
+
+
+def measure_examples(
+    budget: Budget,
+    examples: EncodedPairs,
+    indices: np.ndarray,
+    reference: ReferenceLogps,
+    loss: Loss,
+    *,
+    batch_size: int,
+    running: AllRunning | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """[indices, METRICS], what is measured of each.
 
     Args:
         running: what the loss keeps of the batches it was trained on.
@@ -43,8 +61,10 @@ def evaluate_examples(
             references = [reference.of(batch.of(micro), micro) for micro in batch.micros]
             logps = [network.logps(micro, **asked(loss, reference, micro)) for micro in batch.micros]
             scored = Scored.of(batch.micros, logps, references, BatchFacts.of(batch, network, reference), loss)
-            rows.append(scored.metrics(loss(scored.seen, running, scored.weights)))
+            table = scored.metrics(loss(scored.seen, running, scored.weights))
+            positions = [position for micro in batch.micros for position in micro.positions]
+            rows.append(table[np.argsort(positions)])
             done += len(batch.indices)
             if progress is not None:
                 progress(done)
-    return mean_metrics(rows)
+    return np.concatenate(rows)
