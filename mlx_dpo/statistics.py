@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
+MANY = 2000  # groups; of more the mean is as good as normal, and resampling them finds nothing else
 _BLOCK = 1 << 22  # numbers drawn at a time
 
 Values = Sequence[float] | np.ndarray
@@ -51,18 +52,7 @@ def bootstrap_interval(
     right ones in eight, every resample has eight.
     """
     totals = _Totals.of(values, groups)
-    if totals.are_shares:
-        return _wilson(totals, level)
-    if totals.count < 2:
-        return Interval(np.nan, np.nan)
-    mean, error = totals.mean, totals.error
-    if not error:
-        return Interval(mean, mean)
-    with np.errstate(divide="ignore", invalid="ignore"):  # resamples of one value again and again
-        deviations = np.concatenate([(means - mean) / errors for means, errors in totals.resampled(resamples, seed)])
-    tail = (1 - level) / 2
-    low, high = np.quantile(deviations[np.isfinite(deviations)], [tail, 1 - tail])
-    return Interval(float(mean - high * error), float(mean - low * error))
+    return _wilson(totals, level) if totals.are_shares else _studentized(totals, level, resamples, seed)
 
 
 def win_rate_interval(scores: Values, *, groups: Groups | None = None, level: float = 0.95) -> Interval:
@@ -89,8 +79,7 @@ def paired_test(
     for size in _blocks(resamples, totals.count):
         signs = 2.0 * rng.integers(0, 2, (size, totals.count), np.int8) - 1
         as_far += int((np.abs(signs @ totals.sums) >= observed * (1 - 1e-12)).sum())
-    interval = bootstrap_interval(differences, groups=groups, seed=seed)
-    return PairedTest(totals.mean, interval, (as_far + 1) / (resamples + 1))
+    return PairedTest(totals.mean, _studentized(totals, 0.95, RESAMPLES, seed), (as_far + 1) / (resamples + 1))
 
 
 @dataclass(frozen=True)
@@ -141,6 +130,23 @@ class _Totals:
         ss, sn, nn = (times @ products).T
         squares = np.maximum(ss - 2 * mean * sn + mean**2 * nn, 0)
         return mean, np.sqrt(squares * n / max(n - 1, 1)) / size
+
+
+def _studentized(totals: _Totals, level: float, resamples: int, seed: int) -> Interval:
+    if totals.count < 2:
+        return Interval(np.nan, np.nan)
+    mean, error, tail = totals.mean, totals.error, (1 - level) / 2
+    if not error:
+        return Interval(mean, mean)
+    if totals.count > MANY:
+        low, high = NormalDist().inv_cdf(tail), NormalDist().inv_cdf(1 - tail)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):  # resamples of one value again and again
+            deviations = np.concatenate(
+                [(means - mean) / errors for means, errors in totals.resampled(resamples, seed)]
+            )
+        low, high = np.quantile(deviations[np.isfinite(deviations)], [tail, 1 - tail])
+    return Interval(float(mean - high * error), float(mean - low * error))
 
 
 def _wilson(totals: _Totals, level: float) -> Interval:

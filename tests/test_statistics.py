@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mlx_dpo.statistics import bootstrap_interval, paired_test, win_rate_interval
+from mlx_dpo.statistics import PairedTest, bootstrap_interval, paired_test, win_rate_interval
 
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray | None]]
 
@@ -95,7 +95,16 @@ def test_the_paired_test_is_the_share_of_all_sign_flips_as_far_out() -> None:
     found = paired_test(before, after, resamples=40_000)
     assert found.p == pytest.approx(exact, abs=0.01) and found.difference == pytest.approx(0.3)
     assert found.interval.low < 0.3 < found.interval.high
-    assert paired_test(before, before).p == 1
+    assert paired_test(before, before) == PairedTest(0, (0, 0), 1)
+
+
+def test_of_many_examples_resampling_finds_the_normal_interval() -> None:
+    values = np.random.default_rng(1).exponential(1, 2500)
+    quick, resampled = bootstrap_interval(values), bootstrap_interval(values[:2000])
+    half = 1.959964 * values.std(ddof=1) / 50
+    assert quick == pytest.approx((values.mean() - half, values.mean() + half))
+    half = 1.959964 * values[:2000].std(ddof=1) / 2000**0.5
+    assert resampled == pytest.approx((values[:2000].mean() - half, values[:2000].mean() + half), abs=0.1 * half)
 
 
 def test_the_paired_test_finds_nothing_where_there_is_nothing() -> None:

@@ -9,8 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mlx_dpo.data.messages import shown
+
 COUNTS = ("pairs", "completions", "rows")
-SHORT = ("rewards/accuracies", "rewards/margins", "rewards/best", "rewards/mean", "loss")  # shown by column
+SHORT = ("rewards/accuracies", "rewards/margins", "rewards/best", "rewards/mean", "loss")  # by column
 
 
 def summary_tables(summaries: Mapping[str, dict[str, Any]]) -> Iterator[Table]:
@@ -41,15 +43,18 @@ def metrics_of(*summaries: Mapping[str, Any]) -> list[str]:
 
 
 def _by(column: str, summaries: Mapping[str, dict[str, Any]], what: str) -> Table:
+    """The first of `SHORT` that there is, of each summary; of one alone the second as well."""
+    all_metrics = metrics_of(*summaries.values())
+    metrics = [metric for metric in SHORT if metric in all_metrics][: 2 if len(summaries) == 1 else 1]
     table = Table(escape(column), what)
-    shown = [(name, metric) for metric in SHORT for name, s in summaries.items() if metric in s][: 2 * len(summaries)]
-    for name, metric in shown:
-        table.add_column(Text(f"{metric} {name}".strip()), justify="right")
-        table.add_column("95% interval")
+    for name in summaries:
+        for metric in metrics:
+            table.add_column(Text(f"{metric} {name}".strip()), justify="right")
+            table.add_column("95% interval")
     for label, counted in next(iter(summaries.values()))["by"][column].items():
-        of_label = {name: summary["by"][column][label] for name, summary in summaries.items()}
-        cells = [cell for name, metric in shown for cell in _cells(of_label[name], metric)]
-        table.add_row(Text(label), f"{counted[what]:,}", *cells)
+        of_label = [summary["by"][column][label] for summary in summaries.values()]
+        cells = [cell for summary in of_label for metric in metrics for cell in _cells(summary, metric)]
+        table.add_row(Text(shown(label)), f"{counted[what]:,}", *cells)
     return table
 
 
@@ -65,3 +70,16 @@ def _cells(summary: Mapping[str, Any], metric: str) -> tuple[str, str]:
 def number(value: float, metric: str) -> str:
     """A mean for people."""
     return f"{value:.1%}" if metric.endswith("accuracies") else f"{value:.4f}"
+
+
+def comparison_table(first: str, others: Mapping[str, dict[str, Any]]) -> Table:
+    """What changed from the first policy to others."""
+    table = Table("adapter", "metric", title=f"against {escape(first)}", title_justify="left")
+    table.add_column("difference", justify="right")
+    table.add_column("95% interval")
+    table.add_column("p", justify="right")
+    for name, changes in others.items():
+        for metric, test in changes.items():
+            ends = " to ".join(f"{end:.4f}" for end in test["interval"])
+            table.add_row(Text(name), metric, f"{test['difference']:+.4f}", ends, f"{test['p']:.4f}")
+    return table

@@ -12,14 +12,15 @@ import numpy as np
 from mlx_dpo.data.examples import Example
 from mlx_dpo.data.records import ExamplesOf
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.statistics import bootstrap_interval, win_rate_interval
+from mlx_dpo.statistics import bootstrap_interval, paired_test, win_rate_interval
 from mlx_dpo.training.metrics import METRICS, mean_metrics
 
+COMPARED = ("loss", "rewards/accuracies", "rewards/margins")
 ABSENT = "(none)"  # the label of rows that lack the column
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSet:
     """Examples one by one.
 
     Attributes:
@@ -62,6 +63,17 @@ class Measured:
             if not np.isnan(values).all()  # a difference of two columns' means has no values of its own
         }
         return {self.what: len(which), **means, "intervals": {name: list(ends) for name, ends in intervals.items()}}
+
+
+def compared(first: MeasuredSet, other: MeasuredSet) -> dict[str, Any]:
+    """What changed from one policy to another on the same examples: by metric, `difference`, `interval` and `p`."""
+    told = {}
+    for name in COMPARED:
+        before, after = (one.table[:, one.names.index(name)] for one in (first, other))
+        if not np.isnan(after - before).all():
+            test = paired_test(before, after, groups=first.rows)
+            told[name] = {"difference": test.difference, "interval": list(test.interval), "p": test.p}
+    return told
 
 
 class Columns:

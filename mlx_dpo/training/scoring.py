@@ -33,7 +33,7 @@ from mlx_dpo.model.reference import CachedReference, NoReference, Reference
 from mlx_dpo.objectives import Loss
 from mlx_dpo.training.cut import Cut
 from mlx_dpo.training.evaluation import windows
-from mlx_dpo.training.measured import Columns, Measured
+from mlx_dpo.training.measured import Columns, MeasuredSet
 from mlx_dpo.training.pair_sets import Rows, open_measured
 from mlx_dpo.training.references import OF_THE_POLICY, other_reference
 from mlx_dpo.training.run import make_loss
@@ -96,7 +96,7 @@ def score(
             table += map(_measures, batch)
             if progress is not None:
                 progress(len(table), count)
-    return Measured("rows", np.array(table), range(count), labels, NAMES).summary
+    return MeasuredSet("rows", np.array(table), range(count), labels, NAMES).summary
 
 
 @dataclass(frozen=True)
