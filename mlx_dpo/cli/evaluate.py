@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import comparison_table, summary_tables
+from mlx_dpo.cli.measured import examination_tables
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import UserError
 
+JUDGED, TASKS = "Answers, judged head to head", "Benchmarks"  # panels of --help
 OBJECTIVE = [field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "Objective"]
 KNOBS = (
     "model",
@@ -42,6 +44,38 @@ def evaluate(
     by: Annotated[
         list[str] | None, typer.Option("--by", help="Column to sum up by, like category; may be given several times.")
     ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Answer this many of the prompts with and without the adapter, and judge.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Who judges: FILE.py:NAME, a model, an adapter (by its rewards), or the URL of an OpenAI-like API.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The model that the API is to use.", rich_help_panel=JUDGED)
+    ] = None,
+    judge_key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the API's key.", rich_help_panel=JUDGED)
+    ] = "OPENAI_API_KEY",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=JUDGED)] = 512,
+    temp: Annotated[float, typer.Option(min=0, help="Temperature of the answers.", rich_help_panel=JUDGED)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass to sample from.", rich_help_panel=JUDGED)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of answers and tasks.", rich_help_panel=JUDGED)] = 0,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks of lm-evaluation-harness, a,b,c, run before and after.", rich_help_panel=TASKS),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many examples of each task.", rich_help_panel=TASKS)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a model, with an adapter or without, on preference pairs.
@@ -52,6 +86,9 @@ def evaluate(
     certainty; pairs of the same row count as one draw. Of several adapters, each is compared with the first, pair by
     pair.
 
+    --generate has model and adapter answer prompts of the data, and --judge compares the answers, both ways round. The
+    length-controlled win rate is what it would be if answers were as long as the base's (as AlpacaEval 2 has it).
+
     [bold]Examples[/]
 
       mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --by category
@@ -59,34 +96,34 @@ def evaluate(
       mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters/checkpoints --data valid.jsonl
 
       mlx-dpo evaluate --model ./fused --reference ./Qwen3-4B-4bit --data valid.jsonl --json
+
+      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --generate 50 \\
+        --judge https://api.openai.com/v1 --judge-model gpt-4.1-mini --tasks arc_easy --task-limit 200
     """
     config = TrainConfig.from_mapping(flags)
-    from mlx_dpo.training.evaluate import Evaluation, adapters_in
-    from mlx_dpo.training.measured import compared
+    if (generate is None) != (judge is None):
+        hint = "As in --generate 50 --judge ./Qwen3-4B-4bit."
+        raise UserError("--generate and --judge go together", field="generate", hint=hint)
+    from mlx_dpo.judging.examination import Examination
+    from mlx_dpo.judging.find import find_judge
+    from mlx_dpo.model.answers import Sampling
+    from mlx_dpo.training.evaluate import adapters_in
 
-    adapters: list[Path | None] = [adapter for path in adapter_path or () for adapter in adapters_in(path)]
-    adapters = adapters or [None]
+    examination = Examination(
+        config,
+        [adapter for path in adapter_path or () for adapter in adapters_in(path)] or [None],
+        by=by or [],
+        judge=find_judge(judge, model=judge_model, key_variable=judge_key_env) if judge else None,
+        prompts=generate or 0,
+        sampling=Sampling(max_tokens, temp, top_p, seed),
+        tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
+        task_limit=task_limit,
+    )
+    examination.require()
     with notes.status("Loading") as status:
-        evaluation = Evaluation(config, by=by or ())
-        measured = [
-            evaluation.measure(adapter, progress=lambda done, pairs: status.update(f"{done:,} of {pairs:,} pairs"))
-            for adapter in adapters
-        ]
-    summaries = [one.summary for one in measured]
-    against_first = [compared(measured[0], one) for one in measured[1:]]
-    if len(adapters) == 1:
-        print_json(summaries[0]) if json else _print(summary_tables({"": summaries[0]}))
-        return
-    names = [str(adapter) for adapter in adapters]
+        told = examination.run(status.update)
     if json:
-        against = [{}, *({"against_first": one} for one in against_first)]
-        told = zip(names, summaries, against, strict=True)
-        print_json({"adapters": [{"adapter": name, **summary, **more} for name, summary, more in told]})
+        print_json(told[0] if len(told) == 1 else {"adapters": told})
     else:
-        _print(summary_tables(dict(zip(names, summaries, strict=True))))
-        results.print(comparison_table(names[0], dict(zip(names[1:], against_first, strict=True))))
-
-
-def _print(tables: Any) -> None:
-    for table in tables:
-        results.print(table)
+        for table in examination_tables(told):
+            results.print(table)

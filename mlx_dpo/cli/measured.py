@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mlx_dpo.cli.judged import tasks_table, tournament_table
 from mlx_dpo.data.messages import shown
 
 COUNTS = ("pairs", "completions", "rows")
@@ -83,3 +84,17 @@ def comparison_table(first: str, others: Mapping[str, dict[str, Any]]) -> Table:
             ends = " to ".join(f"{end:.4f}" for end in test["interval"])
             table.add_row(Text(name), metric, f"{test['difference']:+.4f}", ends, f"{test['p']:.4f}")
     return table
+
+
+def examination_tables(told: list[dict[str, Any]]) -> Iterator[Table]:
+    """What was found of some policies."""
+    by_name = {one.get("adapter", ""): one for one in told}
+    yield from summary_tables(by_name)
+    if len(told) > 1:
+        first, *others = by_name
+        yield comparison_table(first, {name: by_name[name]["against_first"] for name in others})
+    if "head_to_head" in told[0]:
+        yield tournament_table({name: one["head_to_head"] for name, one in by_name.items()})
+    for name, one in by_name.items():
+        if "tasks" in one:
+            yield tasks_table(one["tasks"], f"Tasks before and after {name}".strip())

@@ -13,7 +13,9 @@ import numpy as np
 
 from mlx_dpo.statistics import Interval
 
-PRIOR = np.array([0.01, 0.16])  # precisions of a weak prior on skill and length (Gelman et al. 2008): always finite
+PRIOR = np.diag(
+    [0, 0.16]
+)  # precision of a weak prior on what length does: all wins are finite too (Gelman et al. 2008)
 STEPS = 50
 
 
@@ -39,18 +41,20 @@ def length_controlled(
 def _fit(design: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(the intercept, its standard error) by Newton's method, and the quasi-likelihood of how much scores vary.
 
-    Ties make them vary less than wins and losses would; a win and a loss are added, so that no sample is without any.
+    Ties make them vary less than wins and losses would. A match half won is added, and the variation of one in which
+    anything may happen, so that no sample is without any.
     """
-    weights, information = np.zeros(2), np.diag(PRIOR)
+    design, scores = np.vstack([design, [1, 0]]), np.append(scores, 0.5)  # one more match, half won
+    weights, information = np.zeros(2), PRIOR
     for _ in range(STEPS):
         shares = _logistic(design @ weights)
-        information = (design * (shares * (1 - shares))[:, None]).T @ design + np.diag(PRIOR)
-        step = np.linalg.solve(information, design.T @ (scores - shares) - PRIOR * weights)
+        information = (design * (shares * (1 - shares))[:, None]).T @ design + PRIOR
+        step = np.linalg.solve(information, design.T @ (scores - shares) - PRIOR @ weights)
         weights = weights + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-10:
             break
     shares = _logistic(design @ weights)
-    dispersion = (((scores - shares) ** 2).sum() + 0.5) / ((shares * (1 - shares)).sum() + 0.5)
+    dispersion = (((scores - shares) ** 2).sum() + 0.25) / (shares * (1 - shares)).sum()  # the added tie varies by 0
     return weights[0], np.sqrt(dispersion * np.linalg.inv(information)[0, 0])
 
 

@@ -42,5 +42,6 @@ def read_verdict(text: str) -> float | None:
 
     What a reasoning model thinks before its answer does not count.
     """
-    found = set(_VERDICT.findall(text.rpartition("</think>")[2]))
+    _, ended, said = text.rpartition("</think>")
+    found = set(_VERDICT.findall(said)) if ended or "<think>" not in said else set()
     return _VALUES.get(found.pop()) if len(found) == 1 else None

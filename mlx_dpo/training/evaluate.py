@@ -84,15 +84,12 @@ class Evaluation:
         """Metrics of every example under the model, with an adapter on or without."""
         config, one = self.config, self.examples
         keep_weights_resident()
-        of_the_policy = config.reference in OF_THE_POLICY
-        if of_the_policy:
-            one.reference.policy = Reference()  # the policy measured before is not kept beside this one
         model = load_model(config.model).model if model is None else model
         base = put_adapter(model, adapter_path)
         network = Network.of(model)
         if config.reference == "none":
             one.reference.policy = NoReference()
-        elif of_the_policy:  # what the first policy's base has computed holds for all
+        elif config.reference in OF_THE_POLICY:  # what the first policy's base has computed holds for all
             one.reference.policy = CachedReference(network, base, config.model)
         count, found = len(one.indices), list[Measured]()
         evaluate_examples(
@@ -105,6 +102,7 @@ class Evaluation:
             progress=None if progress is None else lambda done: progress(done, count),
             each=found.append,
         )
+        one.reference.policy = Reference()  # it is not kept in memory beside the next one
         in_order = sorted(found, key=lambda each: each.index)
         lines = [place.line for place in self.places]
         return MeasuredSet(one.what, np.stack([each.metrics for each in in_order]), lines, self.labels)

@@ -90,3 +90,40 @@ def test_score_prints_what_evaluate_prints(mlx_dpo: Cli, tmp_path: Path, data: P
     assert "8 rows" in ran.out and "rewards/accuracies" in ran.out and str(tmp_path / "s.jsonl") in ran.out
     ran = mlx_dpo("score", *MODEL, *flags, "--output", data)
     assert ran.code == 2 and "--output" in ran.err and rows_of(data)[0]["category"] == "a"
+
+
+def test_answers_are_judged(mlx_dpo: Cli, tmp_path: Path) -> None:
+    judge = tmp_path / "judge.py"
+    judge.write_text("def longer(prompt, first, second):\n    return float(len(first) > len(second))\n")
+    flags = ("--data", PAIRS, "--adapter-path", TRL / "adapter", "--max-tokens", 8, "--temp", 1, "--seed", 5)
+    judged = (*MODEL, *flags, "--generate", 5, "--judge", f"{judge}:longer")
+    told = json.loads(mlx_dpo("evaluate", *judged, "--json").out)
+    match = told["head_to_head"]
+    assert told["pairs"] == 8 and match["prompts"] == match["judged"] == len(match["answers"]) == 5
+    prompts = write_rows(tmp_path / "p.jsonl", rows_of(PAIRS))
+    flags = ("--adapter-path", TRL / "adapter", "--prompts", prompts, "--num-prompts", 5, "--max-tokens", 8)
+    asked = json.loads(mlx_dpo("compare", *MODEL, *flags, "--temp", 1, "--seed", 5, "--json").out)["answers"]
+    assert [(a["base"], a["tuned"]) for a in match["answers"]] == [(a["base"], a["tuned"]) for a in asked]
+    longer = [(len(a["tuned"]) > len(a["base"])) - (len(a["tuned"]) < len(a["base"])) for a in asked]
+    assert [a["score"] for a in match["answers"]] == [(1 + sign) / 2 for sign in longer]
+    table = mlx_dpo("evaluate", *judged).out
+    assert "win rate" in table and "length-controlled" in table and "swayed" in table
+    by_rewards = json.loads(
+        mlx_dpo("evaluate", *judged[:-1], TRL / "adapter", "--judge-model", CHECKPOINT, "--json").out
+    )
+    assert by_rewards["head_to_head"]["swayed_by_order"] == 0
+
+
+def test_what_judging_needs(mlx_dpo: Cli) -> None:
+    flags = (*MODEL, "--data", PAIRS)
+    ran = mlx_dpo("evaluate", *flags, "--generate", 5)
+    assert ran.code == 2 and "go together" in ran.err
+    ran = mlx_dpo("evaluate", *flags, "--generate", 5, "--judge", CHECKPOINT)
+    assert ran.code == 2 and "no two models" in ran.err and "--adapter-path" in ran.err
+
+
+def test_a_model_against_another(mlx_dpo: Cli) -> None:
+    """As of a fused model against its base; here both are one."""
+    flags = (*MODEL, "--data", PAIRS, "--reference", CHECKPOINT, "--generate", 3, "--max-tokens", 4)
+    told = json.loads(mlx_dpo("evaluate", *flags, "--judge", CHECKPOINT, "--json").out)
+    assert (told["head_to_head"]["ties"], told["head_to_head"]["win_rate"]) == (3, 0.5)
