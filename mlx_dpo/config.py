@@ -177,6 +177,9 @@ class TrainConfig:
         100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0
     )
     save_every: int = knob(100, "Run", "Steps between checkpoints; 0: only the last.", low=0)
+    report_to: list[str] | None = knob(
+        None, "Run", "Trackers to log to as well: wandb, tensorboard, trackio, mlflow; several as a,b."
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: Where | None = None) -> TrainConfig:

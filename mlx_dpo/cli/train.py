@@ -50,10 +50,12 @@ def train(
     from mlx_dpo.reporting.metrics_log import MetricsLog
     from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
+    from mlx_dpo.reporting.trackers import trackers_of
     from mlx_dpo.training.run import train as run
 
     interrupt = StopOnInterrupt()
-    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt)
+    trackers = trackers_of(resolved.report_to, lambda text: notes.print(text, markup=False, soft_wrap=True))
+    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt, *trackers)
     result = run(resolved, listener=listener, resume=resume, stop=interrupt.stop)
     write_card(result)
     write_report(result.run)
