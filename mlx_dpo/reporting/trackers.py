@@ -24,6 +24,7 @@ from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
 PROJECT = "mlx-dpo"  # where the environment names none
 PREFIX = "eval_"
+FILE = "trackers.json"  # in a run's folder: what each tracker calls the run, so that one that is resumed goes on there
 
 
 def trackers_of(names: Iterable[str] | None, say: Callable[[str], None] = lambda text: None) -> list[Tracker]:
@@ -69,9 +70,10 @@ class Tracker(Listener):
         return importlib.import_module(self.package)
 
     def begin(self, plan: RunPlan) -> None:
-        with self._guarded("could not be started"):
-            self.open(plan, read_yaml(plan.run / "config.yaml"))
-            self.on = True
+        if not self.on:  # a run that is begun again after a crash goes on in the same one
+            with self._guarded("could not be started"):
+                self.open(plan, read_yaml(plan.run / "config.yaml"))
+                self.on = True
 
     def report(self, metrics: Metrics) -> None:
         if self.on:
@@ -201,10 +203,6 @@ class MLflow(Tracker):
         self.module.end_run()
 
 
-TRACKERS: dict[str, type[Tracker]] = {one.name: one for one in (Wandb, TensorBoard, Trackio, MLflow)}
-FILE = "trackers.json"  # in a run's folder: what each tracker calls the run, so that one that is resumed goes on there
-
-
 def _remembered(plan: RunPlan, tracker: str) -> str | None:
     file = plan.run / FILE
     return _read(file).get(tracker) if plan.first_step else None
@@ -223,3 +221,6 @@ def _fresh(plan: RunPlan) -> str:
     """Something that another run of the same folder's name would not have."""
     said = f"{plan.run.resolve()} {(plan.run / 'config.yaml').stat().st_mtime_ns}"
     return hashlib.blake2b(said.encode(), digest_size=3).hexdigest()
+
+
+TRACKERS: dict[str, type[Tracker]] = {one.name: one for one in (Wandb, TensorBoard, Trackio, MLflow)}
