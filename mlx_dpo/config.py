@@ -18,13 +18,23 @@ from mlx_dpo.errors import UserError, Where
 FineTuneType = Literal["lora", "dora", "full"]
 Overlong = Literal["truncate", "drop", "error"]
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
+BadRows = Literal["error", "skip"]
 Schedule = Literal["constant", "linear", "cosine"]
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
-def knob(default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A field of `TrainConfig`: its default, the group it stands under in --help, what it does, its allowed range."""
-    return field(default=default, metadata={"group": group, "help": help, "low": low, "high": high})
+def knob(
+    default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None, free: bool = False
+) -> Any:
+    """A field of `TrainConfig`.
+
+    Args:
+        group: what it stands under in --help.
+        help: what it does to the result.
+        low, high: its allowed range.
+        free: a run that goes on may have it changed, for its numbers do not follow from it.
+    """
+    return field(default=default, metadata={"group": group, "help": help, "low": low, "high": high, "free": free})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +68,9 @@ class TrainConfig:
         "truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error."
     )
     raw: bool = knob(False, "Data", "Take string rows as they are, without the chat template.")
+    bad_rows: BadRows = knob(
+        "error", "Data", "Rows that can't be read: error stops before training; skip lists them in skipped.jsonl."
+    )
 
     loss: str = knob(
         "sigmoid",
@@ -164,21 +177,35 @@ class TrainConfig:
     max_grad_norm: float = knob(1.0, "Optimization", "Clip the gradient to this norm; 0 never clips.", low=0)
 
     memory_limit: str | None = knob(
-        None, "Machine", "Memory to use, like 12GB. Default: little; more makes long pairs up to a third faster."
+        None,
+        "Machine",
+        "Memory to use, like 12GB. Default: little; more makes long pairs up to a third faster.",
+        free=True,
     )
     grad_checkpoint: bool = knob(
-        False, "Machine", "Recompute every layer in the backward pass: least memory, up to a third slower."
+        False, "Machine", "Recompute every layer in the backward pass: least memory, up to a third slower.", free=True
     )
     seed: int = knob(0, "Machine", "The same seed gives the same run, bit for bit, on the same machine.", low=0)
 
-    adapter_path: str = knob("adapters", "Run", "Folder the run is written to; an mlx-lm adapter folder.")
-    steps_per_report: int = knob(10, "Run", "Steps between lines of metrics.", low=1)
+    adapter_path: str = knob("adapters", "Run", "Folder the run is written to; an mlx-lm adapter folder.", free=True)
+    steps_per_report: int = knob(10, "Run", "Steps between lines of metrics.", low=1, free=True)
     steps_per_eval: int = knob(
         100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0
     )
-    save_every: int = knob(100, "Run", "Steps between checkpoints; 0: only the last.", low=0)
+    save_every: int = knob(100, "Run", "Steps between checkpoints; 0: only the last.", low=0, free=True)
+    keep_checkpoints: int = knob(3, "Run", "Checkpoints to keep, the last ones; 0 keeps all.", low=0, free=True)
+    keep_best: bool = knob(
+        False, "Run", "Keep the checkpoint with the lowest held-out loss, too; best.json names it.", free=True
+    )
+    patience: int = knob(
+        0,
+        "Run",
+        "Stop when so many evaluations in a row have not lowered the held-out loss; 0: never.",
+        low=0,
+        free=True,
+    )
     report_to: list[str] | None = knob(
-        None, "Run", "Trackers to log to as well: wandb, tensorboard, trackio, mlflow; several as a,b."
+        None, "Run", "Trackers to log to as well: wandb, tensorboard, trackio, mlflow; several as a,b.", free=True
     )
 
     @classmethod
@@ -298,7 +325,7 @@ def _converted(name: str, kind: Any, value: Any, where: Where | None) -> Any:
             if isinstance(value, bool):
                 raise TypeError
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong("a number") from None
     if not isinstance(value, str):
         raise wrong("a text")

@@ -52,9 +52,18 @@ class RowError(UserError):
         super().__init__(message, where=where, field=field, hint=hint)
 
 
+class Diverged(UserError):
+    """Step after step had a loss or a gradient that is no finite number."""
+
+
+class GaveUp(Exception):
+    """The training process died again and again."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop and did so after a step, with everything saved."""
 
-    def __init__(self, step: int, checkpoint: str) -> None:
-        self.step, self.checkpoint = step, checkpoint
+    def __init__(self, step: int, checkpoint: str, exit_code: int = 130) -> None:
+        """exit_code: 128 and the number of the signal that asked for it."""
+        self.step, self.checkpoint, self.exit_code = step, checkpoint, exit_code
         super().__init__(f"stopped after step {step}; saved in {checkpoint}")

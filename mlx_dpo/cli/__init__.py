@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import subprocess
 import sys
 
 
@@ -13,7 +14,7 @@ def main() -> None:
 
     from mlx_dpo.cli.app import app
     from mlx_dpo.cli.output import notes
-    from mlx_dpo.errors import Interrupted, UserError
+    from mlx_dpo.errors import GaveUp, Interrupted, UserError
 
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     try:
@@ -23,7 +24,13 @@ def main() -> None:
         sys.exit(2)
     except Interrupted as interruption:
         notes.print(f"{interruption}. Go on with: {_resume_command()}", soft_wrap=True, markup=False)
-        sys.exit(130)
+        sys.exit(interruption.exit_code)
+    except GaveUp as report:
+        notes.print(f"[bold red]error:[/] {escape(str(report))}", soft_wrap=True)
+        sys.exit(1)
+    except subprocess.CalledProcessError as fault:  # its own traceback has been printed
+        notes.print(f"[bold red]error:[/] {escape(str(fault))}", soft_wrap=True)
+        sys.exit(1)
 
 
 def _resume_command() -> str:

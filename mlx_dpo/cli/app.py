@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mlx_dpo.cli import cache, compare, data, demo, evaluate, fuse, losses, plan, score, train
+from mlx_dpo.cli import cache, compare, data, demo, evaluate, export, fuse, import_, losses, plan, score, train
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -19,6 +19,8 @@ app.command()(evaluate.evaluate)
 app.command()(score.score)
 app.command()(compare.compare)
 app.command()(fuse.fuse)
+app.command()(export.export)
+app.command("import")(import_.import_)
 app.command()(losses.losses)
 app.add_typer(data.app, name="data")
 app.command()(cache.cache)

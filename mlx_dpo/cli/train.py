@@ -13,7 +13,7 @@ import typer
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import TrainConfig, config_from
-from mlx_dpo.training.listener import Listener, Listeners, RunPlan
+from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
 
 
 @with_knobs()
@@ -26,6 +26,20 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --adapter-path.", rich_help_panel="Run")
     ] = False,
+    resume_anyway: Annotated[
+        bool,
+        typer.Option(
+            "--resume-anyway", help="Go on even with other knobs, rows or another model.", rich_help_panel="Run"
+        ),
+    ] = False,
+    supervise: Annotated[
+        bool,
+        typer.Option(
+            "--supervise/--no-supervise",
+            help="Train in a process of its own, and start it again where the system ends it.",
+            rich_help_panel="Run",
+        ),
+    ] = True,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Run")
     ] = False,
@@ -44,19 +58,25 @@ def train(
       mlx-dpo train -c runs/a/config.yaml --learning-rate 2e-5 --adapter-path runs/b
 
       mlx-dpo train --resume --adapter-path runs/a
+
+    The same command again goes on with a run that is unfinished. Where the system ends training (memory, the display's
+    watchdog, a crash), it is started again from its last checkpoint; Ctrl-C saves, and a second one stops at once.
     """
-    resolved = _resolve(config, flags, resume)
+    resolved = _resolve(config, flags, resume or resume_anyway)
     from mlx_dpo.export.card import write_card
-    from mlx_dpo.reporting.metrics_log import MetricsLog
     from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
     from mlx_dpo.reporting.trackers import trackers_of
-    from mlx_dpo.training.run import train as run
 
-    interrupt = StopOnInterrupt()
     trackers = trackers_of(resolved.report_to, lambda text: notes.print(text, markup=False, soft_wrap=True))
-    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt, *trackers)
-    result = run(resolved, listener=listener, resume=resume, stop=interrupt.stop)
+    progress = Listeners(TerminalProgress(notes), *trackers)
+    # What comes by stdin can't be read a second time.
+    if supervise and "-" not in (resolved.data, resolved.valid_data):
+        from mlx_dpo.supervision import supervise as run
+
+        result = run(resolved, listener=progress, resume=resume, resume_anyway=resume_anyway)
+    else:
+        result = _here(resolved, progress, resume, resume_anyway)
     write_card(result)
     write_report(result.run)
     if json:
@@ -65,11 +85,22 @@ def train(
         show_result(results, result, resolved.model)
 
 
+def _here(config: TrainConfig, progress: Listener, resume: bool, resume_anyway: bool) -> TrainResult:
+    """Train in this process."""
+    from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.training.run import train as run
+
+    interrupt = StopOnInterrupt()
+    listener = Listeners(MetricsLog(progress.note), progress, interrupt)
+    return run(config, listener=listener, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
+
+
 def _resolve(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainConfig:
     """The config of the file, or of the run that is resumed, with the flags on top."""
     if resume and file is None:
-        earlier = Path(flags.get("adapter_path", TrainConfig().adapter_path)) / "config.yaml"
-        file = earlier if earlier.exists() else None
+        run = Path(flags.get("adapter_path", TrainConfig().adapter_path))
+        found = [run / "config.yaml", *sorted(run.glob("checkpoints/[0-9]*/config.yaml"), reverse=True)]
+        file = next((one for one in found if one.exists()), None)
     return config_from(file, flags)
 
 

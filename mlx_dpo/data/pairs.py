@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,7 +11,9 @@ import numpy as np
 
 from mlx_dpo.data.chat import Encoded, Encoder
 from mlx_dpo.data.records import Example
-from mlx_dpo.errors import Where
+from mlx_dpo.errors import RowError, Where
+
+TRIED = 5_000  # examples that are encoded before training, where none is to be left out
 
 
 class PairSource(Protocol):
@@ -17,6 +21,8 @@ class PairSource(Protocol):
 
     name: str
 
+    @property
+    def digest(self) -> str: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Example: ...
     def where(self, index: int) -> Where: ...
@@ -28,6 +34,14 @@ class PairList:
     def __init__(self, pairs: Sequence[Example], name: str, lines: Sequence[int]) -> None:
         """lines: which row each came from, counted from 1."""
         self.pairs, self.name, self.lines = pairs, name, lines
+
+    @property
+    def digest(self) -> str:
+        """Of all of them."""
+        digest = hashlib.blake2b(digest_size=16)
+        for example in self.pairs:
+            digest.update(json.dumps(example.to_row(), sort_keys=True).encode() + b"\n")
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -42,8 +56,9 @@ class PairList:
 class EncodedPairs:
     """The examples of a source under an encoder; the same index always gives the same ids."""
 
-    def __init__(self, source: PairSource, encoder: Encoder) -> None:
-        self.source, self.encoder = source, encoder
+    def __init__(self, source: PairSource, encoder: Encoder, bad: list[RowError] | None = None) -> None:
+        """bad: takes the rows that the tokenizer or the template refuses; without it the first of them raises."""
+        self.source, self.encoder, self.bad = source, encoder, bad
         self._cut, self._unclear, self._dropped = (np.zeros(len(source), np.bool_) for _ in range(3))
 
     def __len__(self) -> int:
@@ -64,15 +79,25 @@ class EncodedPairs:
         return pair
 
     def usable(self) -> np.ndarray:
-        """Indices of the pairs to train on. Raises `RowError`.
+        """Indices of the examples to train on. Raises `RowError`.
 
-        Every pair is encoded where too long ones are dropped or refused, else only one: what the template refuses is
-        said before the model is loaded.
+        What the template refuses is said before the model is loaded: all are encoded once, but of very many, where
+        none is to be left out, the first.
         """
-        if self.encoder.overlong == "truncate":
-            self.encode(0)
+        if self.bad is None and self.encoder.overlong == "truncate":
+            for i in range(min(len(self), TRIED)):
+                self.encode(i)
             return np.arange(len(self))
-        return np.array([i for i in range(len(self)) if self.encode(i) is not None], dtype=np.int64)
+        return np.array([i for i in range(len(self)) if self._can_be_used(i)], dtype=np.int64)
+
+    def _can_be_used(self, index: int) -> bool:
+        try:
+            return self.encode(index) is not None
+        except RowError as error:
+            if self.bad is None:
+                raise
+            self.bad.append(error)
+            return False
 
     @property
     def cut(self) -> int:

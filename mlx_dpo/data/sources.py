@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -113,10 +114,17 @@ class PairFile:
     """
 
     def __init__(
-        self, name: str, file: BinaryIO, read: ExamplesOf, offsets: np.ndarray, lines: np.ndarray, within: np.ndarray
+        self,
+        name: str,
+        digest: str,
+        file: BinaryIO,
+        read: ExamplesOf,
+        offsets: np.ndarray,
+        lines: np.ndarray,
+        within: np.ndarray,
     ) -> None:
-        """offsets, lines, within: for each one its row's first byte in `file`, its line, its number in that row."""
-        self.name, self._read = name, read
+        """digest: of all rows. The others: of each one its row's first byte in `file`, its line, its number in it."""
+        self.name, self.digest, self._read = name, digest, read
         self._file, self._offsets, self._lines, self._within = file, offsets, lines, within
         self._state = _state(file)
 
@@ -130,10 +138,12 @@ class PairFile:
     ) -> PairFile:
         """Look at every row of a file (or of stdin, for `-`) once; see `read_rows` for the arguments and errors."""
         offsets, lines, within = array("q"), array("I"), array("H")
+        digest = hashlib.blake2b(digest_size=16)
         with open_source(path) as source:
             file: Any = local_path(path).open("rb") if source.seekable else _temporary(source.name)
             before, end = _state(file), 0
             for row in rows_of(source, on_problem, progress, read):
+                digest.update(row.line.rstrip() + b"\n")
                 start = row.offset
                 if not source.seekable:
                     start, end = end, end + _append(file, row.line, source.name)
@@ -147,7 +157,7 @@ class PairFile:
             raise _changed(source.name)
         file.flush()
         index = (np.frombuffer(a, dtype) for a, dtype in ((offsets, np.int64), (lines, np.uint32), (within, np.uint16)))
-        return cls(source.name, file, read, *index)
+        return cls(source.name, digest.hexdigest(), file, read, *index)
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -107,6 +107,22 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """What a run does without after the system has ended it: a share of the micro-batch, and what it keeps.
+
+    Attributes:
+        share: of the micro-batch that there could be; the optimizer batch stays what it is.
+        grad_checkpoint: whether all is computed again in the backward pass.
+    """
+
+    share: float = 1.0
+    grad_checkpoint: bool = False
+
+
+CAREFREE = Caution()
+
+
+@dataclass(frozen=True)
 class Budget:
     """What a network's micro-batches may be.
 
@@ -114,6 +130,7 @@ class Budget:
         kept: None where no gradient is asked for.
         bytes: that may be kept for the backward pass.
         held: bytes there from the first step to the last: weights, optimizer state, gradients.
+        slots: that a micro-batch of several examples may have.
         always_recompute: asked for, whether memory needs it or not.
     """
 
@@ -122,15 +139,23 @@ class Budget:
     bytes: float = math.inf
     held: int = 0
     always_recompute: bool = False
+    slots: int = BUSY
 
     @classmethod
-    def for_training(cls, network: Network, usable: int, limit: int | None, grad_checkpoint: bool) -> Budget:
-        """Within `limit` bytes in all; by default within what `BUSY` slots keep, and `usable` bytes in all."""
+    def for_training(
+        cls, network: Network, usable: int, limit: int | None, grad_checkpoint: bool, share: float = 1.0
+    ) -> Budget:
+        """Within `limit` bytes in all; by default within what `BUSY` slots keep, and `usable` bytes in all.
+
+        Args:
+            share: of the slots and bytes that a micro-batch could have.
+        """
         kept = Kept.measured(network)
         busy = kept.of(Work.of(example(BUSY // 2, BUSY // 4), network.sharing))
         held = mx.get_active_memory() + COPIES * sum(v.nbytes for v in trainable(network.model).values())
         rest = (limit or usable) - held - _head(network) - busy / len(network.model.layers)
-        return cls(network, kept, rest if limit else min(busy, rest), held, grad_checkpoint)
+        bytes = share * (rest if limit else min(busy, rest))
+        return cls(network, kept, bytes, held, grad_checkpoint, int(share * BUSY))
 
     def fits(self, batch: MicroBatch) -> bool:
         """Whether these pairs may go together."""
@@ -139,7 +164,7 @@ class Budget:
             return False
         work = Work.of(batch, sharing)
         full = sharing is Sharing.NONE or work.needed >= NEEDED * work.slots
-        return work.slots <= BUSY and full and (self.kept is None or self.kept.of(work) <= self.bytes)
+        return work.slots <= self.slots and full and (self.kept is None or self.kept.of(work) <= self.bytes)
 
     def recomputed(self, batch: MicroBatch) -> int:
         """How many of the network's parts are to be computed again in the backward pass."""

@@ -96,19 +96,25 @@ def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
         text = str(error).strip() or type(error).__name__
         lines = text.splitlines()
         reason = lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines[:3])
+        if "trust_remote_code" in text:
+            reason = "it needs code of its own to be run, and mlx-dpo runs no code that comes with a model"
         if isinstance(error, KeyError):
             reason = f"{reason} is missing from its config.json"
         raise UserError(f"this model can't be loaded: {reason[:400]}", where=Where(str(path)), hint=hint) from error
 
 
-def load_model(name: str) -> LoadedModel:
-    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`."""
+def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
+    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`.
+
+    Args:
+        lazy: leave every weight on disk until it is used.
+    """
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     path = model_folder(name)
-    _require_json_object(path / "config.json")
+    read_json(path / "config.json")
     with _as_user_error(path, "Is the download complete, and is it a model that mlx-lm runs?"):
-        model, config = mlx_lm_load_model(path)
+        model, config = mlx_lm_load_model(path, lazy=lazy)
     return LoadedModel(model, config, path)
 
 
@@ -118,12 +124,14 @@ def load_tokenizer(name: str) -> Any:
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
     path = model_folder(name)
-    _require_json_object(path / "config.json")
+    read_json(path / "config.json")
     with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
-        return mlx_lm_load_tokenizer(path, eos_token_ids=load_config(path).get("eos_token_id"))
+        no_code = {"trust_remote_code": False}  # or transformers would ask on the terminal
+        return mlx_lm_load_tokenizer(path, no_code, eos_token_ids=load_config(path).get("eos_token_id"))
 
 
-def _require_json_object(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `UserError` where it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -195,8 +203,10 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     path = Path(folder)
     if not (path / "adapter_config.json").is_file() or not (path / "adapters.safetensors").is_file():
         hint = "An adapter folder holds adapter_config.json and adapters.safetensors."
+        if (path / "adapter_model.safetensors").is_file():
+            hint = f"This is one of PEFT's: `mlx-dpo import {folder} NEW_FOLDER` makes one of mlx-lm's of it."
         raise UserError("not an adapter folder", where=Where(str(folder)), hint=hint)
-    config = _require_json_object(path / "adapter_config.json")
+    config = read_json(path / "adapter_config.json")
     lora = config.get("lora_parameters") or {}
     try:
         spec = AdapterSpec(
@@ -216,7 +226,7 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
 def model_of(adapter_path: str | Path) -> str:
     """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
     file = Path(adapter_path) / "adapter_config.json"
-    model = _require_json_object(file).get("model")
+    model = read_json(file).get("model")
     if not isinstance(model, str) or not model:
         hint = "Name the model with --model."
         raise UserError("does not say which model the adapter is for", where=Where(str(file)), hint=hint)

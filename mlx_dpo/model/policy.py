@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import UserError
+from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_adapter, trainable
 from mlx_dpo.model.network import Network
 
@@ -21,6 +22,7 @@ class Policy:
 
     Attributes:
         spec: what is trained, with layers and keys resolved.
+        fingerprint: of the policy as the run starts.
         initial, base: the trained tensors as the run starts, and those that stand for the model without an adapter;
             empty for full fine-tuning, where they would be a second copy of the weights.
     """
@@ -29,6 +31,7 @@ class Policy:
     spec: AdapterSpec
     initial: Tensors
     base: Tensors
+    fingerprint: str
 
     @property
     def model(self) -> nn.Module:
@@ -48,7 +51,8 @@ def make_policy(model: nn.Module, spec: AdapterSpec, init_adapter: str | None) -
     initial = trainable(model)
     if spec.fine_tune_type == "full":
         initial = base = {}
-    return Policy(Network.of(model), spec, initial, base)
+    network = Network.of(model)
+    return Policy(network, spec, initial, base, fingerprint(network))
 
 
 @contextmanager

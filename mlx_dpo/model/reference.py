@@ -60,11 +60,11 @@ class SameNetwork(Reference):
 class CachedReference(SameNetwork):
     """One that stays as it is: what is known of it from earlier runs is not computed again."""
 
-    def __init__(self, network: Network, tensors: Tensors, model: str) -> None:
-        """model: its name, for people."""
+    def __init__(self, network: Network, tensors: Tensors, model: str, known_as: str | None = None) -> None:
+        """model: its name, for people. known_as: its fingerprint, where that is known."""
         super().__init__(network, tensors)
         with policy_as(network.model, tensors):
-            self.known = LogpCache(fingerprint(network), model)
+            self.known = LogpCache(known_as or fingerprint(network), model)
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
         return self.known.of(batch, super().sums)

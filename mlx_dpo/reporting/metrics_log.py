@@ -3,31 +3,67 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.run_folder import RunFolder, SaveFailed
 
 FILE = "metrics.jsonl"
 
 
 class MetricsLog(Listener):
-    """Appends every report and evaluation. Where a run goes on from a checkpoint, lines after it are dropped."""
+    """Appends every report and evaluation. Where a run goes on from a checkpoint, lines after it are dropped.
+
+    What can't be written is kept, and written with the next line.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """say: hears that lines can't be written."""
+        self.say = say
+        self.folder: RunFolder | None = None
+        self.waiting: list[str] = []
 
     def begin(self, plan: RunPlan) -> None:
-        self.file = plan.run / FILE
+        self.folder = RunFolder(plan.run)
         kept = [line for line in read_metrics(plan.run) if line["step"] <= plan.first_step] if plan.first_step else []
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with suppress(SaveFailed):
+            self.folder.write_text(FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def report(self, metrics: Metrics) -> None:
-        with self.file.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(metrics) + "\n")
+        self._add(metrics)
 
-    evaluation = report
+    def evaluation(self, metrics: Metrics) -> None:
+        self._add(metrics)
+
+    def end(self) -> None:
+        self._write()
+
+    def _add(self, metrics: Metrics) -> None:
+        self.waiting.append(json.dumps(metrics))
+        could = len(self.waiting) == 1
+        reason = self._write()
+        if reason and could:
+            self.say(f"{FILE} can't be written: {reason}. Its lines are kept, and written with the next.")
+
+    def _write(self) -> str | None:
+        """All that waits; or why it can't be written."""
+        if not self.waiting or self.folder is None:
+            return None
+        try:
+            self.folder.append_line(FILE, "\n".join(self.waiting))
+        except SaveFailed as error:
+            return str(error)
+        self.waiting = []
+        return None
 
 
 def read_metrics(run: Path) -> list[Metrics]:
-    """The lines of a run's metrics.jsonl; none where there is no such file."""
-    file = run / FILE
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The lines of a run's log; an unfinished last one, left by a power failure, is dropped."""
+    lines = []
+    with suppress(FileNotFoundError):
+        for line in (run / FILE).read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines

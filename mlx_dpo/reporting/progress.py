@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import mlx.core as mx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -61,7 +60,7 @@ class TerminalProgress(Listener):
 
     def step(self, step: int, metrics: Metrics) -> None:
         speed = f"{self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second else ""
-        numbers = f"{_numbers(metrics)}  {speed}  {mx.get_peak_memory() / 1e9:.2f} GB"
+        numbers = f"{_numbers(metrics)}  {speed}  {metrics['peak_memory_gb']:.2f} GB"
         self.bar.update(self.task, completed=step, numbers=numbers, description="train")
 
     def report(self, metrics: Metrics) -> None:

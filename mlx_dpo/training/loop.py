@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,9 +14,9 @@ import numpy as np
 from mlx.optimizers import clip_grad_norm
 from mlx.utils import tree_map
 
-from mlx_dpo.config import TrainConfig
+from mlx_dpo.config import TrainConfig, dump_yaml
 from mlx_dpo.data.batches import Epochs, MicroBatch
-from mlx_dpo.errors import Interrupted, UserError, Where
+from mlx_dpo.errors import Diverged, Interrupted, UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.completion_logps import CompletionLogps
 from mlx_dpo.model.loading import trainable
@@ -25,15 +25,19 @@ from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.reference import SameNetwork
 from mlx_dpo.objectives import Loss
-from mlx_dpo.training.checkpoint import ExactState, Progress, RunFolder
+from mlx_dpo.training.checkpoint import ExactState, Progress
 from mlx_dpo.training.evaluation import evaluate_examples
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.metrics import mean_metrics
+from mlx_dpo.training.not_finite import NOT_FINITE, not_finite
 from mlx_dpo.training.optimizer import learning_rate, make_optimizer
 from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSets
+from mlx_dpo.training.run_folder import RunFolder, SaveFailed
 from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, batches_of, by_micro_batch
 
 MIXUP = 0.6  # of --reference-mixup, TR-DPO's
+MOST_IN_A_ROW = 10  # steps without finite numbers
+NAMED = 4  # rows that a note names
 
 
 @dataclass
@@ -76,6 +80,7 @@ class Trainer:
         self.progress = Progress()
         self._watch = Stopwatch()
         self._saved_at = -1
+        self._could_not_save = False
 
     @property
     def moving(self) -> SameNetwork | None:
@@ -83,18 +88,19 @@ class Trainer:
         policy = self.train_set.reference.policy
         return policy if self.config.reference_sync_steps and isinstance(policy, SameNetwork) else None
 
-    def restore(self, exact: ExactState) -> None:
+    def restore(self, exact: ExactState, made_of: dict[str, str]) -> None:
         """Stand where a checkpoint was written; the adapter's tensors are put back by the caller.
 
         Raises `UserError` where nothing is left to do.
         """
-        if exact.progress.step >= self.steps:
-            hint = "Give more --epochs or --iters to train further."
+        if exact.progress.step >= self.steps or (exact.progress.finished and self.config.patience):
+            hint = "Give more --epochs or --iters, and --resume-anyway, to train further."
             where = Where(str(self.folder.path))
-            raise UserError(f"this run has done all its {self.steps} steps", where=where, hint=hint)
+            raise UserError(f"this run has done all its {exact.progress.step} steps", where=where, hint=hint)
         self.progress, self.optimizer.state = exact.progress, exact.optimizer
+        self.progress.made_of, self.progress.finished = made_of, False
         self.optimizer.init(self.model.trainable_parameters())
-        mx.random.seed(exact.random)
+        mx.random.seed(exact.progress.random)
         if self.moving and exact.moving:
             self.moving.tensors = exact.moving
         self._saved_at = exact.progress.step
@@ -103,7 +109,8 @@ class Trainer:
         """All that a checkpoint must hold beside the adapter."""
         tables = {name: one.reference.table for name, one in self.sets.items()}
         moving = self.moving.tensors if self.moving else {}
-        return ExactState(self.progress, self.optimizer.state, random_state(), tables, moving)
+        self.progress.random = random_state()
+        return ExactState(self.progress, self.optimizer.state, tables, moving)
 
     def run(self) -> dict[str, float]:
         """Train to the last step. Returns the held-out metrics after it (empty without held-out pairs).
@@ -111,6 +118,7 @@ class Trainer:
         Raises:
             Interrupted: `stop` was set; the step was finished and saved.
             UserError: something of the user's is wrong; what was done is saved.
+            Diverged: the numbers are finite no more; what was saved before it stays.
         """
         after: dict[str, float] = {}
         if self.progress.step == 0:
@@ -121,31 +129,52 @@ class Trainer:
             for batch in batches_of(self.train_set.pairs, order, self.budget, self.loss):
                 self.step(batch)
                 after = self._after_step() or after
+                if self._enough():
+                    after = after or self._evaluate()
+                    break
+        except Diverged:
+            raise
         except UserError:
             if self.progress.step:
                 self._save()
             raise
         finally:
             self.model.eval()
-        self._save()
+        if self.progress.in_a_row:
+            raise self._diverged()
+        self.progress.finished = True
+        self._saved_at = -1  # that it is finished is to be in its checkpoint
+        self._save(last=True)
         return after
+
+    def _enough(self) -> bool:
+        """Whether evaluations have stopped improving."""
+        patience = self.config.patience
+        if not patience or self.progress.stale < patience:
+            return False
+        self.listener.note(f"stopped early: the last {patience} evaluations did not lower the held-out loss.")
+        return True
 
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
         began = time.perf_counter()
-        rate = learning_rate(self.config, self.progress.step, self.steps)
+        rate, running = learning_rate(self.config, self.progress.step, self.steps), self.progress.running
         gradients, rows = self._accumulate(batch)
-        norm = self._update(gradients, rate)
         metrics = mean_metrics(rows)
-        self._require_finite(metrics["loss"], norm)
+        norm = self._update(gradients, rate) if np.isfinite(metrics["loss"]) else float("nan")
         self.progress.step += 1
+        if np.isfinite(norm):
+            self.progress.in_a_row = 0
+            self.progress.pending += [row.tolist() for table in rows for row in table]
+            self.progress.grad_norms.append(norm)
+        else:
+            self.progress.running = running
+            self._skipped(batch, np.concatenate(rows), metrics["loss"])
         self._move_reference()
-        self.progress.pending += [row.tolist() for table in rows for row in table]
-        self.progress.grad_norms.append(norm)
         self._watch.seconds += time.perf_counter() - began
         self._watch.pairs += len(batch.indices)
         self._watch.tokens += sum(m.tokens for m in batch.micros)
-        self.listener.step(self.progress.step, metrics)
+        self.listener.step(self.progress.step, {**metrics, "peak_memory_gb": mx.get_peak_memory() / 1e9})
 
     def _accumulate(self, batch: Batch) -> tuple[Any, list[np.ndarray]]:
         """The gradient of the optimizer batch's mean loss, and its examples' metrics, a micro-batch at a time.
@@ -198,30 +227,53 @@ class Trainer:
             mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         return norm.item()
 
-    def _require_finite(self, loss: float, norm: float) -> None:
-        if not (np.isfinite(loss) and np.isfinite(norm)):
-            raise UserError(
-                f"the loss or its gradient is not a finite number at step {self.progress.step + 1} "
-                f"(loss {loss}, gradient norm {norm})",
-                hint=f"Try a lower --learning-rate; what was trained before it is in {self.folder.path}.",
-            )
+    def _skipped(self, batch: Batch, rows: np.ndarray, loss: float) -> None:
+        """Count, name and write down a step that changed nothing. Raises `Diverged` after `MOST_IN_A_ROW`."""
+        progress = self.progress
+        progress.skipped += 1
+        progress.in_a_row += 1
+        at_fault = not_finite(batch, rows, self.train_set.pairs)
+        places = ", ".join(str(one.where) for one in at_fault[:NAMED]) + (", ..." if len(at_fault) > NAMED else "")
+        what = "loss" if not np.isfinite(loss) else "gradient"
+        self.listener.note(
+            f"step {progress.step}: the {what} is not a finite number, so it was skipped. It saw {places}; "
+            f"their tokens are in {self.folder.path / NOT_FINITE}."
+        )
+        with suppress(SaveFailed):  # of two faults at once the first is told
+            for one in at_fault:
+                self.folder.append_line(NOT_FINITE, one.to_json(progress.step))
+        if progress.in_a_row == MOST_IN_A_ROW:
+            raise self._diverged()
+
+    def _diverged(self) -> Diverged:
+        latest, count = self.folder.latest(), self.progress.in_a_row
+        kept = f"what was trained before is in {latest}" if latest else "nothing was saved before"
+        return Diverged(
+            f"the last {count} steps had a loss or a gradient that is not a finite number; {kept}",
+            where=Where(str(self.folder.path)),
+            hint="Lower --learning-rate first, then --scale; a 16-bit model may need --max-grad-norm 0.1.",
+        )
 
     def _after_step(self) -> dict[str, float] | None:
         """Report, evaluate and save where it is time to; held-out metrics if they were measured."""
         step, last = self.progress.step, self.progress.step == self.steps
         config = self.config
-        if step % config.steps_per_report == 0 or last:
+        report_due = step % config.steps_per_report == 0 or last
+        if report_due:
             self._report()
         measured = None
         if last or (config.steps_per_eval and step % config.steps_per_eval == 0):
             measured = self._evaluate()
         if self.stop.is_set() and not last:
-            raise Interrupted(step, str(self._save()))
-        if config.save_every and step % config.save_every == 0:
+            self._save(last=True)
+            raise Interrupted(step, str(self.folder.require_latest()))
+        if (config.save_every and step % config.save_every == 0) or (self._could_not_save and report_due):
             self._save()
         return measured
 
     def _report(self) -> None:
+        if not self.progress.pending:
+            return  # every step was skipped
         seconds = max(self._watch.seconds, 1e-9)
         metrics = {
             **self._place(),
@@ -231,6 +283,7 @@ class Trainer:
             "pairs_per_second": self._watch.pairs / seconds,
             "tokens_per_second": self._watch.tokens / seconds,
             "peak_memory_gb": mx.get_peak_memory() / 1e9,
+            **({"skipped_steps": self.progress.skipped} if self.progress.skipped else {}),
         }
         self.progress.pending, self.progress.grad_norms, self._watch = [], [], Stopwatch()
         self.listener.report(metrics)
@@ -253,15 +306,54 @@ class Trainer:
             progress=lambda done: self.listener.evaluating(done, count),
         )
         self.listener.evaluation({**self._place(), **{f"eval_{k}": v for k, v in metrics.items()}})
+        self._note_best(metrics["loss"])
         return metrics
 
-    def _save(self) -> Path:
-        """Write a checkpoint and the run's adapter, unless this step's are there already."""
+    def _note_best(self, loss: float) -> None:
+        """Count evaluations since the best one, and keep that."""
+        progress = self.progress
+        if progress.best_loss is not None and not loss < progress.best_loss:
+            progress.stale += 1
+            return
+        progress.best_loss, progress.stale = loss, 0
+        if self.config.keep_best and progress.step and self._save():
+            with suppress(SaveFailed):
+                self.folder.mark_best(progress.step, loss)
+
+    def _save(self, last: bool = False) -> bool:
+        """Write a checkpoint and the run's adapter, unless this step's are there already.
+
+        Where that can't be done, it is said, and tried again with the next report; `last` says that there is none.
+
+        Returns: whether it is written. Raises `UserError` where it is the last chance.
+        """
         step = self.progress.step
-        if self._saved_at != step:
-            tensors, spec, model = trainable(self.model), self.policy.spec, self.config.model
-            path = self.folder.save_checkpoint(self.exact_state(), tensors, spec, model)
-            self.folder.save_adapter(tensors, spec, model)
-            self._saved_at = step
-            self.listener.saved(step, path)
-        return self.folder.require_latest()
+        if self._saved_at == step:
+            return True
+        if self.progress.in_a_row:
+            return False  # who knows what the tensors are worth
+        tensors, spec, config = trainable(self.model), self.policy.spec, self.config
+        try:
+            path = self.folder.save_checkpoint(self.exact_state(), tensors, spec, config.model, dump_yaml(config))
+            self.folder.save_adapter(tensors, spec, config.model)
+        except SaveFailed as error:
+            self._say_not_saved(str(error), last)
+            return False
+        self._saved_at, self._could_not_save = step, False
+        self.folder.prune(config.keep_checkpoints)
+        self.listener.saved(step, path)
+        return True
+
+    def _say_not_saved(self, reason: str, last: bool) -> None:
+        latest = self.folder.latest()
+        kept = f"the last checkpoint is {latest}" if latest else "there is no checkpoint yet"
+        if last:
+            hint = "Make room, and go on with --resume." if latest else "Make room, and start again."
+            message = f"step {self.progress.step} could not be saved: {reason}; {kept}"
+            raise UserError(message, where=Where(str(self.folder.path)), hint=hint)
+        if not self._could_not_save:
+            step = self.progress.step
+            self.listener.note(
+                f"step {step} could not be saved: {reason}; {kept}. It is tried again with every report."
+            )
+        self._could_not_save = True

@@ -14,7 +14,7 @@ from mlx_dpo.data.chat import Encoder
 from mlx_dpo.data.pairs import EncodedPairs, PairList, PairSource
 from mlx_dpo.data.records import Completion, Example, ExamplesOf, examples_of, labelled_of, pairs_of, scored_of
 from mlx_dpo.data.sources import OneKind, PairFile, find_data
-from mlx_dpo.errors import UserError, Where
+from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.model.reference import ReferenceLogps
 from mlx_dpo.objectives import Loss
 
@@ -65,18 +65,23 @@ def open_pair_sets(
     rows: Rows | None,
     valid_rows: Rows | None,
     say: Callable[[str], None],
+    bad: list[RowError] | None = None,
 ) -> PairSets:
     """The examples to train on and to hold out, of a config's files, or of rows in memory. Raises `UserError`.
 
-    `say` hears how far the reading of a file is.
+    Args:
+        say: hears how far the reading of a file is.
+        bad: takes the rows that can't be read; without it the first of them raises.
     """
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
     read = reader_of(loss)
-    source, held_source = _open_files(config, read, say) if rows is None else _open_rows(rows, valid_rows, read)
-    pairs = EncodedPairs(source, encoder)
+    source, held_source = (
+        _open_files(config, read, say, bad) if rows is None else _open_rows(rows, valid_rows, read, bad)
+    )
+    pairs = EncodedPairs(source, encoder, bad)
     trained = _usable(pairs)
     if held_source is not None:
-        held = EncodedPairs(held_source, encoder)
+        held = EncodedPairs(held_source, encoder, bad)
         if type(held_source[0]) is not type(source[0]):
             hint = "Both are to hold pairs, or both single completions."
             raise UserError(
@@ -101,35 +106,43 @@ def open_measured(config: TrainConfig, rows: Rows | None, read: ExamplesOf) -> P
     return PairFile.open(held_out or file, read=read)
 
 
-def pairs_in_memory(rows: Rows, name: str, read: ExamplesOf = pairs_of) -> PairList:
-    """The examples of rows in memory, in any accepted shape. Raises `RowError`."""
+def pairs_in_memory(rows: Rows, name: str, read: ExamplesOf = pairs_of, bad: list[RowError] | None = None) -> PairList:
+    """The examples of rows in memory, in any accepted shape. Raises `RowError`, or puts them into `bad`."""
     one_kind, found, lines = OneKind(), list[Example](), list[int]()
     for i, row in enumerate(rows, 1):
         where = Where(name, i)
-        found += one_kind.checked(read(row, where), where)
+        try:
+            found += one_kind.checked(read(row, where), where)
+        except RowError as error:
+            if bad is None:
+                raise
+            bad.append(error)
         lines += [i] * (len(found) - len(lines))
     if not found:
         raise UserError("there are no pairs in it", where=Where(name))
     return PairList(found, name, lines)
 
 
-def _open_rows(rows: Rows, valid_rows: Rows | None, read: ExamplesOf) -> tuple[PairSource, PairSource | None]:
-    held = None if valid_rows is None else pairs_in_memory(valid_rows, "valid_rows", read)
-    return pairs_in_memory(rows, "rows", read), held
+def _open_rows(
+    rows: Rows, valid_rows: Rows | None, read: ExamplesOf, bad: list[RowError] | None
+) -> tuple[PairSource, PairSource | None]:
+    held = None if valid_rows is None else pairs_in_memory(valid_rows, "valid_rows", read, bad)
+    return pairs_in_memory(rows, "rows", read, bad), held
 
 
 def _open_files(
-    config: TrainConfig, read: ExamplesOf, say: Callable[[str], None]
+    config: TrainConfig, read: ExamplesOf, say: Callable[[str], None], bad: list[RowError] | None
 ) -> tuple[PairSource, PairSource | None]:
     if not config.data:
         raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
     data, valid = find_data(config.data, config.valid_data)
-    return _open_file(data, read, say), None if valid is None else _open_file(valid, read, say)
+    return _open_file(data, read, say, bad), None if valid is None else _open_file(valid, read, say, bad)
 
 
-def _open_file(name: str, read: ExamplesOf, say: Callable[[str], None]) -> PairFile:
+def _open_file(name: str, read: ExamplesOf, say: Callable[[str], None], bad: list[RowError] | None) -> PairFile:
     say(f"Reading {name}")
-    return PairFile.open(name, progress=lambda share: say(f"Reading {name}: {share:.0%}"), read=read)
+    on_problem = None if bad is None else bad.append
+    return PairFile.open(name, on_problem, lambda share: say(f"Reading {name}: {share:.0%}"), read)
 
 
 def _usable(pairs: EncodedPairs) -> np.ndarray:

@@ -17,11 +17,11 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.model.budget import Budget, Work, example
 from mlx_dpo.model.device import parse_memory, usable_memory
-from mlx_dpo.training.checkpoint import RunFolder
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.loop import Trainer
 from mlx_dpo.training.pair_sets import Rows
-from mlx_dpo.training.run import set_up
+from mlx_dpo.training.run import Given, set_up
+from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.scored import Batch, batches_of
 
 READ = 20_000  # pairs whose lengths are looked at; of more, the steps of an even share
@@ -99,7 +99,7 @@ def plan(
     """
     listener = listener or Listener()
     try:
-        found = set_up(config, model, tokenizer, rows, valid_rows, listener, {})
+        found = set_up(Given(config, model, tokenizer, rows, valid_rows, listener), {})
         with tempfile.TemporaryDirectory() as folder:
             return _measure(found.trainer(RunFolder(folder), Listener()), listener)
     finally:

@@ -75,7 +75,8 @@ def _reference(config: TrainConfig, policy: Policy) -> Reference:
     tensors = policy.base if config.reference == "base" else policy.initial
     if config.reference_sync_steps:
         return SameNetwork(policy.network, tensors)
-    return CachedReference(policy.network, tensors, config.model)
+    known_as = policy.fingerprint if tensors is policy.initial else None
+    return CachedReference(policy.network, tensors, config.model, known_as)
 
 
 def _fill(one: PairSet, loss: Loss, batch_size: int, budget: Budget) -> None:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.config import TrainConfig, dump_yaml
+from mlx_dpo.config import TrainConfig, dump_yaml, read_yaml
 from mlx_dpo.data.records import Pair
-from mlx_dpo.errors import UserError, Where
-from mlx_dpo.model.budget import Budget
+from mlx_dpo.errors import RowError, UserError, Where
+from mlx_dpo.model.budget import CAREFREE, Budget, Caution
 from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
 from mlx_dpo.model.network import Sharing
 from mlx_dpo.model.policy import Policy, make_policy
 from mlx_dpo.objectives import KNOBS, Loss
-from mlx_dpo.training.checkpoint import RunFolder, read_exact_state
+from mlx_dpo.training.checkpoint import ExactState, read_exact_state
+from mlx_dpo.training.identity import changed_knobs, differences, made_of
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
 from mlx_dpo.training.loop import Trainer
-from mlx_dpo.training.pair_sets import TRAIN, PairSet, PairSets, Rows, open_pair_sets
+from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSet, PairSets, Rows, open_pair_sets
 from mlx_dpo.training.references import OF_THE_POLICY, connect_reference, score_by_other_model
+from mlx_dpo.training.run_folder import CONFIG, RunFolder, SaveFailed
+
+SKIPPED = "skipped.jsonl"  # in the run's folder: rows that were left out
 
 
 def train(
@@ -37,6 +43,8 @@ def train(
     valid_rows: Rows | None = None,
     listener: Listener | None = None,
     resume: bool = False,
+    resume_anyway: bool = False,
+    caution: Caution = CAREFREE,
     stop: threading.Event | None = None,
 ) -> TrainResult:
     """Train a policy on preference pairs and leave a run's folder at `config.adapter_path`.
@@ -47,18 +55,36 @@ def train(
         tokenizer: its tokenizer, as mlx_lm.load gives it.
         rows, valid_rows: preference rows in memory, in any accepted shape, instead of `config.data`.
         listener: hears of the run as it goes.
-        resume: go on from the last checkpoint in the folder.
+        resume: go on from the last checkpoint in the folder. So is done, too, where the folder holds an unfinished
+            run with these very knobs, model and data.
+        resume_anyway: go on even where these are not what they were.
+        caution: how much smaller micro-batches are to be than they could.
         stop: set it to end the run after the step at hand, saved.
 
     Raises:
         UserError: something given is wrong; the message says what, where, and what to do.
         Interrupted: `stop` was set.
     """
-    listener = listener or Listener()
+    listener, folder = listener or Listener(), RunFolder(config.adapter_path)
+    given = Given(config, model, tokenizer, rows, valid_rows, listener, caution)
     try:
-        return _run(_prepare(config, model, tokenizer, rows, valid_rows, listener, resume, stop or threading.Event()))
+        return _run(_prepare(given, folder, resume or resume_anyway, resume_anyway, stop or threading.Event()))
     finally:
+        folder.unlock()
         listener.end()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `train` was given."""
+
+    config: TrainConfig
+    model: nn.Module | None
+    tokenizer: Any
+    rows: Rows | None
+    valid_rows: Rows | None
+    listener: Listener
+    caution: Caution = CAREFREE
 
 
 @dataclass(frozen=True)
@@ -70,6 +96,7 @@ class SetUp:
     budget: Budget
     loss: Loss
     sets: PairSets
+    bad_rows: list[RowError]
 
     def trainer(self, folder: RunFolder, listener: Listener, stop: threading.Event | None = None) -> Trainer:
         """A trainer that stands before its first step."""
@@ -77,53 +104,73 @@ class SetUp:
         return Trainer(self.config, self.policy, self.budget, self.loss, self.sets, folder, listener, stop)
 
 
-def _prepare(
-    config: TrainConfig,
-    model: nn.Module | None,
-    tokenizer: Any,
-    rows: Rows | None,
-    valid_rows: Rows | None,
-    listener: Listener,
-    resume: bool,
-    stop: threading.Event,
-) -> Trainer:
+def _prepare(given: Given, folder: RunFolder, resume: bool, anyway: bool, stop: threading.Event) -> Trainer:
     """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
-    folder = RunFolder(config.adapter_path)
-    checkpoint = folder.require_latest() if resume else None
-    exact = None if checkpoint is None else read_exact_state(checkpoint)
-    if not resume:
+    folder.lock()
+    checkpoint = folder.require_latest() if resume else folder.unfinished()
+    if checkpoint is None:
         folder.require_new()
-    found = set_up(config, model, tokenizer, rows, valid_rows, listener, exact.references if exact else {})
+    exact = None if checkpoint is None else read_exact_state(checkpoint)
+    found = set_up(given, exact.references if exact else {})
+    now = made_of(found.policy.fingerprint, found.sets)
+    if checkpoint and exact:
+        if not anyway:
+            _require_same(checkpoint, exact, found.config, now)
+        given.listener.note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
     folder.make()
-    trainer = found.trainer(folder, listener, stop)
+    trainer = found.trainer(folder, given.listener, stop)
+    trainer.progress.made_of = now
     if checkpoint and exact:
         put_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
-        trainer.restore(exact)
-    folder.write_text("config.yaml", dump_yaml(found.config))
+        trainer.restore(exact, made_of=now)
+    _write_first(folder, found, given.listener)
     return trainer
 
 
-def set_up(
-    config: TrainConfig,
-    model: nn.Module | None,
-    tokenizer: Any,
-    rows: Rows | None,
-    valid_rows: Rows | None,
-    listener: Listener,
-    references: Mapping[str, np.ndarray],
-) -> SetUp:
+def _require_same(checkpoint: Path, exact: ExactState, config: TrainConfig, now: dict[str, str]) -> None:
+    """Raises `UserError` where the checkpoint is of other knobs, another model or other rows."""
+    knobs = changed_knobs(read_yaml(checkpoint / CONFIG), config)
+    if changed := [*knobs, *differences(exact.progress.made_of, now)]:
+        raise UserError(
+            "what this run was made of is not what it was: " + "; ".join(changed),
+            where=Where(str(checkpoint)),
+            hint="Put it back, choose another --adapter-path, or go on all the same with --resume-anyway.",
+        )
+
+
+def _write_first(folder: RunFolder, found: SetUp, listener: Listener) -> None:
+    try:
+        folder.write_text(CONFIG, dump_yaml(found.config))
+        if found.bad_rows:
+            folder.write_text(SKIPPED, "".join(json.dumps(row) + "\n" for row in map(_bad_row, found.bad_rows)))
+            listener.note(f"{len(found.bad_rows):,} rows were left out; {folder.path / SKIPPED} lists them.")
+    except SaveFailed as error:
+        raise UserError(f"the output folder can't be written: {error}", where=Where(str(folder.path))) from None
+
+
+def _bad_row(error: RowError) -> dict[str, Any]:
+    where = error.where or Where("")
+    return {"file": where.file, "line": where.line, "field": error.field, "kind": error.kind, "message": error.message}
+
+
+def set_up(given: Given, references: Mapping[str, np.ndarray]) -> SetUp:
     """Open the pairs, load the model and attach what is trained; see `train`.
 
     Args:
         references: tables of reference log-probs known already, by pair set.
     """
+    config, model, tokenizer, listener = given.config, given.model, given.tokenizer, given.listener
     loss = make_loss(config)
     config = with_loss(config, loss)
     if (model is None) != (tokenizer is None):
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = tokenizer or load_tokenizer(config.model)
-    sets = open_pair_sets(config, loss, tokenizer, rows, valid_rows, listener.preparing)
+    bad: list[RowError] | None = [] if config.bad_rows == "skip" else None
+    sets = open_pair_sets(config, loss, tokenizer, given.rows, given.valid_rows, listener.preparing, bad)
     config = for_examples(config, loss, sets[TRAIN])
+    if (config.patience or config.keep_best) and HELD_OUT not in sets:
+        field = "patience" if config.patience else "keep_best"
+        raise UserError("nothing is held out to measure by", field=field, hint="Give rows with --valid-data.")
     for name, table in references.items():
         sets[name].reference.table = table
     if config.reference not in OF_THE_POLICY:
@@ -131,9 +178,10 @@ def set_up(
     listener.preparing("Loading the model")
     policy = _policy(config, model)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
-    budget = Budget.for_training(policy.network, usable_memory(), limit, config.grad_checkpoint)
+    recompute = config.grad_checkpoint or given.caution.grad_checkpoint
+    budget = Budget.for_training(policy.network, usable_memory(), limit, recompute, given.caution.share)
     connect_reference(config, loss, policy, budget, sets)
-    return SetUp(config.replace(**_as_attached(policy.spec, config)), policy, budget, loss, sets)
+    return SetUp(config.replace(**_as_attached(policy.spec, config)), policy, budget, loss, sets, bad or [])
 
 
 def make_loss(config: TrainConfig) -> Loss:

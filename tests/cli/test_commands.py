@@ -129,7 +129,9 @@ def test_fuse_keeps_the_base_float_type_under_dora(mlx_dpo: Cli, tmp_path: Path)
     assert {v.dtype for v in mx.load(str(fused / "model.safetensors")).values()} == {mx.bfloat16}
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "compare", "fuse", "losses", "data", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "evaluate", "compare", "fuse", "export", "import", "losses", "data", "demo"]
+)
 def test_help_is_quick_and_has_examples(command: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mlx_dpo", *command.split(), "--help"],

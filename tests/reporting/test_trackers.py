@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mlx_dpo import TrainConfig, UserError, train
+from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.reporting.trackers import TRACKERS, prefixed, trackers_of
 from mlx_dpo.training.listener import Listeners
@@ -88,14 +89,19 @@ class StandIn(ModuleType):
         )
 
 
-@pytest.fixture(params=list(TRACKERS))
-def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+def put(name: str, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """A stand-in where a tracker's package would be."""
-    stand_in = StandIn(request.param)
-    monkeypatch.setitem(sys.modules, TRACKERS[request.param].package, stand_in)
+    stand_in = StandIn(name)
+    monkeypatch.setitem(sys.modules, TRACKERS[name].package, stand_in)
     for variable in ("WANDB_PROJECT", "TRACKIO_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(variable, raising=False)
     return stand_in
+
+
+@pytest.fixture(params=list(TRACKERS))
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Of each tracker."""
+    return put(request.param, monkeypatch)
 
 
 def config(folder: Path, **knobs: Any) -> TrainConfig:
@@ -103,11 +109,21 @@ def config(folder: Path, **knobs: Any) -> TrainConfig:
     return TrainConfig(model=str(CHECKPOINT), adapter_path=str(folder), **{**common, "iters": 3, **knobs})
 
 
+class StopAt(Listener):
+    def __init__(self, step: int) -> None:
+        self.at, self.stop = step, threading.Event()
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        if step == self.at:
+            self.stop.set()
+
+
 def test_it_is_given_what_is_in_metrics_jsonl(package: StandIn, tmp_path: Path) -> None:
-    how = {"listener": Listeners(MetricsLog(), *trackers_of([package.__name__]))}
-    train(config(tmp_path / "run", save_every=2), **how)
+    whole, stop = config(tmp_path / "run", iters=5), StopAt(3)
+    with pytest.raises(Interrupted):
+        train(whole, listener=Listeners(MetricsLog(), *trackers_of([package.__name__]), stop), stop=stop.stop)
     assert not package.open and package.config["model"] == str(CHECKPOINT)
-    train(config(tmp_path / "run", iters=5), resume=True, **how)
+    train(whole, listener=Listeners(MetricsLog(), *trackers_of([package.__name__])), resume=True)
     expected = [
         (f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}", line["step"], value)
         for line in read_metrics(tmp_path / "run")
@@ -132,12 +148,13 @@ def test_one_that_fails_costs_the_tracking_and_not_the_run(package: StandIn, tmp
 
 
 def test_stdout_is_the_results(
-    package: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    package = put("wandb", monkeypatch)
     from mlx_dpo.cli import main
 
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", tmp_path / "run", "--iters", 1, "--json")
-    monkeypatch.setattr(sys, "argv", ["mlx-dpo", "train", *map(str, flags), "--report-to", package.__name__])
+    monkeypatch.setattr(sys, "argv", ["mlx-dpo", "train", *map(str, flags), "--report-to", "wandb"])
     with pytest.raises(SystemExit) as ended:
         main()
     out, err = capsys.readouterr()

@@ -24,7 +24,7 @@ from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 def config(run: Path, **knobs: Any) -> TrainConfig:
     settings = {"data": str(PAIRS), "valid_data": str(PAIRS), "batch_size": 3, "iters": 7}
     settings |= {"learning_rate": 1e-3, "steps_per_report": 2, **knobs}
-    return TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), **settings)
+    return TrainConfig(**{"model": str(CHECKPOINT), "adapter_path": str(run), **settings})
 
 
 def adapter(run: Path) -> bytes:
@@ -188,7 +188,7 @@ def test_resume_of_a_finished_run_says_so(tmp_path: Path) -> None:
     train(config(tmp_path / "run", iters=1))
     with pytest.raises(UserError, match="all its 1 steps"):
         train(config(tmp_path / "run", iters=1), resume=True)
-    longer = train(config(tmp_path / "run", iters=2), resume=True)
+    longer = train(config(tmp_path / "run", iters=2), resume_anyway=True)
     assert longer.steps == 2
 
 
@@ -198,7 +198,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     file = run / "checkpoints" / "0000001" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(UserError, match=r"0000001.*damaged"):
-        train(config(run, iters=2), resume=True)
+        train(config(run, iters=2), resume_anyway=True)
     shutil.rmtree(run)
 
 

@@ -1,0 +1,92 @@
+"""Whether memory stays flat in a long run: the bundled model, pairs of mixed lengths.
+
+    python benchmarks/soak.py [--steps 5000] [--out docs/soak.json]
+
+Prints, every hundred steps, Python's memory, MLX's active and cache memory and the number of live mlx arrays; ends with
+exit code 1 where any of them has grown by more than 5% over its peak in the first 200 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_dpo import Listener, TrainConfig, train
+from mlx_dpo.demo import MODEL, pairs
+
+SETTLED, MOST_GROWTH = 200, 1.05
+
+
+def mixed_rows(count: int) -> list[dict[str, str]]:
+    """The bundled pairs with prompts of one to eight questions."""
+    rng, rows = random.Random(0), pairs("train")
+    return [
+        {**rng.choice(rows), "prompt": " ".join(r["prompt"] for r in rng.sample(rows, rng.randint(1, 8)))}
+        for _ in range(count)
+    ]
+
+
+def resident() -> int:
+    """Bytes of the process in memory."""
+    if sys.platform == "linux":
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Watch(Listener):
+    """Reads memory after every tenth step."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, list[float]] = {}
+        self.began = time.monotonic()
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        if step % 10:
+            return
+        now = {
+            "resident": resident(),
+            "mlx": mx.get_active_memory() + mx.get_cache_memory(),
+            "active": mx.get_active_memory(),
+            "arrays": sum(isinstance(one, mx.array) for one in gc.get_objects()),
+        }
+        for name, value in now.items():
+            early_and_late = self.peaks.setdefault(name, [0, 0])
+            which = int(step > SETTLED)
+            early_and_late[which] = max(early_and_late[which], value)
+        if step % 100 == 0:
+            told = "  ".join(
+                f"{name} {value / 1e6:.1f} MB" if value > 1e5 else f"{name} {value}" for name, value in now.items()
+            )
+            print(f"step {step}  {time.monotonic() - self.began:.0f} s  {told}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    watch = Watch()
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(model=str(MODEL), adapter_path=folder, iters=arguments.steps, batch_size=1, save_every=500)
+        train(config.replace(steps_per_eval=500, learning_rate=1e-5), rows=mixed_rows(2000), listener=watch)
+    growth = {name: late / early for name, (early, late) in watch.peaks.items()}
+    print("peak after the first", SETTLED, "steps, of the peak in them:", {k: round(v, 3) for k, v in growth.items()})
+    if arguments.out:
+        arguments.out.write_text(
+            json.dumps({"steps": arguments.steps, "peaks": watch.peaks, "growth": growth}, indent=1) + "\n"
+        )
+    sys.exit(any(value > MOST_GROWTH for value in growth.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""mlx-dpo export"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.errors import UserError
+
+
+class Format(str, Enum):
+    """What an export is for."""
+
+    peft = "peft"
+    gguf = "gguf"
+    gguf_lora = "gguf-lora"
+
+
+class GGUFType(str, Enum):
+    """How a GGUF file stores matrices."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+
+
+NEXT = {
+    Format.peft: "  PeftModel.from_pretrained(model, '{}')",
+    Format.gguf: "  llama-cli -m {} -p 'Your question'",
+    Format.gguf_lora: "  llama-cli -m MODEL.gguf --lora {} -p 'Your question'",
+}
+
+
+def export(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write: a folder for peft, a .gguf file else.")],
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="peft: an adapter for PEFT. gguf: a whole model for llama.cpp. gguf-lora: an adapter for it."
+        ),
+    ],
+    adapter_path: Annotated[
+        Path | None, typer.Option(help="Adapter folder, for peft and gguf-lora. Default: adapters.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's. For gguf: the model to write.")
+    ] = None,
+    gguf_type: Annotated[
+        GGUFType | None, typer.Option(help="gguf: f16 (the default), or q8_0, half as large and nearly as good.")
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="peft: the model transformers loads it onto. Default: what the model's card calls its base."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write an adapter or a model in another library's format.
+
+    An adapter for PEFT loads in transformers, vLLM and what else reads PEFT's; layers are named as transformers names
+    them. A GGUF file holds the model with its tokenizer and chat template, for llama.cpp, Ollama and LM Studio; fuse
+    the adapter into the model first. What a format can't hold is refused.
+
+    [bold]Examples[/]
+
+      mlx-dpo export --format peft --adapter-path runs/a ./runs-a-peft
+
+      mlx-dpo export --format gguf --model ./fused_model --gguf-type q8_0 ./mine.gguf
+
+      mlx-dpo export --format gguf-lora --adapter-path runs/a ./runs-a.gguf
+    """
+    _refuse_idle(format, adapter_path=adapter_path, gguf_type=gguf_type, base_model=base_model)
+    with notes.status("Exporting"):
+        _write(out, format, adapter_path or Path("adapters"), model, gguf_type or GGUFType.f16, base_model)
+    size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
+    if json:
+        print_json({"path": str(out), "format": format.value, "bytes": size})
+        return
+    results.print(f"Written to {out} ({size / 1e6:,.1f} MB). Next:", soft_wrap=True, markup=False)
+    results.print(NEXT[format].format(out), soft_wrap=True, markup=False)
+
+
+def _write(
+    out: Path, format: Format, adapter_path: Path, model: str | None, gguf_type: GGUFType, base_model: str | None
+) -> None:
+    from mlx_dpo.model.loading import model_of
+
+    if format is Format.peft:
+        from mlx_dpo.export.peft import export_peft
+
+        export_peft(model or model_of(adapter_path), adapter_path, out, base_model=base_model)
+    elif format is Format.gguf:
+        from mlx_dpo.export.gguf import write_gguf
+
+        if model is None:
+            hint = "Name a model folder with --model; `mlx-dpo fuse` makes one of an adapter and its model."
+            raise UserError("--format gguf writes a whole model", field="model", hint=hint)
+        write_gguf(model, out, gguf_type.value)
+    else:
+        from mlx_dpo.export.gguf import write_gguf_lora
+
+        write_gguf_lora(model or model_of(adapter_path), adapter_path, out)
+
+
+IDLE = {
+    Format.peft: ("gguf_type",),
+    Format.gguf: ("adapter_path", "base_model"),
+    Format.gguf_lora: ("gguf_type", "base_model"),
+}
+
+
+def _refuse_idle(format: Format, **given: object) -> None:
+    for name in IDLE[format]:
+        if given[name] is not None:
+            hint = (
+                "Fuse the adapter first: `mlx-dpo fuse`, then --model FUSED_FOLDER." if name == "adapter_path" else None
+            )
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} has no part in --format {format.value}", field=name, hint=hint)

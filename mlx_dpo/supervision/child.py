@@ -1,0 +1,80 @@
+"""The training process of a supervised run: `python -m mlx_dpo.supervision.child PIPE ORDER`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from mlx_dpo.supervision.events import OUT_OF_MEMORY, Sender
+
+ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MEMORY_WORDS = ("memory", "malloc")  # of mlx, where an allocation fails with an exception
+
+
+class StopOnSignal:
+    """Once training has begun, the first signal asks for an end after the step at hand; else it ends at once."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.begun = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.stop.is_set() or not self.begun:
+            os._exit(128 + number)
+        self.stop.set()
+
+
+class ChildSender(Sender):
+    """Knows when training has begun."""
+
+    def __init__(self, pipe: int, signals: StopOnSignal) -> None:
+        super().__init__(pipe, lost=signals.stop.set)
+        self.signals = signals
+
+    def begin(self, plan: Any) -> None:
+        self.signals.begun = True
+        super().begin(plan)
+
+
+def main(pipe: int, order: dict[str, Any]) -> int:
+    """Train as `order` says; returns the exit code."""
+    signals = StopOnSignal()
+    for number in ASKED_TO_STOP:
+        signal.signal(number, signals)
+    from mlx_dpo.config import TrainConfig
+    from mlx_dpo.errors import Interrupted, UserError
+    from mlx_dpo.model.budget import Caution
+    from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.training.listener import Listeners
+    from mlx_dpo.training.run import train
+
+    sender = ChildSender(pipe, signals)
+    try:
+        result = train(
+            TrainConfig.from_mapping(order["config"]),
+            listener=Listeners(MetricsLog(sender.note), sender),
+            resume=order["resume"],
+            resume_anyway=order["resume_anyway"],
+            caution=Caution(**order["caution"]),
+            stop=signals.stop,
+        )
+    except Interrupted as interruption:
+        sender.interrupted(interruption)
+    except UserError as error:
+        sender.refused(error)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in MEMORY_WORDS):
+            raise
+        sender.send(OUT_OF_MEMORY, str(error))
+    else:
+        sender.done(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), json.loads(sys.argv[2])))

@@ -1,0 +1,92 @@
+"""What a training process tells its supervisor: a `Listener`'s calls, and how it ended, as lines of JSON on a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlx_dpo.errors import Interrupted, UserError, Where
+from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
+
+DONE, INTERRUPTED, REFUSED, OUT_OF_MEMORY = "done", "interrupted", "refused", "out of memory"
+
+
+class Sender(Listener):
+    """Writes each call to a pipe. Where nobody reads it any more, `lost` is called once: the supervisor is gone."""
+
+    def __init__(self, pipe: int, lost: Callable[[], None]) -> None:
+        self.pipe, self.lost = pipe, lost
+
+    def send(self, event: str, *arguments: Any) -> None:
+        """One line."""
+        line = json.dumps([event, *arguments], default=str).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self.pipe, line) :]
+        except OSError:
+            self.lost()
+
+    def preparing(self, text: str) -> None:
+        self.send("preparing", text)
+
+    def begin(self, plan: RunPlan) -> None:
+        self.send("begin", asdict(plan))
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        self.send("step", step, metrics)
+
+    def report(self, metrics: Metrics) -> None:
+        self.send("report", metrics)
+
+    def evaluating(self, done: int, pairs: int) -> None:
+        self.send("evaluating", done, pairs)
+
+    def evaluation(self, metrics: Metrics) -> None:
+        self.send("evaluation", metrics)
+
+    def saved(self, step: int, folder: Path) -> None:
+        self.send("saved", step, folder)
+
+    def note(self, text: str) -> None:
+        self.send("note", text)
+
+    def done(self, result: TrainResult) -> None:
+        """The run came to its end."""
+        self.send(DONE, result.to_mapping())
+
+    def interrupted(self, interruption: Interrupted) -> None:
+        """It was asked to stop, and is saved."""
+        self.send(INTERRUPTED, interruption.step, interruption.checkpoint)
+
+    def refused(self, error: UserError) -> None:
+        """Something of the user's is wrong."""
+        where = None if error.where is None else asdict(error.where)
+        self.send(REFUSED, {"message": error.message, "where": where, "field": error.field, "hint": error.hint})
+
+
+def deliver(event: str, arguments: list[Any], listener: Listener) -> None:
+    """Make the call that a line stands for."""
+    if event == "begin":
+        listener.begin(RunPlan(**_with_path(arguments[0])))
+    elif event == "saved":
+        listener.saved(arguments[0], Path(arguments[1]))
+    else:
+        getattr(listener, event)(*arguments)
+
+
+def result_of(told: Mapping[str, Any]) -> TrainResult:
+    """What `Sender.done` sent."""
+    return TrainResult(**_with_path(told))
+
+
+def error_of(told: Mapping[str, Any]) -> UserError:
+    """What `Sender.refused` sent."""
+    return UserError(**{**told, "where": told["where"] and Where(**told["where"])})
+
+
+def _with_path(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told, "run": Path(told["run"])}

@@ -1,0 +1,5 @@
+"""Commands run as in tests/cli."""
+
+from tests.cli.conftest import mlx_dpo
+
+__all__ = ["mlx_dpo"]
