@@ -25,14 +25,14 @@ def data(tmp_path: Path) -> Path:
 
 def test_several_adapters_are_measured_as_each_by_itself(mlx_dpo: Cli, tmp_path: Path, data: Path) -> None:
     trained = tmp_path / "run"
-    train = ("--adapter-path", trained, "--iters", 3, "--save-every", 1, "--learning-rate", "1e-2")
+    train = ("--adapter-path", trained, "--iters", 2, "--save-every", 1, "--learning-rate", "1e-2")
     assert mlx_dpo("train", *MODEL, "--data", PAIRS, *train).code == 0
     adapters = (TRL / "adapter", trained / "checkpoints")
     flags = [flag for adapter in adapters for flag in ("--adapter-path", adapter)]
     ran = mlx_dpo("evaluate", *MODEL, "--data", data, *flags, "--by", "category", "--json")
     assert ran.code == 0, ran.err
     several = json.loads(ran.out)["adapters"]
-    assert [Path(one["adapter"]).name for one in several] == ["adapter", "0000001", "0000002", "0000003"]
+    assert [Path(one["adapter"]).name for one in several] == ["adapter", "0000001", "0000002"]
     for one in several:
         one.pop("against_first", None)
         flags = ["--adapter-path", one.pop("adapter"), "--by", "category"]

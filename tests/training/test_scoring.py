@@ -109,7 +109,7 @@ def test_what_is_too_long_is_cut_dropped_or_refused(tmp_path: Path) -> None:
 # Going on where it was left
 
 
-MANY = [{**row, "n": i % 7} for i, row in enumerate(pairs("train")[:150])]
+MANY = [{**row, "n": i % 7} for i, row in enumerate(pairs("train")[:90])]
 SMALL = CONFIG.replace(batch_size=4, beta=0.2)
 
 
