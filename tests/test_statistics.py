@@ -54,6 +54,14 @@ def test_the_95_percent_interval_covers_the_truth_in_93_to_97_of_100_samples(dra
     assert 930 <= covered <= 970
 
 
+def test_what_it_misses_it_misses_on_both_sides() -> None:
+    """Of skewed values, too: percentiles of resampled means would miss four of five times on one side."""
+    rng = np.random.default_rng(11)
+    intervals = [bootstrap_interval(rng.exponential(1, 40), resamples=600) for _ in range(1000)]
+    assert 10 <= sum(low > 1 for low, _ in intervals) <= 45
+    assert 10 <= sum(high < 1 for _, high in intervals) <= 45
+
+
 def test_a_level_is_a_level() -> None:
     rng = np.random.default_rng(3)
     intervals = [bootstrap_interval(rng.normal(size=30), level=0.8, resamples=600) for _ in range(1000)]

@@ -58,6 +58,11 @@ def test_categories_add_up_to_the_whole(mlx_dpo: Cli, data: Path) -> None:
     for name, (low, high) in whole["intervals"].items():
         assert sum(part[name] for part in parts.values()) / 2 == pytest.approx(whole[name])
         assert low < whole[name] < high
+    for label, part in parts.items():
+        alone = write_rows(data.with_name(f"{label}.jsonl"), [row for row in rows_of(data) if row["category"] == label])
+        told = json.loads(mlx_dpo("evaluate", *MODEL, "--data", alone, *flags[2:4], "--json").out)
+        assert part.pop("intervals").keys() == told.pop("intervals").keys()
+        assert part == pytest.approx(told, rel=1e-4, abs=1e-5)
     ran = mlx_dpo("evaluate", *MODEL, "--data", data, "--by", "kategorie")
     assert ran.code == 2 and "kategorie" in ran.err and "category" in ran.err
 
