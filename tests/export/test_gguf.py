@@ -20,7 +20,7 @@ from mlx_lm.utils import load_model
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.gguf import write_gguf, write_gguf_lora
 from mlx_dpo.model.loading import AdapterSpec, attach, trainable
-from mlx_dpo.training.checkpoint import RunFolder
+from mlx_dpo.training.run_folder import RunFolder
 from tests.conftest import CHECKPOINT, TRL
 from tests.export.tiny import FAMILIES, LLAMA3_ROPE, make_model
 

@@ -17,7 +17,7 @@ import pytest
 from mlx_dpo.export.peft import SAME_NAMES, WRAPPED, export_peft
 from mlx_dpo.export.peft_import import import_peft
 from mlx_dpo.model.loading import AdapterSpec, attach, load_model, trainable
-from mlx_dpo.training.checkpoint import RunFolder
+from mlx_dpo.training.run_folder import RunFolder
 from tests.model.families import COMMON, CONFIGS
 
 torch = pytest.importorskip("torch")
