@@ -89,7 +89,8 @@ class Evaluation:
         network = Network.of(model)
         if config.reference == "none":
             one.reference.policy = NoReference()
-        elif config.reference in OF_THE_POLICY:  # what the first policy's base has computed holds for all
+        elif config.reference in OF_THE_POLICY:
+            one.reference.forget()  # it was another policy's base; one that is the same is found in the cache
             one.reference.policy = CachedReference(network, base, config.model)
         count, found = len(one.indices), list[Measured]()
         evaluate_examples(
