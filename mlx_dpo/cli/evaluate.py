@@ -111,7 +111,7 @@ def evaluate(
 
     examination = Examination(
         config,
-        [adapter for path in adapter_path or () for adapter in adapters_in(path)] or [None],
+        list(dict.fromkeys(adapter for path in adapter_path or () for adapter in adapters_in(path))) or [None],
         by=by or [],
         judge=find_judge(judge, model=judge_model, key_variable=judge_key_env) if judge else None,
         prompts=generate or 0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -88,7 +90,7 @@ def comparison_table(first: str, others: Mapping[str, dict[str, Any]]) -> Table:
 
 def examination_tables(told: list[dict[str, Any]]) -> Iterator[Table]:
     """What was found of some policies."""
-    by_name = {one.get("adapter", ""): one for one in told}
+    by_name = dict(zip(_short([one.get("adapter", "") for one in told]), told, strict=True))
     yield from summary_tables(by_name)
     if len(told) > 1:
         first, *others = by_name
@@ -98,3 +100,11 @@ def examination_tables(told: list[dict[str, Any]]) -> Iterator[Table]:
     for name, one in by_name.items():
         if "tasks" in one:
             yield tasks_table(one["tasks"], f"Tasks before and after {name}".strip())
+
+
+def _short(names: list[str]) -> list[str]:
+    """Paths without what all of them begin with."""
+    if len(names) == 1:
+        return names
+    parents = [Path(name).absolute().parent for name in names]
+    return [os.path.relpath(name, os.path.commonpath(parents)) for name in names]

@@ -69,8 +69,8 @@ class Evaluation:
         pairs = EncodedPairs(open_measured(config, rows, columns), encoder)
         self.examples = PairSet.of(pairs, pairs.usable())
         self.config = for_examples(config, self.loss, self.examples)
-        self.places = [pairs.source.where(int(i)) for i in self.examples.indices]
-        self.labels = columns.of(self.places)
+        self.lines = [pairs.source.where(int(i)).line for i in self.examples.indices]
+        self.labels = columns.of(self.lines)
         if self.config.reference not in OF_THE_POLICY:
             score_by_other_model(self.config, self.loss, tokenizer, {"": self.examples})
 
@@ -105,8 +105,7 @@ class Evaluation:
         )
         one.reference.policy = Reference()  # it is not kept in memory beside the next one
         in_order = sorted(found, key=lambda each: each.index)
-        lines = [place.line for place in self.places]
-        return MeasuredSet(one.what, np.stack([each.metrics for each in in_order]), lines, self.labels)
+        return MeasuredSet(one.what, np.stack([each.metrics for each in in_order]), self.lines, self.labels)
 
 
 def adapters_in(path: str | Path) -> list[Path]:

@@ -91,13 +91,13 @@ class Columns:
             self._seen.update(dict.fromkeys(row))
         return examples
 
-    def of(self, places: Sequence[Where]) -> dict[str, list[str]]:
-        """By column, what the rows at some places say. Raises `UserError` for a column that no row has."""
+    def of(self, lines: Sequence[int | None]) -> dict[str, list[str]]:
+        """By column, what the rows on some lines say. Raises `UserError` for a column that no row has."""
         for name in self.names:
             if name not in self._seen:
                 hint = f"Columns there: {', '.join(map(str, self._seen))}."
                 raise UserError(f"no row has the column {name!r} to go by", field="by", hint=hint)
-        return {name: [self._said[place.line][i] for place in places] for i, name in enumerate(self.names)}
+        return {name: [self._said[line][i] for line in lines] for i, name in enumerate(self.names)}
 
 
 def label_of(row: Mapping[str, Any], column: str) -> str:

@@ -86,7 +86,7 @@ def score(
     """
     columns = Columns(candidates_of, by)
     source = open_measured(config, rows, columns)
-    count, labels = len(source), columns.of([source.where(i) for i in range(len(source))])
+    count, labels = len(source), columns.of([source.where(i).line for i in range(len(source))])
     scoring = Scoring.of(config, source, adapter_path, length_normalise, model, tokenizer)
     file = ScoreFile(output, scoring.scorer)
     table = [_measures(one) for one in file.resume(source, config.batch_size)]

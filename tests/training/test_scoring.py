@@ -57,6 +57,24 @@ def test_rewards_of_pairs_are_evaluates_to_the_bit(tmp_path: Path, reference: st
     assert (chosen > rejected).mean() == expected["rewards/accuracies"]
 
 
+def test_rewards_of_single_completions_are_evaluates(tmp_path: Path) -> None:
+    config = CONFIG.replace(data=str(TRL / "labelled.jsonl"))
+    lines = scored(tmp_path / "s.jsonl", config)
+    expected = evaluate(config.replace(loss="kto"), adapter_path=ADAPTER)
+    for label, name in ((True, "rewards/chosen"), (False, "rewards/rejected")):
+        rewards = [line["rewards"][0] for line in lines if line["label"] is label]
+        assert np.mean(rewards) == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_rewards_of_completions_are_evaluates(tmp_path: Path) -> None:
+    """There they are pairs, and are padded otherwise."""
+    rows = [{**row, "scores": list(range(len(row["completions"])))} for row in RANKED if len(row["completions"]) > 1]
+    expected = evaluate(CONFIG, adapter_path=ADAPTER, rows=rows)
+    rewards = [line["rewards"] for line in scored(tmp_path / "s.jsonl", rows=rows)]
+    chosen = [of[i] for of in rewards for i in range(len(of)) for _ in range(i)]
+    assert np.mean(chosen) == pytest.approx(expected["rewards/chosen"], abs=1e-6)
+
+
 @pytest.mark.parametrize("per_token", [False, True])
 def test_every_answer_gets_what_the_plain_way_gives(tmp_path: Path, per_token: bool) -> None:
     policy, tokenizer = mlx_lm.load(str(CHECKPOINT), adapter_path=str(ADAPTER))
