@@ -13,7 +13,7 @@ import pytest
 
 from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.reporting.trackers import TRACKERS, prefixed, trackers_of
+from mlx_dpo.reporting.trackers import TRACKERS, Tracker, prefixed, trackers_of
 from mlx_dpo.training.listener import Listeners
 from tests.conftest import CHECKPOINT, PAIRS
 
@@ -134,16 +134,37 @@ def test_it_is_given_what_is_in_metrics_jsonl(package: StandIn, tmp_path: Path) 
     assert logged == expected and len(logged) > 50
 
 
+def begun(package: StandIn, folder: Path, say: Any = None) -> Tracker:
+    """A tracker of a run that has just begun."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: m\nloss: sigmoid\n")
+    (tracker,) = trackers_of([package.__name__], say or (lambda text: None))
+    tracker.begin(SimpleNamespace(run=folder, first_step=0))  # type: ignore[arg-type]
+    return tracker
+
+
 def test_another_run_is_another(package: StandIn, tmp_path: Path) -> None:
     for name in ("a/run", "b/run"):
-        train(config(tmp_path / name, iters=1), listener=Listeners(*trackers_of([package.__name__])))
-    assert len(package.runs) == 2
+        tracker = begun(package, tmp_path / name)
+        tracker.report({"step": 1, "loss": 0.5})
+        tracker.end()
+        tracker.end()  # however often it is said
+    assert list(package.runs.values()) == [[("train/loss", 1, 0.5)]] * 2
+
+
+def test_begun_again_after_a_crash_it_goes_on(package: StandIn, tmp_path: Path) -> None:
+    tracker = begun(package, tmp_path / "run")
+    tracker.begin(SimpleNamespace(run=tmp_path / "run", first_step=1))  # type: ignore[arg-type]
+    tracker.evaluation({"step": 2, "eval_loss": 0.5})
+    assert list(package.runs.values()) == [[("eval/loss", 2, 0.5)]]
 
 
 def test_one_that_fails_costs_the_tracking_and_not_the_run(package: StandIn, tmp_path: Path) -> None:
     package.fails, said = True, list[str]()
-    trackers = trackers_of([package.__name__], said.append)
-    assert train(config(tmp_path / "run"), listener=Listeners(*trackers)).steps == 3
+    tracker = begun(package, tmp_path / "run", said.append)
+    for step in (1, 2):
+        tracker.report({"step": step, "loss": 0.5})
+    tracker.end()
     assert said == [f"{package.__name__} was given up: the server is gone"]
 
 
