@@ -49,6 +49,9 @@ class EndpointJudge(Judge):
     def name(self) -> str:  # type: ignore[override]
         return f"{self.model} at {self.url}"
 
+    def check(self) -> None:
+        self._verdict(Match("What is 1 + 1?", "It is 2.", "It is 3."))
+
     def verdicts(self, matches: Sequence[Match]) -> list[float | None]:
         with ThreadPoolExecutor(self.at_once) as pool:
             asked = [pool.submit(self._verdict, match) for match in matches]

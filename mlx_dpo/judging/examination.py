@@ -40,6 +40,7 @@ class Examination:
         """Raise `UserError` for what would otherwise be found out after hours."""
         if self.judge:
             require_two_models(self.config, self.adapters[0])
+            self.judge.check()
         if self.tasks:
             require_harness()
 

@@ -42,6 +42,9 @@ class Judge(ABC):
     name: str
     sees_order: bool = True
 
+    def check(self) -> None:  # noqa: B027
+        """Raise `UserError` where it can't be asked, before there is much to lose; at most one question."""
+
     @abstractmethod
     def verdicts(self, matches: Sequence[Match]) -> list[float | None]:
         """Of each: 1 where the first answer is better, 0 where the second is, 0.5 where neither, or anything between.

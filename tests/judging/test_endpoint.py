@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
 from mlx_dpo.judging.endpoint import EndpointJudge
+from mlx_dpo.judging.examination import Examination
 from mlx_dpo.judging.judge import Match
 from mlx_dpo.judging.prompted import judge_messages
+from mlx_dpo.model.answers import Sampling
 
 KEY = "sk-not-to-be-seen"
 MATCHES = [Match(f"Question {i}", "good" if i % 2 else "bad", "bad" if i % 2 else "good") for i in range(6)]
@@ -143,6 +147,16 @@ def test_what_can_not_pass_is_asked_once(endpoint: Endpoint, failure: Any, messa
     with pytest.raises(UserError, match=message) as raised:
         judge(endpoint, at_once=1).verdicts(MATCHES)
     assert KEY not in str(raised.value) and len(endpoint.requests) <= 2
+
+
+def test_it_is_tried_before_there_is_much_to_lose(endpoint: Endpoint) -> None:
+    judge(endpoint).check()
+    endpoint.failures = [(401, {}, "no key")]
+    how = Sampling(max_tokens=4)
+    examination = Examination(TrainConfig(), [Path("a")], [], judge(endpoint), 5, how, tasks=[], task_limit=None)
+    with pytest.raises(UserError, match="HTTP 401: no key"):
+        examination.require()
+    assert len(endpoint.requests) == 2
 
 
 def test_nobody_is_there() -> None:
