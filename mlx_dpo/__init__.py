@@ -5,7 +5,7 @@
     result = train(TrainConfig(model="./Qwen3-4B-4bit", data="pairs.jsonl"))
     metrics = evaluate(TrainConfig(model="./Qwen3-4B-4bit", data="valid.jsonl"), adapter_path=result.run)
 
-mlx and mlx-lm are imported when `train` or `evaluate` is.
+mlx and mlx-lm are imported when `train`, `evaluate` or `score` is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlx_dpo.training.evaluate import evaluate
     from mlx_dpo.training.listener import Listener, TrainResult
     from mlx_dpo.training.run import train
+    from mlx_dpo.training.scoring import score
 
 __all__ = [
     "Interrupted",
@@ -28,6 +29,7 @@ __all__ = [
     "TrainResult",
     "UserError",
     "evaluate",
+    "score",
     "train",
 ]
 
@@ -35,7 +37,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    rooms = {"train": "run", "evaluate": "evaluate", "Listener": "listener", "TrainResult": "listener"}
+    rooms = {
+        "train": "run",
+        "score": "scoring",
+        "evaluate": "evaluate",
+        "Listener": "listener",
+        "TrainResult": "listener",
+    }
     if name not in rooms:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"mlx_dpo.training.{rooms[name]}"), name)

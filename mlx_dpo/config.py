@@ -213,6 +213,9 @@ class TrainConfig:
         low=0,
         free=True,
     )
+    report_to: list[str] | None = knob(
+        None, "Run", "Trackers to log to as well: wandb, tensorboard, trackio, mlflow; several as a,b.", free=True
+    )
 
     push_to_hub: bool = knob(False, "Hub", "At the end, push the run to the Hub, as `mlx-dpo push` does.", free=True)
     hub_model_id: str | None = knob(

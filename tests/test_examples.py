@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import subprocess
@@ -49,3 +50,17 @@ def test_the_papers_pipeline(tmp_path: Path) -> None:
 
 def test_config() -> None:
     assert TrainConfig.from_mapping(read_yaml(EXAMPLES / "run.yaml")).epochs == 2
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    """One writes a table, another ends the run."""
+    ran = subprocess.run([sys.executable, EXAMPLES / "callbacks.py", tmp_path], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    with (tmp_path / "held_out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    accuracies = [float(row["eval_rewards/accuracies"]) for row in rows]
+    assert len(rows) > 1 and accuracies[-1] >= 0.9 > max(accuracies[:-1])
+    assert f"stopped after step {rows[-1]['step']}" in ran.stdout
+    assert [line["step"] for line in read_metrics(tmp_path / "adapter") if "eval_loss" in line][-1] == int(
+        rows[-1]["step"]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mlx_dpo.cli import cache, compare, data, demo, evaluate, export, fuse, import_, losses, plan, push, train
+from mlx_dpo.cli import cache, compare, data, demo, evaluate, export, fuse, import_, losses, plan, push, score, train
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
+app.command()(score.score)
 app.command()(compare.compare)
 app.command()(fuse.fuse)
 app.command()(export.export)

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from mlx_dpo.cli.knobs import with_knobs
+from mlx_dpo.cli.measured import examination_tables
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import UserError
 
+JUDGED, TASKS = "Answers, judged head to head", "Benchmarks"  # panels of --help
 OBJECTIVE = [field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "Objective"]
 KNOBS = (
     "model",
@@ -33,47 +36,99 @@ KNOBS = (
     KNOBS,
     data="Preference pairs: a file, a folder with valid.jsonl, -, or of the Hub: user/name[@revision][:split].",
     reference="base: the model without the adapter (the default). none. Or another model's folder.",
-    batch_size="Pairs measured at a time (8).",
+    batch_size="Pairs that are measured together. [dim]\\[default: 8][/]",
 )
 def evaluate(
     flags: dict[str, Any],
-    adapter_path: Annotated[Path | None, typer.Option(help="Adapter folder to put on the model.")] = None,
+    adapter_path: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Adapter folder to put on the model, or a folder of checkpoints; may be given several times."
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="Column to sum up by, like category; may be given several times.")
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Answer this many of the prompts with and without the adapter, and judge.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Who judges: FILE.py:NAME, a model, an adapter (by its rewards), or the URL of an OpenAI-like API.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The model that the API is to use.", rich_help_panel=JUDGED)
+    ] = None,
+    judge_key_env: Annotated[
+        str, typer.Option(help="Environment variable that holds the API's key.", rich_help_panel=JUDGED)
+    ] = "OPENAI_API_KEY",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=JUDGED)] = 512,
+    temp: Annotated[float, typer.Option(min=0, help="Temperature of the answers.", rich_help_panel=JUDGED)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass to sample from.", rich_help_panel=JUDGED)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of answers and tasks.", rich_help_panel=JUDGED)] = 0,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks of lm-evaluation-harness, a,b,c, run before and after.", rich_help_panel=TASKS),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Only so many examples of each task.", rich_help_panel=TASKS)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a model, with an adapter or without, on preference pairs.
 
     Rewards are beta times the log-ratio of policy and reference, summed over the completion; an accuracy is the share
     of pairs whose chosen completion has the higher one. With --reference none they are of the log-probs themselves.
-    `mlx-dpo losses NAME` tells of each loss what its rewards are.
+    `mlx-dpo losses NAME` tells of each loss what its rewards are. Intervals hold the mean of all such pairs with 95%
+    certainty; pairs of the same row count as one draw. Of several adapters, each is compared with the first, pair by
+    pair.
+
+    --generate has model and adapter answer prompts of the data, and --judge compares the answers, both ways round. The
+    length-controlled win rate is what it would be if answers were as long as the base's (as AlpacaEval 2 has it).
 
     [bold]Examples[/]
 
-      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl
+      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --by category
+
+      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters/checkpoints --data valid.jsonl
 
       mlx-dpo evaluate --model ./fused --reference ./Qwen3-4B-4bit --data valid.jsonl --json
+
+      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --generate 50 \\
+        --judge https://api.openai.com/v1 --judge-model gpt-4.1-mini --tasks arc_easy --task-limit 200
     """
     config = TrainConfig.from_mapping(flags)
-    from mlx_dpo.training.evaluate import evaluate as run
+    if (generate is None) != (judge is None):
+        hint = "As in --generate 50 --judge ./Qwen3-4B-4bit."
+        raise UserError("--generate and --judge go together", field="generate", hint=hint)
+    from mlx_dpo.judging.examination import Examination
+    from mlx_dpo.judging.find import find_judge
+    from mlx_dpo.model.answers import Sampling
+    from mlx_dpo.training.evaluate import adapters_in
 
+    examination = Examination(
+        config,
+        list(dict.fromkeys(adapter for path in adapter_path or () for adapter in adapters_in(path))) or [None],
+        by=by or [],
+        judge=find_judge(judge, model=judge_model, key_variable=judge_key_env) if judge else None,
+        prompts=generate or 0,
+        sampling=Sampling(max_tokens, temp, top_p, seed),
+        tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
+        task_limit=task_limit,
+    )
+    examination.require()
     with notes.status("Loading") as status:
-        metrics = run(
-            config,
-            adapter_path=adapter_path,
-            progress=lambda done, pairs: status.update(f"{done:,} of {pairs:,} pairs"),
-        )
+        told = examination.run(status.update)
     if json:
-        print_json(metrics)
+        print_json(told[0] if len(told) == 1 else {"adapters": told})
     else:
-        results.print(_table(metrics))
-
-
-def _table(metrics: dict[str, float]) -> Any:
-    from rich.table import Table
-
-    what = "pairs" if "pairs" in metrics else "completions"
-    table = Table("metric", title=f"{metrics[what]:,} {what}", title_justify="left")
-    table.add_column("mean", justify="right")
-    for name, value in metrics.items():
-        if name != what:
-            table.add_row(name, f"{value:.1%}" if name.endswith("accuracies") else f"{value:.4f}")
-    return table
+        for table in examination_tables(told):
+            results.print(table)

@@ -71,11 +71,12 @@ def train(
     from mlx_dpo.export.record import Recorder
     from mlx_dpo.reporting.page import write_report
     from mlx_dpo.reporting.progress import TerminalProgress, show_result
+    from mlx_dpo.reporting.trackers import trackers_of
 
     check_before(resolved)
     recorder = Recorder(["mlx-dpo", *sys.argv[1:]])
     pushing = [CheckpointPusher(resolved, _say)] if resolved.push_checkpoints else []
-    listener = Listeners(TerminalProgress(notes), recorder, *pushing)
+    listener = Listeners(TerminalProgress(notes), recorder, *trackers_of(resolved.report_to, _say), *pushing)
     # What comes by stdin can't be read a second time.
     if supervise and "-" not in (resolved.data, resolved.valid_data):
         from mlx_dpo.supervision import supervise as run

@@ -31,8 +31,9 @@ class PairSource(Protocol):
 class PairList:
     """Examples already in memory, all pairs or all single completions."""
 
-    def __init__(self, pairs: Sequence[Example], name: str) -> None:
-        self.pairs, self.name = pairs, name
+    def __init__(self, pairs: Sequence[Example], name: str, lines: Sequence[int]) -> None:
+        """lines: which row each came from, counted from 1."""
+        self.pairs, self.name, self.lines = pairs, name, lines
 
     @property
     def digest(self) -> str:
@@ -49,7 +50,7 @@ class PairList:
         return self.pairs[index]
 
     def where(self, index: int) -> Where:
-        return Where(self.name, index + 1)
+        return Where(self.name, self.lines[index])
 
 
 class EncodedPairs:

@@ -9,10 +9,10 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mlx_dpo.data.columns import canonical
+from mlx_dpo.data.examples import SCORES, Completion, Example, Pair
 from mlx_dpo.data.messages import check_json, check_text, is_hh, shown, type_name
 from mlx_dpo.data.turns import Named, Three, Turns, as_messages, check_turns, three_of, two_of
 from mlx_dpo.errors import RowError, Where
@@ -25,7 +25,6 @@ _SIDES = (
     ("preferred_output", "non_preferred_output"),  # OpenAI's
 )
 _ONE = ("completion", "messages", "conversations")  # of a row of one answer: itself, or the conversation it ends
-_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 _KNOWN = (
     "prompt",
     "chosen",
@@ -48,77 +47,8 @@ _OURS = {
 _MAX_COMPLETIONS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One preference: of two answers to a prompt, the one that was preferred.
-
-    Attributes:
-        prompt, chosen, rejected: all texts, or all lists of messages (each at least `role` and `content`).
-        tools: what the model could call, as the chat template takes it.
-        template_kwargs: more variables for the chat template.
-        hh: the messages were written as one text in HH's form, and can be again where there is no chat template.
-        margin: how much more reward the chosen answer is to get than the rejected one, of the row's `margin` column.
-        scores: the two answers' scores, where the row has some.
-    """
-
-    prompt: Turns
-    chosen: Turns
-    rejected: Turns
-    tools: list[Any] | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    hh: bool = field(default=False, compare=False)
-    margin: float | None = field(default=None, compare=False)
-    scores: tuple[float, float] | None = field(default=None, compare=False)
-
-    @property
-    def answers(self) -> tuple[Turns, ...]:
-        """The chosen and the rejected one."""
-        return self.chosen, self.rejected
-
-    def to_row(self) -> dict[str, Any]:
-        """The pair as a row of the canonical shape."""
-        row: dict[str, Any] = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
-        if self.margin is not None:
-            row["margin"] = self.margin
-        if self.scores is not None:
-            row |= dict(zip(_SCORES[0], self.scores, strict=True))
-        return row | _template_columns(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One answer to a prompt, by itself; attributes as those of `Pair`.
-
-    Attributes:
-        desirable: its label; None where it has none, since it is shown as an example to follow (a demonstration).
-    """
-
-    prompt: Turns
-    completion: Turns
-    desirable: bool | None = None
-    tools: list[Any] | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    hh: bool = field(default=False, compare=False)
-
-    @property
-    def answers(self) -> tuple[Turns, ...]:
-        """The one it is."""
-        return (self.completion,)
-
-    def to_row(self) -> dict[str, Any]:
-        """The completion as a row of the canonical shape."""
-        label = {} if self.desirable is None else {"label": self.desirable}
-        return {"prompt": self.prompt, "completion": self.completion, **label, **_template_columns(self)}
-
-
-Example = Pair | Completion
 ExamplesOf = Callable[[Any, Where], Sequence[Example]]  # what a row is read by
 T = TypeVar("T")
-
-
-def _template_columns(example: Example) -> dict[str, Any]:
-    columns = {"tools": example.tools, "chat_template_kwargs": example.template_kwargs}
-    return {name: value for name, value in columns.items() if value}
 
 
 def pairs_of(row: Any, where: Where) -> list[Pair]:
@@ -320,7 +250,7 @@ def _margin(row: dict[str, Any]) -> float | None:
 
 
 def _scores(row: dict[str, Any]) -> tuple[float, float] | None:
-    found = next((names for names in _SCORES if _has(row, *names)), None)
+    found = next((names for names in SCORES if _has(row, *names)), None)
     return None if found is None else (_number(row[found[0]], found[0]), _number(row[found[1]], found[1]))
 
 

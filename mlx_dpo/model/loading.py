@@ -270,6 +270,11 @@ def base_tensors(model: nn.Module) -> Tensors:
     return tensors
 
 
+def put_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
+    """Put an adapter on, if any; returns the tensors that stand for the model without what is on it."""
+    return base_tensors(model) if folder is None else load_adapter(model, folder)[1]
+
+
 def trainable(model: nn.Module) -> Tensors:
     """The trained tensors by name."""
     return dict(tree_flatten(model.trainable_parameters()))

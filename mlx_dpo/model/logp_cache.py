@@ -37,6 +37,7 @@ class LogpCache:
 
     def __init__(self, fingerprint: str, model: str) -> None:
         """model: its name, for people."""
+        self.fingerprint = fingerprint
         self.path = cache_folder() / f"{fingerprint}.logps"
         self.header = json.dumps({"format": 1, "model": model}).encode() + b"\n"
         self.known: dict[bytes, np.ndarray] = {}

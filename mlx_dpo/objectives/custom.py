@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.objectives.objective import Objective
 from mlx_dpo.objectives.pairs import PairLogps
+from mlx_dpo.user_file import named_in_file
 
 HINT = "A custom objective is `def name(pairs, *, beta=0.1)` in that file, and gives one loss a pair; see the README."
 
 
 def load_objective(text: str) -> Objective:
     """The objective `path/to/file.py:name`, tried on two pairs. Raises `UserError` where it can't be used."""
-    path, _, name = text.rpartition(":")
-    where = Where(path)
-    found = getattr(_module(path, where), name, None)
+    found, where = named_in_file(text, field="loss", hint=HINT)
     objective = found if isinstance(found, Objective) else Objective(found) if callable(found) else None
     if objective is None:
+        name = text.rpartition(":")[2]
         raise UserError(f"there is no function {name!r} in the file", where=where, field="loss", hint=HINT)
     for argument, default in objective.arguments.items():
         if default is inspect.Parameter.empty:
-            raise UserError(f"{name}: {argument!r} has no default", where=where, field="loss", hint=HINT)
+            raise UserError(f"{objective.name}: {argument!r} has no default", where=where, field="loss", hint=HINT)
     _try(objective, where)
     return objective
-
-
-def _module(path: str, where: Where) -> Any:
-    if not Path(path).is_file():
-        raise UserError("there is no such file", where=where, field="loss", hint=HINT)
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None, "the name ends in .py"
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"the file can't be run: {type(error).__name__}: {error}", where=where, field="loss") from error
-    return module
 
 
 def _try(objective: Objective, where: Where) -> None:

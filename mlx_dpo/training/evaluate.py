@@ -1,29 +1,31 @@
-"""`evaluate`: how a policy does on a file of pairs, against a reference."""
+"""`evaluate`: how policies do on a file of pairs, against a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.nn as nn
+import numpy as np
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.chat import Encoder
 from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.pairs import EncodedPairs
-from mlx_dpo.data.records import ExamplesOf
-from mlx_dpo.data.sources import PairFile, find_data
-from mlx_dpo.errors import UserError
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident
-from mlx_dpo.model.loading import Tensors, base_tensors, load_adapter, load_model, load_tokenizer
+from mlx_dpo.model.loading import load_model, load_tokenizer, put_adapter
 from mlx_dpo.model.network import Network
-from mlx_dpo.model.reference import CachedReference, NoReference
-from mlx_dpo.training.evaluation import evaluate_examples
-from mlx_dpo.training.pair_sets import PairSet, Rows, pairs_in_memory, reader_of
-from mlx_dpo.training.references import score_by_other_model
+from mlx_dpo.model.reference import CachedReference, NoReference, Reference
+from mlx_dpo.objectives import Loss
+from mlx_dpo.training.evaluation import Measured, evaluate_examples
+from mlx_dpo.training.measured import Columns, MeasuredSet
+from mlx_dpo.training.pair_sets import PairSet, Rows, open_measured, reader_of
+from mlx_dpo.training.references import OF_THE_POLICY, score_by_other_model
 from mlx_dpo.training.run import for_examples, make_loss, with_loss
+
+Progress = Callable[[int, int], None]
 
 
 def evaluate(
@@ -33,7 +35,7 @@ def evaluate(
     model: nn.Module | None = None,
     tokenizer: Any = None,
     rows: Rows | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Mean metrics, under TRL's names, over all of a file's rows, and `pairs`, or `completions`, their number.
 
@@ -48,49 +50,67 @@ def evaluate(
     Raises:
         UserError: something given is wrong.
     """
-    loss = make_loss(config)
-    config = with_loss(config, loss)
-    tokenizer = tokenizer or load_tokenizer(config.model)
-    encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
-    read = renaming(config.columns, reader_of(loss))
-    source = pairs_in_memory(rows, "rows", read) if rows is not None else _open(config.data, read)
-    pairs = EncodedPairs(source, encoder)
-    one = PairSet.of(pairs, pairs.usable())
-    config = for_examples(config, loss, one)
-    of_the_policy = config.reference in ("initial", "base")
-    if not of_the_policy and config.reference != "none":
-        score_by_other_model(config, loss, tokenizer, {"": one})
-
-    keep_weights_resident()
-    model = load_model(config.model).model if model is None else model
-    base = _base(model, adapter_path)
-    network = Network.of(model)
-    budget = Budget(network)
-    if of_the_policy:
-        one.reference.policy = CachedReference(network, base, config.model)
-    elif config.reference == "none":
-        one.reference.policy = NoReference()
-    count = len(one.indices)
-    metrics = evaluate_examples(
-        budget,
-        pairs,
-        one.indices,
-        one.reference,
-        loss,
-        batch_size=config.batch_size,
-        progress=None if progress is None else lambda done: progress(done, count),
-    )
-    return {one.what: count, **metrics}
+    evaluation = Evaluation(config, tokenizer=tokenizer, rows=rows)
+    measured = evaluation.measure(adapter_path, model=model, progress=progress)
+    return {measured.what: len(measured.table), **measured.metrics}
 
 
-def _open(data: str, read: ExamplesOf) -> PairFile:
-    """A file's pairs; of a folder, the held-out ones where it has some."""
-    if not data:
-        raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
-    file, held_out = find_data(data, None)
-    return PairFile.open(held_out or file, read=read)
+class Evaluation:
+    """Examples opened once, to measure any number of policies on, one after the other; see `evaluate`."""
+
+    def __init__(
+        self, config: TrainConfig, *, by: Sequence[str] = (), tokenizer: Any = None, rows: Rows | None = None
+    ) -> None:
+        """by: columns of the rows to sum up by."""
+        self.loss: Loss = make_loss(config)
+        config = with_loss(config, self.loss)
+        tokenizer = tokenizer or load_tokenizer(config.model)
+        encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+        columns = Columns(renaming(config.columns, reader_of(self.loss)), by)
+        pairs = EncodedPairs(open_measured(config, rows, columns), encoder)
+        self.examples = PairSet.of(pairs, pairs.usable())
+        self.config = for_examples(config, self.loss, self.examples)
+        self.lines = [pairs.source.where(int(i)).line for i in self.examples.indices]
+        self.labels = columns.of(self.lines)
+        if self.config.reference not in OF_THE_POLICY:
+            score_by_other_model(self.config, self.loss, tokenizer, {"": self.examples})
+
+    def measure(
+        self,
+        adapter_path: str | Path | None = None,
+        *,
+        model: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> MeasuredSet:
+        """Metrics of every example under the model, with an adapter on or without."""
+        config, one = self.config, self.examples
+        keep_weights_resident()
+        model = load_model(config.model).model if model is None else model
+        base = put_adapter(model, adapter_path)
+        network = Network.of(model)
+        if config.reference == "none":
+            one.reference.policy = NoReference()
+        elif config.reference in OF_THE_POLICY:
+            one.reference.forget()  # it was another policy's base; one that is the same is found in the cache
+            one.reference.policy = CachedReference(network, base, config.model)
+        count, found = len(one.indices), list[Measured]()
+        evaluate_examples(
+            Budget(network),
+            one.pairs,
+            one.indices,
+            one.reference,
+            self.loss,
+            batch_size=config.batch_size,
+            progress=None if progress is None else lambda done: progress(done, count),
+            each=found.append,
+        )
+        one.reference.policy = Reference()  # it is not kept in memory beside the next one
+        in_order = sorted(found, key=lambda each: each.index)
+        return MeasuredSet(one.what, np.stack([each.metrics for each in in_order]), self.lines, self.labels)
 
 
-def _base(model: nn.Module, adapter_path: str | Path | None) -> Tensors:
-    """Put the adapter on, if any; returns the tensors that stand for the model without it."""
-    return base_tensors(model) if adapter_path is None else load_adapter(model, adapter_path)[1]
+def adapters_in(path: str | Path) -> list[Path]:
+    """An adapter folder; or all adapter folders in a folder, as of a run's checkpoints, by name."""
+    folder = Path(path)
+    inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
+    return [folder] if (folder / "adapter_config.json").exists() or not inside else inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -67,13 +67,14 @@ def _table(columns: dict[str, np.ndarray]) -> np.ndarray:
     return np.stack([columns.get(name, nothing) for name in METRICS], axis=1).astype(np.float64)
 
 
-def mean_metrics(rows: Iterable[np.ndarray]) -> dict[str, float]:
+def mean_metrics(rows: Iterable[np.ndarray], names: Sequence[str] = METRICS) -> dict[str, float]:
     """The mean of each metric over all examples that have it; what none has is left out."""
     table = np.concatenate(list(rows))
-    counts = (~np.isnan(table)).sum(axis=0)
-    counts[0] = len(table)  # a loss that is no number is one that all should see
-    sums = np.concatenate([table[:, :1].sum(axis=0), np.nansum(table[:, 1:], axis=0)])
-    means = {name: float(s / n) for name, s, n in zip(METRICS, sums, counts, strict=True) if n}
+    counts, sums = (~np.isnan(table)).sum(axis=0), np.nansum(table, axis=0)
+    if "loss" in names:  # one that is no number is one that all should see
+        loss = names.index("loss")
+        counts[loss], sums[loss] = len(table), table[:, loss].sum()
+    means = {name: float(s / n) for name, s, n in zip(names, sums, counts, strict=True) if n}
     if "rewards/margins" not in means and {"rewards/chosen", "rewards/rejected"} <= means.keys():
         means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     return means

@@ -94,9 +94,22 @@ def open_pair_sets(
     return sets | {HELD_OUT: PairSet.of(pairs, trained[set_aside])} if len(set_aside) else sets
 
 
+def open_measured(config: TrainConfig, rows: Rows | None, read: ExamplesOf) -> PairSource:
+    """The examples to measure: of rows in memory, or of a config's file; of a folder, the held-out ones if it has some.
+
+    Raises `UserError`.
+    """
+    if rows is not None:
+        return pairs_in_memory(rows, "rows", read)
+    if not config.data:
+        raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
+    file, held_out = find_data(config.data, None)
+    return PairFile.open(held_out or file, read=read)
+
+
 def pairs_in_memory(rows: Rows, name: str, read: ExamplesOf = pairs_of, bad: list[RowError] | None = None) -> PairList:
     """The examples of rows in memory, in any accepted shape. Raises `RowError`, or puts them into `bad`."""
-    one_kind, found = OneKind(), list[Example]()
+    one_kind, found, lines = OneKind(), list[Example](), list[int]()
     for i, row in enumerate(rows, 1):
         where = Where(name, i)
         try:
@@ -105,9 +118,10 @@ def pairs_in_memory(rows: Rows, name: str, read: ExamplesOf = pairs_of, bad: lis
             if bad is None:
                 raise
             bad.append(error)
+        lines += [i] * (len(found) - len(lines))
     if not found:
         raise UserError("there are no pairs in it", where=Where(name))
-    return PairList(found, name)
+    return PairList(found, name, lines)
 
 
 def _open_rows(

@@ -27,17 +27,21 @@ def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: 
 
     Raises `UserError` where its tokens are not the policy's.
     """
-    if load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
-        hint = "A reference has to see the same tokens: a model of the same family, a fused or a base one."
-        where = Where(config.reference)
-        raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
-    other = Network.of(load_model(config.reference).model)
-    budget = Budget(other)
-    policy = CachedReference(other, {}, config.reference)
+    policy = other_reference(config, tokenizer)
+    budget = Budget(policy.network)
     for one in sets.values():
         one.reference.policy = policy
         _fill(one, loss, config.batch_size, budget)
     mx.clear_cache()
+
+
+def other_reference(config: TrainConfig, tokenizer: Any) -> CachedReference:
+    """The model `config.reference`, loaded. Raises `UserError` where its tokens are not the policy's."""
+    if load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
+        hint = "A reference has to see the same tokens: a model of the same family, a fused or a base one."
+        where = Where(config.reference)
+        raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
+    return CachedReference(Network.of(load_model(config.reference).model), {}, config.reference)
 
 
 def connect_reference(config: TrainConfig, loss: Loss, policy: Policy, budget: Budget, sets: PairSets) -> None:

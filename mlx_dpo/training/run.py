@@ -54,7 +54,7 @@ def train(
         model: an mlx-lm model in memory, without adapters; it is adapted and trained in place.
         tokenizer: its tokenizer, as mlx_lm.load gives it.
         rows, valid_rows: preference rows in memory, in any accepted shape, instead of `config.data`.
-        listener: hears of the run as it goes.
+        listener: hears of the run as it goes; trackers are listeners too (`trackers_of(config.report_to)`).
         resume: go on from the last checkpoint in the folder. So is done, too, where the folder holds an unfinished
             run with these very knobs, model and data.
         resume_anyway: go on even where these are not what they were.

@@ -92,7 +92,7 @@ class BatchFacts:
 
 
 def _is_desirable(example: Example) -> bool:
-    return isinstance(example, Pair) or example.desirable is not False
+    return not (isinstance(example, Completion) and example.desirable is False)
 
 
 @dataclass(frozen=True)

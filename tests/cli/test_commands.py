@@ -130,7 +130,7 @@ def test_fuse_keeps_the_base_float_type_under_dora(mlx_dpo: Cli, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "evaluate", "compare", "fuse", "export", "import", "losses", "data", "demo"]
+    "command", ["", "train", "evaluate", "score", "compare", "fuse", "export", "import", "losses", "data", "demo"]
 )
 def test_help_is_quick_and_has_examples(command: str) -> None:
     ran = subprocess.run(

@@ -1,0 +1,67 @@
+"""Callbacks: a `Listener` hears of a run as it goes, and may end it. Several are joined by `Listeners`.
+
+    python examples/callbacks.py [FOLDER] [TRACKER ...]
+
+Trackers are listeners too: wandb, tensorboard, trackio or mlflow, where they are installed.
+"""
+
+import csv
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from mlx_dpo import Interrupted, Listener, TrainConfig, train
+from mlx_dpo.demo import MODEL, pairs
+from mlx_dpo.reporting.metrics_log import MetricsLog
+from mlx_dpo.reporting.trackers import trackers_of
+from mlx_dpo.training.listener import Listeners
+
+
+class Table(Listener):
+    """Writes the held-out metrics as a CSV file: a line an evaluation."""
+
+    def __init__(self, file):
+        self.file, self.rows = Path(file), []
+
+    def evaluation(self, metrics):
+        self.rows.append(metrics)
+
+    def end(self):
+        with self.file.open("w", newline="") as f:
+            writer = csv.DictWriter(f, self.rows[0].keys())
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class StopWhenGood(Listener):
+    """Ends the run, saved, once held-out accuracy has reached a share."""
+
+    def __init__(self, share):
+        self.share, self.stop = share, threading.Event()
+
+    def evaluation(self, metrics):
+        if metrics["eval_rewards/accuracies"] >= self.share:
+            self.stop.set()
+
+
+folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
+good = StopWhenGood(0.9)
+config = TrainConfig(
+    model=str(MODEL),
+    adapter_path=f"{folder}/adapter",
+    iters=100,
+    steps_per_eval=5,
+    steps_per_report=5,
+    learning_rate=3e-4,
+)
+try:
+    train(
+        config,
+        rows=pairs("train")[:120],
+        valid_rows=pairs("valid")[:16],
+        listener=Listeners(MetricsLog(), Table(f"{folder}/held_out.csv"), good, *trackers_of(sys.argv[2:])),
+        stop=good.stop,
+    )
+except Interrupted as interruption:
+    print(interruption)

@@ -1,0 +1,103 @@
+"""What rows are read as: preference pairs, single completions, and answers to be scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_dpo.data.turns import Turns
+
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # columns of a pair's scores
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference: of two answers to a prompt, the one that was preferred.
+
+    Attributes:
+        prompt, chosen, rejected: all texts, or all lists of messages (each at least `role` and `content`).
+        tools: what the model could call, as the chat template takes it.
+        template_kwargs: more variables for the chat template.
+        hh: the messages were written as one text in HH's form, and can be again where there is no chat template.
+        margin: how much more reward the chosen answer is to get than the rejected one, of the row's `margin` column.
+        scores: the two answers' scores, where the row has some.
+    """
+
+    prompt: Turns
+    chosen: Turns
+    rejected: Turns
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    hh: bool = field(default=False, compare=False)
+    margin: float | None = field(default=None, compare=False)
+    scores: tuple[float, float] | None = field(default=None, compare=False)
+
+    @property
+    def answers(self) -> tuple[Turns, ...]:
+        """The chosen and the rejected one."""
+        return self.chosen, self.rejected
+
+    def to_row(self) -> dict[str, Any]:
+        """The pair as a row of the canonical shape."""
+        row: dict[str, Any] = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        if self.margin is not None:
+            row["margin"] = self.margin
+        if self.scores is not None:
+            row |= dict(zip(SCORES[0], self.scores, strict=True))
+        return row | _template_columns(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer to a prompt, by itself; attributes as those of `Pair`.
+
+    Attributes:
+        desirable: its label; None where it has none, since it is shown as an example to follow (a demonstration).
+    """
+
+    prompt: Turns
+    completion: Turns
+    desirable: bool | None = None
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    hh: bool = field(default=False, compare=False)
+
+    @property
+    def answers(self) -> tuple[Turns, ...]:
+        """The one it is."""
+        return (self.completion,)
+
+    def to_row(self) -> dict[str, Any]:
+        """The completion as a row of the canonical shape."""
+        label = {} if self.desirable is None else {"label": self.desirable}
+        return {"prompt": self.prompt, "completion": self.completion, **label, **_template_columns(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Any number of answers to a prompt, to be scored; attributes as those of `Pair`.
+
+    Attributes:
+        row: what they were read from.
+        good: how many of them, the first ones, are known to be better than all the others; None where it is not known.
+    """
+
+    row: dict[str, Any] = field(compare=False)
+    prompt: Turns
+    answers: tuple[Turns, ...]
+    good: int | None = None
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    hh: bool = field(default=False, compare=False)
+
+    def to_row(self) -> dict[str, Any]:
+        """The row."""
+        return self.row
+
+
+Example = Pair | Completion | Candidates
+
+
+def _template_columns(example: Example) -> dict[str, Any]:
+    columns = {"tools": example.tools, "chat_template_kwargs": example.template_kwargs}
+    return {name: value for name, value in columns.items() if value}

@@ -1,0 +1,199 @@
+"""Trackers, with stand-ins for their packages that write down what they are given (all four were tried for real)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
+from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
+from mlx_dpo.reporting.trackers import TRACKERS, Tracker, prefixed, trackers_of
+from mlx_dpo.training.listener import Listeners
+from tests.conftest import CHECKPOINT, PAIRS
+
+Logged = list[tuple[str, int, float]]
+
+
+class StandIn(ModuleType):
+    """All four packages in one: what each is called by, and what it is given, under the run's name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.runs: dict[str, Logged] = {}
+        self.current, self.open, self.fails = "", False, False
+        self.config: Any = None
+
+    def _start(self, known: str | None) -> SimpleNamespace:
+        assert not self.open
+        self.current, self.open = known or f"run{len(self.runs)}", True
+        self.runs.setdefault(self.current, [])
+        return SimpleNamespace(id=self.current, info=SimpleNamespace(run_id=self.current))
+
+    def _log(self, metrics: dict[str, float], step: int) -> None:
+        assert self.open
+        print("something on stdout")
+        if self.fails:
+            raise ConnectionError("the server\nis gone")
+        self.runs[self.current] += [(name, step, value) for name, value in metrics.items()]
+
+    def _finish(self) -> None:
+        assert self.open
+        self.open = False
+
+    # wandb and trackio
+    def init(self, *, project: str, name: str, config: Any, resume: str, id: str | None = None) -> SimpleNamespace:
+        assert project == "mlx-dpo" and resume == "allow"
+        self.config = config
+        return self._start(name if self.__name__ == "trackio" else id)
+
+    def define_metric(self, name: str, **how: Any) -> None:
+        assert name == "train/global_step" or how == {"step_metric": "train/global_step", "step_sync": True}
+
+    def log(self, metrics: dict[str, float], step: int | None = None) -> None:
+        metrics = dict(metrics)
+        self._log(metrics, int(metrics.pop("train/global_step")) if step is None else step)
+
+    finish = _finish
+
+    # mlflow
+    def set_experiment(self, name: str) -> None:
+        assert name == "mlx-dpo"
+
+    def start_run(self, *, run_id: str | None, run_name: str | None) -> SimpleNamespace:
+        assert (run_id is None) != (run_name is None)
+        return self._start(run_id)
+
+    def log_params(self, params: dict[str, str]) -> None:
+        self.config = params
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self._log(metrics, step)
+
+    end_run = _finish
+
+    # tensorboardX
+    def SummaryWriter(self, logdir: str, purge_step: int | None) -> SimpleNamespace:
+        self._start(logdir)
+        self.runs[logdir] = [one for one in self.runs[logdir] if purge_step is None or one[1] < purge_step]
+        return SimpleNamespace(
+            add_text=lambda name, text: setattr(self, "config", json.loads(text.strip("`json\n"))),
+            add_scalar=lambda name, value, step: self._log({name: value}, step),
+            flush=lambda: None,
+            close=self._finish,
+        )
+
+
+def put(name: str, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """A stand-in where a tracker's package would be."""
+    stand_in = StandIn(name)
+    monkeypatch.setitem(sys.modules, TRACKERS[name].package, stand_in)
+    for variable in ("WANDB_PROJECT", "TRACKIO_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(variable, raising=False)
+    return stand_in
+
+
+@pytest.fixture(params=list(TRACKERS))
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Of each tracker."""
+    return put(request.param, monkeypatch)
+
+
+def config(folder: Path, **knobs: Any) -> TrainConfig:
+    common = {"data": str(PAIRS), "valid_data": str(PAIRS), "steps_per_report": 1, "steps_per_eval": 2}
+    return TrainConfig(model=str(CHECKPOINT), adapter_path=str(folder), **{**common, "iters": 3, **knobs})
+
+
+class StopAt(Listener):
+    def __init__(self, step: int) -> None:
+        self.at, self.stop = step, threading.Event()
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        if step == self.at:
+            self.stop.set()
+
+
+def test_it_is_given_what_is_in_metrics_jsonl(package: StandIn, tmp_path: Path) -> None:
+    whole, stop = config(tmp_path / "run", iters=5), StopAt(3)
+    with pytest.raises(Interrupted):
+        train(whole, listener=Listeners(MetricsLog(), *trackers_of([package.__name__]), stop), stop=stop.stop)
+    assert not package.open and package.config["model"] == str(CHECKPOINT)
+    train(whole, listener=Listeners(MetricsLog(), *trackers_of([package.__name__])), resume=True)
+    expected = [
+        (f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}", line["step"], value)
+        for line in read_metrics(tmp_path / "run")
+        for name, value in line.items()
+        if name != "step"
+    ]
+    (logged,) = package.runs.values()  # the resumed run goes on in the first one's
+    assert logged == expected and len(logged) > 50
+
+
+def begun(package: StandIn, folder: Path, say: Any = None) -> Tracker:
+    """A tracker of a run that has just begun."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: m\nloss: sigmoid\n")
+    (tracker,) = trackers_of([package.__name__], say or (lambda text: None))
+    tracker.begin(SimpleNamespace(run=folder, first_step=0))  # type: ignore[arg-type]
+    return tracker
+
+
+def test_another_run_is_another(package: StandIn, tmp_path: Path) -> None:
+    for name in ("a/run", "b/run"):
+        tracker = begun(package, tmp_path / name)
+        tracker.report({"step": 1, "loss": 0.5})
+        tracker.end()
+        tracker.end()  # however often it is said
+    assert list(package.runs.values()) == [[("train/loss", 1, 0.5)]] * 2
+
+
+def test_begun_again_after_a_crash_it_goes_on(package: StandIn, tmp_path: Path) -> None:
+    tracker = begun(package, tmp_path / "run")
+    tracker.begin(SimpleNamespace(run=tmp_path / "run", first_step=1))  # type: ignore[arg-type]
+    tracker.evaluation({"step": 2, "eval_loss": 0.5})
+    assert list(package.runs.values()) == [[("eval/loss", 2, 0.5)]]
+
+
+def test_one_that_fails_costs_the_tracking_and_not_the_run(package: StandIn, tmp_path: Path) -> None:
+    package.fails, said = True, list[str]()
+    tracker = begun(package, tmp_path / "run", said.append)
+    for step in (1, 2):
+        tracker.report({"step": step, "loss": 0.5})
+    tracker.end()
+    assert said == [f"{package.__name__} was given up: the server is gone"]
+
+
+def test_stdout_is_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = put("wandb", monkeypatch)
+    from mlx_dpo.cli import main
+
+    flags = ("--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", tmp_path / "run", "--iters", 1, "--json")
+    monkeypatch.setattr(sys, "argv", ["mlx-dpo", "train", *map(str, flags), "--report-to", "wandb"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0 and json.loads(out)["steps"] == 1 and "something on stdout" in err
+    assert next(iter(package.runs.values()))
+
+
+@pytest.mark.parametrize("name", list(TRACKERS))
+def test_one_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in (TRACKERS[name].package, "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"`report_to`: {name} is not installed\npip install {TRACKERS[name].package}"):
+        trackers_of([name])
+
+
+def test_names() -> None:
+    assert trackers_of(None) == trackers_of([]) == trackers_of(["none"]) == []
+    with pytest.raises(UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"):
+        trackers_of(["wandbb"])
+    assert TrainConfig.from_mapping({"report_to": "wandb,mlflow"}).report_to == ["wandb", "mlflow"]
+    assert prefixed({"step": 3, "loss": 1.0, "eval_loss": 2.0}) == {"train/loss": 1.0, "eval/loss": 2.0}

@@ -1,0 +1,235 @@
+"""Implicit rewards of whole files, against `evaluate`, against the plain way, and after interruptions."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx_lm
+import numpy as np
+import pytest
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.data.chat import Encoded
+from mlx_dpo.data.examples import Candidates
+from mlx_dpo.demo import pairs
+from mlx_dpo.errors import RowError, UserError
+from mlx_dpo.model.budget import Budget, Work
+from mlx_dpo.model.loading import load_model
+from mlx_dpo.model.network import Network
+from mlx_dpo.training.cut import Cut
+from mlx_dpo.training.evaluate import evaluate
+from mlx_dpo.training.scoring import score
+from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
+from tests.plain import completion_ids, logp
+
+ADAPTER = TRL / "adapter"
+CONFIG = TrainConfig(model=str(CHECKPOINT), data=str(PAIRS))
+RANKED = [
+    {"prompt": "Name three colours.", "completions": ["Red, green, blue.", "No.", "Red, and red."], "id": 1},
+    {"prompt": "Name three colours.", "completions": ["Green."], "id": 2},
+    {"prompt": "What is it?", "completions": ["It is what it is, and it is good.", "A."], "scores": [1, 0], "id": 3},
+]
+
+
+def scored(file: Path, config: TrainConfig = CONFIG, **how: Any) -> list[dict[str, Any]]:
+    score(config, file, adapter_path=ADAPTER, **how)
+    return rows_of(file)
+
+
+@pytest.mark.parametrize("reference", ["base", "none", str(CHECKPOINT)])
+def test_rewards_of_pairs_are_evaluates_to_the_bit(tmp_path: Path, reference: str) -> None:
+    config = CONFIG.replace(reference=reference, beta=0.3, batch_size=3)
+    summary = score(config, tmp_path / "s.jsonl", adapter_path=ADAPTER)
+    expected = evaluate(config, adapter_path=ADAPTER)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
+        assert summary[name] == expected[name]
+        low, high = summary["intervals"][name]
+        assert low < summary[name] < high
+    lines = rows_of(tmp_path / "s.jsonl")
+    assert [{k: v for k, v in line.items() if k not in ("rewards", "scorer")} for line in lines] == rows_of(PAIRS)
+    chosen, rejected = np.array([line["rewards"] for line in lines]).T
+    assert (chosen > rejected).mean() == expected["rewards/accuracies"]
+
+
+def test_rewards_of_single_completions_are_evaluates(tmp_path: Path) -> None:
+    config = CONFIG.replace(data=str(TRL / "labelled.jsonl"))
+    lines = scored(tmp_path / "s.jsonl", config)
+    expected = evaluate(config.replace(loss="kto"), adapter_path=ADAPTER)
+    for label, name in ((True, "rewards/chosen"), (False, "rewards/rejected")):
+        rewards = [line["rewards"][0] for line in lines if line["label"] is label]
+        assert np.mean(rewards) == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_rewards_of_completions_are_evaluates(tmp_path: Path) -> None:
+    """There they are pairs, and are padded otherwise."""
+    rows = [{**row, "scores": list(range(len(row["completions"])))} for row in RANKED if len(row["completions"]) > 1]
+    expected = evaluate(CONFIG, adapter_path=ADAPTER, rows=rows)
+    rewards = [line["rewards"] for line in scored(tmp_path / "s.jsonl", rows=rows)]
+    chosen = [of[i] for of in rewards for i in range(len(of)) for _ in range(i)]
+    assert np.mean(chosen) == pytest.approx(expected["rewards/chosen"], abs=1e-6)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_every_answer_gets_what_the_plain_way_gives(tmp_path: Path, per_token: bool) -> None:
+    policy, tokenizer = mlx_lm.load(str(CHECKPOINT), adapter_path=str(ADAPTER))
+    base, _ = mlx_lm.load(str(CHECKPOINT))
+    rows = [*RANKED, *rows_of(TRL / "labelled.jsonl")[:2]]
+    lines = scored(tmp_path / "s.jsonl", rows=rows, length_normalise=per_token)
+    assert [{**row, **line} for row, line in zip(rows, lines, strict=True)] == lines
+    for row, line in zip(rows, lines, strict=True):
+        answers = row.get("completions") or [row["completion"]]
+        for answer, reward in zip(answers, line["rewards"], strict=True):
+            ids = completion_ids(tokenizer, row["prompt"], answer)
+            expected = 0.1 * (logp(policy, *ids) - logp(base, *ids)) / (len(ids[1]) if per_token else 1)
+            assert reward == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_best_of_n_and_the_ranking(tmp_path: Path) -> None:
+    for row, line in zip(RANKED, scored(tmp_path / "s.jsonl", rows=RANKED), strict=True):
+        rewards = [line["rewards"][i] for i in line["ranking"]]
+        assert rewards == sorted(line["rewards"], reverse=True)
+        assert line["best"] == row["completions"][line["rewards"].index(max(line["rewards"]))]
+        assert sorted(line["ranking"]) == list(range(len(row["completions"])))
+
+
+def test_a_rewardbench_file_by_subset(tmp_path: Path) -> None:
+    extra = {"chosen_model": "a", "rejected_model": "b"}
+    rows = [{**row, **extra, "subset": f"s{i % 3}", "id": i} for i, row in enumerate(rows_of(PAIRS))]
+    rows.append({"prompt": "Hi", "chosen": ["Hello!", "Hi!"], "rejected": ["No.", "Go."], "subset": None, "id": 9})
+    data = write_rows(tmp_path / "rewardbench.jsonl", rows)
+    summary = score(CONFIG.replace(data=str(data)), tmp_path / "s.jsonl", adapter_path=ADAPTER, by=["subset"])
+    lines = rows_of(tmp_path / "s.jsonl")
+    assert summary["rows"] == 9 and set(summary["by"]["subset"]) == {"s0", "s1", "s2", "(none)"}
+    for subset, counted in summary["by"]["subset"].items():
+        of_it = [line["rewards"] for line in lines if (line["subset"] or "(none)") == subset]
+        right = [min(r[: len(r) // 2]) > max(r[len(r) // 2 :]) for r in of_it]
+        assert (counted["rows"], counted["rewards/accuracies"]) == (len(of_it), np.mean(right))
+    with pytest.raises(UserError, match=r"no row has the column 'sort'.*\n.*subset"):
+        score(CONFIG.replace(data=str(data)), tmp_path / "t.jsonl", by=["sort"])
+
+
+def test_what_is_too_long_is_cut_dropped_or_refused(tmp_path: Path) -> None:
+    rows = [RANKED[1], {"prompt": "Tell me. " * 40, "completions": ["A.", "B, and then some more."]}, RANKED[2]]
+    short = CONFIG.replace(max_length=64)
+    assert all(line["rewards"] for line in scored(tmp_path / "cut.jsonl", short, rows=rows))
+    lines = scored(tmp_path / "drop.jsonl", short.replace(overlong="drop"), rows=rows)
+    assert lines[1]["rewards"] is None and lines[2]["rewards"] and "best" not in lines[1]
+    with pytest.raises(RowError, match="rows:2: too long"):
+        scored(tmp_path / "error.jsonl", short.replace(overlong="error"), rows=rows)
+
+
+# Going on where it was left
+
+
+MANY = [{**row, "n": i % 7} for i, row in enumerate(pairs("train")[:90])]
+SMALL = CONFIG.replace(batch_size=4, beta=0.2)
+
+
+def test_killed_and_resumed_ends_as_never_killed(tmp_path: Path) -> None:
+    data, whole, killed = write_rows(tmp_path / "data.jsonl", MANY), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    config = SMALL.replace(data=str(data))
+    summary = score(config, whole, adapter_path=ADAPTER, by=["n"])
+    flags = ("--adapter-path", ADAPTER, "--batch-size", 4, "--beta", 0.2, "--output", killed)
+    command = [sys.executable, "-m", "mlx_dpo", "score", "--model", CHECKPOINT, "--data", data, *flags]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not killed.exists() or killed.stat().st_size < 2000):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    done = killed.read_bytes().count(b"\n")
+    assert 0 < done < len(MANY), "it was killed in the middle"
+    seen: list[int] = []
+    assert score(config, killed, adapter_path=ADAPTER, by=["n"], progress=lambda n, _: seen.append(n)) == summary
+    assert killed.read_bytes() == whole.read_bytes()
+    assert seen[0] == done // 4 * 4 + 4 and seen[-1] == len(MANY), "what was there whole was not computed again"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.31, 0.77, 0.999])
+def test_torn_anywhere_it_ends_the_same(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "s.jsonl"
+    summary = score(SMALL, file, adapter_path=ADAPTER, rows=MANY[:22])
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    assert score(SMALL, file, adapter_path=ADAPTER, rows=MANY[:22]) == summary
+    assert file.read_bytes() == content
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    file = tmp_path / "s.jsonl"
+    first, content = score(CONFIG, file, adapter_path=ADAPTER), file.read_bytes()
+    seen: list[int] = []
+    again = score(CONFIG, file, adapter_path=ADAPTER, progress=lambda done, _: seen.append(done))
+    assert (again, file.read_bytes(), seen) == (first, content, [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"beta": 0.2}, "s.jsonl:1: another model, adapter, reference or setting"),
+        ({"batch_size": 2}, "another model, adapter, reference or setting"),
+        ({"reference": "none"}, "another model, adapter, reference or setting"),
+        ({"data": str(TRL / "raw_pairs.jsonl")}, "s.jsonl:1: this line is of another row"),
+    ],
+)
+def test_another_scorers_file_stays_as_it_is(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    file = tmp_path / "s.jsonl"
+    score(CONFIG, file, adapter_path=ADAPTER)
+    content = file.read_bytes()
+    with pytest.raises(UserError, match=message):
+        score(CONFIG.replace(**changed), file, adapter_path=ADAPTER)
+    with pytest.raises(UserError, match="another model"):
+        score(CONFIG, file)
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"a": 1}\n', b"notes\n", PAIRS.read_bytes()])
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"mine.jsonl:1: .*\n.*--output"):
+        score(CONFIG, file, adapter_path=ADAPTER)
+    assert file.read_bytes() == content
+
+
+# What it costs
+
+
+def _answers(prompt: int, completions: list[int]) -> Encoded:
+    """Of so many tokens."""
+    rng = random.Random(0)
+    ids = [tuple(rng.randrange(9, 200) for _ in range(n)) for n in (prompt, *completions)]
+    return Encoded(ids[0], tuple(ids[1:]), Candidates({}, "", ()))
+
+
+def _slots(rows: list[Encoded], budget: Budget) -> int:
+    return sum(Work.of(micro, budget.network.sharing).slots for micro, _ in Cut.of(rows, budget).parts)
+
+
+def _alone(row: Encoded) -> list[Encoded]:
+    return [replace(row, completions=(ids,)) for ids in row.completions]
+
+
+def test_eight_answers_cost_a_quarter_of_scoring_them_one_at_a_time() -> None:
+    budget, row = Budget(Network.of(load_model(str(CHECKPOINT)).model)), _answers(512, [64] * 8)
+    one_at_a_time = sum(_slots([one], budget) for one in _alone(row))
+    assert one_at_a_time == 8 * (511 + 64)
+    assert _slots([row], budget) <= one_at_a_time / 4
+
+
+@pytest.mark.parametrize("lengths", [[7] * 5, [90, 3, 40, 1, 64, 64, 2], [700] * 3, [30] * 60])
+def test_a_row_in_pieces_is_as_answers_by_themselves(lengths: list[int]) -> None:
+    network = Network.of(load_model(str(CHECKPOINT)).model)
+    budget, row = Budget(network), _answers(20, lengths)
+    other = _answers(30, [5, 6])
+    cut = Cut.of([other, None, row], budget)
+    assert max(Work.of(micro, network.sharing).slots for micro, _ in cut.parts) <= 2 * max(576, max(lengths)) + 20
+    found = cut.sums(lambda micro: network.logps(micro).sums)
+    alone = Cut.of(_alone(row), budget).sums(lambda micro: network.logps(micro).sums)
+    assert (len(found[0]), len(found[1])) == (2, 0)
+    np.testing.assert_allclose(found[2], np.concatenate(alone), rtol=1e-5, atol=1e-4)
