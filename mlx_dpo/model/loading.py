@@ -108,14 +108,17 @@ def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
         raise UserError(f"this model can't be loaded: {reason[:400]}", where=Where(str(path)), hint=hint) from error
 
 
-def load_model(name: str) -> LoadedModel:
-    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`."""
+def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
+    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`.
+
+    lazy: a tensor is read when it is first used.
+    """
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     path = model_folder(name)
     _require_json_object(path / "config.json")
     with _as_user_error(path, "Is the download complete, and is it a model that mlx-lm runs?"):
-        model, config = mlx_lm_load_model(path)
+        model, config = mlx_lm_load_model(path, lazy=lazy)
     return LoadedModel(model, config, path)
 
 
@@ -258,7 +261,7 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where)
     model.update(tree_unflatten(list(tensors.items())))
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Tensors]:
+def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) -> tuple[AdapterSpec, Tensors]:
     """Attach an adapter folder's layers and tensors. Returns its spec, and the tensors that undo it.
 
     The latter are the fresh adapter's (lora_b zero, DoRA's magnitude the weights' own norm) or, for full fine-tuning,
@@ -268,7 +271,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Ten
     spec = attach(model, spec)
     base = trainable(model)
     put_tensors(model, tensors, Where(str(folder)))
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
     return spec, base
 
 

@@ -63,9 +63,13 @@ class Network:
 
     def logps(self, batch: MicroBatch) -> CompletionLogps:
         """log p of every completion token given what stands before it, end of turn included; evaluated."""
+        return self.logps_and_rows(batch)[0]
+
+    def logps_and_rows(self, batch: MicroBatch) -> tuple[CompletionLogps, mx.array]:
+        """The same, and the hidden rows they are computed from, [tokens, hidden], which `logits` takes."""
         with attention_by_blocks(), adapters_in_one_product():
             rows = self._rows(batch)
-        return self._logps(batch, rows, slopes=False)[0]
+        return self._logps(batch, rows, slopes=False)[0], rows
 
     def trace(self, batch: MicroBatch, recomputed: int = 0) -> Trace:
         """The same, with all kept that a gradient needs, so that it costs no second forward pass.
@@ -113,10 +117,11 @@ class Network:
     def _logps(self, batch: MicroBatch, rows: mx.array, *, slopes: bool) -> tuple[CompletionLogps, mx.array | None]:
         places = self._places(batch)
         targets = mx.array(places.targets)
-        logps, slope = token_logps(rows, targets, self._logits, self.vocabulary, slopes=slopes)
+        logps, slope = token_logps(rows, targets, self.logits, self.vocabulary, slopes=slopes)
         return CompletionLogps(np.array(logps), places.sequences, len(batch.sequences)), slope
 
-    def _logits(self, rows: mx.array) -> mx.array:
+    def logits(self, rows: mx.array) -> mx.array:
+        """[tokens, vocabulary] of hidden rows."""
         return rows if self.split is None else self.split.logits(rows)
 
     def _places(self, batch: MicroBatch) -> Places:

@@ -74,9 +74,9 @@ def put_on_grid(model: nn.Module, bits: int) -> None:
     Raises:
         UserError: a layer has no offsets to move, or other bits.
     """
-    adapted = [(name, module) for name, module in model.named_modules() if type(module) in KINDS]
+    adapted = [(name, module) for name, module in model.named_modules() if "lora_a" in module]
     for name, module in adapted:
-        _require_offsets(name, module.linear)
+        _require_offsets(name, module)
     fewest = min(module.linear.bits for _, module in adapted)
     if bits != fewest:
         hint = f"With --fuse-bits {fewest} the fused model has the base's own size and keeps the whole margin."
@@ -101,7 +101,11 @@ def grid_of(module: nn.Module) -> tuple[mx.array, mx.array]:
     return scales.astype(linear.scales.dtype), offsets.astype(linear.biases.dtype)
 
 
-def _require_offsets(name: str, linear: nn.Module) -> None:
+def _require_offsets(name: str, module: nn.Module) -> None:
+    if type(module) not in KINDS:
+        hint = "Name others with --lora-keys, or train without --fuse-bits."
+        raise UserError(f"{name} can't be trained so, being no linear layer", field="fuse_bits", hint=hint)
+    linear = module.linear
     if "scales" not in linear:
         hint = "Leave --fuse-bits out: fused without rounding, as `mlx-dpo fuse` does here, it keeps all."
         raise UserError(f"{name} is not quantized, so nothing will be rounded", field="fuse_bits", hint=hint)
