@@ -43,7 +43,10 @@ def write_tensors(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
     total = 0
 
     def close() -> None:
-        mx.save_safetensors(str(folder / f"{len(shards)}.safetensors"), held, metadata={"format": "mlx"})
+        try:
+            mx.save_safetensors(str(folder / f"{len(shards)}.safetensors"), held, metadata={"format": "mlx"})
+        except RuntimeError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
         shards.append(list(held))
         held.clear()
         mx.clear_cache()
