@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx_lm
 
 from mlx_dpo import TrainConfig, evaluate, train
-from mlx_dpo.demo import MODEL, PAIRS
+from mlx_dpo.demo import MODEL, PAIRS, pairs
 from mlx_dpo.export.fuse import fuse
 
 
@@ -18,15 +18,16 @@ def config(**knobs: Any) -> TrainConfig:
 
 
 def trained(run: Path, **knobs: Any) -> Path:
-    """A run of 30 steps at a rate whose update is 4% of the weights; 64 training pairs are set aside."""
-    return train(config(adapter_path=str(run), iters=30, learning_rate=2e-4, steps_per_eval=0, **knobs)).run
+    """A short run at a high rate; 32 training pairs are set aside."""
+    settings = {"iters": 16, "learning_rate": 3e-4, "warmup": 1, "steps_per_eval": 0, "valid_pairs": 32}
+    return train(config(adapter_path=str(run), **settings, **knobs)).run
 
 
 def margin(model: Path, adapter: Path | None = None) -> float:
-    """On the held-out pairs, of what plain mlx_lm loads."""
+    """On half of the held-out pairs, of what plain mlx_lm loads."""
     loaded, tokenizer = mlx_lm.load(str(model), adapter_path=None if adapter is None else str(adapter))
-    valid = config(reference=str(MODEL)).replace(data=str(PAIRS / "valid.jsonl"))
-    return evaluate(valid, model=loaded, tokenizer=tokenizer)["rewards/margins"]
+    rows = pairs("valid")[::2]
+    return evaluate(config(reference=str(MODEL)), model=loaded, tokenizer=tokenizer, rows=rows)["rewards/margins"]
 
 
 def size(model: Path) -> int:
@@ -36,11 +37,10 @@ def size(model: Path) -> int:
 def test_fused_models_keep_what_was_trained(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain")
     unfused = margin(MODEL, plain)
-    auto = fuse(str(MODEL), plain, tmp_path / "auto").path
-    assert margin(auto) >= 0.95 * unfused
-    assert size(auto) <= 2 * size(MODEL)
+    auto = fuse(str(MODEL), plain, tmp_path / "auto")
+    assert margin(auto.path) >= 0.95 * unfused
+    assert size(auto.path) <= 2 * size(MODEL)
+    assert min(row.kept for row in auto.rows[2:] if row.kept is not None) < 0.9, "or there was nothing to do"
     aware = fuse(str(MODEL), trained(tmp_path / "aware", fuse_bits=4), tmp_path / "fused").path
     assert margin(aware) >= 0.9 * unfused
     assert size(aware) == size(MODEL)
-    same = fuse(str(MODEL), plain, tmp_path / "same", bits="same", force=True).path
-    assert margin(same) < 0.9 * unfused, "or there was nothing to do"
