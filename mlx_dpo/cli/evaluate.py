@@ -39,7 +39,8 @@ def evaluate(
 
     Rewards are beta times the log-ratio of policy and reference, summed over the completion; an accuracy is the share
     of pairs whose chosen completion has the higher one. With --reference none they are of the log-probs themselves.
-    `mlx-dpo losses NAME` tells of each loss what its rewards are.
+    `mlx-dpo losses NAME` tells of each loss what its rewards are. An adapter that was trained with --fuse-bits is
+    measured as the model that `mlx-dpo fuse` makes of it, to the bit.
 
     [bold]Examples[/]
 

@@ -57,7 +57,9 @@ def fuse(
     else:
         trials = Trials(source, pairs, say)
         plan = trials.smallest() if bits == "auto" else _forced(trials.model, bits)
-        fused = Fused(target, plan, trials.rows(plan), trials.note)
+        fused = Fused(
+            target, plan, trials.rows(plan), trials.note and f"Nothing can be said of what is kept: {trials.note}."
+        )
     if fused.row.kept is not None and not fused.row.kept >= FLOOR and not force:
         raise TooLittleKept(fused, source.adapter)
     say("Writing")

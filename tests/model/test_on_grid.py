@@ -15,7 +15,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo import TrainConfig, UserError, evaluate, train
 from mlx_dpo.export.folding import adapted_layers, fold, precision_of
+from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import AdapterSpec, attach
+from mlx_dpo.model.network import Network
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.model.test_architectures import QUANTIZATIONS, make_model
 
@@ -104,6 +106,13 @@ def test_dropout_drops_in_training_only(tmp_path: Path) -> None:
     assert not mx.allclose(model(IDS), whole, atol=1e-3)
     model.eval()
     assert mx.array_equal(model(IDS), whole)
+
+
+def test_its_log_probs_are_cached_apart_from_a_plain_adapters(tmp_path: Path) -> None:
+    model = attached(tmp_path, "llama", "lora", mx.bfloat16)
+    base = plain(model, tmp_path, "llama", "lora")
+    assert fingerprint(Network.of(model)) == fingerprint(Network.of(base))  # B is zero
+    assert fingerprint(Network.of(moved(model))) != fingerprint(Network.of(moved(base)))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
