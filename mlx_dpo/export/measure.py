@@ -117,7 +117,10 @@ class Yardstick:
 
 
 def _kl(adapter: mx.array, policy: mx.array, network: Network) -> float:
-    """KL(adapter || policy) summed over tokens, from hidden rows, [tokens, hidden]; a few rows' logits at a time."""
+    """KL(adapter || policy) summed over tokens, from hidden rows, [tokens, hidden]; a few rows' logits at a time.
+
+    Both have the network's head: adapters are inside the blocks.
+    """
     total, size = 0.0, max(1, CHUNK_BYTES // (4 * network.vocabulary))
     for start in range(0, len(adapter), size):
         logits = (network.logits(rows[start : start + size]).astype(mx.float32) for rows in (adapter, policy))
