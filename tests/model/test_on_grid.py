@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo import TrainConfig, UserError, evaluate, train
+from mlx_dpo import Interrupted, TrainConfig, UserError, evaluate, train
 from mlx_dpo.export.folding import adapted_layers, fold, precision_of
 from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import AdapterSpec, attach
 from mlx_dpo.model.network import Network
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.model.test_architectures import QUANTIZATIONS, make_model
+from tests.training.test_run import StopAfter
 
 IDS = mx.array([[5, 6, 7, 8, 9, 10, 11, 3, 4]])
 KINDS = [("llama", "lora"), ("llama", "dora"), ("qwen3_moe", "lora")]
@@ -161,3 +162,19 @@ def test_refused(tmp_path: Path, quantization: dict[str, Any] | None, knobs: dic
     with pytest.raises(UserError, match=says) as raised:
         train(TrainConfig(data=str(PAIRS), adapter_path=str(tmp_path / "run"), **settings))
     assert raised.value.field == "fuse_bits" and raised.value.hint
+
+
+def test_stopped_and_resumed_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"iters": 4, "learning_rate": 1e-3, "dropout": 0.1, "fuse_bits": 4, "batch_size": 4}
+    model = make_model(tmp_path / "model", "llama", BITS)
+
+    def config(run: str) -> TrainConfig:
+        return TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / run), **settings)
+
+    train(config("whole"))
+    listener = StopAfter(2)
+    with pytest.raises(Interrupted):
+        train(config("cut"), listener=listener, stop=listener.stop)
+    train(config("cut"), resume=True)
+    whole, cut = ((tmp_path / run / "adapters.safetensors").read_bytes() for run in ("whole", "cut"))
+    assert whole == cut
