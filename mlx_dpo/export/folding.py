@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from copy import copy
@@ -37,6 +38,7 @@ class Precision:
         return Precision(bits, max(32, self.group_size))
 
 
+GOLDEN = 0.618  # multiples of it spread evenly over the unit interval
 FLOAT = Precision()
 _FLOAT_KIND: dict[type, Any] = {
     nn.QuantizedLinear: lambda: nn.Linear(1, 1, bias=False),
@@ -90,10 +92,10 @@ def fold(module: nn.Module, precision: Precision) -> nn.Module:
         folded = _regridded(module)
         mx.eval(folded.parameters())
         return folded
-    parts = []
+    parts, stretch = [], _stretch(precision_of(module), precision)
     for piece in _pieces(module):
         whole, dtype = _in_float32(piece), float_type(module)
-        part = _cast(whole if precision.bits is None else _quantized(whole, precision, dtype), dtype)
+        part = _cast(whole if precision.bits is None else _quantized(whole, precision, dtype, stretch), dtype)
         mx.eval(part.parameters())
         parts.append(part)
     folded = parts[0]
@@ -178,18 +180,30 @@ def _dequantized(layer: nn.Module) -> nn.Module:
     return plain
 
 
-def _quantized(layer: nn.Module, precision: Precision, dtype: mx.Dtype) -> nn.Module:
-    """A float32 layer rounded, for scales and offsets of a float type.
+def _stretch(base: Precision, precision: Precision) -> float:
+    """What to multiply mlx's steps by, so that they don't fall in with the base's.
+
+    Weights of a quantized base lie on its steps. Where those are a whole number of the new steps (17 from 4 bits to 8),
+    all start in the middle of a rounding interval, and an update smaller than half a step is rounded away whole. Steps
+    a little wider put them at all places of the interval, and the update comes through on average.
+    """
+    if base.bits is None or precision.bits is None or precision.bits <= base.bits or precision.mode != "affine":
+        return 1.0
+    ratio = (2**precision.bits - 1) / (2**base.bits - 1)
+    return 1.0 if 0.2 <= ratio % 1 + 1e-9 <= 0.8 else ratio / (math.floor(ratio) - 1 + GOLDEN)
+
+
+def _quantized(layer: nn.Module, precision: Precision, dtype: mx.Dtype, stretch: float) -> nn.Module:
+    """A float32 layer rounded, for scales and offsets of a float type, with steps so much wider than mlx's.
 
     Codes are chosen for the scales as that type rounds them: at 8 bits and in bfloat16 this halves the error.
     """
     bits, size = precision.bits, precision.group_size
     assert bits is not None
     rounded = layer.to_quantized(size, bits, mode=precision.mode)
-    if precision.mode == "affine" and dtype != mx.float32:
-        scales, offsets = (
-            part.astype(dtype).astype(mx.float32)[..., None] for part in (rounded.scales, rounded.biases)
-        )
+    if precision.mode == "affine" and (dtype != mx.float32 or stretch != 1):
+        rounded.scales, rounded.biases = (stretch * rounded.scales).astype(dtype), rounded.biases.astype(dtype)
+        scales, offsets = (part.astype(mx.float32)[..., None] for part in (rounded.scales, rounded.biases))
         codes = mx.clip(mx.round((mx.unflatten(layer.weight, -1, (-1, size)) - offsets) / scales), 0, 2**bits - 1)
         rounded.weight = _packed(codes.flatten(-2).astype(mx.uint32), bits)
     return rounded
