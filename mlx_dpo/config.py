@@ -56,6 +56,9 @@ class TrainConfig:
     lora_keys: list[str] | None = knob(
         None, "Model", "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: all linear ones."
     )
+    fuse_bits: int | None = knob(
+        None, "Model", "Train what can be fused at the base's own bits (give them: 4) without a loss.", low=2, high=8
+    )
     init_adapter: str | None = knob(None, "Model", "Start from this adapter folder; the reference is then that start.")
 
     data: str = knob(

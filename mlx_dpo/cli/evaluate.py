@@ -89,7 +89,7 @@ def evaluate(
     of pairs whose chosen completion has the higher one. With --reference none they are of the log-probs themselves.
     `mlx-dpo losses NAME` tells of each loss what its rewards are. Intervals hold the mean of all such pairs with 95%
     certainty; pairs of the same row count as one draw. Of several adapters, each is compared with the first, pair by
-    pair.
+    pair. An adapter that was trained with --fuse-bits is measured as the model that `mlx-dpo fuse` makes of it.
 
     --generate has model and adapter answer prompts of the data, and --judge compares the answers, both ways round. The
     length-controlled win rate is what it would be if answers were as long as the base's (as AlpacaEval 2 has it).

@@ -232,6 +232,9 @@ def _fused(fuse: Mapping[str, Any]) -> Iterator[str]:
     lines = [f"| {' | '.join(_FUSED[name] for name in names)} |", f"|{' --- |' * len(names)}"]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in names)} |" for row in rows]
     yield "\n".join(lines)
+    if blocks := fuse.get("blocks"):
+        bits = [f"| {_cell(block)} | {_cell(of_layers)} |" for block, of_layers in blocks.items()]
+        yield "\n".join(["| block | bits of its adapted layers |", "| --- | --- |", *bits])
 
 
 def _cell(value: Any) -> str:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_dpo.model.network import Network
+from mlx_dpo.model.on_grid import on_grid
 
 CHUNK = 1 << 20  # bytes read at a time
 ODD = 0x1E3779B97F4A7C15  # any large odd number
@@ -41,6 +42,8 @@ def _without_silent_adapters(model: nn.Module) -> dict[str, mx.array]:
             inner = f"{layer}.embedding." if "embedding" in module else f"{layer}.linear."
             del tensors[f"{layer}.lora_a"], tensors[f"{layer}.lora_b"]
             tensors = {name.replace(inner, f"{layer}."): tensor for name, tensor in tensors.items()}
+        elif on_grid(module):  # these tensors make another policy than in a plain adapter
+            tensors[f"{layer}.on_grid"] = mx.array(True)
     return tensors
 
 

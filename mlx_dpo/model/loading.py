@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from mlx_lm.tuner.dora import DoRALinear
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.hub import HubName, client, hub_errors
+from mlx_dpo.model.on_grid import put_on_grid
 
 Tensors = dict[str, mx.array]
 
@@ -31,7 +32,11 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """How a model is adapted; what adapter_config.json says, under mlx-lm's names."""
+    """How a model is adapted; what adapter_config.json says, under mlx-lm's names, and one of ours.
+
+    Attributes:
+        fuse_bits: not None where the adapter is trained as it will be fused, see `on_grid`; mlx-lm doesn't look at it.
+    """
 
     fine_tune_type: str
     num_layers: int
@@ -39,13 +44,15 @@ class AdapterSpec:
     scale: float = 20.0
     dropout: float = 0.0
     keys: tuple[str, ...] | None = None
+    fuse_bits: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of adapter_config.json that mlx-lm reads."""
+        """The fields of adapter_config.json."""
         lora = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
         if self.keys is not None:
             lora["keys"] = list(self.keys)  # type: ignore[assignment]
-        return {"fine_tune_type": self.fine_tune_type, "num_layers": self.num_layers, "lora_parameters": lora}
+        said = {"fine_tune_type": self.fine_tune_type, "num_layers": self.num_layers, "lora_parameters": lora}
+        return said if self.fuse_bits is None else {**said, "fuse_bits": self.fuse_bits}
 
 
 def model_folder(name: str) -> Path:
@@ -143,6 +150,8 @@ def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
         raise UserError(f"mlx-lm can't freeze this model to train a part of it: {error}") from error
     count = total if spec.num_layers < 0 else min(spec.num_layers, total)
     if spec.fine_tune_type == "full":
+        if spec.fuse_bits is not None:
+            raise UserError("full fine-tuning leaves nothing to fuse", field="fuse_bits", hint="Leave it out.")
         if any(hasattr(m, "bits") for _, m in model.named_modules()):
             hint = "Use --fine-tune-type lora or dora, or a model that is not quantized."
             raise UserError("full fine-tuning can't train quantized weights", field="fine_tune_type", hint=hint)
@@ -163,7 +172,9 @@ def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
         names = sorted({k for layer in model.layers for k, m in layer.named_modules() if hasattr(m, "weight")})
         hint = "The layers of this model: " + ", ".join(names[:20])
         raise UserError("no layer of this model matches --lora-keys", field="lora_keys", hint=hint)
-    return AdapterSpec(spec.fine_tune_type, count, spec.rank, spec.scale, spec.dropout, keys)
+    if spec.fuse_bits is not None:
+        put_on_grid(model, spec.fuse_bits)
+    return replace(spec, num_layers=count, keys=keys)
 
 
 def _adaptable_keys(model: nn.Module, spec: AdapterSpec) -> tuple[str, ...]:
@@ -205,6 +216,7 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
             scale=float(lora.get("scale", 20.0)),
             dropout=float(lora.get("dropout", 0.0)),
             keys=tuple(lora["keys"]) if lora.get("keys") is not None else None,
+            fuse_bits=None if config.get("fuse_bits") is None else int(config["fuse_bits"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = Where(str(path / "adapter_config.json"))
@@ -245,7 +257,7 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where)
     model.update(tree_unflatten(list(tensors.items())))
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Tensors]:
+def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) -> tuple[AdapterSpec, Tensors]:
     """Attach an adapter folder's layers and tensors. Returns its spec, and the tensors that undo it.
 
     The latter are the fresh adapter's (lora_b zero, DoRA's magnitude the weights' own norm) or, for full fine-tuning,
@@ -255,7 +267,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> tuple[AdapterSpec, Ten
     spec = attach(model, spec)
     base = trainable(model)
     put_tensors(model, tensors, Where(str(folder)))
-    mx.eval(model.parameters())
+    if not lazy:
+        mx.eval(model.parameters())
     return spec, base
 
 

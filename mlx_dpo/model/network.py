@@ -129,7 +129,7 @@ class Network:
         terms = token_logps(
             rows,
             mx.array(places.targets),
-            self._logits,
+            self.logits,
             self.vocabulary,
             slopes=slopes,
             collisions=collisions,
@@ -137,7 +137,8 @@ class Network:
         )
         return CompletionLogps.of(batch, places, terms), terms
 
-    def _logits(self, rows: mx.array) -> mx.array:
+    def logits(self, rows: mx.array) -> mx.array:
+        """[tokens, vocabulary] of hidden rows."""
         return rows if self.split is None else self.split.logits(rows)
 
     def _places(self, batch: MicroBatch) -> Places:

@@ -47,7 +47,11 @@ def make_policy(model: nn.Module, spec: AdapterSpec, init_adapter: str | None) -
         spec = attach(model, spec)
         base = trainable(model)
     else:
+        fuse_bits = spec.fuse_bits
         spec, base = load_adapter(model, init_adapter)
+        if fuse_bits not in (None, spec.fuse_bits):
+            hint = "Start from an adapter that was trained with the same --fuse-bits, or from none."
+            raise UserError(f"{init_adapter} was trained without it", field="fuse_bits", hint=hint)
     initial = trainable(model)
     if spec.fine_tune_type == "full":
         initial = base = {}

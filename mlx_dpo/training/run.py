@@ -235,6 +235,7 @@ def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
         scale=config.scale,
         dropout=config.dropout,
         keys=None if config.lora_keys is None else tuple(config.lora_keys),
+        fuse_bits=config.fuse_bits,
     )
     return make_policy(
         load_model(config.model).model if model is None else model,

@@ -99,7 +99,7 @@ def test_fuse(mlx_dpo: Cli, tmp_path: Path, bits: str, dequantize: bool) -> None
     train = ("train", "--model", model, "--data", PAIRS, "--adapter-path", run, "--iters", 5)
     assert mlx_dpo(*train, "--learning-rate", "1e-3").code == 0
     flags = ("--model", model, "--adapter-path", run, "--save-path", fused)
-    ran = mlx_dpo("fuse", *flags, *(["--dequantize"] if dequantize else []))
+    ran = mlx_dpo("fuse", *flags, *(["--dequantize"] if dequantize else ["--bits", "same"]))
     assert ran.code == 0 and str(fused) in ran.out
     config = json.loads((fused / "config.json").read_text())
     assert ("quantization" in config) == (bits != "float32" and not dequantize)

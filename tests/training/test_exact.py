@@ -61,7 +61,7 @@ def test_another_models_folder_as_the_reference(tmp_path: Path) -> None:
     """A fused model can be held against its base."""
     from mlx_dpo.export.fuse import fuse
 
-    fused = fuse(str(CHECKPOINT), TRL / "adapter", tmp_path / "fused")
+    fused = fuse(str(CHECKPOINT), TRL / "adapter", tmp_path / "fused").path
     config = TrainConfig(model=str(CHECKPOINT), data=str(PAIRS), reference="base")
     by_adapter = evaluate(config, adapter_path=TRL / "adapter")
     by_folder = evaluate(config.replace(model=str(fused), reference=str(CHECKPOINT)))

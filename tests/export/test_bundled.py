@@ -1,0 +1,46 @@
+"""On the bundled model, on pairs that nothing was chosen by: 95% of the margin by bits, 90% at the base's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+
+from mlx_dpo import TrainConfig, evaluate, train
+from mlx_dpo.demo import MODEL, PAIRS, pairs
+from mlx_dpo.export.fuse import fuse
+
+
+def config(**knobs: Any) -> TrainConfig:
+    return TrainConfig(model=str(MODEL), data=str(PAIRS / "train.jsonl"), **knobs)
+
+
+def trained(run: Path, **knobs: Any) -> Path:
+    """A short run at a high rate; 32 training pairs are set aside."""
+    settings = {"iters": 16, "learning_rate": 3e-4, "warmup": 1, "steps_per_eval": 0, "valid_pairs": 32}
+    return train(config(adapter_path=str(run), **settings, **knobs)).run
+
+
+def margin(model: Path, adapter: Path | None = None) -> float:
+    """On half of the held-out pairs, of what plain mlx_lm loads."""
+    loaded, tokenizer = mlx_lm.load(str(model), adapter_path=None if adapter is None else str(adapter))
+    rows = pairs("valid")[::2]
+    return evaluate(config(reference=str(MODEL)), model=loaded, tokenizer=tokenizer, rows=rows)["rewards/margins"]
+
+
+def size(model: Path) -> int:
+    return sum(tensor.nbytes for tensor in mx.load(str(model / "model.safetensors")).values())
+
+
+def test_fused_models_keep_what_was_trained(tmp_path: Path) -> None:
+    plain = trained(tmp_path / "plain")
+    unfused = margin(MODEL, plain)
+    auto = fuse(str(MODEL), plain, tmp_path / "auto")
+    assert margin(auto.path) >= 0.95 * unfused
+    assert size(auto.path) <= 2 * size(MODEL)
+    assert min(row.kept for row in auto.rows[2:] if row.kept is not None) < 0.9, "or there was nothing to do"
+    aware = fuse(str(MODEL), trained(tmp_path / "aware", fuse_bits=4), tmp_path / "fused").path
+    assert margin(aware) >= 0.9 * unfused
+    assert size(aware) == size(MODEL)

@@ -1,0 +1,83 @@
+"""Base, adapter and another policy on pairs, against plain numpy, where they are far apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx_lm
+import numpy as np
+import pytest
+
+from mlx_dpo.export import measure
+from mlx_dpo.export.calibration import Calibration, find_calibration
+from mlx_dpo.export.measure import Yardstick
+from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
+from tests.plain import completion_ids, metrics
+
+
+def models() -> tuple[Any, Any, Any, Any]:
+    """Base, adapter, a policy that is neither, and their tokenizer."""
+    base, tokenizer = mlx_lm.load(str(CHECKPOINT))
+    adapter, _ = mlx_lm.load(str(CHECKPOINT), adapter_path=str(TRL / "adapter"))
+    other, _ = mlx_lm.load(str(CHECKPOINT))
+    other.model.norm.weight = 3 * other.model.norm.weight  # surer of everything
+    return base, adapter, other, tokenizer
+
+
+def log_probs(model: Any, tokenizer: Any, row: dict[str, Any], side: str) -> np.ndarray:
+    """[completion tokens, vocabulary]."""
+    prompt, completion = completion_ids(tokenizer, row["prompt"], row[side])
+    logits = np.array(model(mx.array([[*prompt, *completion]]))[0], np.float64)[len(prompt) - 1 : -1]
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("rows_bytes", [1 << 28, 0])
+def test_margins_accuracy_and_kl(monkeypatch: pytest.MonkeyPatch, rows_bytes: int) -> None:
+    monkeypatch.setattr(measure, "ROWS_BYTES", rows_bytes)
+    monkeypatch.setattr(measure, "CHUNK_BYTES", 4 * 320 * 7)  # seven rows of logits at a time
+    base, adapter, other, tokenizer = models()
+    found = find_calibration(TRL / "adapter", str(PAIRS), tokenizer)
+    assert isinstance(found, Calibration)
+    yardstick = Yardstick.of(found.loss, found.held_out, 3, base)
+    assert yardstick.measure_base().margin == 0
+    beta = found.loss.knobs["beta"]
+    of_adapter, of_other = yardstick.measure_adapter(adapter), yardstick.measure(other)
+    for measured, model in ((of_adapter, adapter), (of_other, other)):
+        expected = metrics(model, base, tokenizer, rows_of(PAIRS), beta)
+        assert measured.margin == pytest.approx(expected["rewards/margins"], abs=1e-4)
+        assert measured.accuracy == expected["rewards/accuracies"]
+    if not rows_bytes:
+        assert of_other.kl is None
+        return
+    sides = [(row, side) for row in rows_of(PAIRS) for side in ("chosen", "rejected")]
+    both = [[log_probs(model, tokenizer, *side) for model in (adapter, other)] for side in sides]
+    kl = np.concatenate([(np.exp(p) * (p - q)).sum(-1) for p, q in both]).mean()
+    reverse = np.concatenate([(np.exp(q) * (q - p)).sum(-1) for p, q in both]).mean()
+    assert abs(kl - reverse) > 0.02 * kl, "or the direction can't be told"
+    assert of_other.kl == pytest.approx(kl, rel=1e-4)
+
+
+def test_the_first_pairs_alone() -> None:
+    base, adapter, _, tokenizer = models()
+    found = find_calibration(TRL / "adapter", str(PAIRS), tokenizer)
+    assert isinstance(found, Calibration)
+    yardstick = Yardstick.of(found.loss, found.held_out, 3, base)
+    few = yardstick.first(4).measure(adapter)  # two batches of three
+    assert len(few.margins) == 6
+    np.testing.assert_allclose(few.margins, yardstick.measure_adapter(adapter).margins[:6], rtol=1e-6)
+
+
+def test_no_pairs_to_be_found_is_said(tmp_path: Path) -> None:
+    tokenizer = models()[3]
+    why = find_calibration(TRL / "adapter", None, tokenizer)
+    assert isinstance(why, str) and "config.yaml" in why
+    for text, says in (
+        (f"data: {PAIRS}\nvalid_pairs: 0\n", "held no pairs out"),
+        ("data: '-'\n", "pipe"),
+    ):
+        (tmp_path / "config.yaml").write_text(text)
+        why = find_calibration(tmp_path, None, tokenizer)
+        assert isinstance(why, str) and says in why
