@@ -120,6 +120,7 @@ def card_text(known: Known) -> str:
         f"# {known.name}",
         *_what(known),
         *_results(known),
+        *_fused(known.record.get("fuse") or {}),
         *_how(known),
         *how_to_run(known),
         *_limits(known),
@@ -211,12 +212,16 @@ def _results(known: Known) -> Iterator[str]:
     yield "Rewards are beta times the log-ratio to the reference, summed over an answer's tokens."
     if known.curves:
         yield f"![Loss and rewards by step]({CURVES})"
-    yield from _fused(known.record.get("fuse") or {})
 
 
 _FUSED = {
-    **{"model": "model", "bits": "bits", "bytes": "bytes", "margin": "margin", "kept": "kept"},
-    **{"accuracy": "accuracy", "kl": "KL to the adapter, a token"},
+    "model": ("model", "{}"),
+    "bits": ("bits", "{}"),
+    "bytes": ("bytes", "{:,}"),
+    "margin": ("margin", "{:.3f}"),
+    "kept": ("kept", "{:.1%}"),
+    "accuracy": ("accuracy", "{:.1%}"),
+    "kl": ("KL to the adapter, a token", "{:.2g}"),
 }
 
 
@@ -229,18 +234,20 @@ def _fused(fuse: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "Folded in, it was measured beside base and adapter; `kept` is the share of the margin that the adapter adds:"
     names = [name for name in _FUSED if any(row.get(name) is not None for row in rows)]
-    lines = [f"| {' | '.join(_FUSED[name] for name in names)} |", f"|{' --- |' * len(names)}"]
-    lines += [f"| {' | '.join(_cell(row.get(name)) for name in names)} |" for row in rows]
+    lines = [f"| {' | '.join(_FUSED[name][0] for name in names)} |", f"|{' --- |' * len(names)}"]
+    lines += [f"| {' | '.join(_told(name, row.get(name)) for name in names)} |" for row in rows]
     yield "\n".join(lines)
     if blocks := fuse.get("blocks"):
         bits = [f"| {_cell(block)} | {_cell(of_layers)} |" for block, of_layers in blocks.items()]
         yield "\n".join(["| block | bits of its adapted layers |", "| --- | --- |", *bits])
 
 
+def _told(name: str, value: Any) -> str:
+    return "" if value is None else _cell(_FUSED[name][1].format(value))
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else _line(value).replace("|", " ")
+    return _line(value).replace("|", " ")
 
 
 def _line(text: object) -> str:

@@ -43,7 +43,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def fused(run: Path, tmp_path: Path) -> Path:
     """The model fused of it."""
-    folder = fuse(str(CHECKPOINT), run, tmp_path / "polite-fused")
+    folder = fuse(str(CHECKPOINT), run, tmp_path / "polite-fused").path
     carry_record(run, folder)
     write_card(folder)
     return folder

@@ -174,7 +174,8 @@ def test_of_a_fused_model(fused: Path) -> None:
     fuse = {"path": "/home/me/fused", "note": "Rounded.", "models": models, "layers": {"x": 4}}
     text = card_text(replace(known, record={**known.record, "fuse": fuse}))
     assert (
-        "| fused | 4: 3, 8: 1 | 800 | 1.5 | 0.97 | 0.9 | 0.002 |" in text and "| base | 4 | 700 | 0 |  | 0.5 |" in text
+        "| fused | 4: 3, 8: 1 | 800 | 1.500 | 97.0% | 90.0% | 0.002 |" in text
+        and "| base | 4 | 700 | 0.000 |  | 50.0% |" in text
     )
     assert "Rounded." in text and "/home" not in text
 

@@ -13,6 +13,7 @@ import pytest
 from mlx_dpo.export import measure
 from mlx_dpo.export.calibration import Calibration, find_calibration
 from mlx_dpo.export.measure import Yardstick
+from mlx_dpo.model import token_logps
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
 from tests.plain import completion_ids, metrics
 
@@ -37,7 +38,7 @@ def log_probs(model: Any, tokenizer: Any, row: dict[str, Any], side: str) -> np.
 @pytest.mark.parametrize("rows_bytes", [1 << 28, 0])
 def test_margins_accuracy_and_kl(monkeypatch: pytest.MonkeyPatch, rows_bytes: int) -> None:
     monkeypatch.setattr(measure, "ROWS_BYTES", rows_bytes)
-    monkeypatch.setattr(measure, "CHUNK_BYTES", 4 * 320 * 7)  # seven rows of logits at a time
+    monkeypatch.setattr(token_logps, "CHUNK_BYTES", 4 * 320 * 7)  # seven rows of logits at a time
     base, adapter, other, tokenizer = models()
     found = find_calibration(TRL / "adapter", str(PAIRS), tokenizer)
     assert isinstance(found, Calibration)

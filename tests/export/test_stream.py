@@ -15,7 +15,7 @@ from mlx_dpo.export.adapted import AdaptedModel
 from mlx_dpo.export.folding import FLOAT, Precision
 from mlx_dpo.export.fuse import fuse
 from mlx_dpo.model.loading import AdapterSpec, attach, load_model, load_tokenizer, trainable
-from mlx_dpo.training.checkpoint import RunFolder
+from mlx_dpo.training.run_folder import RunFolder
 from tests.model import test_architectures as architectures
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "vocab_size": 2048}
