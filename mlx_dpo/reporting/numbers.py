@@ -70,12 +70,13 @@ class Moment:
 
 @dataclass(frozen=True)
 class Samples:
-    """Answers drawn at one step, and their lengths in tokens."""
+    """Answers drawn at one step, their lengths in tokens, and the share of repeated 4-grams of tokens in each."""
 
     step: int
     prompts: list[str]
     answers: list[str]
     tokens: list[int]
+    repeated: list[float]
 
 
 @dataclass(frozen=True)

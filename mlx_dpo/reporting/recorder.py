@@ -67,9 +67,14 @@ class Recorder(Listener):
         sampling = Sampling(SAMPLE_TOKENS, temperature=1.0)
         answers = answer_ids(seen.policy.model, tokenizer, [one.prompt for one in asked], sampling)
         mx.random.seed(state)  # training goes on as if nobody had asked
-        tokens = [len(tokenizer.encode(text, add_special_tokens=False)) for text in answers]
-        prompts = [plain_text(one.example.prompt) for one in asked]
-        return {"step": seen.step, "prompts": prompts, "answers": answers, "tokens": tokens}
+        ids = [tokenizer.encode(text, add_special_tokens=False)[:SAMPLE_TOKENS] for text in answers]
+        return {
+            "step": seen.step,
+            "prompts": [plain_text(one.example.prompt) for one in asked],
+            "answers": answers,
+            "tokens": [len(one) for one in ids],
+            "repeated": [repeated(one) for one in ids],
+        }
 
 
 def evaluation_line(seen: HeldOut) -> dict[str, Any]:
@@ -140,6 +145,12 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         text, before = tokenizer.decode(window), tokenizer.decode(window[:-1]) if len(window) > 1 else ""
         found.append("" if text.endswith("\ufffd") else text[len(commonprefix([text, before])) :])
     return found
+
+
+def repeated(ids: Sequence[int]) -> float:
+    """The share of an answer's 4-grams that stand earlier in it."""
+    grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def plain_text(turns: Turns) -> str:
