@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from mlx_dpo.cli import cache, compare, data, demo, evaluate, fuse, losses, plan, train
+from mlx_dpo.cli import cache, compare, data, demo, evaluate, fuse, losses, plan, report, train
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -17,6 +17,7 @@ app.command()(plan.plan)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(compare.compare)
+app.command()(report.report)
 app.command()(fuse.fuse)
 app.command()(losses.losses)
 app.add_typer(data.app, name="data")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.output import print_json, results
 
 SHOWN = 3
 
@@ -25,21 +25,19 @@ def demo(
 
       mlx-dpo demo --adapter-path demo-run
     """
+    from mlx_dpo.cli.reporting import finish, listeners
     from mlx_dpo.demo.run import demo_config, run_demo
-    from mlx_dpo.export.card import write_card
-    from mlx_dpo.reporting.metrics_log import MetricsLog
-    from mlx_dpo.reporting.page import write_report
-    from mlx_dpo.reporting.progress import TerminalProgress, show_result
-    from mlx_dpo.training.listener import Listeners
+    from mlx_dpo.reporting.records import SAMPLED
+    from mlx_dpo.reporting.result import show_result
 
     config = demo_config(str(adapter_path))
-    done = run_demo(config, Listeners(MetricsLog(), TerminalProgress(notes)))
-    write_card(done.trained)
-    write_report(done.trained.run)
+    done = run_demo(config, listeners(samples=SAMPLED))
+    told = finish(done.trained)
     if json:
         print_json(
             {
                 **done.trained.to_mapping(),
+                **told,
                 **{f"{when}_{k}": v for when in ("before", "after") for k, v in vars(getattr(done, when)).items()},
             }
         )

@@ -13,6 +13,7 @@ import typer
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.reporting.records import SAMPLED
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan
 
 
@@ -25,6 +26,20 @@ def train(
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --adapter-path.", rich_help_panel="Run")
+    ] = False,
+    live_report: Annotated[
+        bool,
+        typer.Option("--live-report", help="Rewrite report.html at every report.", rich_help_panel="Run"),
+    ] = False,
+    plots: Annotated[
+        str | None, typer.Option(help="Draw the charts as pictures too: png,svg,pdf.", rich_help_panel="Run")
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=0, help="Held-out prompts to answer before and after, for the page.", rich_help_panel="Run"),
+    ] = SAMPLED,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say only what looks wrong.", rich_help_panel="Run")
     ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Run")
@@ -46,20 +61,20 @@ def train(
       mlx-dpo train --resume --adapter-path runs/a
     """
     resolved = _resolve(config, flags, resume)
-    from mlx_dpo.export.card import write_card
-    from mlx_dpo.reporting.metrics_log import MetricsLog
-    from mlx_dpo.reporting.page import write_report
-    from mlx_dpo.reporting.progress import TerminalProgress, show_result
+    from mlx_dpo.cli.reporting import finish, listeners
+    from mlx_dpo.reporting.pictures import kinds_of
     from mlx_dpo.training.run import train as run
 
+    kinds = kinds_of(plots)
     interrupt = StopOnInterrupt()
-    listener = Listeners(MetricsLog(), TerminalProgress(notes), interrupt)
+    listener = Listeners(listeners(samples=samples, live=live_report, quiet=quiet), interrupt)
     result = run(resolved, listener=listener, resume=resume, stop=interrupt.stop)
-    write_card(result)
-    write_report(result.run)
+    told = finish(result, kinds)
     if json:
-        print_json(result.to_mapping())
-    else:
+        print_json({**result.to_mapping(), **told})
+    elif not quiet:
+        from mlx_dpo.reporting.result import show_result
+
         show_result(results, result, resolved.model)
 
 

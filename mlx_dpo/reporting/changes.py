@@ -59,8 +59,7 @@ def _of_pairs(before: Moment, after: Moment) -> Iterator[Change]:
         "rewards/accuracies",
         "reward accuracy",
         "{:.1%}",
-        "Share of pairs whose chosen answer has the higher reward; before there are none to compare where the policy is "
-        "its reference.",
+        "Share of pairs whose chosen answer has the higher reward; a policy that is its reference has none to compare.",
         statistics.share,
         *accuracies,
     )
@@ -115,15 +114,17 @@ def _kl_estimate(moment: Moment) -> Estimate | None:
 
 
 def _perplexity(before: Moment, after: Moment, name: str, which: np.ndarray, side: int) -> Change:
+    before_and_after = [
+        _exp(statistics.ratio(-moment.logps[which, side], moment.lengths[which, side].astype(float)))
+        for moment in (before, after)
+    ]
     return Change(
         f"perplexity/{name}",
         f"perplexity of {name} answers",
         "{:.3g}",
         f"exp of the nats a token of the {name} answers: lower is likelier.",
-        *(
-            _exp(statistics.ratio(-moment.logps[which, side], moment.lengths[which, side].astype(float)))
-            for moment in (before, after)
-        ),
+        before_and_after[0],
+        before_and_after[1],
         paired_p(before.logps[which, side], after.logps[which, side]),
     )
 

@@ -81,7 +81,7 @@ def rejected_alone(run: RunNumbers) -> str | None:
 
 
 def length(run: RunNumbers) -> str | None:
-    """The reward is a preference for long answers: Singhal et al. 2023 (arXiv 2310.03716), Park et al. 2024 (2403.19159)."""
+    """The reward prefers long answers: Singhal et al. 2023 (arXiv 2310.03716), Park et al. 2024 (2403.19159)."""
     if (two := _pairs(run)) is None or len(two[1].margins) < ENOUGH:
         return None
     after, longer = two[1], two[1].lengths[:, 0] - two[1].lengths[:, 1]
@@ -117,8 +117,8 @@ def over_optimised(run: RunNumbers) -> str | None:
     else:
         kl = ""
     return (
-        f"The held-out margin was best at step {best.step} ({best.margins.mean():.3f}) and is {last.margins.mean():.3f} "
-        f"at step {last.step}{kl}."
+        f"The held-out margin was best at step {best.step} ({best.margins.mean():.3f}) and is "
+        f"{last.margins.mean():.3f} at step {last.step}{kl}."
     )
 
 
@@ -129,7 +129,9 @@ def chance(run: RunNumbers) -> str | None:
         return None
     told = f"{accuracy.value:.0%} [{accuracy.low:.0%}, {accuracy.high:.0%}]"
     if accuracy.high < 0.5:
-        return f"Held-out reward accuracy is below chance, {told}: it learns the opposite of what held-out pairs prefer."
+        return (
+            f"Held-out reward accuracy is below chance, {told}: it learns the opposite of what held-out pairs prefer."
+        )
     return f"Held-out reward accuracy is at chance, {told}, after {run.step} steps."
 
 
@@ -145,7 +147,7 @@ def standing_still(run: RunNumbers) -> str | None:
     if abs(last["loss"] - start) > STILL_LOSS * abs(start):
         return None
     place = "log 2" if abs(start - math.log(2)) < STILL_LOSS else "where it began"
-    return f"After {step} steps the loss is still at {place} ({last['loss']:.4f}), and rewards are within {moved:.2g} of 0."
+    return f"After {step} steps the loss is still at {place} ({last['loss']:.4f}), and rewards within {moved:.2g} of 0."
 
 
 def repetition(run: RunNumbers) -> str | None:
@@ -155,7 +157,10 @@ def repetition(run: RunNumbers) -> str | None:
     before, after = (float(np.mean(samples.repeated)) for samples in (run.samples[0], run.samples[-1]))
     if after < REPEATED or after < before + REPEATED_MORE:
         return None
-    return f"Sampled answers repeat themselves: {after:.0%} of their 4-token sequences were there already ({before:.0%} before)."
+    return (
+        f"Sampled answers repeat themselves: {after:.0%} of their runs of four tokens stand in them already "
+        f"({before:.0%} before)."
+    )
 
 
 def label_noise(run: RunNumbers) -> str | None:
@@ -172,8 +177,8 @@ def label_noise(run: RunNumbers) -> str | None:
 def flipped_share(run: RunNumbers) -> Estimate | None:
     """Estimated share of flipped pairs: of the half with the largest margins, those with the rejected answer ahead.
 
-    A pair that is flipped has the margin of its mirror image, so among pairs the policy is sure of, a negative margin is
-    a flipped label rather than a close call: the idea of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+    A flipped pair has the margin of its mirror image, so among pairs that the policy is sure of, a negative margin is a
+    flipped label rather than a close call: the idea of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
     """
     after = run.after
     if after is None or not after.paired or after.is_reference or len(after.margins) < ENOUGH:
@@ -216,7 +221,9 @@ FAULTS = (
         "pairs prefer what the others do?",
         chance,
     ),
-    Fault("standing_still", "loss stands still", "Raise --learning-rate (5 to 10 times), or train longer.", standing_still),
+    Fault(
+        "standing_still", "loss stands still", "Raise --learning-rate (5 to 10 times), or train longer.", standing_still
+    ),
     Fault(
         "repetition",
         "repetition in samples",
@@ -226,7 +233,7 @@ FAULTS = (
     Fault(
         "label_noise",
         "label noise",
-        "Look at the pairs it gets most wrong. If labels are wrong: --label-smoothing 0.1, --loss robust, or mend them.",
+        "Look at the pairs it gets most wrong. Mend them, or --label-smoothing 0.1, --loss robust.",
         label_noise,
     ),
 )

@@ -56,14 +56,15 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
     yield "<h2>Held out, before and after</h2>"
     yield "<div class=scroll><table>"
     who = "<th>run</th>" if len(runs) > 1 else ""
-    yield f"<tr><th></th>{who}<th class=number>before</th><th class=number>after</th><th class=number>no change?</th></tr>"
+    numbers = "".join(f"<th class=number>{name}</th>" for name in ("before", "after", "no change?"))
+    yield f"<tr><th></th>{who}{numbers}</tr>"
     for run, found in every:
         for change in found:
             yield _row(change, f"<td>{escape(run.name)}</td>" if len(runs) > 1 else "")
     yield "</table></div>"
     yield (
-        "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (BCa, 2,000 resamples). "
-        "The last column is the p-value of a paired sign-flip test on the same examples.</small></p>"
+        "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (BCa, 2,000 "
+        "resamples). The last column is the p-value of a paired sign-flip test on the same examples.</small></p>"
     )
 
 
@@ -93,7 +94,7 @@ def _examples(run: RunNumbers, of: str) -> Iterator[str]:
             yield (
                 "<p class=key><span style='--color: rgb(var(--up))'>a token got likelier</span>"
                 "<span style='--color: rgb(var(--down))'>less likely</span>"
-                f"<small>full colour at {scale:.2g} nats of its log-prob after less before; touch a token for its own</small></p>"
+                f"<small>full colour: its log-prob moved {scale:.2g} nats; point at a token for its own</small></p>"
             )
         for one in run.pairs:
             if one["right"] == right:

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from os.path import commonprefix
 from typing import Any
 
 import mlx.core as mx
@@ -27,7 +26,7 @@ from mlx_dpo.training.metrics import METRICS
 KL_EXAMPLES = 64  # held-out examples whose KL is measured; each costs two forward passes an evaluation
 TOKEN_EXAMPLES = 256  # whose token log-probs before training are kept; the page's examples are among them
 SHOWN = 5  # examples that the policy gets most wrong, and most right
-SAMPLES, SAMPLE_TOKENS = 16, 128
+SAMPLE_TOKENS = 128
 WINDOW = 8  # tokens that a token's text may depend on
 
 
@@ -38,7 +37,7 @@ class Recorder(Listener):
         samples: held-out prompts to answer before the first and after the last step, at temperature 1.
     """
 
-    def __init__(self, samples: int = SAMPLES) -> None:
+    def __init__(self, samples: int = records.SAMPLED) -> None:
         self.samples = samples
 
     def begin(self, plan: RunPlan) -> None:
@@ -143,7 +142,8 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     for i in range(len(ids)):
         window = list(ids[max(0, i - WINDOW) : i + 1])
         text, before = tokenizer.decode(window), tokenizer.decode(window[:-1]) if len(window) > 1 else ""
-        found.append("" if text.endswith("\ufffd") else text[len(commonprefix([text, before])) :])
+        common = next((n for n, (a, b) in enumerate(zip(text, before, strict=False)) if a != b), len(before))
+        found.append("" if text.endswith("\ufffd") else text[common:])
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 FOLDER = "report"
 ABOUT, EVALUATIONS, PAIRS, SAMPLES = "about.json", "evaluations.jsonl", "pairs.json", "samples.jsonl"
+SAMPLED = 16  # held-out prompts that are answered before and after
 
 
 def to_json(value: Any) -> str:

@@ -44,7 +44,8 @@ def _of_pairs(margin: Change, likelier: Change) -> str:
         learned = "the policy prefers the chosen answers of held-out pairs less than it did"
     shares = ""
     if likelier.before is not None and likelier.after is not None:
-        shares = f"; the chosen answer is the likelier one in {likelier.after.value:.0%} (before: {likelier.before.value:.0%})"
+        after, before = likelier.after.value, likelier.before.value
+        shares = f"; the chosen answer is the likelier one in {after:.0%} (before: {before:.0%})"
     return f"{learned}: reward margin {interval(margin.after, '{:+.3g}')}, {p_value(margin.p)}{shares}"
 
 
