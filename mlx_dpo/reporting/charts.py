@@ -219,7 +219,7 @@ def _lengths(after: Moment) -> Chart:
     for side, name in enumerate(("chosen", "rejected")):
         points = list(zip(after.lengths[:, side].tolist(), after.metrics[f"rewards/{name}"].tolist(), strict=True))
         series.append(Series(name, _thin(points, DOTS), side, cross=side == 1))
-    meaning = "Each held-out answer. A slope means that the reward looks at length; `length` under Diagnosis tests it."
+    meaning = "Each held-out answer. A slope means that the reward looks at length."
     return Chart("lengths", "Length against reward", "scatter", "tokens", "reward after", series, meaning)
 
 

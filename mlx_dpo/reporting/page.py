@@ -54,11 +54,7 @@ def page(runs: Sequence[RunNumbers], *, live: bool = False) -> str:
         f"<h1>{title}</h1>",
         *(part for run in runs for part in headline(run, named=len(runs) > 1)),
         *table_of_changes(runs),
-        "<h2>Charts</h2>",
-        "<p class=faint>Solid: training batches, mean since the last report. Dashed: held-out examples.</p>",
-        "<div class=charts>",
-        *map(_figure, shown),
-        "</div>",
+        *_charts(shown),
         *(part for run in runs for part in run_parts(run, named=len(runs) > 1)),
     ]
     told = json.dumps({chart.name: chart.to_mapping() for chart in shown}).replace("<", "\\u003c")
@@ -67,7 +63,7 @@ def page(runs: Sequence[RunNumbers], *, live: bool = False) -> str:
 
 def _head(title: str, scripts: Sequence[str], live: bool) -> Iterator[str]:
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; form-action 'none'"
     yield "<!doctype html>"
     yield "<html lang=en>"
     yield "<head>"
@@ -90,6 +86,16 @@ def _tail(told: str, scripts: Sequence[str]) -> Iterator[str]:
     yield "</body>"
     yield "</html>"
     yield ""
+
+
+def _charts(shown: Sequence[Chart]) -> Iterator[str]:
+    if not shown:
+        return
+    yield "<h2>Charts</h2>"
+    yield "<p class=faint>Solid: training batches, mean since the last report. Dashed: held-out examples.</p>"
+    yield "<div class=charts>"
+    yield from map(_figure, shown)
+    yield "</div>"
 
 
 def _figure(chart: Chart) -> str:

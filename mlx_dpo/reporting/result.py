@@ -44,7 +44,7 @@ def before_and_after(found: list[Change]) -> Table:
     for name in ("before", "after", "no change?"):
         table.add_column(name, justify="right")
     for change in found:
-        numbers = (interval(each, change.form) for each in (change.before, change.after))
+        numbers = (interval(each, change.form).replace(" ", "\n", 1) for each in (change.before, change.after))
         table.add_row(change.title, *numbers, p_value(change.p))
     return table
 

@@ -60,8 +60,12 @@ def interval(estimate: Estimate | None, form: str) -> str:
     """A number with its 95% interval."""
     if estimate is None:
         return "-"
-    told = form.format(estimate.value)
-    return f"{told} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
+    value, low, high = (_unsigned_zero(form.format(each)) for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _unsigned_zero(told: str) -> str:
+    return told.removeprefix("-") if not told.strip("-0.%") else told
 
 
 def p_value(p: float | None) -> str:
