@@ -54,25 +54,29 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
     if not any(found for _, found in every):
         return
     yield "<h2>Held out, before and after</h2>"
-    yield "<div class=scroll><table>"
-    who = "<th>run</th>" if len(runs) > 1 else ""
-    numbers = "".join(f"<th class=number>{name}</th>" for name in ("before", "after", "no change?"))
-    yield f"<tr><th></th>{who}{numbers}</tr>"
+    yield "<table class=changes>"
+    numbers = "".join(f"<th class=number>{name}</th>" for name in ("before", "after", "p-value"))
+    yield f"<tr><th></th>{numbers}</tr>"
     for run, found in every:
         for change in found:
-            yield _row(change, f"<td>{escape(run.name)}</td>" if len(runs) > 1 else "")
-    yield "</table></div>"
+            yield _row(change, f"{run.name}: " if len(runs) > 1 else "")
+    yield "</table>"
     yield (
         "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (BCa, 2,000 "
-        "resamples). The last column is the p-value of a paired sign-flip test on the same examples.</small></p>"
+        "resamples). The p-value is that of no change: a paired sign-flip test on the same examples.</small></p>"
     )
 
 
 def _row(change: Change, who: str) -> str:
-    before, after = (interval(each, change.form) for each in (change.before, change.after))
-    name = f"{escape(change.title)}<br><small>{escape(change.meaning)}</small>"
-    numbers = "".join(f"<td class=number>{escape(each)}</td>" for each in (before, after, p_value(change.p)))
-    return f"<tr><td>{name}</td>{who}{numbers}</tr>"
+    told = [*(interval(each, change.form) for each in (change.before, change.after)), p_value(change.p)]
+    name = f"{escape(who + change.title)}<br><small>{escape(change.meaning)}</small>"
+    return f"<tr><td>{name}</td>{''.join(map(_number, told))}</tr>"
+
+
+def _number(told: str) -> str:
+    """A cell; a number's interval stands under it."""
+    number, bracket, rest = told.partition(" [")
+    return f"<td class=number>{escape(number)}" + (f"<br><small>[{escape(rest)}</small></td>" if bracket else "</td>")
 
 
 def run_parts(run: RunNumbers, *, named: bool) -> Iterator[str]:

@@ -41,7 +41,7 @@ def before_and_after(found: list[Change]) -> Table:
     """Held-out numbers before and after with 95% intervals, for people."""
     table = Table(title="Held out, with 95% intervals", title_justify="left")
     table.add_column("")
-    for name in ("before", "after", "no change?"):
+    for name in ("before", "after", "p-value"):
         table.add_column(name, justify="right")
     for change in found:
         numbers = (interval(each, change.form).replace(" ", "\n", 1) for each in (change.before, change.after))
