@@ -20,10 +20,10 @@ from mlx_dpo.training.listener import Listener, Listeners, TrainResult
 
 def listeners(*, samples: int, live: bool = False, quiet: bool = False) -> Listener:
     """Those that write a run's numbers down, then those that read them."""
-    writing = [MetricsLog(), Recorder(samples)]
+    recorder = Recorder(samples)
     watch = Watch(lambda finding: tell_finding(notes, finding))
-    seen: list[Listener] = [] if quiet else [TerminalProgress(notes)]
-    return Listeners(*writing, watch, *([LiveReport()] if live else []), *seen)
+    seen: list[Listener] = [] if quiet else [TerminalProgress(notes, recorder)]
+    return Listeners(MetricsLog(), recorder, watch, *([LiveReport()] if live else []), *seen)
 
 
 def finish(result: TrainResult, plots: Sequence[str] = ()) -> dict[str, Any]:

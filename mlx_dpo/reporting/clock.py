@@ -9,10 +9,10 @@ from mlx_dpo.training.listener import RunPlan
 
 
 class Clock:
-    """Times the parts of a run: steps, the reference's share of the first epoch's, evaluations.
+    """Times the parts of a run: steps, evaluations, and what is not in each of them.
 
-    Asked for the time left, it counts what is still to come of each: a reference is measured once a pair, so that later
-    epochs are quicker, and the evaluation after the last step draws samples as the one before the first did.
+    Asked for the time left, it counts what is still to come of each. A reference is measured once a pair, so that later
+    epochs and evaluations are quicker; samples are drawn in the first evaluation and in the last.
 
     Args:
         now: seconds, of a clock that does not go back.
@@ -24,7 +24,8 @@ class Clock:
         self.done = plan.first_step
         self.steps: list[float] = []
         self.reference = self.reference_steps = 0.0
-        self.evaluations: dict[int, float] = {}
+        self.evaluations: list[float] = []
+        self.sampling = 0.0
 
     def step(self, step: int, reference_seconds: float) -> None:
         """An optimizer step is done; the reference took so many seconds of the run so far."""
@@ -34,9 +35,10 @@ class Clock:
         self.done, self.reference = step, reference_seconds
         self.steps.append(took - spent)
 
-    def evaluated(self) -> None:
-        """An evaluation is done, with all that was made of it."""
-        self.evaluations[self.done] = self._lap()
+    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """An evaluation is done; held-out pairs' reference took so long in it, and the samples."""
+        self.evaluations.append(self._lap() - reference_seconds - sampling_seconds)
+        self.sampling = max(self.sampling, sampling_seconds)
 
     def left(self) -> float | None:
         """Seconds; None before there is a step to tell from."""
@@ -50,14 +52,11 @@ class Clock:
         return steps + unknown * a_reference + self._evaluations_left()
 
     def _evaluations_left(self) -> float:
-        if not self.evaluations or self.done >= self.plan.steps:
-            return 0.0
-        first = self.evaluations.get(0)
-        between = [seconds for step, seconds in self.evaluations.items() if step]
-        usual = sum(between) / len(between) if between else (first or 0.0)
         every, steps = self.plan.steps_per_eval, self.plan.steps
-        coming = (steps - 1) // every - self.done // every if every else 0
-        return coming * usual + (usual if first is None else max(first, usual))
+        if not self.evaluations or self.done >= steps:
+            return 0.0
+        coming = 1 + ((steps - 1) // every - self.done // every if every else 0)  # and the last
+        return coming * sum(self.evaluations) / len(self.evaluations) + self.sampling
 
     def _lap(self) -> float:
         before, self.last = self.last, self.now()

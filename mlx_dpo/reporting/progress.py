@@ -13,6 +13,7 @@ from rich.text import Text
 
 from mlx_dpo.reporting.clock import Clock
 from mlx_dpo.reporting.diagnosis import Finding
+from mlx_dpo.reporting.recorder import Recorder
 from mlx_dpo.training.held_out import HeldOut
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
@@ -22,14 +23,18 @@ UNMOVED = 1e-4  # rewards this small are rounding
 
 
 class TerminalProgress(Listener):
-    """Live in a terminal; plain lines, one a report, where the output is not one. Comes last, to time all others."""
+    """Live in a terminal; plain lines, one a report, where the output is not one. Comes last, to time all others.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        recorder: draws samples in some evaluations, which the time left has to know of.
+    """
+
+    def __init__(self, console: Console, recorder: Recorder | None = None) -> None:
+        self.console, self.recorder = console, recorder
         self.status = console.status("")
         self.margins: list[float] = []
         self.accuracies: list[float] = []
-        self.pairs_per_second = 0.0
+        self.pairs_per_second = self.held_out_reference = self.sampling = 0.0
         self.clock: Clock | None = None
         self.bar = Bar(console, self._lines)
 
@@ -79,7 +84,9 @@ class TerminalProgress(Listener):
 
     def held_out(self, seen: HeldOut) -> None:
         assert self.clock is not None
-        self.clock.evaluated()
+        known, sampling = seen.held_out.reference.seconds, self.recorder.sampling_seconds if self.recorder else 0.0
+        self.clock.evaluated(known - self.held_out_reference, sampling - self.sampling)
+        self.held_out_reference, self.sampling = known, sampling
         self.bar.update(self.task, description="train")
 
     def note(self, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -39,6 +40,7 @@ class Recorder(Listener):
 
     def __init__(self, samples: int = records.SAMPLED) -> None:
         self.samples = samples
+        self.sampling_seconds = 0.0
 
     def begin(self, plan: RunPlan) -> None:
         self.plan, self.folder = plan, plan.run / records.FOLDER
@@ -57,7 +59,9 @@ class Recorder(Listener):
         first = records.read_lines(self.folder / records.EVALUATIONS)[0]
         records.write_json(self.folder / records.PAIRS, picked(seen, first.get("tokens")))
         if self.samples and seen.step in (0, self.plan.steps):
+            began = time.perf_counter()
             records.append_line(self.folder / records.SAMPLES, self._sampled(seen))
+            self.sampling_seconds += time.perf_counter() - began
 
     def _sampled(self, seen: HeldOut) -> dict[str, Any]:
         pairs, state = seen.held_out.pairs, random_state()
