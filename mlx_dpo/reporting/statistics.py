@@ -6,6 +6,7 @@ An example is the unit that is drawn: a pair's two answers, or an answer's token
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -14,6 +15,7 @@ import numpy as np
 RESAMPLES = 2_000  # Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 14.3: at least 1,000
 FLIPS = 10_000
 LEVEL = 0.95
+AT_ONCE = 2_000_000
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
@@ -45,8 +47,11 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> Es
     left_out = (numerators.sum() - numerators) / np.where(of_all > denominators, of_all - denominators, np.nan)
     if n < 3 or not np.ptp(left_out) > 1e-12 * max(1.0, abs(value)):
         return Estimate(value, value, value, n)
-    drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    resampled = numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1)
+    rng, parts = np.random.default_rng(seed), []
+    for rows in _chunks(RESAMPLES, n):
+        drawn = rng.integers(0, n, (rows, n))
+        parts.append(numerators[drawn].sum(axis=1) / denominators[drawn].sum(axis=1))
+    resampled = np.concatenate(parts)
     low, high = np.quantile(resampled, _corrected(resampled, value, left_out))
     return Estimate(value, float(low), float(high), n)
 
@@ -82,14 +87,21 @@ def paired_p(before: np.ndarray, after: np.ndarray, seed: int = 0) -> float:
     Fisher 1935, The Design of Experiments, section 21. Random flips, the observed ones among them, so that it is never
     0: Phipson and Smyth 2010 (arXiv 1603.05766). Of what is true or false it is McNemar's exact test.
     """
-    change = (after.astype(np.float64) - before.astype(np.float64)).astype(np.float64)
+    change = after.astype(np.float64) - before.astype(np.float64)
     change = change[change != 0]
     if not len(change):
         return 1.0
-    flips = np.random.default_rng(seed).integers(0, 2, (FLIPS, len(change)), dtype=np.int8) * 2.0 - 1.0
-    observed = abs(change.sum())
-    extreme = np.abs(flips @ change) >= observed * (1 - 1e-12)
-    return float((1 + extreme.sum()) / (1 + FLIPS))
+    rng, observed, extreme = np.random.default_rng(seed), abs(change.sum()), 0
+    for rows in _chunks(FLIPS, len(change)):
+        flips = rng.integers(0, 2, (rows, len(change)), dtype=np.int8) * 2.0 - 1.0
+        extreme += int((np.abs(flips @ change) >= observed * (1 - 1e-12)).sum())
+    return (1 + extreme) / (1 + FLIPS)
+
+
+def _chunks(rows: int, columns: int) -> Iterator[int]:
+    """`rows` in pieces that hold at most `AT_ONCE` numbers, so that memory does not grow with the examples."""
+    size = max(1, AT_ONCE // columns)
+    return (min(size, rows - start) for start in range(0, rows, size))
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -10,7 +10,8 @@ import pytest
 
 from mlx_dpo.reporting.records import FOLDER
 from tests.cli.conftest import Ran
-from tests.conftest import CHECKPOINT, PAIRS
+from tests.conftest import CHECKPOINT, PAIRS, rows_of
+from tests.reporting.conftest import record
 
 Cli = Callable[..., Ran]
 TRAIN = (
@@ -28,10 +29,10 @@ TRAIN = (
 )
 
 
-@pytest.fixture
-def run(mlx_dpo: Cli, tmp_path: Path) -> Path:
-    assert mlx_dpo(*TRAIN, "--adapter-path", tmp_path / "a", "--samples", 2, "--steps-per-report", 2).code == 0
-    return tmp_path / "a"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = rows_of(PAIRS)
+    return record(tmp_path_factory.mktemp("runs") / "a", rows, rows, samples=2, iters=4, learning_rate=1e-3)
 
 
 def test_report_writes_the_page_and_says_what_is_on_it(mlx_dpo: Cli, run: Path, tmp_path: Path) -> None:
