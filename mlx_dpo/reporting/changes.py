@@ -79,7 +79,7 @@ def _of_pairs(before: Moment, after: Moment) -> Iterator[Change]:
 
 def _of_answers(before: Moment, after: Moment) -> Iterator[Change]:
     """Of single completions: rewards where they have some."""
-    for side, name in (("chosen", "desirable"), ("rejected", "undesirable")):
+    for side, name in (("chosen", "wanted"), ("rejected", "unwanted")):
         rewards = [moment.metrics[f"rewards/{side}"] for moment in (before, after)]
         there = np.flatnonzero(~np.isnan(rewards[1]))
         if len(there):
@@ -87,7 +87,7 @@ def _of_answers(before: Moment, after: Moment) -> Iterator[Change]:
             values = [each[there] for each in rewards]
             yield _change(f"rewards/{side}", title, "{:.3f}", meaning, statistics.mean, *values)
     yield from _kl(before, after)
-    for side, name in (("chosen", "desirable"), ("rejected", "undesirable")):
+    for side, name in (("chosen", "wanted"), ("rejected", "unwanted")):
         there = np.flatnonzero(~np.isnan(after.metrics[f"logps/{side}"]))
         if len(there):
             yield _perplexity(before, after, name, there, 0)

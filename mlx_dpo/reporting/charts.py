@@ -179,7 +179,7 @@ def _reward_kl(runs: Sequence[RunNumbers]) -> Chart:
         "over held-out answers."
     )
     paired = all(moment.paired for run in runs for moment in run.moments)
-    y = "reward margin" if paired else "reward of desirable answers"
+    y = "reward margin" if paired else "reward of wanted answers"
     return Chart("reward_kl", "Reward against KL", "path", "KL to the reference, nats a token", y, series, meaning)
 
 

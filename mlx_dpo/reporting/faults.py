@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -42,12 +43,20 @@ class Fault:
         name: for programs; title: for people.
         advice: what to try.
         found: the sentence on a run that has it; None of one that has not, or where there is too little to tell.
+        needs: what it is told from.
     """
 
     name: str
     title: str
     advice: str
     found: Callable[[RunNumbers], str | None]
+    needs: Literal["pairs", "samples", "reports"] = "pairs"
+
+    def looks_at(self, run: RunNumbers) -> bool:
+        """Whether the run has what it is told from."""
+        if self.needs == "pairs":
+            return run.after is not None and run.after.paired
+        return len(run.samples) > 1 if self.needs == "samples" else bool(run.reports)
 
 
 def displacement(run: RunNumbers) -> str | None:
@@ -165,8 +174,8 @@ def repetition(run: RunNumbers) -> str | None:
 
 def label_noise(run: RunNumbers) -> str | None:
     """Pairs that the policy is sure of, the other way round."""
-    flipped, accuracy = flipped_share(run), _accuracy(run)
-    if flipped is None or accuracy is None or accuracy.low <= 0.5 or flipped.low < NOISE:
+    flipped = flipped_share(run)
+    if flipped is None or flipped.low < NOISE:
         return None
     return (
         f"About {flipped.value:.0%} [{flipped.low:.0%}, {flipped.high:.0%}] of the held-out pairs look flipped: of the "
@@ -176,12 +185,13 @@ def label_noise(run: RunNumbers) -> str | None:
 
 def flipped_share(run: RunNumbers) -> Estimate | None:
     """Estimated share of flipped pairs: of the half with the largest margins, those with the rejected answer ahead.
+    None where the policy is no judge: at chance, or with too few pairs.
 
     A flipped pair has the margin of its mirror image, so among pairs that the policy is sure of, a negative margin is a
     flipped label rather than a close call: the idea of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
     """
-    after = run.after
-    if after is None or not after.paired or after.is_reference or len(after.margins) < ENOUGH:
+    after, accuracy = run.after, _accuracy(run)
+    if after is None or accuracy is None or accuracy.low <= 0.5:
         return None
     size = np.abs(after.margins)
     return statistics.share(after.margins[size >= np.quantile(size, 1 - SUREST)] < 0)
@@ -222,13 +232,18 @@ FAULTS = (
         chance,
     ),
     Fault(
-        "standing_still", "loss stands still", "Raise --learning-rate (5 to 10 times), or train longer.", standing_still
+        "standing_still",
+        "loss stands still",
+        "Raise --learning-rate (5 to 10 times), or train longer.",
+        standing_still,
+        needs="reports",
     ),
     Fault(
         "repetition",
         "repetition in samples",
         "Lower --learning-rate or --epochs, raise --beta; look whether chosen answers repeat themselves.",
         repetition,
+        needs="samples",
     ),
     Fault(
         "label_noise",

@@ -42,10 +42,11 @@ def _diagnosis(run: RunNumbers, findings: Sequence[Finding]) -> Iterator[str]:
             yield f"<span class=faint>Try: {escape(one.advice)}</span></li>"
         yield "</ul>"
     names = {finding.fault for finding in findings}
-    passed = ", ".join(fault.title for fault in FAULTS if fault.name not in names)
+    passed = ", ".join(fault.title for fault in FAULTS if fault.looks_at(run) and fault.name not in names)
     flipped = flipped_share(run)
     noise = "" if flipped is None else f" Estimated share of flipped pairs: {interval(flipped, '{:.0%}')}."
-    yield f"<p><small>Looked for and not seen: {escape(passed)}.{noise}</small></p>"
+    if passed or noise:
+        yield f"<p><small>Looked for and not seen: {escape(passed)}.{noise}</small></p>"
 
 
 def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
@@ -57,9 +58,10 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
     yield "<table class=changes>"
     numbers = "".join(f"<th class=number>{name}</th>" for name in ("before", "after", "p-value"))
     yield f"<tr><th></th>{numbers}</tr>"
-    for run, found in every:
-        for change in found:
-            yield _row(change, f"{run.name}: " if len(runs) > 1 else "")
+    for name in dict.fromkeys(change.name for _, found in every for change in found):
+        alike = [(run, change) for run, found in every for change in found if change.name == name]
+        for i, (run, change) in enumerate(alike):
+            yield _row(change, f"{run.name}: " if len(runs) > 1 else "", change.meaning if i == 0 else "")
     yield "</table>"
     yield (
         "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (BCa, 2,000 "
@@ -67,9 +69,9 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
     )
 
 
-def _row(change: Change, who: str) -> str:
+def _row(change: Change, who: str, meaning: str) -> str:
     told = [*(interval(each, change.form) for each in (change.before, change.after)), p_value(change.p)]
-    name = f"{escape(who + change.title)}<br><small>{escape(change.meaning)}</small>"
+    name = f"{escape(who + change.title)}<br><small>{escape(meaning)}</small>"
     return f"<tr><td>{name}</td>{''.join(map(_number, told))}</tr>"
 
 

@@ -26,12 +26,11 @@ def _learned(run: RunNumbers, by_name: dict[str, Change]) -> str:
     perplexity = next((by_name[name] for name in by_name if name.startswith("perplexity/")), None)
     if perplexity is None or perplexity.before is None or perplexity.after is None:
         return f"{so_far}, nothing was held out that tells what changed"
+    told = f"perplexity {perplexity.before.value:.3g} to {perplexity.after.value:.3g}, {p_value(perplexity.p)}"
+    if perplexity.p is None or perplexity.p >= SURE:
+        return f"{so_far}, the wanted answers among the held-out ones show no change that chance would not make: {told}"
     way = "likelier" if perplexity.after.value < perplexity.before.value else "less likely"
-    sure = way if perplexity.p is not None and perplexity.p < SURE else "neither likelier nor less likely"
-    return (
-        f"{so_far}, the held-out answers to imitate are {sure} "
-        f"(perplexity {perplexity.before.value:.3g} to {perplexity.after.value:.3g}, {p_value(perplexity.p)})"
-    )
+    return f"{so_far}, the wanted answers among the held-out ones are {way}: {told}"
 
 
 def _of_pairs(margin: Change, likelier: Change) -> str:
@@ -77,16 +76,20 @@ def p_value(p: float | None) -> str:
 
 def rewards_answer(run: RunNumbers, findings: list[Finding]) -> str | None:
     """An answer to "Both rewards go down, is it broken?" where they do; None where they don't."""
-    after = run.after
-    if after is None or not after.paired or after.is_reference:
+    before, after = run.before, run.after
+    if before is None or after is None or not after.paired or after.is_reference:
         return None
-    chosen, rejected = (float(after.metrics[f"rewards/{side}"].mean()) for side in ("chosen", "rejected"))
+    names = ("rewards/chosen", "rewards/rejected")
+    chosen, rejected = (float((after.metrics[name] - before.metrics[name]).mean()) for name in names)
     if chosen >= 0 or rejected >= 0:
         return None
-    told = f"The rewards of the chosen answers are at {chosen:.3g}, those of the rejected ones at {rejected:.3g}. "
+    told = f"The rewards of the chosen answers fell by {-chosen:.3g}, those of the rejected ones by {-rejected:.3g}. "
     if chosen <= rejected:
         return told + "Yes: the chosen ones fell further, so it learns the opposite of what held-out pairs prefer."
-    if any(finding.fault == "likelihood_displacement" for finding in findings):
+    faults = {finding.fault for finding in findings}
+    if "chance" in faults:
+        return told + "Yes: which of the two fell further is a matter of chance."
+    if "likelihood_displacement" in faults:
         return told + "In part: the order is right, but the chosen answers lost much of their likelihood; see below."
     return told + (
         "No: the loss only asks that the chosen one falls less, it does, and the chosen answers are about as likely as "
