@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from mlx_dpo.cli import cache, compare, data, demo, evaluate, export, fuse, import_, losses, plan, push, score, train
+from mlx_dpo.cli import (
+    cache,
+    compare,
+    data,
+    demo,
+    evaluate,
+    export,
+    fuse,
+    import_,
+    losses,
+    plan,
+    push,
+    report,
+    score,
+    train,
+)
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -18,6 +33,7 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(score.score)
 app.command()(compare.compare)
+app.command()(report.report)
 app.command()(fuse.fuse)
 app.command()(export.export)
 app.command("import")(import_.import_)

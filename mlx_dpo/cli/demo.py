@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.output import print_json, results
 
 SHOWN = 3
 
@@ -26,24 +25,20 @@ def demo(
 
       mlx-dpo demo --adapter-path demo-run
     """
+    from mlx_dpo.cli.reporting import finish, watchers, writers
     from mlx_dpo.demo.run import demo_config, run_demo
-    from mlx_dpo.export.card import write_card
-    from mlx_dpo.export.record import Recorder
-    from mlx_dpo.reporting.metrics_log import MetricsLog
-    from mlx_dpo.reporting.page import write_report
-    from mlx_dpo.reporting.progress import TerminalProgress, show_result
+    from mlx_dpo.reporting.result import show_result
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))
-    recorder = Recorder(["mlx-dpo", *sys.argv[1:]])
-    done = run_demo(config, Listeners(MetricsLog(), TerminalProgress(notes), recorder))
-    recorder.write(done.trained)
-    write_card(done.trained.run)
-    write_report(done.trained.run)
+    watching = watchers()
+    done = run_demo(config, Listeners(writers(watching), watching))
+    told = finish(done.trained, watching)
     if json:
         print_json(
             {
                 **done.trained.to_mapping(),
+                **told,
                 **{f"{when}_{k}": v for when in ("before", "after") for k, v in vars(getattr(done, when)).items()},
             }
         )

@@ -13,6 +13,11 @@ results = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
 
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    notes.print(text, soft_wrap=True, markup=False)
+
+
 def print_json(value: Any) -> None:
     """One JSON object on stdout; numbers that JSON has no word for (NaN, infinity) as null."""
     sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -12,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.output import notes, print_json, results, say
 from mlx_dpo.cli.push import address, as_json
 from mlx_dpo.config import TrainConfig, config_from
 from mlx_dpo.hub import plain_name
+from mlx_dpo.reporting.records import SAMPLED
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
 
 
@@ -43,6 +43,20 @@ def train(
             rich_help_panel="Run",
         ),
     ] = True,
+    live_report: Annotated[
+        bool,
+        typer.Option("--live-report", help="Rewrite report.html at every report.", rich_help_panel="Run"),
+    ] = False,
+    plots: Annotated[
+        str | None, typer.Option(help="Draw the charts as pictures too: png,svg,pdf.", rich_help_panel="Run")
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=0, help="Held-out prompts to answer before and after, for the page.", rich_help_panel="Run"),
+    ] = SAMPLED,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say only what looks wrong.", rich_help_panel="Run")
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Run")
     ] = False,
@@ -66,49 +80,41 @@ def train(
     watchdog, a crash), it is started again from its last checkpoint; Ctrl-C saves, and a second one stops at once.
     """
     resolved = _resolve(config, flags, resume or resume_anyway)
-    from mlx_dpo.export.card import write_card
-    from mlx_dpo.export.push_run import CheckpointPusher, check_before, push_at_end
-    from mlx_dpo.export.record import Recorder
-    from mlx_dpo.reporting.page import write_report
-    from mlx_dpo.reporting.progress import TerminalProgress, show_result
-    from mlx_dpo.reporting.trackers import trackers_of
+    from mlx_dpo.cli.reporting import finish, watchers
+    from mlx_dpo.export.push_run import check_before, push_at_end
+    from mlx_dpo.reporting.pictures import kinds_of
 
     check_before(resolved)
-    recorder = Recorder(["mlx-dpo", *sys.argv[1:]])
-    pushing = [CheckpointPusher(resolved, _say)] if resolved.push_checkpoints else []
-    listener = Listeners(TerminalProgress(notes), recorder, *trackers_of(resolved.report_to, _say), *pushing)
+    kinds, watching = kinds_of(plots), watchers(resolved, live=live_report, quiet=quiet)
     # What comes by stdin can't be read a second time.
     if supervise and "-" not in (resolved.data, resolved.valid_data):
         from mlx_dpo.supervision import supervise as run
 
-        result = run(resolved, listener=listener, resume=resume, resume_anyway=resume_anyway)
+        result = run(resolved, listener=watching, resume=resume, resume_anyway=resume_anyway, samples=samples)
     else:
-        result = _here(resolved, listener, resume, resume_anyway)
-    recorder.write(result)
-    write_card(result.run)
-    write_report(result.run)
-    pushed = push_at_end(resolved, result.run, _say) if resolved.push_to_hub else None
+        result = _here(resolved, watching, resume, resume_anyway, samples)
+    told = finish(result, watching, kinds)
+    pushed = push_at_end(resolved, result.run, say) if resolved.push_to_hub else None
     if json:
-        print_json({**result.to_mapping(), **({"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {})})
-    else:
+        at = {"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {}
+        print_json({**result.to_mapping(), **told, **at})
+    elif not quiet:
+        from mlx_dpo.reporting.result import show_result
+
         show_result(results, result, plain_name(resolved.model))
-        if pushed:
-            results.print(f"It is on the Hub: {address(pushed)}", soft_wrap=True, markup=False)
+    if pushed and not json:
+        results.print(f"It is on the Hub: {address(pushed)}", soft_wrap=True, markup=False)
     if resolved.push_to_hub and not pushed:
         raise typer.Exit(1)
 
 
-def _say(text: str) -> None:
-    notes.print(text, soft_wrap=True, markup=False)
-
-
-def _here(config: TrainConfig, progress: Listener, resume: bool, resume_anyway: bool) -> TrainResult:
+def _here(config: TrainConfig, watching: Listener, resume: bool, resume_anyway: bool, samples: int) -> TrainResult:
     """Train in this process."""
-    from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.cli.reporting import writers
     from mlx_dpo.training.run import train as run
 
     interrupt = StopOnInterrupt()
-    listener = Listeners(MetricsLog(progress.note), progress, interrupt)
+    listener = Listeners(writers(watching, samples), watching, interrupt)
     return run(config, listener=listener, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
 
 

@@ -27,6 +27,11 @@ class Sampling:
 
 def answer(model: nn.Module, tokenizer: Any, prompts: Sequence[Turns], sampling: Sampling) -> list[str]:
     """One answer a prompt; the same seed draws the same answers on the same machine."""
+    return answer_ids(model, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], sampling)
+
+
+def answer_ids(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+    """The same of prompts as token ids."""
     from mlx_lm import batch_generate
     from mlx_lm.sample_utils import make_sampler
 
@@ -37,7 +42,7 @@ def answer(model: nn.Module, tokenizer: Any, prompts: Sequence[Turns], sampling:
         response = batch_generate(
             model,
             tokenizer,
-            [prompt_ids(tokenizer, prompt) for prompt in prompts],
+            [list(ids) for ids in prompts],
             max_tokens=sampling.max_tokens,
             sampler=make_sampler(temp=sampling.temperature, top_p=sampling.top_p),
         )

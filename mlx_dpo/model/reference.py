@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import mlx.core as mx
 import numpy as np
 
@@ -76,16 +78,20 @@ class ReferenceLogps:
     Attributes:
         table: [examples, completions of each] float64, nats; NaN where not computed yet.
         policy: gives them for a micro-batch.
+        seconds: what that took so far.
     """
 
     def __init__(self, examples: int, sides: int) -> None:
         self.table = np.full((examples, sides), np.nan)
         self.policy = Reference()
+        self.seconds = 0.0
 
     def of(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
         """[completions] of the examples `indices`, which are those in `batch`; of pairs, chosen then rejected."""
         if np.isnan(self.table[indices]).any():
+            began = time.perf_counter()
             self.table[indices] = self.policy.sums(batch).reshape(-1, len(indices)).T
+            self.seconds += time.perf_counter() - began
         return self.table[indices].T.reshape(-1)
 
     def forget(self) -> None:

@@ -1,50 +1,45 @@
-"""`train` in the terminal: a bar with the numbers that matter, and a line wherever something is worth keeping."""
+"""`train` in the terminal: a bar and sparklines, and a line wherever something is worth keeping."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
+from mlx_dpo.reporting.clock import Clock
+from mlx_dpo.reporting.diagnosis import Finding
+from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
-# What is told of held-out rows before and after, and how.
-HELD_OUT = {
-    "logps/accuracies": ("chosen likelier than rejected", "{:.1%}"),
-    "rewards/accuracies": ("reward accuracy", "{:.1%}"),
-    "rewards/margins": ("reward margin", "{:.3f}"),
-    "logps/chosen": ("log-prob of what is wanted", "{:.2f}"),
-    "loss": ("loss", "{:.4f}"),
-}
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 24  # of a sparkline
+UNMOVED = 1e-4  # rewards this small are rounding
 
 
 class TerminalProgress(Listener):
-    """A live bar in a terminal; plain lines, one a report, where the output is not one."""
+    """Live in a terminal; plain lines, one a report, where the output is not one. Comes last, to time all others."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.status = console.status("")
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            speed_estimate_period=120,
-            disable=not self.console.is_terminal,
-        )
+        self.margins: list[float] = []
+        self.accuracies: list[float] = []
+        self.memory = self.pairs_per_second = self.held_out_reference = self.sampling = 0.0
+        self.clock: Clock | None = None
+        self.bar = Bar(console, self._lines)
 
     def preparing(self, text: str) -> None:
+        self.bar.stop()  # where training is started again
         self.status.update(text)
         self.status.start()
 
     def begin(self, plan: RunPlan) -> None:
         self.status.stop()
-        self.plan = plan
+        self.plan, self.clock, self.bar = plan, Clock(plan), Bar(self.console, self._lines)
+        self.held_out_reference = self.sampling = 0.0
         share = 100 * plan.trained_parameters / plan.all_parameters
         held_out = plan.pairs.get("held_out", 0)
         self._say(
@@ -55,21 +50,22 @@ class TerminalProgress(Listener):
             self._say(f"Going on after step {plan.first_step:,}.")
         self.task = self.bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
         self.bar.start()
-        self.pairs_per_second = 0.0
-        self.began, self.first_step = time.monotonic(), plan.first_step
 
     def step(self, step: int, metrics: Metrics) -> None:
-        speed = f"{self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second else ""
-        numbers = f"{_numbers(metrics)}  {speed}  {metrics['peak_memory_gb']:.2f} GB"
-        self.bar.update(self.task, completed=step, numbers=numbers, description="train")
+        assert self.clock is not None
+        self.clock.step(step, metrics["reference_seconds"])
+        self.memory = metrics["peak_memory_gb"]
+        for values, name in ((self.margins, "rewards/margins"), (self.accuracies, "rewards/accuracies")):
+            if name in metrics:
+                values.append(metrics[name])
+        self.bar.update(self.task, completed=step, numbers=f"loss {metrics['loss']:.4f}", description="train")
 
     def report(self, metrics: Metrics) -> None:
         self.pairs_per_second = metrics["pairs_per_second"]
         if not self.console.is_terminal:
             self._say(
                 f"step {metrics['step']}/{self.plan.steps}  {_numbers(metrics)}  "
-                f"{metrics['pairs_per_second']:.3g} pairs/s  {metrics['peak_memory_gb']:.2f} GB  "
-                f"{self._time_left(int(metrics['step']))} left"
+                f"{metrics['pairs_per_second']:.3g} pairs/s  {self._memory()}  {self._time_left()}"
             )
 
     def evaluating(self, done: int, pairs: int) -> None:
@@ -77,10 +73,15 @@ class TerminalProgress(Listener):
 
     def evaluation(self, metrics: Metrics) -> None:
         plain = {k.removeprefix("eval_"): v for k, v in metrics.items()}
-        numbers = "the policy is its reference" if _is_reference(plain) else _numbers(plain)
+        numbers = "the policy is its reference" if is_reference(plain) else _numbers(plain)
         if "logps/accuracies" in plain:
             numbers += f"  chosen likelier in {plain['logps/accuracies']:.0%}"
         self._say(f"held out at step {metrics['step']}: {numbers}")
+
+    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+        assert self.clock is not None
+        self.clock.evaluated(reference_seconds - self.held_out_reference, sampling_seconds - self.sampling)
+        self.held_out_reference, self.sampling = reference_seconds, sampling_seconds
         self.bar.update(self.task, description="train")
 
     def note(self, text: str) -> None:
@@ -93,10 +94,56 @@ class TerminalProgress(Listener):
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
 
-    def _time_left(self, step: int) -> str:
-        a_step = (time.monotonic() - self.began) / max(1, step - self.first_step)
-        minutes, seconds = divmod(round(a_step * (self.plan.steps - step)), 60)
-        return f"{minutes}:{seconds:02d}"
+    def _lines(self) -> Iterable[str]:
+        """What stands under the bar."""
+        if self.clock is None:
+            return
+        if self.margins:
+            yield f"margin    {sparkline(self.margins)} {self.margins[-1]:+.3f}"
+        if self.accuracies:
+            yield f"accuracy  {sparkline(self.accuracies, 0, 1)} {np.mean(self.accuracies[-10:]):.0%}"
+        speed = f"  {self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second else ""
+        yield f"memory    {self._memory()}{speed}  {self._time_left()}"
+
+    def _memory(self) -> str:
+        return f"{self.memory:.2f} of {self.plan.memory_limit / 1e9:.1f} GB"
+
+    def _time_left(self) -> str:
+        left = None if self.clock is None else self.clock.left()
+        return "" if left is None else f"{_duration(left)} left"
+
+
+class Bar(Progress):
+    """A progress bar with lines under it; nothing where the console is not a terminal."""
+
+    def __init__(self, console: Console, lines: Any) -> None:
+        self.lines = lines
+        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
+        super().__init__(
+            *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for line in self.lines():
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
+
+def tell_finding(console: Console, finding: Finding) -> None:
+    """A fault, where it first shows."""
+    console.print(f"[bold yellow]{finding.title}[/] at step {finding.step}: ", end="", soft_wrap=True)
+    console.print(f"{finding.sentence} Try: {finding.advice}", soft_wrap=True, markup=False)
+
+
+def sparkline(values: Sequence[float], low: float | None = None, high: float | None = None, width: int = WIDTH) -> str:
+    """Values as a row of bars, from `low` to `high` (or their own least and most); of many, means of even shares."""
+    finite = np.array([value for value in values if np.isfinite(value)])
+    if not len(finite):
+        return ""
+    means = [float(part.mean()) for part in np.array_split(finite, min(width, len(finite)))]
+    low, high = min(means) if low is None else low, max(means) if high is None else high
+    places = [(mean - low) / (high - low) if high > low else 0.0 for mean in means]
+    return "".join(BARS[min(len(BARS) - 1, max(0, int(place * len(BARS))))] for place in places)
 
 
 def _numbers(metrics: Metrics) -> str:
@@ -115,40 +162,13 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def before_and_after(before: Metrics, after: Metrics) -> Table:
-    """Held-out numbers before and after, for people."""
-    table = Table(title="Held out", title_justify="left")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    unmoved = _is_reference(before)
-    for name, (title, form) in HELD_OUT.items():
-        if name in after and not (name == "logps/chosen" and "logps/accuracies" in after):
-            untold = name == "rewards/accuracies" and unmoved
-            table.add_row(title, "-" if untold else form.format(before[name]), form.format(after[name]))
-    return table
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _is_reference(metrics: Metrics) -> bool:
+def is_reference(metrics: Metrics) -> bool:
     """Whether the policy has not moved: then there are no rewards to compare."""
-    return metrics.get("rewards/margins") == 0 == metrics.get("rewards/chosen")
-
-
-def show_result(console: Console, result: TrainResult, model: str) -> None:
-    """The end of a run: the table, and what to type next."""
-    if result.after:
-        console.print(before_and_after(result.before, result.after))
-    else:
-        console.print("Nothing was held out, so what changed was not measured: give some with --valid-data.")
-    console.print(f"Done in {result.seconds:.0f} s. The adapter is in {result.run}. Next:", soft_wrap=True)
-    for line in next_commands(result.run, model):
-        console.print(f"  {line}", soft_wrap=True, markup=False)
-
-
-def next_commands(run: Path, model: str) -> list[str]:
-    """Commands that use a run's adapter."""
-    return [
-        f"mlx-dpo compare --adapter-path {run} --prompt 'Your question'",
-        f"mlx-dpo fuse --adapter-path {run} --save-path {run}-fused",
-        f"mlx_lm.generate --model {model} --adapter-path {run} --prompt 'Your question'",
-    ]
+    rewards = [metrics.get(name) for name in ("rewards/margins", "rewards/chosen")]
+    return all(reward is not None and abs(reward) < UNMOVED for reward in rewards)

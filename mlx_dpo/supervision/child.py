@@ -50,14 +50,16 @@ def main(pipe: int, order: dict[str, Any]) -> int:
     from mlx_dpo.errors import Interrupted, UserError
     from mlx_dpo.model.budget import Caution
     from mlx_dpo.reporting.metrics_log import MetricsLog
+    from mlx_dpo.reporting.recorder import Recorder
     from mlx_dpo.training.listener import Listeners
     from mlx_dpo.training.run import train
 
     sender = ChildSender(pipe, signals)
+    recorder = Recorder(sender.evaluated, sender.note, samples=order["samples"], command=order["command"])
     try:
         result = train(
             TrainConfig.from_mapping(order["config"]),
-            listener=Listeners(MetricsLog(sender.note), sender),
+            listener=Listeners(MetricsLog(sender.note), recorder, sender),
             resume=order["resume"],
             resume_anyway=order["resume_anyway"],
             caution=Caution(**order["caution"]),

@@ -48,6 +48,9 @@ class Sender(Listener):
     def evaluation(self, metrics: Metrics) -> None:
         self.send("evaluation", metrics)
 
+    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+        self.send("evaluated", reference_seconds, sampling_seconds)
+
     def saved(self, step: int, folder: Path) -> None:
         self.send("saved", step, folder)
 

@@ -20,6 +20,8 @@ from typing import Any
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import GaveUp, Interrupted
 from mlx_dpo.model.budget import CAREFREE, Caution
+from mlx_dpo.reporting.recorder import typed
+from mlx_dpo.reporting.records import SAMPLED
 from mlx_dpo.supervision import events
 from mlx_dpo.training.listener import Listener, TrainResult
 from mlx_dpo.training.run_folder import RunFolder
@@ -34,9 +36,17 @@ CRASH = "a crash in compiled code"
 
 
 def supervise(
-    config: TrainConfig, *, listener: Listener, resume: bool = False, resume_anyway: bool = False
+    config: TrainConfig,
+    *,
+    listener: Listener,
+    resume: bool = False,
+    resume_anyway: bool = False,
+    samples: int = SAMPLED,
 ) -> TrainResult:
     """`train` in a child process, started again from the last checkpoint when the system ends it.
+
+    Args:
+        samples: held-out prompts that are answered before and after, for the page.
 
     Raises: `UserError` and `Interrupted` as `train` does; `GaveUp` after `MOST_DEATHS` deaths without a checkpoint
     between them; `subprocess.CalledProcessError` where it ends by a fault of its own.
@@ -50,6 +60,8 @@ def supervise(
                 "resume": resume,
                 "resume_anyway": resume_anyway,
                 "caution": asdict(caution),
+                "samples": samples,
+                "command": typed(),
             }
             child = Child(order, listener)
             with child.signals_forwarded():

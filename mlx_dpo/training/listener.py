@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_dpo.training.held_out import HeldOut
 
 Metrics = dict[str, float]
 
@@ -17,6 +20,9 @@ class RunPlan:
         steps: optimizer steps in all; `first_step` of them are done where a run is resumed.
         pairs: how many there are, by "train" and "held_out".
         what: what they are called: pairs, or completions.
+        steps_per_epoch: steps that see every pair once.
+        steps_per_eval: steps between evaluations; 0: only first and last.
+        memory_limit: bytes that may be used.
         trained_parameters, all_parameters: counts.
     """
 
@@ -25,6 +31,9 @@ class RunPlan:
     first_step: int
     pairs: dict[str, int]
     what: str
+    steps_per_epoch: int
+    steps_per_eval: int
+    memory_limit: int
     trained_parameters: int
     all_parameters: int
 
@@ -55,7 +64,7 @@ class Listener:
         """Training is about to start."""
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """An optimizer step is done; `metrics` are of its own pairs."""
+        """An optimizer step is done; `metrics` are of its own pairs, and the seconds the reference took so far."""
 
     def report(self, metrics: Metrics) -> None:
         """Means since the last report: one line of metrics.jsonl."""
@@ -65,6 +74,12 @@ class Listener:
 
     def evaluation(self, metrics: Metrics) -> None:
         """Held-out metrics, their names behind eval_: one line of metrics.jsonl."""
+
+    def held_out(self, seen: HeldOut) -> None:
+        """What that evaluation was made of, with the policy in memory: example by example, to look into or ask."""
+
+    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """What was made of an evaluation is written down; seconds its reference, and samples, took so far."""
 
     def saved(self, step: int, folder: Path) -> None:
         """A checkpoint is on disk."""
@@ -105,6 +120,14 @@ class Listeners(Listener):
     def evaluation(self, metrics: Metrics) -> None:
         for one in self.listeners:
             one.evaluation(metrics)
+
+    def held_out(self, seen: HeldOut) -> None:
+        for one in self.listeners:
+            one.held_out(seen)
+
+    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+        for one in self.listeners:
+            one.evaluated(reference_seconds, sampling_seconds)
 
     def saved(self, step: int, folder: Path) -> None:
         for one in self.listeners:

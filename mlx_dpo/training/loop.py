@@ -26,7 +26,8 @@ from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.reference import SameNetwork
 from mlx_dpo.objectives import Loss
 from mlx_dpo.training.checkpoint import ExactState, Progress
-from mlx_dpo.training.evaluation import evaluate_examples
+from mlx_dpo.training.evaluation import Measured, evaluate_examples
+from mlx_dpo.training.held_out import HeldOut
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.metrics import mean_metrics
 from mlx_dpo.training.not_finite import NOT_FINITE, not_finite
@@ -174,7 +175,8 @@ class Trainer:
         self._watch.seconds += time.perf_counter() - began
         self._watch.pairs += len(batch.indices)
         self._watch.tokens += sum(m.tokens for m in batch.micros)
-        self.listener.step(self.progress.step, {**metrics, "peak_memory_gb": mx.get_peak_memory() / 1e9})
+        spent = {"peak_memory_gb": mx.get_peak_memory() / 1e9, "reference_seconds": self.train_set.reference.seconds}
+        self.listener.step(self.progress.step, {**metrics, **spent})
 
     def _accumulate(self, batch: Batch) -> tuple[Any, list[np.ndarray]]:
         """The gradient of the optimizer batch's mean loss, and its examples' metrics, a micro-batch at a time.
@@ -294,7 +296,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         if self.held_out is None:
             return {}
-        count = len(self.held_out.indices)
+        count, measured = len(self.held_out.indices), list[Measured]()
         metrics = evaluate_examples(
             self.budget,
             self.held_out.pairs,
@@ -304,9 +306,11 @@ class Trainer:
             batch_size=self.config.batch_size,
             running=self.progress.running,
             progress=lambda done: self.listener.evaluating(done, count),
+            each=measured.append,
         )
         self.listener.evaluation({**self._place(), **{f"eval_{k}": v for k, v in metrics.items()}})
         self._note_best(metrics["loss"])
+        self.listener.held_out(HeldOut(self.progress.step, measured, self.held_out, self.policy, self.budget))
         return metrics
 
     def _note_best(self, loss: float) -> None:

@@ -283,6 +283,9 @@ def _plan(trainer: Trainer) -> RunPlan:
         first_step=trainer.progress.step,
         pairs={name: len(one.indices) for name, one in trainer.sets.items()},
         what=trainer.train_set.what,
+        steps_per_epoch=trainer.epochs.steps,
+        steps_per_eval=trainer.config.steps_per_eval,
+        memory_limit=parse_memory(limit) if (limit := trainer.config.memory_limit) else usable_memory(),
         trained_parameters=sum(v.size for v in trainable(trainer.model).values()),
         all_parameters=get_total_parameters(trainer.model),
     )

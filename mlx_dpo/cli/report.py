@@ -1,0 +1,54 @@
+"""mlx-dpo report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlx_dpo.cli.output import print_json, results
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that train wrote; several are overlaid.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The page. Default: report.html in the run's folder, or here of several."),
+    ] = None,
+    plots: Annotated[str | None, typer.Option(help="Draw the charts as pictures too: png,svg,pdf.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what training did: a page that opens offline, numbers with their intervals, and what looks wrong.
+
+    Pictures go into plots/ beside the page, one a chart.
+
+    [bold]Examples[/]
+
+      mlx-dpo report adapters
+
+      mlx-dpo report runs/a runs/b --output compared.html --plots png,svg
+
+      mlx-dpo report adapters --json
+    """
+    from mlx_dpo.reporting.changes import changes
+    from mlx_dpo.reporting.diagnosis import diagnose
+    from mlx_dpo.reporting.numbers import RunNumbers
+    from mlx_dpo.reporting.page import FILE, page
+    from mlx_dpo.reporting.pictures import FOLDER, kinds_of, write_pictures
+    from mlx_dpo.reporting.records import write_whole
+    from mlx_dpo.reporting.result import show_run, summary
+
+    kinds, read = kinds_of(plots), [RunNumbers.read(run) for run in runs]
+    file = output or (runs[0] / FILE if len(runs) == 1 else Path(FILE))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, page(read))
+    pictures = [str(picture) for picture in write_pictures(read, file.parent / FOLDER, kinds)]
+    if json:
+        print_json({"page": str(file), "plots": pictures, "runs": [summary(run) for run in read]})
+        return
+    for run in read:
+        if len(read) > 1:
+            results.print(f"[bold]{run.name}[/]")
+        show_run(results, run, changes(run), diagnose(run))
+    results.print(f"The page is {file}" + (f", pictures are in {file.parent / FOLDER}." if pictures else "."))

@@ -1,0 +1,135 @@
+"""Runs to report on, and a real Chromium to open their pages in."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_dpo import TrainConfig, train
+from mlx_dpo.reporting import records
+from mlx_dpo.reporting.diagnosis import Finding, Watch
+from mlx_dpo.reporting.metrics_log import MetricsLog
+from mlx_dpo.reporting.page import write_report
+from mlx_dpo.reporting.recorder import Recorder
+from mlx_dpo.training.listener import Listener, Listeners
+from tests.conftest import CHECKPOINT
+
+WORDS = ["red", "blue", "green", "tree", "house", "river", "stone", "cloud", "bird", "fish"]
+HOSTILE = [
+    "<script>window.pwned = 1</script>",
+    "</script><img src=x onerror='window.pwned = 2'>",
+    '<!-- "quotes" & <b>bold</b> \u2028 -->',
+]
+
+
+def config(run: Path, **knobs: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"iters": 8, "learning_rate": 2e-3, "steps_per_eval": 4, "steps_per_report": 2}
+    return TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), **settings | knobs)
+
+
+def pairs(count: int, seed: int, chosen: str = "yes {}", rejected: str = "no {}") -> list[dict[str, Any]]:
+    """Pairs that differ by their first word."""
+    draw = random.Random(seed)
+    return [
+        {"prompt": _words(draw), "chosen": chosen.format(_words(draw)), "rejected": rejected.format(_words(draw))}
+        for _ in range(count)
+    ]
+
+
+def _words(draw: random.Random) -> str:
+    return " ".join(draw.choices(WORDS, k=3))
+
+
+def record(run: Path, rows: list[Any], held_out: list[Any], *more: Listener, samples: int = 0, **knobs: Any) -> Path:
+    """Train as the command does, and write the page."""
+    listeners = Listeners(MetricsLog(), Recorder(samples), *more)
+    train(config(run, **knobs), rows=rows, valid_rows=held_out, listener=listeners)
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose rows, samples, tokens and name hold HTML and script."""
+    held_out = [
+        row | {"prompt": text, "chosen": f"yes {text}"} for row, text in zip(pairs(6, 1), HOSTILE * 2, strict=True)
+    ]
+    run = record(tmp_path_factory.mktemp("runs") / "a <b>run & <!-- <script>", pairs(32, 0), held_out, samples=2)
+    _poison(run / records.FOLDER)
+    write_report(run)
+    return run
+
+
+def _poison(folder: Path) -> None:
+    """What a model may answer, and tokens that are whole tags."""
+    samples = records.read_lines(folder / records.SAMPLES)
+    for line in samples:
+        line["answers"] = HOSTILE[: len(line["answers"])]
+    records.write_whole(folder / records.SAMPLES, "".join(records.to_json(line) + "\n" for line in samples))
+    told = records.read_json(folder / records.PAIRS)
+    for one in told:
+        one["sides"][0]["pieces"][0] = HOSTILE[1]
+    records.write_json(folder / records.PAIRS, told)
+
+
+@pytest.fixture(scope="session")
+def answers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on single answers with labels."""
+    rows = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs(16, 0)
+        for side in ("chosen", "rejected")
+    ]
+    return record(tmp_path_factory.mktemp("runs") / "answers", rows, rows[:8], loss="kto")
+
+
+@dataclass
+class Opened:
+    """A page in the browser, with what it complained of and asked for."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+class Browser:
+    """Opens files at a width and in a theme."""
+
+    def __init__(self, chromium: Any) -> None:
+        self.chromium = chromium
+
+    def open(self, file: Path, width: int = 1200, theme: str = "light") -> Opened:
+        page = self.chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+        opened = Opened(page)
+        page.on("console", lambda message: opened.errors.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: opened.errors.append(str(error)))
+        page.on("request", lambda request: opened.requests.append(request.url))
+        page.goto(file.resolve().as_uri())
+        page.wait_for_load_state("load")
+        return opened
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield Browser(chromium)
+        chromium.close()
+
+
+class Told(Watch):
+    """What was told while a run trained, and when."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        super().__init__(self.findings.append)

@@ -1,0 +1,71 @@
+"""The sentences at the top of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_dpo.reporting.changes import changes
+from mlx_dpo.reporting.diagnosis import diagnose
+from mlx_dpo.reporting.numbers import Moment, RunNumbers
+from mlx_dpo.reporting.statistics import Estimate
+from mlx_dpo.reporting.words import interval, p_value, rewards_answer, verdict
+
+PAIRS = 40
+
+
+def moment(step: int, chosen: float, rejected: float, spread: float = 0.1) -> Moment:
+    """Rewards of so much, beta 0.1, for answers of 20 tokens that had -30 nats."""
+    noise = np.random.default_rng(step).normal(0, spread, (PAIRS, 2)) if step else np.zeros((PAIRS, 2))
+    rewards = np.array([chosen, rejected]) + noise
+    logps = -30 + rewards / 0.1 + np.array([0.0, 1.0])
+    metrics = {
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+        "rewards/margins": rewards[:, 0] - rewards[:, 1],
+        "logps/chosen": logps[:, 0],
+        "logps/rejected": logps[:, 1],
+    }
+    return Moment(step, metrics, np.full((PAIRS, 2), 20), logps, None)
+
+
+def run(chosen: float, rejected: float, spread: float = 0.1) -> RunNumbers:
+    moments = [moment(0, 0, 0), moment(50, chosen, rejected, spread)]
+    return RunNumbers(
+        Path("a"), {"reference": "initial"}, [], [{"step": 0}, {"step": 50}], moments, about={"steps": 50}
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "answer"),
+    [
+        (0.2, -0.5, None),
+        (-0.05, -0.5, "No: the loss only asks that the chosen one falls less"),
+        (-0.9, -2.0, "In part: the order is right, but the chosen answers lost"),
+        (-2.0, -0.9, "Yes: the chosen ones fell further"),
+    ],
+)
+def test_both_rewards_go_down_is_it_broken(chosen: float, rejected: float, answer: str | None) -> None:
+    one = run(chosen, rejected)
+    told = rewards_answer(one, diagnose(one))
+    assert told is None if answer is None else told is not None and answer in told
+
+
+def test_verdicts() -> None:
+    def of(one: RunNumbers) -> str:
+        return verdict(one, changes(one), diagnose(one))
+
+    assert of(run(0.3, -0.5)).startswith(
+        "After 50 steps, the policy prefers the chosen answers of held-out pairs more than it did: reward margin +0.8"
+    )
+    assert of(run(0.3, -0.5)).endswith("Nothing looks wrong.")
+    assert "prefers the chosen answers of held-out pairs less than it did" in of(run(-0.5, 0.3))
+    assert "show no change that chance would not make" in of(run(0.0, 0.0, spread=0.3))
+
+
+def test_numbers_for_people() -> None:
+    assert interval(Estimate(-0.0001, -0.0002, 0.0, 9), "{:.3f}") == "0.000 [0.000, 0.000]"
+    assert interval(None, "{:.3f}") == "-"
+    assert (p_value(0.0001), p_value(0.032), p_value(0.5), p_value(None)) == ("p < 0.001", "p = 0.032", "p = 0.50", "")
