@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -48,7 +49,8 @@ def _words(draw: random.Random) -> str:
 
 def record(run: Path, rows: list[Any], held_out: list[Any], *more: Listener, samples: int = 0, **knobs: Any) -> Path:
     """Train as the command does, and write the page."""
-    listeners = Listeners(MetricsLog(), Recorder(samples), *more)
+    watching = Listeners(*more)
+    listeners = Listeners(MetricsLog(), Recorder(watching.evaluated, samples=samples), watching)
     train(config(run, **knobs), rows=rows, valid_rows=held_out, listener=listeners)
     write_report(run)
     return run
@@ -122,7 +124,9 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium here: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        # OpenBLAS, which make puts in front for mlx, ends Chromium as it starts.
+        plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"], env=plain)
         yield Browser(chromium)
         chromium.close()
 

@@ -98,9 +98,9 @@ def test_a_resumed_run_has_every_evaluation_once(tmp_path: Path) -> None:
 
     knobs = {"iters": 4, "steps_per_eval": 2}
     with pytest.raises(Interrupted):
-        listener = Listeners(MetricsLog(), Recorder(2), After())
+        listener = Listeners(MetricsLog(), Recorder(samples=2), After())
         train(config(tmp_path, **knobs), rows=pairs(16, 0), valid_rows=HELD_OUT, listener=listener, stop=stop)
-    listener = Listeners(MetricsLog(), Recorder(2))
+    listener = Listeners(MetricsLog(), Recorder(samples=2))
     train(config(tmp_path, **knobs), rows=pairs(16, 0), valid_rows=HELD_OUT, listener=listener, resume=True)
     numbers = RunNumbers.read(tmp_path)
     assert [moment.step for moment in numbers.moments] == [0, 2, 4]

@@ -93,7 +93,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     _play(terminal)
     lines = out.getvalue().splitlines()
     assert lines[-1].startswith("step 2/4  loss 0.5000  accuracy 75%  margin +0.250  3 pairs/s  ")
-    assert "of 8.0 GB" in lines[-1] and lines[-1].endswith("left")
+    assert "1.50 of 8.0 GB" in lines[-1] and lines[-1].endswith("left")
     assert "\x1b" not in out.getvalue()
 
 
@@ -107,8 +107,9 @@ def test_a_terminal_shows_sparklines_and_memory_against_its_limit() -> None:
 
 def _play(terminal: TerminalProgress) -> None:
     terminal.begin(plan(4))
-    terminal.step(1, {"loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5})
+    spent = {"peak_memory_gb": 1.5, "reference_seconds": 0.1}
+    terminal.step(1, {"loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5, **spent})
     report = {"step": 2, "loss": 0.5, "rewards/margins": 0.25, "rewards/accuracies": 0.75, "pairs_per_second": 3.0}
-    terminal.step(2, report)
+    terminal.step(2, {**report, **spent})
     terminal.report(report)
     terminal.end()
