@@ -38,7 +38,7 @@ pass as mlx-lm's fuse will round them, the gradient passed to the adapter unchan
 only where updates are as large as the error. `--fuse-bits` trains adapters that move the offsets of the base's own
 groups, which is no rounding at all, so it keeps its margin at any size of update.
 
-`auto` wants 95% by a standard error on the pairs it chooses on; on other pairs, as here, it can fall a little short.
+`auto` wants 95% by two standard errors on the pairs it chooses on; on other pairs, as here, it can fall a little short.
 """
 HEAD = "| trained | fused | bits | size | margin | kept |\n| --- | --- | --- | --- | --- | --- |\n"
 

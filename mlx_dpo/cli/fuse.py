@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_dpo.cli.export import GGUFType
 from mlx_dpo.cli.output import notes, print_json, results
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ def fuse(
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="The same as --bits none, by mlx-lm's name.")
     ] = False,
+    gguf: Annotated[
+        Path | None, typer.Option(help="Write the fused model as this GGUF file, too, for llama.cpp and LM Studio.")
+    ] = None,
+    gguf_type: Annotated[GGUFType, typer.Option(help="Of --gguf: f16, or q8_0, half as large.")] = GGUFType.f16,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fold an adapter into its model, keep what was trained, and save a model folder that mlx-lm loads.
@@ -77,14 +82,21 @@ def fuse(
         raise
     carry_record(adapter_path, fused.path, fused.to_mapping())
     write_card(fused.path)
+    if gguf is not None:
+        from mlx_dpo.export.gguf import write_gguf
+
+        with notes.status("Writing the GGUF file"):
+            write_gguf(fused.path, gguf, gguf_type.value)
     if json:
-        print_json(fused.to_mapping())
+        print_json({**fused.to_mapping(), **({"gguf": str(gguf)} if gguf else {})})
         return
     results.print(_table(fused))
     if fused.note:
         results.print(fused.note, soft_wrap=True, markup=False)
     results.print(f"The fused model is in {fused.path}. Next:", soft_wrap=True)
     results.print(f"  mlx_lm.generate --model {fused.path} --prompt 'Your question'", soft_wrap=True, markup=False)
+    if gguf is not None:
+        results.print(f"  llama-cli -m {gguf} -p 'Your question'", soft_wrap=True, markup=False)
 
 
 def _table(fused: Fused) -> Table:

@@ -38,8 +38,8 @@ class Row:
 
     @property
     def keeps(self) -> bool:
-        """Whether it keeps `FLOOR`, and by a standard error more, so that it holds of other pairs too."""
-        return self.kept is not None and self.kept - (self.kept_error or 0.0) >= FLOOR
+        """Whether it keeps `FLOOR`, and by two standard errors more, so that it holds of other pairs too."""
+        return self.kept is not None and self.kept - 2 * (self.kept_error or 0.0) >= FLOOR
 
     @property
     def cells(self) -> list[str]:
