@@ -24,6 +24,13 @@ from mlx_dpo.reporting.trackers import trackers_of
 from mlx_dpo.training.listener import Listener, Listeners, TrainResult
 
 
+class Notes(Listener):
+    """Says what a person should know, and nothing else."""
+
+    def note(self, text: str) -> None:
+        say(f"Note: {text}")
+
+
 class Watchers(Listeners):
     """Those that look at a run from outside of it: they need no model, and may be in another process."""
 
@@ -40,8 +47,7 @@ def watchers(config: TrainConfig | None = None, *, live: bool = False, quiet: bo
     if config is not None:
         told += trackers_of(config.report_to, say)
         told += [CheckpointPusher(config, say)] if config.push_checkpoints else []
-    if not quiet:
-        told.append(TerminalProgress(notes))
+    told.append(Notes() if quiet else TerminalProgress(notes))
     return Watchers(TrainingRecord(["mlx-dpo", *sys.argv[1:]]), *told)
 
 
