@@ -55,6 +55,12 @@ def bootstrap_interval(
     return _wilson(totals, level) if totals.are_shares else _studentized(totals, level, resamples, seed)
 
 
+def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0) -> Interval:
+    """Where sum(numerators) / sum(denominators) lies, such as nats a token; an example [examples] is drawn whole."""
+    totals = _Totals(np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
+    return _studentized(totals, 0.95, RESAMPLES, seed)
+
+
 def win_rate_interval(scores: Values, *, groups: Groups | None = None, level: float = 0.95) -> Interval:
     """Where a share lies, of scores [examples] from 0 to 1: accuracies, or wins with ties as 0.5; NaNs are left out.
 

@@ -64,7 +64,7 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
             yield _row(change, f"{run.name}: " if len(runs) > 1 else "", change.meaning if i == 0 else "")
     yield "</table>"
     yield (
-        "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (BCa, 2,000 "
+        "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (studentized, 2,000 "
         "resamples). The p-value is that of no change: a paired sign-flip test on the same examples.</small></p>"
     )
 

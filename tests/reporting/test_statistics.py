@@ -8,7 +8,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from mlx_dpo.reporting import statistics
+from mlx_dpo import statistics
 from mlx_dpo.reporting.statistics import Estimate, mean, paired_p, ratio, share
 
 RNG = np.random.Generator
