@@ -24,6 +24,7 @@ from mlx_dpo.training.evaluation import Measured
 from mlx_dpo.training.held_out import HeldOut
 from mlx_dpo.training.listener import Listener, RunPlan
 from mlx_dpo.training.metrics import METRICS
+from mlx_dpo.training.run_folder import append_line
 
 KL_EXAMPLES = 64  # held-out examples whose KL is measured; each costs two forward passes an evaluation
 TOKEN_EXAMPLES = 256  # whose token log-probs before training are kept; the page's examples are among them
@@ -81,12 +82,12 @@ class Recorder(Listener):
         line = evaluation_line(seen)
         if seen.step == 0:
             line["tokens"] = [[_rounded(side) for side in one.tokens] for one in examples[:TOKEN_EXAMPLES]]
-        records.append_line(self.folder / records.EVALUATIONS, line)
+        append_line(self.folder / records.EVALUATIONS, records.to_json(line))
         first = next(iter(records.read_lines(self.folder / records.EVALUATIONS)), {})
         records.write_json(self.folder / records.PAIRS, picked(seen, first.get("tokens")))
         if self.samples and seen.step in (0, self.plan.steps):
             began = time.perf_counter()
-            records.append_line(self.folder / records.SAMPLES, self._sampled(seen))
+            append_line(self.folder / records.SAMPLES, records.to_json(self._sampled(seen)))
             self.sampling_seconds += time.perf_counter() - began
 
     def _sampled(self, seen: HeldOut) -> dict[str, Any]:

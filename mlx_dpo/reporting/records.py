@@ -30,12 +30,6 @@ def write_whole(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def append_line(file: Path, value: Any) -> None:
-    """Add one line."""
-    with file.open("a", encoding="utf-8") as f:
-        f.write(to_json(value) + "\n")
-
-
 def read_json(file: Path) -> Any:
     """What is in a file; None where it is missing or no JSON."""
     try:
