@@ -5,7 +5,9 @@ The command line turns a `UserError` into that message and exit code 2; anything
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,16 @@ class UserError(Exception):
         hint = f"\n{self.hint}" if self.hint else ""
         return f"{place}{field}{self.message}{hint}"
 
+    def to_mapping(self) -> dict[str, Any]:
+        """As plain values, to tell another process."""
+        where = None if self.where is None else asdict(self.where)
+        return {"message": self.message, "where": where, "field": self.field, "hint": self.hint}
+
+    @classmethod
+    def from_mapping(cls, told: Mapping[str, Any]) -> Self:
+        """What `to_mapping` gave."""
+        return cls(**{**told, "where": told["where"] and Where(**told["where"])})
+
 
 class RowError(UserError):
     """A row of a data file that can't be read as a preference pair. `kind` groups like complaints."""
@@ -51,6 +63,9 @@ class RowError(UserError):
         self.kind = kind
         super().__init__(message, where=where, field=field, hint=hint)
 
+    def to_mapping(self) -> dict[str, Any]:
+        return {**super().to_mapping(), "kind": self.kind}
+
 
 class Diverged(UserError):
     """Step after step had a loss or a gradient that is no finite number."""
@@ -58,6 +73,10 @@ class Diverged(UserError):
 
 class GaveUp(Exception):
     """The training process died again and again."""
+
+
+class RankLost(Exception):
+    """Another process of the group has ended without a word, or can't be reached."""
 
 
 class Interrupted(Exception):

@@ -10,27 +10,40 @@ import sys
 
 def main() -> None:
     """Entry point of `mlx-dpo`. Exit codes: 0 done, 1 our fault, 2 the input's, 130 after Ctrl-C."""
+    from mlx_dpo.parallel.launch import tell_launcher
+
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    code = 1  # of a traceback
+    try:
+        code = _exit_code()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    finally:
+        tell_launcher(code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
     from rich.markup import escape
 
     from mlx_dpo.cli.app import app
     from mlx_dpo.cli.output import notes
-    from mlx_dpo.errors import GaveUp, Interrupted, UserError
+    from mlx_dpo.errors import GaveUp, Interrupted, RankLost, UserError
 
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     try:
         app()
+        return 0
     except UserError as error:
         notes.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2)
+        return 2
     except Interrupted as interruption:
         notes.print(f"{interruption}. Go on with: {_resume_command()}", soft_wrap=True, markup=False)
-        sys.exit(interruption.exit_code)
-    except GaveUp as report:
+        return interruption.exit_code
+    # Of a fault of the training process its own traceback has been printed.
+    except (GaveUp, RankLost, subprocess.CalledProcessError) as report:
         notes.print(f"[bold red]error:[/] {escape(str(report))}", soft_wrap=True)
-        sys.exit(1)
-    except subprocess.CalledProcessError as fault:  # its own traceback has been printed
-        notes.print(f"[bold red]error:[/] {escape(str(fault))}", soft_wrap=True)
-        sys.exit(1)
+        return 1
 
 
 def _resume_command() -> str:

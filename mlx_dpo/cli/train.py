@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -14,7 +16,10 @@ from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results, say
 from mlx_dpo.cli.push import address, as_json
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.errors import Interrupted, UserError
 from mlx_dpo.hub import plain_name
+from mlx_dpo.parallel.launch import launch
+from mlx_dpo.parallel.rank import leads, rank
 from mlx_dpo.reporting.records import SAMPLED
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
 
@@ -43,6 +48,12 @@ def train(
             rich_help_panel="Run",
         ),
     ] = True,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes of this machine that train together, by mlx.launch.", rich_help_panel="Run"
+        ),
+    ] = 1,
     live_report: Annotated[
         bool,
         typer.Option("--live-report", help="Rewrite report.html at every report.", rich_help_panel="Run"),
@@ -76,23 +87,27 @@ def train(
 
       mlx-dpo train --resume --adapter-path runs/a
 
+      mlx.launch --hostfile hosts.json --backend ring -- mlx-dpo train --model ... --data ...
+
     The same command again goes on with a run that is unfinished. Where the system ends training (memory, the display's
     watchdog, a crash), it is started again from its last checkpoint; Ctrl-C saves, and a second one stops at once.
     """
+    if workers > 1 and rank() is None:
+        raise typer.Exit(launch(workers))
     resolved = _resolve(config, flags, resume or resume_anyway)
-    from mlx_dpo.cli.reporting import finish, watchers
+    # What comes by stdin can't be read a second time.
+    run = _supervised if supervise and "-" not in (resolved.data, resolved.valid_data) else _here
+    from mlx_dpo.cli.reporting import Notes, finish, watchers
+
+    if not leads():
+        _beside(lambda: run(resolved, Notes(), resume, resume_anyway, samples))
+        return
     from mlx_dpo.export.push_run import check_before, push_at_end
     from mlx_dpo.reporting.pictures import kinds_of
 
     check_before(resolved)
     kinds, watching = kinds_of(plots), watchers(resolved, live=live_report, quiet=quiet)
-    # What comes by stdin can't be read a second time.
-    if supervise and "-" not in (resolved.data, resolved.valid_data):
-        from mlx_dpo.supervision import supervise as run
-
-        result = run(resolved, listener=watching, resume=resume, resume_anyway=resume_anyway, samples=samples)
-    else:
-        result = _here(resolved, watching, resume, resume_anyway, samples)
+    result = run(resolved, watching, resume, resume_anyway, samples)
     told = finish(result, watching, kinds)
     pushed = push_at_end(resolved, result.run, say) if resolved.push_to_hub else None
     if json:
@@ -108,14 +123,29 @@ def train(
         raise typer.Exit(1)
 
 
+def _supervised(
+    config: TrainConfig, watching: Listener, resume: bool, resume_anyway: bool, samples: int
+) -> TrainResult:
+    """Train in a process of its own."""
+    from mlx_dpo.supervision import supervise
+
+    return supervise(config, listener=watching, resume=resume, resume_anyway=resume_anyway, samples=samples)
+
+
 def _here(config: TrainConfig, watching: Listener, resume: bool, resume_anyway: bool, samples: int) -> TrainResult:
     """Train in this process."""
     from mlx_dpo.cli.reporting import writers
     from mlx_dpo.training.run import train as run
 
     interrupt = StopOnInterrupt()
-    listener = Listeners(writers(watching, samples), watching, interrupt)
+    listener = Listeners(writers(watching, samples), watching, interrupt) if leads() else interrupt
     return run(config, listener=listener, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
+
+
+def _beside(run: Callable[[], TrainResult]) -> None:
+    """Be another rank than 0, which says what there is to say; were this to fail, the launcher would end that one."""
+    with suppress(UserError, Interrupted):
+        run()
 
 
 def _resolve(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainConfig:

@@ -167,12 +167,10 @@ def micro_batch(examples: Sequence[Encoded], positions: tuple[int, ...], tail: f
     return MicroBatch(positions, sequences, tuple(one.example for one in cut), tail)
 
 
-def mismatched(examples: Sequence[Encoded], max_length: int) -> list[Encoded]:
-    """Each prompt with the completions of the example before it, the first with the last one's, cut to the limit."""
-    return [
-        replace(one, completions=tuple(ids[: max(1, max_length - len(one.prompt))] for ids in before.completions))
-        for one, before in zip(examples, [*examples[-1:], *examples[:-1]], strict=True)
-    ]
+def mismatched(one: Encoded, other: Encoded, max_length: int) -> Encoded:
+    """A prompt with the completions of another example, cut to the limit."""
+    room = max(1, max_length - len(one.prompt))
+    return replace(one, completions=tuple(ids[:room] for ids in other.completions))
 
 
 def collate_whole(sequences: Sequence[tuple[Ids, Ids]]) -> Whole:

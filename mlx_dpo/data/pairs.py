@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from mlx_dpo.data.chat import Encoded, Encoder
 from mlx_dpo.data.records import Example
 from mlx_dpo.errors import RowError, Where
 
+MARKS = ("cut", "unclear", "dropped")
 TRIED = 5_000  # examples that are encoded before training, where none is to be left out
 
 
@@ -54,12 +55,16 @@ class PairList:
 
 
 class EncodedPairs:
-    """The examples of a source under an encoder; the same index always gives the same ids."""
+    """The examples of a source under an encoder; the same index always gives the same ids.
+
+    Attributes:
+        marks: [examples, MARKS], what encoding did to those encoded so far.
+    """
 
     def __init__(self, source: PairSource, encoder: Encoder, bad: list[RowError] | None = None) -> None:
         """bad: takes the rows that the tokenizer or the template refuses; without it the first of them raises."""
         self.source, self.encoder, self.bad = source, encoder, bad
-        self._cut, self._unclear, self._dropped = (np.zeros(len(source), np.bool_) for _ in range(3))
+        self.marks = np.zeros((len(source), len(MARKS)), np.bool_)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -67,9 +72,7 @@ class EncodedPairs:
     def encode(self, index: int) -> Encoded | None:
         """The pair's token ids, or None where it is too long and such pairs are dropped. Raises `RowError`."""
         pair = self.encoder(self.source[index], self.source.where(index))
-        self._dropped[index] = pair is None
-        if pair is not None:
-            self._cut[index], self._unclear[index] = pair.cut, not pair.prefix_held
+        self.marks[index] = (False, False, True) if pair is None else (pair.cut, not pair.prefix_held, False)
         return pair
 
     def __getitem__(self, index: int) -> Encoded:
@@ -78,17 +81,21 @@ class EncodedPairs:
             raise IndexError(f"pair {index} is dropped for its length")
         return pair
 
-    def usable(self) -> np.ndarray:
+    def usable(self, share: Callable[[range], Sequence[int]] = lambda all: all) -> np.ndarray:
         """Indices of the examples to train on. Raises `RowError`.
 
         What the template refuses is said before the model is loaded: all are encoded once, but of very many, where
         none is to be left out, the first.
+
+        Args:
+            share: of those to encode, the ones to encode here; of others it is not said that they can't be used.
         """
         if self.bad is None and self.encoder.overlong == "truncate":
-            for i in range(min(len(self), TRIED)):
+            for i in share(range(min(len(self), TRIED))):
                 self.encode(i)
             return np.arange(len(self))
-        return np.array([i for i in range(len(self)) if self._can_be_used(i)], dtype=np.int64)
+        refused = [i for i in share(range(len(self))) if not self._can_be_used(i)]
+        return np.setdiff1d(np.arange(len(self)), refused)
 
     def _can_be_used(self, index: int) -> bool:
         try:
@@ -102,14 +109,17 @@ class EncodedPairs:
     @property
     def cut(self) -> int:
         """How many of the pairs encoded so far lost tokens to the length limit."""
-        return int(self._cut.sum())
+        return self._marked("cut")
 
     @property
     def dropped(self) -> int:
         """How many of the pairs encoded so far are too long and are left out."""
-        return int(self._dropped.sum())
+        return self._marked("dropped")
 
     @property
     def unclear(self) -> int:
         """How many of the pairs encoded so far have a prompt that is no prefix of prompt and answer in the template."""
-        return int(self._unclear.sum())
+        return self._marked("unclear")
+
+    def _marked(self, name: str) -> int:
+        return int(self.marks[:, MARKS.index(name)].sum())

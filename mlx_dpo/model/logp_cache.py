@@ -9,6 +9,7 @@ of the file is dropped.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -63,6 +64,9 @@ class LogpCache:
         with suppress(OSError):  # a full disk or a folder that is not ours costs the cache, not the run
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # ranks of one machine share the file
+                file.seek(0, os.SEEK_END)
                 file.write(record if file.tell() else self.header + record)
 
 

@@ -86,6 +86,11 @@ class ReferenceLogps:
         self.policy = Reference()
         self.seconds = 0.0
 
+    @property
+    def sides(self) -> int:
+        """Completions of an example."""
+        return self.table.shape[1]
+
     def of(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
         """[completions] of the examples `indices`, which are those in `batch`; of pairs, chosen then rejected."""
         if np.isnan(self.table[indices]).any():

@@ -28,6 +28,7 @@ class TerminalProgress(Listener):
         self.margins: list[float] = []
         self.accuracies: list[float] = []
         self.memory = self.pairs_per_second = self.held_out_reference = self.sampling = 0.0
+        self.sent = ""
         self.clock: Clock | None = None
         self.bar = Bar(console, self._lines)
 
@@ -46,6 +47,9 @@ class TerminalProgress(Listener):
             f"Training {_short(plan.trained_parameters)} of {_short(plan.all_parameters)} parameters ({share:.2g}%) "
             f"on {plan.pairs['train']:,} {plan.what}, {plan.steps:,} steps; {held_out:,} held out."
         )
+        if plan.ranks > 1:
+            megabytes = plan.gradient_bytes / 1e6
+            self._say(f"{plan.ranks} processes together; each sends {megabytes:.3g} MB of gradients a step.")
         if plan.first_step:
             self._say(f"Going on after step {plan.first_step:,}.")
         self.task = self.bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
@@ -62,10 +66,11 @@ class TerminalProgress(Listener):
 
     def report(self, metrics: Metrics) -> None:
         self.pairs_per_second = metrics["pairs_per_second"]
+        self.sent = f"  {metrics['bytes_sent'] / 1e6:.3g} MB sent a step" if "bytes_sent" in metrics else ""
         if not self.console.is_terminal:
             self._say(
                 f"step {metrics['step']}/{self.plan.steps}  {_numbers(metrics)}  "
-                f"{metrics['pairs_per_second']:.3g} pairs/s  {self._memory()}  {self._time_left()}"
+                f"{metrics['pairs_per_second']:.3g} pairs/s  {self._memory()}{self.sent}  {self._time_left()}"
             )
 
     def evaluating(self, done: int, pairs: int) -> None:
@@ -103,7 +108,7 @@ class TerminalProgress(Listener):
         if self.accuracies:
             yield f"accuracy  {sparkline(self.accuracies, 0, 1)} {np.mean(self.accuracies[-10:]):.0%}"
         speed = f"  {self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second else ""
-        yield f"memory    {self._memory()}{speed}  {self._time_left()}"
+        yield f"memory    {self._memory()}{speed}{self.sent}  {self._time_left()}"
 
     def _memory(self) -> str:
         return f"{self.memory:.2f} of {self.plan.memory_limit / 1e9:.1f} GB"

@@ -18,7 +18,6 @@ from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.data.records import Completion
 from mlx_dpo.data.turns import Turns
 from mlx_dpo.model.answers import Sampling, answer_ids
-from mlx_dpo.model.random_state import random_state
 from mlx_dpo.reporting import records
 from mlx_dpo.training.evaluation import Measured
 from mlx_dpo.training.held_out import HeldOut
@@ -91,12 +90,11 @@ class Recorder(Listener):
             self.sampling_seconds += time.perf_counter() - began
 
     def _sampled(self, seen: HeldOut) -> dict[str, Any]:
-        pairs, state = seen.held_out.pairs, random_state()
+        pairs = seen.held_out.pairs
         asked = [pairs[one.index] for one in seen.examples[: self.samples]]
         tokenizer = pairs.encoder.tokenizer
         sampling = Sampling(SAMPLE_TOKENS, temperature=1.0)
         answers = answer_ids(seen.policy.model, tokenizer, [one.prompt for one in asked], sampling)
-        mx.random.seed(state)  # training goes on as if nobody had asked
         ids = [tokenizer.encode(text, add_special_tokens=False)[:SAMPLE_TOKENS] for text in answers]
         return {
             "step": seen.step,

@@ -10,9 +10,10 @@ import threading
 from types import FrameType
 from typing import Any
 
-from mlx_dpo.supervision.events import OUT_OF_MEMORY, Sender
+from mlx_dpo.parallel.rank import ASKED_TO_STOP, leads
+from mlx_dpo.supervision.events import OUT_OF_MEMORY, RANK_LOST, Sender
+from mlx_dpo.training.listener import Listener
 
-ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MEMORY_WORDS = ("memory", "malloc")  # of mlx, where an allocation fails with an exception
 
 
@@ -41,13 +42,20 @@ class ChildSender(Sender):
         super().begin(plan)
 
 
+class Begins(Listener):
+    """On another rank than 0: that training has begun is all there is to tell."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.begin = sender.begin  # type: ignore[method-assign]
+
+
 def main(pipe: int, order: dict[str, Any]) -> int:
     """Train as `order` says; returns the exit code."""
     signals = StopOnSignal()
     for number in ASKED_TO_STOP:
         signal.signal(number, signals)
     from mlx_dpo.config import TrainConfig
-    from mlx_dpo.errors import Interrupted, UserError
+    from mlx_dpo.errors import Interrupted, RankLost, UserError
     from mlx_dpo.model.budget import Caution
     from mlx_dpo.reporting.metrics_log import MetricsLog
     from mlx_dpo.reporting.recorder import Recorder
@@ -56,10 +64,11 @@ def main(pipe: int, order: dict[str, Any]) -> int:
 
     sender = ChildSender(pipe, signals)
     recorder = Recorder(sender.evaluated, sender.note, samples=order["samples"], command=order["command"])
+    listener = Listeners(MetricsLog(sender.note), recorder, sender) if leads() else Begins(sender)
     try:
         result = train(
             TrainConfig.from_mapping(order["config"]),
-            listener=Listeners(MetricsLog(sender.note), recorder, sender),
+            listener=listener,
             resume=order["resume"],
             resume_anyway=order["resume_anyway"],
             caution=Caution(**order["caution"]),
@@ -69,6 +78,8 @@ def main(pipe: int, order: dict[str, Any]) -> int:
         sender.interrupted(interruption)
     except UserError as error:
         sender.refused(error)
+    except RankLost as error:
+        sender.send(RANK_LOST, str(error))
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in MEMORY_WORDS):
             raise

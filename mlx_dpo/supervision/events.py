@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.errors import Interrupted, UserError, Where
+from mlx_dpo.errors import Interrupted, UserError
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
 
-DONE, INTERRUPTED, REFUSED, OUT_OF_MEMORY = "done", "interrupted", "refused", "out of memory"
+DONE, INTERRUPTED, REFUSED = "done", "interrupted", "refused"
+OUT_OF_MEMORY, RANK_LOST = "out of memory", "rank lost"
+ENDINGS = (DONE, INTERRUPTED, REFUSED, OUT_OF_MEMORY, RANK_LOST)
 
 
 class Sender(Listener):
@@ -67,8 +69,7 @@ class Sender(Listener):
 
     def refused(self, error: UserError) -> None:
         """Something of the user's is wrong."""
-        where = None if error.where is None else asdict(error.where)
-        self.send(REFUSED, {"message": error.message, "where": where, "field": error.field, "hint": error.hint})
+        self.send(REFUSED, UserError.to_mapping(error))
 
 
 def deliver(event: str, arguments: list[Any], listener: Listener) -> None:
@@ -84,11 +85,6 @@ def deliver(event: str, arguments: list[Any], listener: Listener) -> None:
 def result_of(told: Mapping[str, Any]) -> TrainResult:
     """What `Sender.done` sent."""
     return TrainResult(**_with_path(told))
-
-
-def error_of(told: Mapping[str, Any]) -> UserError:
-    """What `Sender.refused` sent."""
-    return UserError(**{**told, "where": told["where"] and Where(**told["where"])})
 
 
 def _with_path(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.errors import GaveUp, Interrupted
+from mlx_dpo.errors import GaveUp, Interrupted, UserError
 from mlx_dpo.model.budget import CAREFREE, Caution
+from mlx_dpo.parallel.rank import ASKED_TO_STOP, leads, on_a_ring, rank
 from mlx_dpo.reporting.recorder import typed
 from mlx_dpo.reporting.records import SAMPLED
 from mlx_dpo.supervision import events
@@ -28,6 +30,7 @@ from mlx_dpo.training.run_folder import RunFolder
 
 MOST_DEATHS = 3  # without a checkpoint between them
 PATIENCE = 5.0  # seconds that a process is given to end at once
+GRACE = 20.0  # the same, where it is asked to end and may not hear
 OF_MEMORY = {
     signal.SIGABRT: "as Metal does when memory runs out, or when a command of the GPU kept the display waiting",
     signal.SIGKILL: "as the system does when memory runs out",
@@ -44,6 +47,9 @@ def supervise(
     samples: int = SAMPLED,
 ) -> TrainResult:
     """`train` in a child process, started again from the last checkpoint when the system ends it.
+
+    Where a launcher has started several processes, each supervises its own. Those of the others end when one dies, and
+    so all start again; rank 0 counts, since it has the checkpoints. Of mlx's engines only a ring can be joined again.
 
     Args:
         samples: held-out prompts that are answered before and after, for the page.
@@ -73,10 +79,12 @@ def supervise(
                 raise SystemExit(128 + child.asked)
             deaths = [child.death] if now != latest else [*deaths, child.death]
             latest = now
-            if len(deaths) == MOST_DEATHS:
+            if rank() is not None and not on_a_ring():
+                raise GaveUp(f"{_whose()} {child.death}. What was trained is saved: the same command goes on with it.")
+            if len(deaths) == MOST_DEATHS and leads():
                 raise GaveUp(_report(deaths, now))
             caution = more_careful(caution) if child.memory else caution
-            listener.note(f"the training process was ended by {child.death}. {_going_on(now, caution)}")
+            listener.note(f"{_whose()} {child.death}. {_going_on(now, caution)}")
             # What was changed on purpose was accepted when the run began; a run without a checkpoint begins anew.
             resume = now is not None
     finally:
@@ -88,15 +96,21 @@ def more_careful(caution: Caution) -> Caution:
     return Caution(caution.share / 2) if caution == CAREFREE else Caution(caution.share, grad_checkpoint=True)
 
 
+def _whose() -> str:
+    return "the training process" if rank() is None else f"rank {rank()}: the training process"
+
+
 def _going_on(checkpoint: Path | None, caution: Caution) -> str:
     start = f"Going on from {checkpoint}" if checkpoint else "Nothing was saved yet: starting again"
+    if not leads():
+        start = "Starting it again, to go on with the others"
     how = f", with micro-batches of {caution.share:.0%} the size" if caution.share < 1 else ""
     return start + how + (" and all layers computed twice." if caution.grad_checkpoint else ".")
 
 
 def _report(deaths: list[str], checkpoint: Path | None) -> str:
     kept = f"What was trained is in {checkpoint}: go on with --resume" if checkpoint else "Nothing was saved yet: try"
-    times = "\n".join(f"  {i}. {death}" for i, death in enumerate(deaths, 1))
+    times = "\n".join(f"  {i}. it {death}" for i, death in enumerate(deaths, 1))
     return (
         f"the training process died {len(deaths)} times without a checkpoint between:\n{times}\n"
         f"{kept}, with a lower --memory-limit or --max-length, or --save-every 10."
@@ -134,14 +148,16 @@ class Child:
         if code < 0 and self.ending is None:
             self._died(signal.Signals(-code))
         elif self.ending is not None and self.ending[0] == events.OUT_OF_MEMORY:
-            self.death, self.memory = f"mlx: {self.ending[1][0]}", True
+            self.death, self.memory = f"was ended by mlx: {self.ending[1][0]}", True
+        elif self.ending is not None and self.ending[0] == events.RANK_LOST:
+            self.death = f"has lost another rank's ({self.ending[1][0]})"
 
     def _hear(self, line: str) -> None:
         try:
             event, *arguments = json.loads(line)
         except ValueError:
             return  # it was cut off in the middle of a word
-        if event in (events.DONE, events.INTERRUPTED, events.REFUSED, events.OUT_OF_MEMORY):
+        if event in events.ENDINGS:
             self.ending = event, arguments
             return
         self.begun = self.begun or event == "begin"
@@ -149,7 +165,7 @@ class Child:
 
     def _died(self, number: signal.Signals) -> None:
         self.memory = number in OF_MEMORY
-        self.death = f"{number.name}, {OF_MEMORY.get(number, CRASH)}"
+        self.death = f"was ended by {number.name}, {OF_MEMORY.get(number, CRASH)}"
 
     def outcome(self) -> TrainResult:
         """How it ended by itself. Raises what `train` would have raised."""
@@ -160,7 +176,7 @@ class Child:
             raise subprocess.CalledProcessError(code, "the training process")
         event, arguments = self.ending
         if event == events.REFUSED:
-            raise events.error_of(arguments[0])
+            raise UserError.from_mapping(arguments[0])
         if event == events.INTERRUPTED:
             step, checkpoint = arguments
             raise Interrupted(step, checkpoint, 128 + (self.asked or signal.SIGINT))
@@ -169,7 +185,7 @@ class Child:
     @contextmanager
     def signals_forwarded(self) -> Iterator[None]:
         """Within, Ctrl-C and the like are the training process's; the second Ctrl-C ends it at once."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {number: signal.getsignal(number) for number in ASKED_TO_STOP}
         for number in before:
             signal.signal(number, lambda number, _: self._forward(number))
         try:
@@ -180,7 +196,7 @@ class Child:
 
     def _forward(self, number: int) -> None:
         again, self.asked = bool(self.asked), number
-        if self.begun and not again:
+        if self.begun and not again and leads():
             self.listener.note("stopping after this step; once more to stop at once.")
         self.process.send_signal(number)
         if again:
@@ -188,3 +204,7 @@ class Child:
                 self.process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+        elif rank() is not None and not on_a_ring():  # it may wait for a rank that is no more, and never know
+            timer = threading.Timer(GRACE, self.process.kill)
+            timer.daemon = True
+            timer.start()

@@ -24,8 +24,7 @@ class Progress:
     """Where a run stands: what changes from step to step besides tensors.
 
     Attributes:
-        random: the seed that puts mx.random where it was.
-        step: optimizer steps done; with the seed it gives the position in the data.
+        step: optimizer steps done; with the seed it gives the position in the data, and what dropout will drop.
         pending: pair metrics of the steps since the last report, one row a pair.
         grad_norms: their gradient norms.
         before: held-out metrics before the first step.
@@ -37,7 +36,6 @@ class Progress:
     """
 
     step: int = 0
-    random: int = 0
     pending: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)
@@ -80,8 +78,8 @@ def read_progress(folder: Path) -> Progress:
     file = folder / PROGRESS
     try:
         progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
-        if not isinstance(progress.step, int) or not isinstance(progress.random, int):
-            raise ValueError("its numbers are none")
+        if not isinstance(progress.step, int):
+            raise ValueError("its step is no number")
         return progress
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,12 @@ import numpy as np
 from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.completion_logps import CompletionLogps
+from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import without_dropout
 from mlx_dpo.model.reference import ReferenceLogps
 from mlx_dpo.objectives import AllRunning, Loss
-from mlx_dpo.training.metrics import mean_metrics
+from mlx_dpo.parallel.group import ALONE, Arrays, Group
+from mlx_dpo.training.metrics import METRICS, mean_metrics
 from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, batches_of
 
 
@@ -45,6 +47,30 @@ class Measured:
             for i, index in enumerate(batch.of(micro)):
                 yield cls(int(index), next(rows), tokens[i::step], reference[i::step])
 
+    @classmethod
+    def of_all(cls, own: list[Measured], reference: ReferenceLogps, group: Group) -> Iterator[Measured]:
+        """This rank's, and those of the others, whose reference log-probs are known from then on."""
+        if group.size == 1 or not group.split:
+            yield from own
+            return
+        for part in group.mail(_arrays(own, reference.sides)):
+            reference.table[part["index"]] = part["reference"]
+            tokens = iter(np.split(part["tokens"], np.cumsum(part["lengths"])[:-1]))
+            for index, metrics, summed in zip(part["index"], part["metrics"], part["reference"], strict=True):
+                yield cls(int(index), metrics, [next(tokens) for _ in summed], summed)
+
+
+def _arrays(measured: Sequence[Measured], sides: int) -> Arrays:
+    """For the others; `lengths` are those of all completions in `tokens`, one after the other."""
+    tokens = [side for one in measured for side in one.tokens]
+    return {
+        "index": np.array([one.index for one in measured], np.int64),
+        "metrics": np.array([one.metrics for one in measured]).reshape(-1, len(METRICS)),
+        "reference": np.array([one.reference for one in measured]).reshape(-1, sides),
+        "lengths": np.array([len(side) for side in tokens], np.int64),
+        "tokens": np.concatenate([np.zeros(0, np.float32), *tokens]),
+    }
+
 
 def windows(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """`indices` in consecutive pieces of `size`."""
@@ -62,6 +88,7 @@ def evaluate_examples(
     running: AllRunning | None = None,
     progress: Callable[[int], None] | None = None,
     each: Callable[[Measured], None] | None = None,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """The mean of every metric over the examples `indices`.
 
@@ -69,18 +96,29 @@ def evaluate_examples(
         running: what the loss keeps of the batches it was trained on.
         progress: hears how many are done.
         each: hears of each example.
+        group: its ranks take batches in turn; all get the means, and each hears of all examples.
     """
-    rows, done, network = [], 0, budget.network
+    rows, network = list[np.ndarray](), budget.network
     with without_dropout(network.model):
-        for batch in batches_of(examples, windows(indices, batch_size), budget, loss):
-            references = [reference.of(batch.of(micro), micro) for micro in batch.micros]
-            logps = [network.logps(micro, **asked(loss, reference, micro)) for micro in batch.micros]
-            scored = Scored.of(batch.micros, logps, references, BatchFacts.of(batch, network, reference), loss)
-            rows.append(scored.metrics(loss(scored.seen, running, scored.weights)))
-            if each is not None:
-                for one in Measured.of(batch, logps, references, rows[-1]):
+        for batch in batches_of(examples, group.turns(list(windows(indices, batch_size))), budget, loss):
+            own = _measured(batch, network, reference, loss, running)
+            for one in Measured.of_all(own, reference, group):
+                rows.append(one.metrics[None])
+                if each is not None:
                     each(one)
-            done += len(batch.indices)
             if progress is not None:
-                progress(done)
+                progress(len(rows))
     return mean_metrics(rows)
+
+
+def _measured(
+    batch: Batch, network: Network, reference: ReferenceLogps, loss: Loss, running: AllRunning | None
+) -> list[Measured]:
+    if not batch.micros:
+        return []
+    references = [reference.of(batch.of(micro), micro) for micro in batch.micros]
+    logps = [network.logps(micro, **asked(loss, reference, micro)) for micro in batch.micros]
+    facts = BatchFacts.of(batch, network, reference)
+    scored = Scored.of(batch.micros, logps, references, facts, loss, reference.sides)
+    rows = scored.metrics(loss(scored.seen, running, scored.weights))
+    return list(Measured.of(batch, logps, references, rows))

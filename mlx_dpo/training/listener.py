@@ -24,6 +24,8 @@ class RunPlan:
         steps_per_eval: steps between evaluations; 0: only first and last.
         memory_limit: bytes that may be used.
         trained_parameters, all_parameters: counts.
+        ranks: processes that train together.
+        gradient_bytes: what each of them sends a step for gradients to be summed.
     """
 
     run: Path
@@ -36,6 +38,8 @@ class RunPlan:
     memory_limit: int
     trained_parameters: int
     all_parameters: int
+    ranks: int = 1
+    gradient_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

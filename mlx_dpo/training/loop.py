@@ -22,14 +22,14 @@ from mlx_dpo.model.completion_logps import CompletionLogps
 from mlx_dpo.model.loading import trainable
 from mlx_dpo.model.network import Trace
 from mlx_dpo.model.policy import Policy
-from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.reference import SameNetwork
 from mlx_dpo.objectives import Loss
+from mlx_dpo.parallel.group import ALONE, Arrays, Group
 from mlx_dpo.training.checkpoint import ExactState, Progress
 from mlx_dpo.training.evaluation import Measured, evaluate_examples
 from mlx_dpo.training.held_out import HeldOut
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.metrics import mean_metrics
+from mlx_dpo.training.metrics import METRICS, mean_metrics
 from mlx_dpo.training.not_finite import NOT_FINITE, not_finite
 from mlx_dpo.training.optimizer import learning_rate, make_optimizer
 from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSets
@@ -43,11 +43,13 @@ NAMED = 4  # rows that a note names
 
 @dataclass
 class Stopwatch:
-    """Time and work of the steps since the last report; evaluations and saves don't count."""
+    """Time, work and bytes sent of the steps since the last report; evaluations and saves don't count."""
 
     seconds: float = 0.0
     pairs: int = 0
     tokens: int = 0
+    steps: int = 0
+    sent: float = 0.0
 
 
 class Trainer:
@@ -69,10 +71,11 @@ class Trainer:
         folder: RunFolder,
         listener: Listener,
         stop: threading.Event,
+        group: Group = ALONE,
     ) -> None:
         self.config, self.policy, self.budget, self.loss = config, policy, budget, loss
         self.sets, self.train_set, self.held_out = sets, sets[TRAIN], sets.get(HELD_OUT)
-        self.folder, self.listener, self.stop = folder, listener, stop
+        self.folder, self.listener, self.stop, self.group = folder, listener, stop, group
         self.model = policy.model
         self.optimizer = make_optimizer(config)
         self.optimizer.init(self.model.trainable_parameters())
@@ -80,6 +83,7 @@ class Trainer:
         self.steps = config.iters or max(1, math.ceil(config.epochs * self.epochs.steps))
         self.progress = Progress()
         self._watch = Stopwatch()
+        self._peak = 0.0
         self._saved_at = -1
         self._could_not_save = False
 
@@ -101,7 +105,6 @@ class Trainer:
         self.progress, self.optimizer.state = exact.progress, exact.optimizer
         self.progress.made_of, self.progress.finished = made_of, False
         self.optimizer.init(self.model.trainable_parameters())
-        mx.random.seed(exact.progress.random)
         if self.moving and exact.moving:
             self.moving.tensors = exact.moving
         self._saved_at = exact.progress.step
@@ -110,7 +113,6 @@ class Trainer:
         """All that a checkpoint must hold beside the adapter."""
         tables = {name: one.reference.table for name, one in self.sets.items()}
         moving = self.moving.tensors if self.moving else {}
-        self.progress.random = random_state()
         return ExactState(self.progress, self.optimizer.state, tables, moving)
 
     def run(self) -> dict[str, float]:
@@ -127,7 +129,7 @@ class Trainer:
         order = (self.epochs.batch(step) for step in range(self.progress.step, self.steps))
         self.model.train()
         try:
-            for batch in batches_of(self.train_set.pairs, order, self.budget, self.loss):
+            for batch in batches_of(self.train_set.pairs, order, self.budget, self.loss, self.group):
                 self.step(batch)
                 after = self._after_step() or after
                 if self._enough():
@@ -158,58 +160,87 @@ class Trainer:
 
     def step(self, batch: Batch) -> None:
         """One optimizer step."""
-        began = time.perf_counter()
+        began, sent = time.perf_counter(), self.group.sent
         rate, running = learning_rate(self.config, self.progress.step, self.steps), self.progress.running
         gradients, rows = self._accumulate(batch)
-        metrics = mean_metrics(rows)
+        told = self._told_all(batch, rows)
+        metrics = mean_metrics([told["metrics"]])
+        gradients = self.group.sum(gradients)
         norm = self._update(gradients, rate) if np.isfinite(metrics["loss"]) else float("nan")
         self.progress.step += 1
         if np.isfinite(norm):
             self.progress.in_a_row = 0
-            self.progress.pending += [row.tolist() for table in rows for row in table]
+            self.progress.pending += told["metrics"].tolist()
             self.progress.grad_norms.append(norm)
         else:
             self.progress.running = running
-            self._skipped(batch, np.concatenate(rows), metrics["loss"])
+            self._skipped(told["indices"], told["metrics"], metrics["loss"])
         self._move_reference()
         self._watch.seconds += time.perf_counter() - began
-        self._watch.pairs += len(batch.indices)
-        self._watch.tokens += sum(m.tokens for m in batch.micros)
-        spent = {"peak_memory_gb": mx.get_peak_memory() / 1e9, "reference_seconds": self.train_set.reference.seconds}
+        self._watch.pairs += batch.size
+        self._watch.steps += 1
+        self._watch.sent += self.group.sent - sent
+        self._watch.tokens += int(told["tokens"].sum())
+        self._peak = float(told["peak"].max())
+        spent = {"peak_memory_gb": self._peak, "reference_seconds": self.train_set.reference.seconds}
         self.listener.step(self.progress.step, {**metrics, **spent})
 
-    def _accumulate(self, batch: Batch) -> tuple[Any, list[np.ndarray]]:
+    def _accumulate(self, batch: Batch) -> tuple[Any, np.ndarray]:
         """The gradient of the optimizer batch's mean loss, and its examples' metrics, a micro-batch at a time.
 
-        Where a pair's loss hangs on the other pairs', all log-probs come first, and a micro-batch is run once more for
-        its gradient: with the same dropout, since the random state goes back to where it was.
+        Of this rank's examples: over all ranks gradients add up. Where a pair's loss hangs on the other pairs', all
+        log-probs come first, and a micro-batch is run once more for its gradient, with the same dropout.
         """
-        gradients, rows = None, []
-        loss, micros = self.loss, batch.micros
-        facts = BatchFacts.of(batch, self.policy.network, self.train_set.reference)
+        gradients, rows = None, [np.zeros((0, len(METRICS)))]
+        loss, micros, reference = self.loss, batch.micros, self.train_set.reference
+        self._seed()
+        facts = BatchFacts.of(batch, self.policy.network, reference, self.group)
         for together in [micros] if loss.whole_batch else [[micro] for micro in micros]:
-            references = [self.train_set.reference.of(batch.of(micro), micro) for micro in together]
+            references = [reference.of(batch.of(micro), micro) for micro in together]
             trace = self._trace(together[0]) if len(together) == 1 else None
             logps = [trace.logps] if trace else self._logps_before_trace(together)
-            scored = Scored.of(together, logps, references, facts, loss)
+            scored, own = Scored.of(together, logps, references, facts, loss, reference.sides), slice(None)
+            if loss.whole_batch:
+                scored, own = scored.pooled(self.group)
             self.progress.running = {**self.progress.running, **loss.updated(self.progress.running, scored.seen)}
             losses, slopes = loss.with_slopes(scored.seen, self.progress.running, scored.weights)
-            rows.append(scored.metrics(losses))
-            shares = {kind: each / len(batch.indices) for kind, each in slopes.items()}
-            for micro, weights in zip(together, by_micro_batch(shares, together), strict=True):
+            rows.append(scored.metrics(losses)[own])
+            shares = {kind: each / batch.size for kind, each in slopes.items()}
+            for micro, weights in zip(together, by_micro_batch(shares, together, own), strict=True):
                 part = (trace or self._trace(micro)).gradient(**weights)
                 gradients = part if gradients is None else tree_map(mx.add, gradients, part)
                 mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
-        return gradients, rows
+        if gradients is None:  # another rank has them all
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+        return gradients, np.concatenate(rows)
+
+    def _told_all(self, batch: Batch, rows: np.ndarray) -> Arrays:
+        """What every rank is to know of the others' part of a step: metrics and references, work and memory."""
+        indices, table, marks = batch.in_order, self.train_set.reference.table, self.train_set.pairs.marks
+        own = {"indices": indices, "metrics": rows, "reference": table[indices], "marks": marks[indices]}
+        told, _ = self.group.pooled(own)
+        table[told["indices"]], marks[told["indices"]] = told["reference"], told["marks"]
+        once = {
+            "tokens": np.array([sum(micro.tokens for micro in batch.micros)]),
+            "peak": np.array([mx.get_peak_memory() / 1e9]),
+        }
+        every = self.group.mail(once)
+        of_all = every if self.group.split else every[:1]
+        return {**told, **{name: np.concatenate([part[name] for part in of_all]) for name in ("tokens", "peak")}}
+
+    def _seed(self) -> None:
+        """Have dropout depend on the step and the rank alone, so that going on needs no random state."""
+        seed = np.random.SeedSequence([self.config.seed, self.progress.step, self.group.rank])
+        mx.random.seed(int(seed.generate_state(1, np.uint64)[0]))
 
     def _trace(self, micro: MicroBatch) -> Trace:
         more = asked(self.loss, self.train_set.reference, micro)
         return self.policy.network.trace(micro, self.budget.recomputed(micro), **more)
 
     def _logps_before_trace(self, micros: list[MicroBatch]) -> list[CompletionLogps]:
-        state, reference = random_state(), self.train_set.reference
+        reference = self.train_set.reference
         logps = [self.policy.network.logps(micro, **asked(self.loss, reference, micro)) for micro in micros]
-        mx.random.seed(state)
+        self._seed()
         return logps
 
     def _move_reference(self) -> None:
@@ -229,12 +260,12 @@ class Trainer:
             mx.eval(self.model.trainable_parameters(), self.optimizer.state)
         return norm.item()
 
-    def _skipped(self, batch: Batch, rows: np.ndarray, loss: float) -> None:
+    def _skipped(self, indices: np.ndarray, rows: np.ndarray, loss: float) -> None:
         """Count, name and write down a step that changed nothing. Raises `Diverged` after `MOST_IN_A_ROW`."""
         progress = self.progress
         progress.skipped += 1
         progress.in_a_row += 1
-        at_fault = not_finite(batch, rows, self.train_set.pairs)
+        at_fault = not_finite(indices, rows, self.train_set.pairs)
         places = ", ".join(str(one.where) for one in at_fault[:NAMED]) + (", ..." if len(at_fault) > NAMED else "")
         what = "loss" if not np.isfinite(loss) else "gradient"
         self.listener.note(
@@ -242,7 +273,7 @@ class Trainer:
             f"their tokens are in {self.folder.path / NOT_FINITE}."
         )
         with suppress(SaveFailed):  # of two faults at once the first is told
-            for one in at_fault:
+            for one in at_fault if self.group.leads else []:
                 self.folder.append_line(NOT_FINITE, one.to_json(progress.step))
         if progress.in_a_row == MOST_IN_A_ROW:
             raise self._diverged()
@@ -266,7 +297,7 @@ class Trainer:
         measured = None
         if last or (config.steps_per_eval and step % config.steps_per_eval == 0):
             measured = self._evaluate()
-        if self.stop.is_set() and not last:
+        if self.group.any(self.stop.is_set()) and not last:
             self._save(last=True)
             raise Interrupted(step, str(self.folder.require_latest()))
         if (config.save_every and step % config.save_every == 0) or (self._could_not_save and report_due):
@@ -284,7 +315,8 @@ class Trainer:
             "learning_rate": learning_rate(self.config, self.progress.step - 1, self.steps),
             "pairs_per_second": self._watch.pairs / seconds,
             "tokens_per_second": self._watch.tokens / seconds,
-            "peak_memory_gb": mx.get_peak_memory() / 1e9,
+            "peak_memory_gb": self._peak,
+            **({"bytes_sent": self._watch.sent / max(1, self._watch.steps)} if self.group.size > 1 else {}),
             **({"skipped_steps": self.progress.skipped} if self.progress.skipped else {}),
         }
         self.progress.pending, self.progress.grad_norms, self._watch = [], [], Stopwatch()
@@ -307,6 +339,7 @@ class Trainer:
             running=self.progress.running,
             progress=lambda done: self.listener.evaluating(done, count),
             each=measured.append,
+            group=self.group,
         )
         self.listener.evaluation({**self._place(), **{f"eval_{k}": v for k, v in metrics.items()}})
         self._note_best(metrics["loss"])
@@ -332,7 +365,7 @@ class Trainer:
         Returns: whether it is written. Raises `UserError` where it is the last chance.
         """
         step = self.progress.step
-        if self._saved_at == step:
+        if self._saved_at == step or not self.group.leads:
             return True
         if self.progress.in_a_row:
             return False  # who knows what the tensors are worth

@@ -11,7 +11,6 @@ from mlx_dpo.data.chat import Encoded
 from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.errors import Where
 from mlx_dpo.training.metrics import METRICS
-from mlx_dpo.training.scored import Batch
 
 NOT_FINITE = "not_finite.jsonl"  # in the run's folder
 
@@ -29,13 +28,13 @@ class AtFault:
         return json.dumps({"step": step, "file": self.where.file, "line": self.where.line, **tokens})
 
 
-def not_finite(batch: Batch, rows: np.ndarray, examples: EncodedPairs) -> list[AtFault]:
-    """The examples whose own loss or log-probs are not finite, or all of the batch where it is none's alone.
+def not_finite(indices: np.ndarray, rows: np.ndarray, examples: EncodedPairs) -> list[AtFault]:
+    """The examples whose own loss or log-probs are not finite, or all of a batch where it is none's alone.
 
     Args:
-        rows: [examples, METRICS], in the order of the batch's micro-batches.
+        indices: [batch], of its examples.
+        rows: [batch, METRICS], of theirs.
     """
-    indices = np.concatenate([batch.of(micro) for micro in batch.micros])
     own = [METRICS.index(name) for name in ("loss", "logps/chosen", "logps/rejected")]
     infinite = np.isinf(rows[:, own]).any(axis=1) | np.isnan(rows[:, 0])
     at_fault = indices[infinite] if infinite.any() else indices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from mlx_dpo.data.sources import OneKind, PairFile, find_data
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.model.reference import ReferenceLogps
 from mlx_dpo.objectives import Loss
+from mlx_dpo.parallel.group import ALONE, Group
 
 Rows = Iterable[Any]
 TRAIN, HELD_OUT = "train", "held_out"
@@ -67,12 +70,14 @@ def open_pair_sets(
     valid_rows: Rows | None,
     say: Callable[[str], None],
     bad: list[RowError] | None = None,
+    group: Group = ALONE,
 ) -> PairSets:
     """The examples to train on and to hold out, of a config's files, or of rows in memory. Raises `UserError`.
 
     Args:
         say: hears how far the reading of a file is.
         bad: takes the rows that can't be read; without it the first of them raises.
+        group: its ranks share the work of encoding all once.
     """
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
     read = renaming(config.columns, reader_of(loss))
@@ -80,7 +85,7 @@ def open_pair_sets(
         _open_files(config, read, say, bad) if rows is None else _open_rows(rows, valid_rows, read, bad)
     )
     pairs = EncodedPairs(source, encoder, bad)
-    trained = _usable(pairs)
+    trained = _usable(pairs, group)
     if held_source is not None:
         held = EncodedPairs(held_source, encoder, bad)
         if type(held_source[0]) is not type(source[0]):
@@ -88,7 +93,7 @@ def open_pair_sets(
             raise UserError(
                 "the held-out rows are of another kind than those to train on", where=Where(held_source.name), hint=hint
             )
-        return {TRAIN: PairSet.of(pairs, trained), HELD_OUT: PairSet.of(held, _usable(held))}
+        return {TRAIN: PairSet.of(pairs, trained), HELD_OUT: PairSet.of(held, _usable(held, group))}
     rest, set_aside = hold_out(len(trained), config.valid_pairs, config.seed)
     sets = {TRAIN: PairSet.of(pairs, trained[rest])}
     return sets | {HELD_OUT: PairSet.of(pairs, trained[set_aside])} if len(set_aside) else sets
@@ -146,8 +151,17 @@ def _open_file(name: str, read: ExamplesOf, say: Callable[[str], None], bad: lis
     return PairFile.open(name, on_problem, lambda share: say(f"Reading {name}: {share:.0%}"), read)
 
 
-def _usable(pairs: EncodedPairs) -> np.ndarray:
-    usable = pairs.usable()
+def _usable(pairs: EncodedPairs, group: Group) -> np.ndarray:
+    """Indices of the examples that can be trained on, each rank encoding its share to see."""
+    bad = [] if pairs.bad is None else pairs.bad
+    found, usable = len(bad), pairs.usable(group.share)
+    told = json.dumps([error.to_mapping() for error in bad[found:]])
+    parts = group.mail({"usable": usable, "marks": pairs.marks, "bad": np.frombuffer(told.encode(), np.uint8)})
+    if group.size > 1 and group.split:
+        usable = functools.reduce(np.intersect1d, [part["usable"] for part in parts])
+        pairs.marks = np.any([part["marks"] for part in parts], axis=0)
+        refused = [RowError.from_mapping(one) for part in parts for one in json.loads(part["bad"].tobytes())]
+        bad[found:] = sorted(refused, key=lambda error: error.where.line or 0 if error.where else 0)
     if not len(usable):
         hint = f"Raise --max-length from {pairs.encoder.max_length}, or use --overlong truncate."
         raise UserError("every row is too long, so none is left", where=Where(pairs.source.name), hint=hint)

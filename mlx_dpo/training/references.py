@@ -15,6 +15,7 @@ from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.reference import CachedReference, NoReference, Reference, SameNetwork
 from mlx_dpo.objectives import Loss
+from mlx_dpo.parallel.group import Group
 from mlx_dpo.training.evaluation import windows
 from mlx_dpo.training.pair_sets import PairSet, PairSets
 from mlx_dpo.training.scored import batches_of
@@ -22,7 +23,7 @@ from mlx_dpo.training.scored import batches_of
 OF_THE_POLICY = ("initial", "base", "none")
 
 
-def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: PairSets) -> None:
+def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: PairSets, group: Group) -> None:
     """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded.
 
     Raises `UserError` where its tokens are not the policy's.
@@ -31,7 +32,7 @@ def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: 
     budget = Budget(policy.network)
     for one in sets.values():
         one.reference.policy = policy
-        _fill(one, loss, config.batch_size, budget)
+        _fill(one, loss, config.batch_size, budget, group)
     mx.clear_cache()
 
 
@@ -44,7 +45,9 @@ def other_reference(config: TrainConfig, tokenizer: Any) -> CachedReference:
     return CachedReference(Network.of(load_model(config.reference).model), {}, config.reference)
 
 
-def connect_reference(config: TrainConfig, loss: Loss, policy: Policy, budget: Budget, sets: PairSets) -> None:
+def connect_reference(
+    config: TrainConfig, loss: Loss, policy: Policy, budget: Budget, sets: PairSets, group: Group
+) -> None:
     """Have the reference's log-probs come from the policy's own network: under its initial tensors, or its base's.
 
     For LoRA and DoRA they are computed as pairs come by. Full fine-tuning keeps no second copy of its weights, so
@@ -66,7 +69,7 @@ def connect_reference(config: TrainConfig, loss: Loss, policy: Policy, budget: B
     for one in sets.values():
         one.reference.policy = reference
         if full:
-            _fill(one, loss, config.batch_size, budget)
+            _fill(one, loss, config.batch_size, budget, group)
 
 
 def _reference(config: TrainConfig, policy: Policy) -> Reference:
@@ -79,10 +82,13 @@ def _reference(config: TrainConfig, policy: Policy) -> Reference:
     return CachedReference(policy.network, tensors, config.model, known_as)
 
 
-def _fill(one: PairSet, loss: Loss, batch_size: int, budget: Budget) -> None:
-    """Compute what is not known yet, and let go of the model that does it."""
-    missing = one.indices[np.isnan(one.reference.table[one.indices]).any(axis=1)]
-    for batch in batches_of(one.pairs, windows(missing, batch_size), budget, loss):
+def _fill(one: PairSet, loss: Loss, batch_size: int, budget: Budget, group: Group) -> None:
+    """Compute what is not known yet, ranks taking batches in turn, and let go of the model that does it."""
+    table = one.reference.table
+    missing = one.indices[np.isnan(table[one.indices]).any(axis=1)]
+    for batch in batches_of(one.pairs, group.turns(list(windows(missing, batch_size))), budget, loss):
         for micro in batch.micros:
             one.reference.of(batch.of(micro), micro)
+        told, _ = group.pooled({"indices": batch.in_order, "reference": table[batch.in_order]})
+        table[told["indices"]] = told["reference"]
     one.reference.policy = Reference()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +25,7 @@ from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_t
 from mlx_dpo.model.network import Sharing
 from mlx_dpo.model.policy import Policy, make_policy
 from mlx_dpo.objectives import KNOBS, Loss
+from mlx_dpo.parallel.group import ALONE, Group, ring_bytes
 from mlx_dpo.training.checkpoint import ExactState, read_exact_state
 from mlx_dpo.training.identity import changed_knobs, differences, made_of
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
@@ -61,17 +64,32 @@ def train(
         caution: how much smaller micro-batches are to be than they could.
         stop: set it to end the run after the step at hand, saved.
 
+    Where a launcher has started several processes, each calls this, and together they train one adapter; the listener
+    of each hears of the run, and only rank 0 writes.
+
     Raises:
-        UserError: something given is wrong; the message says what, where, and what to do.
-        Interrupted: `stop` was set.
+        UserError: something given is wrong, on any rank; the message says what, where, and what to do.
+        Interrupted: `stop` was set, on any rank.
+        RankLost: another process of the group has ended without a word.
     """
     listener, folder = listener or Listener(), RunFolder(config.adapter_path)
     given = Given(config, model, tokenizer, rows, valid_rows, listener, caution)
     try:
-        return _run(_prepare(given, folder, resume or resume_anyway, resume_anyway, stop or threading.Event()))
+        group = Group.join()
+        with group.one_fate():
+            _refuse_stdin(config, group)
+            prepared = _prepare(given, folder, group, resume or resume_anyway, resume_anyway, stop or threading.Event())
+            return _run(prepared)
     finally:
         folder.unlock()
         listener.end()
+
+
+def _refuse_stdin(config: TrainConfig, group: Group) -> None:
+    for field in ("data", "valid_data"):
+        if group.size > 1 and getattr(config, field) == "-":
+            hint = "Name a file that every machine has."
+            raise UserError("one stdin can't be read by several processes", field=field, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -97,34 +115,72 @@ class SetUp:
     loss: Loss
     sets: PairSets
     bad_rows: list[RowError]
+    group: Group
 
     def trainer(self, folder: RunFolder, listener: Listener, stop: threading.Event | None = None) -> Trainer:
         """A trainer that stands before its first step."""
         stop = stop or threading.Event()
-        return Trainer(self.config, self.policy, self.budget, self.loss, self.sets, folder, listener, stop)
+        return Trainer(self.config, self.policy, self.budget, self.loss, self.sets, folder, listener, stop, self.group)
 
 
-def _prepare(given: Given, folder: RunFolder, resume: bool, anyway: bool, stop: threading.Event) -> Trainer:
+def _prepare(
+    given: Given, folder: RunFolder, group: Group, resume: bool, anyway: bool, stop: threading.Event
+) -> Trainer:
     """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
-    folder.lock()
-    checkpoint = folder.require_latest() if resume else folder.unfinished()
-    if checkpoint is None:
-        folder.require_new()
-    exact = None if checkpoint is None else read_exact_state(checkpoint)
-    found = set_up(given, exact.references if exact else {})
-    now = made_of(found.policy.fingerprint, found.sets)
-    if checkpoint and exact:
-        if not anyway:
-            _require_same(checkpoint, exact, found.config, now)
-        given.listener.note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
-    folder.make()
-    trainer = found.trainer(folder, given.listener, stop)
-    trainer.progress.made_of = now
-    if checkpoint and exact:
-        put_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
-        trainer.restore(exact, made_of=now)
-    _write_first(folder, found, given.listener)
+    with start_of(folder, group, resume) as checkpoint:
+        exact = None if checkpoint is None else read_exact_state(checkpoint)
+        found = set_up(given, exact.references if exact else {}, group)
+        now = made_of(found.policy.fingerprint, found.sets)
+        _require_alike(group, now)
+        if checkpoint and exact:
+            if not anyway:
+                _require_same(checkpoint, exact, found.config, now)
+            given.listener.note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
+        if group.leads:
+            folder.make()
+        trainer = found.trainer(folder, given.listener, stop)
+        trainer.progress.made_of = now
+        if checkpoint and exact:
+            put_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
+            trainer.restore(exact, made_of=now)
+    if group.leads:
+        _write_first(folder, found, given.listener)
     return trainer
+
+
+@contextmanager
+def start_of(folder: RunFolder, group: Group, resume: bool) -> Iterator[Path | None]:
+    """The checkpoint to go on from, None where a run begins; of other ranks than 0, a copy of rank 0's.
+
+    Raises `UserError` where there is none to resume, or the folder holds a finished run.
+    """
+    checkpoint = None
+    if group.leads:
+        folder.lock()
+        checkpoint = folder.require_latest() if resume else folder.unfinished()
+        if checkpoint is None:
+            folder.require_new()
+    if group.size == 1:
+        yield checkpoint
+        return
+    names = sorted(file.name for file in checkpoint.iterdir()) if checkpoint else []
+    names = json.loads(group.of_first(json.dumps(names).encode()))
+    with TemporaryDirectory() as copy:
+        for name in names:
+            content = group.of_first((checkpoint / name).read_bytes() if checkpoint else b"")
+            if not group.leads:
+                (Path(copy) / name).write_bytes(content)
+        yield checkpoint or (Path(copy) if names else None)
+
+
+def _require_alike(group: Group, now: dict[str, str]) -> None:
+    """Raises `UserError` where what another rank trains with is not what rank 0 does."""
+    told = np.frombuffer(json.dumps(now).encode(), np.uint8)
+    every = [json.loads(part["made of"].tobytes()) for part in group.mail({"made of": told})]
+    for rank, theirs in enumerate(every):
+        if changed := differences(every[0], theirs):
+            hint = "Every machine needs the same model, rows and versions of mlx, mlx-lm and mlx-dpo."
+            raise UserError(f"rank {rank} differs from rank 0: " + "; ".join(changed), hint=hint)
 
 
 def _require_same(checkpoint: Path, exact: ExactState, config: TrainConfig, now: dict[str, str]) -> None:
@@ -153,7 +209,7 @@ def _bad_row(error: RowError) -> dict[str, Any]:
     return {"file": where.file, "line": where.line, "field": error.field, "kind": error.kind, "message": error.message}
 
 
-def set_up(given: Given, references: Mapping[str, np.ndarray]) -> SetUp:
+def set_up(given: Given, references: Mapping[str, np.ndarray], group: Group = ALONE) -> SetUp:
     """Open the pairs, load the model and attach what is trained; see `train`.
 
     Args:
@@ -166,7 +222,7 @@ def set_up(given: Given, references: Mapping[str, np.ndarray]) -> SetUp:
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = tokenizer or load_tokenizer(config.model)
     bad: list[RowError] | None = [] if config.bad_rows == "skip" else None
-    sets = open_pair_sets(config, loss, tokenizer, given.rows, given.valid_rows, listener.preparing, bad)
+    sets = open_pair_sets(config, loss, tokenizer, given.rows, given.valid_rows, listener.preparing, bad, group)
     config = for_examples(config, loss, sets[TRAIN])
     if (config.patience or config.keep_best) and HELD_OUT not in sets:
         field = "patience" if config.patience else "keep_best"
@@ -174,14 +230,15 @@ def set_up(given: Given, references: Mapping[str, np.ndarray]) -> SetUp:
     for name, table in references.items():
         sets[name].reference.table = table
     if config.reference not in OF_THE_POLICY:
-        score_by_other_model(config, loss, tokenizer, sets)
+        score_by_other_model(config, loss, tokenizer, sets, group)
     listener.preparing("Loading the model")
     policy = _policy(config, model)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
     recompute = config.grad_checkpoint or given.caution.grad_checkpoint
     budget = Budget.for_training(policy.network, usable_memory(), limit, recompute, given.caution.share)
-    connect_reference(config, loss, policy, budget, sets)
-    return SetUp(config.replace(**_as_attached(policy.spec, config)), policy, budget, loss, sets, bad or [])
+    connect_reference(config, loss, policy, budget, sets, group)
+    resolved = config.replace(**_as_attached(policy.spec, config))
+    return SetUp(resolved, policy, budget, loss, sets, bad or [], group)
 
 
 def make_loss(config: TrainConfig) -> Loss:
@@ -277,6 +334,7 @@ def _run(trainer: Trainer) -> TrainResult:
 def _plan(trainer: Trainer) -> RunPlan:
     from mlx_lm.utils import get_total_parameters
 
+    tensors = trainable(trainer.model).values()
     return RunPlan(
         run=trainer.folder.path,
         steps=trainer.steps,
@@ -286,8 +344,10 @@ def _plan(trainer: Trainer) -> RunPlan:
         steps_per_epoch=trainer.epochs.steps,
         steps_per_eval=trainer.config.steps_per_eval,
         memory_limit=parse_memory(limit) if (limit := trainer.config.memory_limit) else usable_memory(),
-        trained_parameters=sum(v.size for v in trainable(trainer.model).values()),
+        trained_parameters=sum(v.size for v in tensors),
         all_parameters=get_total_parameters(trainer.model),
+        ranks=trainer.group.size,
+        gradient_bytes=ring_bytes(trainer.group.size, sum(v.nbytes for v in tensors)),
     )
 
 

@@ -114,14 +114,13 @@ def test_a_completion_is_the_tokens_it_is_in_a_pair() -> None:
             assert (alone.prompt, alone.completions) == (whole.prompt, (whole.completions[i],))
 
 
-def test_mismatched_answers_are_the_ones_before_and_are_cut() -> None:
-    examples = [encoded(Completion(f"question {i}", f"the answer is {i}" * (i + 1), True)) for i in range(3)]
-    found = mismatched(examples, max_length=40)
-    assert [one.prompt for one in found] == [one.prompt for one in examples]
-    for one, before in zip(found, [examples[-1], *examples[:-1]], strict=True):
-        (ids,) = one.completions
-        assert ids == before.completions[0][: len(ids)]
-        assert len(ids) == min(len(before.completions[0]), 40 - len(one.prompt))
+def test_a_mismatched_answer_is_cut_to_the_limit() -> None:
+    one, other = (encoded(Completion(f"question {i}", f"the answer is {i}" * (i + 1), True)) for i in range(2))
+    for limit in (len(one.prompt) + 3, 512):
+        found = mismatched(one, other, limit)
+        assert found.prompt == one.prompt
+        assert found.completions == (other.completions[0][: limit - len(one.prompt)],)
+    assert mismatched(one, other, 1).completions == (other.completions[0][:1],)
 
 
 def test_micro_batches_of_single_completions() -> None:

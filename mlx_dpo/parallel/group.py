@@ -1,0 +1,226 @@
+"""The processes that train together, and what they tell each other.
+
+What goes between them is mail, in which every rank puts some arrays and gets those of all; and sums of gradients. An
+error of one rank is put in the mail too, in place of arrays: whichever mail the others are at, they raise it as well.
+So no rank waits for one that has given up, and a rank that dies without a word ends the mail of the others by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from safetensors.numpy import load, save
+
+from mlx_dpo.errors import Interrupted, RankLost, UserError
+from mlx_dpo.parallel.rank import ASKED_TO_STOP, rank
+
+Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
+
+MEET = 600.0  # seconds to wait for all ranks: after a death, one learns of it only at the end of its step
+ENGINES = ("[ring]", "[jaccl]", "[nccl]", "NCCL", "[mpi]", "MPI")  # how mlx begins what it says of a lost rank
+
+
+class Told(UserError):
+    """Another rank's error."""
+
+
+@dataclass
+class Group:
+    """The ranks of a run.
+
+    Attributes:
+        engine: mlx's group of them; None where there is one process only.
+        split: whether examples are split between ranks; else every rank sees all of them (tensor parallel).
+        sent: bytes that this rank has put on the wire: of an all-gather size - 1 times its part, of a sum
+            2 (size - 1) / size times the buffer, as a ring does it.
+    """
+
+    engine: mx.distributed.Group | None = None
+    split: bool = True
+    sent: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def join(cls, split: bool = True) -> Group:
+        """Meet the other ranks that a launcher has started; alone where there is no launcher. Raises `RankLost`."""
+        if rank() is None:
+            return cls(split=split)
+        began = time.monotonic()
+        with _signals_end_it():
+            while True:
+                try:
+                    return cls(mx.distributed.init(strict=True), split)
+                except RuntimeError as error:
+                    if "onnect" not in str(error) or time.monotonic() - began > MEET:
+                        raise RankLost(f"the other ranks can't be reached: {error}") from error
+
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+        return 0 if self.engine is None else self.engine.rank()
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return 1 if self.engine is None else self.engine.size()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T] | np.ndarray) -> Any:
+        """This rank's of some items that are split between ranks, every `size`th."""
+        return items[self.rank :: self.size] if self.split else items
+
+    def turns(self, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """This rank's of some batches that ranks take in turn; an empty one where in the last turn it has none."""
+        if not self.split:
+            return list(batches)
+        rounds = -(-len(batches) // self.size)
+        return [
+            batches[i] if i < len(batches) else batches[0][:0] for i in range(self.rank, rounds * self.size, self.size)
+        ]
+
+    def mail(self, mine: Arrays) -> list[Arrays]:
+        """The arrays of all ranks, in the order of the ranks. Raises the `UserError` of another rank, `RankLost`."""
+        return [mine] if self.engine is None else [load(part) for part in self._exchange(save(mine))]
+
+    def pooled(self, mine: Arrays) -> tuple[Arrays, slice]:
+        """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them.
+
+        Where every rank has all examples, they are what all have.
+        """
+        parts = self.mail(mine)
+        if not self.split or self.engine is None:
+            return mine, slice(None)
+        start = sum(len(next(iter(part.values()))) for part in parts[: self.rank])
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in mine}
+        return whole, slice(start, start + len(next(iter(mine.values()))))
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank."""
+        return any(part["any"][0] for part in self.mail({"any": np.array([mine])}))
+
+    def of_first(self, content: bytes) -> bytes:
+        """What rank 0 has; of the others it is not looked at."""
+        if self.engine is None:
+            return content
+        content = content if self.leads else b""
+        lengths = self.mail({"length": np.array([len(content)])})
+        buffer = np.zeros(lengths[0]["length"][0], np.uint8)
+        buffer[: len(content)] = np.frombuffer(content, np.uint8)
+        return np.array(self._sum(mx.array(buffer))).tobytes()
+
+    def sum(self, tree: Any) -> Any:
+        """The sum over all ranks of a tree of arrays, evaluated: each dtype's in one flat buffer."""
+        if self.engine is None:
+            return tree
+        named = sorted(tree_flatten(tree), key=lambda one: str(one[1].dtype))
+        summed: dict[str, mx.array] = {}
+        for dtype in dict.fromkeys(array.dtype for _, array in named):
+            alike = [(name, array) for name, array in named if array.dtype == dtype]
+            flat = self._sum(mx.concatenate([array.reshape(-1) for _, array in alike]))
+            ends = np.cumsum([array.size for _, array in alike])[:-1].tolist()
+            for (name, array), part in zip(alike, mx.split(flat, ends), strict=True):
+                summed[name] = part.reshape(array.shape)
+        mx.eval(summed)
+        return tree_unflatten([(name, summed[name]) for name, _ in tree_flatten(tree)])
+
+    @contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """Within, a `UserError` of one rank is raised on all, and all come to the end or none.
+
+        Raises: `RankLost` where a rank is gone.
+        """
+        if self.engine is None:
+            yield
+            return
+        try:
+            yield
+            self.mail({})
+        except Told:
+            raise
+        except Interrupted:
+            self.mail({})
+            raise
+        except UserError as error:
+            self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
+            raise
+        except RuntimeError as error:
+            if not str(error).startswith(ENGINES):
+                raise
+            raise RankLost(str(error)) from error
+
+    def _exchange(self, content: bytes, *, failed: bool = False) -> list[bytes]:
+        """The contents of all ranks; of some that have failed, these ranks' errors. Others than those raise them."""
+        headers = np.array(self._gather(mx.array([failed, len(content)], mx.int32))).reshape(self.size, 2)
+        failures = headers[:, 0] == 1
+        if failures.any():
+            headers[~failures, 1] = 0
+            content = content if failed else b""
+        parts = self._parts(content, headers[:, 1])
+        if failures.any() and not failed:
+            first = int(failures.argmax())
+            raise _told(first, json.loads(parts[first]))
+        return parts
+
+    def _parts(self, content: bytes, lengths: np.ndarray) -> list[bytes]:
+        if not lengths.any():
+            return [b""] * self.size
+        buffer = np.zeros(lengths.max(), np.uint8)
+        buffer[: len(content)] = np.frombuffer(content, np.uint8)
+        rows = np.array(self._gather(mx.array(buffer))).reshape(self.size, -1)
+        return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
+
+    def _gather(self, mine: mx.array) -> mx.array:
+        self.sent += (self.size - 1) * mine.nbytes
+        return self._done(mx.distributed.all_gather(mine, group=self.engine))
+
+    def _sum(self, mine: mx.array) -> mx.array:
+        self.sent += ring_bytes(self.size, mine.nbytes)
+        return self._done(mx.distributed.all_sum(mine, group=self.engine))
+
+    def _done(self, result: mx.array) -> mx.array:
+        try:
+            mx.eval(result)
+        except RuntimeError as error:
+            raise RankLost(str(error)) from error
+        return result
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Within, being asked to stop ends the process: waiting inside mlx, it would not hear of it otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ASKED_TO_STOP}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ring_bytes(size: int, buffer: float) -> float:
+    """Bytes that each rank sends where a buffer is summed around a ring: all of it but its own part, twice."""
+    return 2 * (size - 1) / size * buffer
+
+
+def _told(rank: int, error: Mapping[str, Any]) -> Told:
+    told = UserError.from_mapping(error)
+    return Told(f"{told.message} (on rank {rank})", where=told.where, field=told.field, hint=told.hint)
+
+
+ALONE = Group()

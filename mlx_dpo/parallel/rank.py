@@ -1,0 +1,38 @@
+"""What a launcher says of this process, by its environment: known before, and without, joining the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+# Of mlx.launch (ring, jaccl and NCCL alike), and of Open MPI's and other MPIs' mpirun.
+RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RING = "MLX_HOSTFILE"  # a file: for each rank of a ring over TCP its addresses
+
+
+def rank() -> int | None:
+    """The rank of this process in its group; None where no launcher started it, or started it alone."""
+    given = next((os.environ[name] for name in RANKS if name in os.environ), "")
+    return int(given) if given.isdigit() and not _alone_on_its_ring() else None
+
+
+def leads() -> bool:
+    """Whether this process is the one that prints and writes: rank 0, or alone."""
+    return rank() in (None, 0)
+
+
+def on_a_ring() -> bool:
+    """Whether the group is a ring over TCP, which notices at once that a rank is lost, and can be joined again."""
+    return RING in os.environ
+
+
+def _alone_on_its_ring() -> bool:
+    if not on_a_ring():
+        return False
+    try:
+        return len(json.loads(Path(os.environ[RING]).read_text() or "[]")) < 2
+    except (OSError, ValueError):
+        return False  # mlx says what is wrong with it
