@@ -11,6 +11,7 @@ import json
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,13 +43,13 @@ class Group:
     Attributes:
         engine: mlx's group of them; None where there is one process only.
         split: whether examples are split between ranks; else every rank sees all of them (tensor parallel).
-        sent: bytes that this rank has put on the wire: of an all-gather size - 1 times its part, of a sum
-            2 (size - 1) / size times the buffer, as a ring does it.
+        sent: bytes that this rank has put on the wire, as a ring does it: of a gathering size - 1 parts as its own, of
+            a sum see `ring_bytes`.
     """
 
     engine: mx.distributed.Group | None = None
     split: bool = True
-    sent: float = field(default=0.0, compare=False)
+    sent: int = field(default=0, compare=False)
 
     @classmethod
     def join(cls, split: bool = True) -> Group:
@@ -188,7 +189,7 @@ class Group:
         return self._done(mx.distributed.all_gather(mine, group=self.engine))
 
     def _sum(self, mine: mx.array) -> mx.array:
-        self.sent += ring_bytes(self.size, mine.nbytes)
+        self.sent += ring_bytes(self.size, [mine])
         return self._done(mx.distributed.all_sum(mine, group=self.engine))
 
     def _done(self, result: mx.array) -> mx.array:
@@ -213,9 +214,15 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def ring_bytes(size: int, buffer: float) -> float:
-    """Bytes that each rank sends where a buffer is summed around a ring: all of it but its own part, twice."""
-    return 2 * (size - 1) / size * buffer
+def ring_bytes(size: int, arrays: Sequence[mx.array]) -> int:
+    """Bytes that each of `size` ranks sends where arrays are summed around a ring, each dtype's in one flat buffer.
+
+    The buffer is cut into as many parts as there are ranks, and all but one of them go by, twice.
+    """
+    counts = Counter[mx.Dtype]()
+    for array in arrays:
+        counts[array.dtype] += array.size
+    return sum(2 * (size - 1) * -(-count // size) * dtype.size for dtype, count in counts.items())
 
 
 def _told(rank: int, error: Mapping[str, Any]) -> Told:

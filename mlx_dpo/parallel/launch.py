@@ -55,14 +55,14 @@ def _launcher() -> list[str]:
 
 
 def _options(workers: int, told: Path) -> list[str]:
-    port = str(_free_ports(workers))
+    port = str(free_ports(workers))
     options = ["-n", str(workers), "--starting-port", port, "--nccl-port", port, "--env", f"{EXIT_CODE}={told}"]
     if sys.stdout.isatty() and sys.stderr.isatty():  # what ranks print comes here as it is
         options += ["--env", "TTY_COMPATIBLE=1"]
     return options
 
 
-def _free_ports(count: int) -> int:
+def free_ports(count: int) -> int:
     """The first of some consecutive free ports of this machine."""
     while True:
         with ExitStack() as stack:

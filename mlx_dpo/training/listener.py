@@ -39,7 +39,7 @@ class RunPlan:
     trained_parameters: int
     all_parameters: int
     ranks: int = 1
-    gradient_bytes: float = 0.0
+    gradient_bytes: int = 0
 
 
 @dataclass(frozen=True)

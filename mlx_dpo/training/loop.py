@@ -49,7 +49,7 @@ class Stopwatch:
     pairs: int = 0
     tokens: int = 0
     steps: int = 0
-    sent: float = 0.0
+    sent: int = 0
 
 
 class Trainer:
@@ -83,7 +83,7 @@ class Trainer:
         self.steps = config.iters or max(1, math.ceil(config.epochs * self.epochs.steps))
         self.progress = Progress()
         self._watch = Stopwatch()
-        self._peak = 0.0
+        self._stopping, self._peak = False, 0.0
         self._saved_at = -1
         self._could_not_save = False
 
@@ -179,11 +179,12 @@ class Trainer:
         self._watch.seconds += time.perf_counter() - began
         self._watch.pairs += batch.size
         self._watch.steps += 1
-        self._watch.sent += self.group.sent - sent
         self._watch.tokens += int(told["tokens"].sum())
         self._peak = float(told["peak"].max())
         spent = {"peak_memory_gb": self._peak, "reference_seconds": self.train_set.reference.seconds}
         self.listener.step(self.progress.step, {**metrics, **spent})
+        self._stopping = self.group.any(self.stop.is_set())
+        self._watch.sent += self.group.sent - sent
 
     def _accumulate(self, batch: Batch) -> tuple[Any, np.ndarray]:
         """The gradient of the optimizer batch's mean loss, and its examples' metrics, a micro-batch at a time.
@@ -297,9 +298,9 @@ class Trainer:
         measured = None
         if last or (config.steps_per_eval and step % config.steps_per_eval == 0):
             measured = self._evaluate()
-        if self.group.any(self.stop.is_set()) and not last:
+        if self._stopping and not last:
             self._save(last=True)
-            raise Interrupted(step, str(self.folder.require_latest()))
+            raise Interrupted(step, str(self.folder.latest() or self.folder.path))  # other ranks have no checkpoints
         if (config.save_every and step % config.save_every == 0) or (self._could_not_save and report_due):
             self._save()
         return measured

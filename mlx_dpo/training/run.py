@@ -334,7 +334,7 @@ def _run(trainer: Trainer) -> TrainResult:
 def _plan(trainer: Trainer) -> RunPlan:
     from mlx_lm.utils import get_total_parameters
 
-    tensors = trainable(trainer.model).values()
+    tensors = list(trainable(trainer.model).values())
     return RunPlan(
         run=trainer.folder.path,
         steps=trainer.steps,
@@ -347,7 +347,7 @@ def _plan(trainer: Trainer) -> RunPlan:
         trained_parameters=sum(v.size for v in tensors),
         all_parameters=get_total_parameters(trainer.model),
         ranks=trainer.group.size,
-        gradient_bytes=ring_bytes(trainer.group.size, sum(v.nbytes for v in tensors)),
+        gradient_bytes=ring_bytes(trainer.group.size, tensors),
     )
 
 

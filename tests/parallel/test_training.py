@@ -1,0 +1,173 @@
+"""What several ranks train is what one process trains, whatever the loss; and each does its share of the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_dpo.objectives import OBJECTIVES
+from mlx_dpo.parallel.group import ring_bytes
+from tests.conftest import CHECKPOINT, PAIRS, TRL
+from tests.parallel.ranks import run
+from tests.parallel.worker import steps, trained
+
+KNOBS = {"model": str(CHECKPOINT), "data": str(PAIRS), "learning_rate": 1e-3, "valid_pairs": 0}
+# One step of plain gradient descent at rate 1, so that what changes is the gradient; then a short batch. Pair by pair,
+# so that all differ by the order of sums alone.
+STEPS = {
+    **KNOBS,
+    "init_adapter": str(TRL / "adapter"),
+    "reference": "base",
+    "optimizer": "sgd",
+    "learning_rate": 1.0,
+    "lr_schedule": "constant",
+    "warmup": 0,
+    "max_grad_norm": 0,
+    "iters": 1,
+    "batch_size": 7,
+    "memory_limit": "1MB",
+}
+WITHOUT_REFERENCE = ("simpo", "cpo", "orpo", "sft")
+LABELLED = ("kto", "bco", "apo_zero_unpaired", "sft")
+
+
+def of_loss(loss: str, **more: Any) -> dict[str, Any]:
+    knobs = {**STEPS, "loss": loss, **more}
+    if loss == "odpo":
+        knobs["data"] = str(TRL / "scored.jsonl")
+    if loss in WITHOUT_REFERENCE:
+        del knobs["reference"]
+    return knobs
+
+
+RUNS = {
+    **{loss: of_loss(loss) for loss in OBJECTIVES},
+    **{f"{loss} of labelled rows": of_loss(loss, data=str(TRL / "labelled.jsonl")) for loss in LABELLED},
+    "a sum": of_loss("sigmoid=0.8,bco_pair=0.2,sft=1"),
+    "ld_alpha": of_loss("sigmoid", ld_alpha=0.5),
+    "use_weighting": of_loss("sigmoid", use_weighting=True),
+    "short batches": of_loss("kto", batch_size=5, iters=3, learning_rate=0.01),
+    "running means": of_loss("beta_dpo", batch_size=3, iters=3, learning_rate=0.01),
+    "dora": of_loss("sigmoid", fine_tune_type="dora", init_adapter=None),
+    "full": of_loss("sigmoid", fine_tune_type="full", init_adapter=None, reference="initial", learning_rate=0.01),
+    "a moving reference": of_loss("sigmoid", reference_sync_steps=1, iters=3, batch_size=3, learning_rate=0.01),
+}
+
+
+def adapter(run: Path) -> dict[str, np.ndarray]:
+    tensors = mx.load(str(run / "adapters.safetensors"))
+    assert isinstance(tensors, dict)
+    return {name: np.array(tensor).astype(np.float64) for name, tensor in tensors.items()}
+
+
+def farthest(one: Path, other: Path) -> float:
+    a, b = adapter(one), adapter(other)
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+def moved(run: Path, start: Path) -> np.ndarray:
+    before, after = adapter(start), adapter(run)
+    return np.concatenate([(after[name] - before[name]).reshape(-1) for name in after])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, steps(folder, RUNS)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp(f"of-{request.param}")
+    return folder, run(folder, request.param, "steps", runs=RUNS)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_step_is_the_same(alone: tuple[Path, Any], together: tuple[Path, Any], name: str) -> None:
+    for told in together[1]:
+        assert told[name] == pytest.approx(alone[1][name], rel=1e-6, abs=1e-7)
+    limit = 1e-6 if RUNS[name]["iters"] == 1 else 1e-5  # each step adds its rounding, and what follows from it
+    if name in ("dora", "full"):  # they start elsewhere
+        assert farthest(alone[0] / name, together[0] / name) <= limit
+        return
+    one, other = moved(alone[0] / name, TRL / "adapter"), moved(together[0] / name, TRL / "adapter")
+    assert np.linalg.norm(one) > 0
+    assert np.linalg.norm(one - other) <= limit * np.linalg.norm(one)
+
+
+TWENTY = {
+    **KNOBS,
+    "valid_data": str(PAIRS),
+    "iters": 20,
+    "batch_size": 3,
+    "steps_per_eval": 10,
+    "steps_per_report": 1,
+    "save_every": 10,
+    "loss": "sigmoid",
+}
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Twenty steps in one process: the epoch's last batch is short, and no number of ranks divides a batch of 3."""
+    folder = tmp_path_factory.mktemp("twenty")
+    return folder, trained(folder, "run", TWENTY)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_twenty_steps_are_the_same(tmp_path: Path, twenty: tuple[Path, Any], size: int) -> None:
+    told = run(tmp_path, size, "runs", runs={"run": TWENTY})
+    for one in told:
+        assert one["run"]["losses"] == pytest.approx(twenty[1]["losses"], rel=1e-5, abs=1e-6)
+        assert len(one["run"]["evaluations"]) == 3
+        for mine, theirs in zip(one["run"]["evaluations"], twenty[1]["evaluations"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    assert farthest(tmp_path / "run", twenty[0] / "run") <= 1e-5
+    assert len({str(one["run"]["losses"]) for one in told}) == 1  # all ranks know the same, to the bit
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_two_are_gone_on_with_by_others(tmp_path: Path, twenty: tuple[Path, Any], size: int) -> None:
+    first = run(tmp_path, 2, "trained", name="run", knobs=TWENTY, stop_after=7)
+    assert [one["ended"] for one in first] == ["interrupted at 7"] * 2
+    rest = [trained(tmp_path, "run", TWENTY)] if size == 1 else run(tmp_path, size, "trained", name="run", knobs=TWENTY)
+    assert [one["ended"] for one in rest] == ["done"] * size
+    assert first[0]["losses"] + rest[0]["losses"] == pytest.approx(twenty[1]["losses"], rel=1e-5, abs=1e-6)
+    assert farthest(tmp_path / "run", twenty[0] / "run") <= 1e-5
+
+
+def test_with_dropout_the_same_ranks_go_on_to_the_bit(tmp_path: Path) -> None:
+    knobs = {**TWENTY, "dropout": 0.2, "iters": 8, "keep_checkpoints": 0}
+    whole = run(tmp_path, 2, "trained", name="whole", knobs=knobs)
+    run(tmp_path, 2, "trained", name="run", knobs=knobs, stop_after=3)
+    rest = run(tmp_path, 2, "trained", name="run", knobs=knobs)
+    assert rest[0]["losses"] == whole[0]["losses"][3:]
+    files = [(tmp_path / name / "adapters.safetensors").read_bytes() for name in ("whole", "run")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_bytes_on_the_wire_are_what_the_adapter_predicts(tmp_path: Path, size: int) -> None:
+    knobs = {**TWENTY, "valid_data": None, "rank": 64, "iters": 6, "batch_size": 4, "save_every": 0}
+    told = run(tmp_path, size, "trained", name="run", knobs=knobs)
+    buffer = 4 * sum(tensor.size for tensor in adapter(tmp_path / "run").values())
+    for one in told:
+        wire = one["on_the_wire"]  # within a step; from one to the next is a step's worth
+        said = [report["bytes_sent"] for report in one["reports"]]
+        assert wire[-1] - wire[0] == sum(said[1:])
+        gradients = ring_bytes(size, [mx.zeros(buffer // 4)])
+        assert gradients <= min(said) and max(said) <= gradients + 10_000  # the rest is the pairs' metrics
+
+
+def test_each_rank_does_its_share(tmp_path: Path) -> None:
+    knobs = {**KNOBS, "batch_size": 4, "iters": 6}
+    told = run(tmp_path, 2, "counted", knobs=knobs)
+    assert sum(one["sequences"] for one in told) == 16  # two of each of 8 pairs, once in three epochs
+    # 4 of the 8 before training, to see whether they can be read; then 2 of the 4 of each step.
+    assert [len(one["encoded"]) for one in told] == [4 + 6 * 2] * 2
+    assert set(told[0]["encoded"][:4]) | set(told[1]["encoded"][:4]) == set(range(8))
