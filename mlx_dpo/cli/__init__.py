@@ -40,8 +40,12 @@ def _exit_code() -> int:
     except Interrupted as interruption:
         notes.print(f"{interruption}. Go on with: {_resume_command()}", soft_wrap=True, markup=False)
         return interruption.exit_code
+    except RankLost as lost:
+        hint = "What was saved stays: the same command goes on with it."
+        notes.print(f"[bold red]error:[/] another rank has ended without a word ({escape(str(lost))})\n{hint}")
+        return 1
     # Of a fault of the training process its own traceback has been printed.
-    except (GaveUp, RankLost, subprocess.CalledProcessError) as report:
+    except (GaveUp, subprocess.CalledProcessError) as report:
         notes.print(f"[bold red]error:[/] {escape(str(report))}", soft_wrap=True)
         return 1
 

@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from safetensors.numpy import load, save
 
 from mlx_dpo.errors import Interrupted, RankLost, UserError
-from mlx_dpo.parallel.rank import ASKED_TO_STOP, rank
+from mlx_dpo.parallel.rank import ASKED_TO_STOP, on_nccl, rank
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -186,11 +186,11 @@ class Group:
 
     def _gather(self, mine: mx.array) -> mx.array:
         self.sent += (self.size - 1) * mine.nbytes
-        return self._done(mx.distributed.all_gather(mine, group=self.engine))
+        return self._done(mx.distributed.all_gather(mine, group=self.engine, stream=_stream()))
 
     def _sum(self, mine: mx.array) -> mx.array:
         self.sent += ring_bytes(self.size, [mine])
-        return self._done(mx.distributed.all_sum(mine, group=self.engine))
+        return self._done(mx.distributed.all_sum(mine, group=self.engine, stream=_stream()))
 
     def _done(self, result: mx.array) -> mx.array:
         try:
@@ -212,6 +212,11 @@ def _signals_end_it() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stream() -> mx.DeviceType | None:
+    """Where to wait for others: not on Metal's GPU, whose watchdog ends what waits for some seconds there."""
+    return None if on_nccl() else mx.cpu
 
 
 def ring_bytes(size: int, arrays: Sequence[mx.array]) -> int:

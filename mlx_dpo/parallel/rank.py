@@ -29,6 +29,11 @@ def on_a_ring() -> bool:
     return RING in os.environ
 
 
+def on_nccl() -> bool:
+    """Whether the group is one of CUDA GPUs, which sum and gather themselves."""
+    return "NCCL_HOST_IP" in os.environ
+
+
 def _alone_on_its_ring() -> bool:
     if not on_a_ring():
         return False

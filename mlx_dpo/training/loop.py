@@ -218,16 +218,11 @@ class Trainer:
     def _told_all(self, batch: Batch, rows: np.ndarray) -> Arrays:
         """What every rank is to know of the others' part of a step: metrics and references, work and memory."""
         indices, table, marks = batch.in_order, self.train_set.reference.table, self.train_set.pairs.marks
-        own = {"indices": indices, "metrics": rows, "reference": table[indices], "marks": marks[indices]}
-        told, _ = self.group.pooled(own)
+        of_examples = {"indices": indices, "metrics": rows, "reference": table[indices], "marks": marks[indices]}
+        work = {"tokens": [sum(micro.tokens for micro in batch.micros)], "peak": [mx.get_peak_memory() / 1e9]}
+        told, _ = self.group.pooled(of_examples | {name: np.array(value) for name, value in work.items()})
         table[told["indices"]], marks[told["indices"]] = told["reference"], told["marks"]
-        once = {
-            "tokens": np.array([sum(micro.tokens for micro in batch.micros)]),
-            "peak": np.array([mx.get_peak_memory() / 1e9]),
-        }
-        every = self.group.mail(once)
-        of_all = every if self.group.split else every[:1]
-        return {**told, **{name: np.concatenate([part[name] for part in of_all]) for name in ("tokens", "peak")}}
+        return told
 
     def _seed(self) -> None:
         """Have dropout depend on the step and the rank alone, so that going on needs no random state."""
