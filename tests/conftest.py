@@ -14,7 +14,8 @@ import pytest
 from tests.hub.fixture import hub as hub
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mlx-dpo-tests-")  # not the developer's own cache
+CACHE = tempfile.TemporaryDirectory(prefix="mlx-dpo-tests-")  # not the developer's own; it goes with the process
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 TRL = Path(__file__).parent / "trl"
 CHECKPOINT = TRL / "checkpoint"
