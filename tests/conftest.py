@@ -14,6 +14,7 @@ import pytest
 from tests.hub.fixture import hub as hub
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("COLUMNS", None)  # Rich keeps what it finds at import: a test that sets it would set it in vain
 CACHE = tempfile.TemporaryDirectory(prefix="mlx-dpo-tests-")  # not the developer's own; it goes with the process
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 
