@@ -1,4 +1,5 @@
-# make demo: the main job on the bundled model. make test: all tests. Both make .venv where it is missing.
+# make demo: the main job on the bundled model. make test: the tests. Both make .venv where it is missing.
+# make test-slow: the same promises on more (fifty kills, 20,000 broken rows, the demo to its end).
 # make test-peft: those tests that need torch and PEFT, which it installs (large).
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ comma := ,
 BLAS := $(if $(filter Linux,$(shell uname -s)),$(firstword $(wildcard /usr/lib/*/openblas-pthread/libblas.so.3 /usr/lib64/libopenblasp.so.0)))
 WITH_BLAS := $(if $(BLAS),LD_PRELOAD="$(BLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 
-.PHONY: demo test test-peft lint clean
+.PHONY: demo test test-slow test-peft lint clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-run
@@ -21,6 +22,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(WITH_BLAS) $(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(WITH_BLAS) $(BIN)/python -m pytest -m slow
 
 test-peft: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --editable '.[test-peft]'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ import pytest
 from tests.hub.fixture import hub as hub
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="mlx-dpo-tests-")  # not the developer's own cache
+os.environ.pop("COLUMNS", None)  # Rich keeps what it finds at import: a test that sets it would set it in vain
+CACHE = tempfile.TemporaryDirectory(prefix="mlx-dpo-tests-")  # not the developer's own; it goes with the process
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 TRL = Path(__file__).parent / "trl"
 CHECKPOINT = TRL / "checkpoint"
@@ -34,3 +37,9 @@ def write_rows(file: Path, rows: list[Any]) -> Path:
 def checkpoint(tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may damage."""
     return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
+
+
+def pytest_collection_finish() -> None:
+    """What collecting left stays to the end: no later garbage collection is to walk through it."""
+    gc.collect()
+    gc.freeze()

@@ -20,10 +20,14 @@ class Ran:
 
 @pytest.fixture
 def mlx_dpo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """`mlx_dpo("train", "--model", folder)` runs the command; its exit code and what it printed come back."""
+    """`mlx_dpo("train", "--model", folder)` runs the command; its exit code and what it printed come back.
+
+    `train` is unsupervised, for a process of its own takes seconds to begin; `--supervise` makes it what a shell's is.
+    """
 
     def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["mlx-dpo", *map(str, arguments)])
+        here = arguments[:1] == ("train",) and "--supervise" not in arguments
+        monkeypatch.setattr(sys, "argv", ["mlx-dpo", *map(str, arguments), *(["--no-supervise"] if here else [])])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

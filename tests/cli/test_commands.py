@@ -23,7 +23,7 @@ Cli = Callable[..., Ran]
 def test_train_prints_a_table_and_what_to_do_next(mlx_dpo: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run)
-    ran = mlx_dpo("train", *flags, "--iters", 4, "--learning-rate", "1e-3", "--steps-per-report", 1)
+    ran = mlx_dpo("train", *flags, "--supervise", "--iters", 4, "--learning-rate", "1e-3", "--steps-per-report", 1)
     assert ran.code == 0, ran.err
     assert "reward accuracy" in ran.out and "mlx-dpo compare" in ran.out and "mlx_lm.generate" in ran.out
     assert "step 4/4" in ran.err and "held out at step 4" in ran.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,7 +36,21 @@ values = st.recursive(
     max_leaves=12,
 )
 rows = st.dictionaries(st.sampled_from(KEYS), values, max_size=5)
-lenient = settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+lenient = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+EXAMPLES = [500, pytest.param(5000, marks=pytest.mark.slow)]  # four tests, so 20,000
+
+
+def fuzzed(*strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """Makes a check of what is drawn into a test, of some examples and of many."""
+
+    def of(check: Callable[..., None]) -> Callable[[int], None]:
+        @pytest.mark.parametrize("examples", EXAMPLES)
+        def test(examples: int) -> None:
+            settings(lenient, max_examples=examples)(given(*strategies)(check))()
+
+        return test
+
+    return of
 
 
 def taken_or_refused(line: bytes) -> None:
@@ -52,20 +67,17 @@ def taken_or_refused(line: bytes) -> None:
         json.dumps(example.to_row(), allow_nan=False).encode()
 
 
-@lenient
-@given(rows)
+@fuzzed(rows)
 def test_rows_of_anything(row: dict[str, Any]) -> None:
     taken_or_refused(json.dumps(row).encode())
 
 
-@lenient
-@given(st.sampled_from(GOOD), rows)
+@fuzzed(st.sampled_from(GOOD), rows)
 def test_good_rows_with_something_in_them(line: str, row: dict[str, Any]) -> None:
     taken_or_refused(json.dumps({**json.loads(line), **row}, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
-@lenient
-@given(st.sampled_from(GOOD), st.data())
+@fuzzed(st.sampled_from(GOOD), st.data())
 def test_lines_that_were_damaged(line: str, data: st.DataObject) -> None:
     raw = bytearray(line.encode())
     for _ in range(data.draw(st.integers(1, 4))):
@@ -124,8 +136,7 @@ plain = (
 )
 
 
-@lenient
-@given(st.dictionaries(st.sampled_from(KNOBS) | texts, plain, max_size=6))
+@fuzzed(st.dictionaries(st.sampled_from(KNOBS) | texts, plain, max_size=6))
 def test_knobs_of_anything(values: dict[Any, Any]) -> None:
     try:
         config = TrainConfig.from_mapping(values, Where("run.yaml"))

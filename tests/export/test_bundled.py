@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx_lm
+import pytest
 
 from mlx_dpo import TrainConfig, evaluate, train
 from mlx_dpo.demo import MODEL, PAIRS, pairs
@@ -34,6 +35,7 @@ def size(model: Path) -> int:
     return sum(tensor.nbytes for tensor in mx.load(str(model / "model.safetensors")).values())
 
 
+@pytest.mark.slow
 def test_fused_models_keep_what_was_trained(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain")
     unfused = margin(MODEL, plain)

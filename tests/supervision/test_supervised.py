@@ -15,23 +15,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.conftest import CHECKPOINT, PAIRS
-
-STEPS = 30
-
-
-def command(run: Path, *more: object) -> list[str]:
-    flags = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", STEPS)
-    flags += ("--batch-size", 3, "--save-every", 1, "--steps-per-eval", 10, "--dropout", 0.1, "--optimizer", "adamw")
-    return [sys.executable, "-m", "mlx_dpo", "train", *map(str, (*flags, "--learning-rate", 1e-3, *more))]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody disturbed."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(run), check=True, capture_output=True)
-    return run
+from tests.supervision.conftest import STEPS, command
 
 
 def bytes_of(run: Path) -> bytes:
@@ -78,7 +62,7 @@ def kill_at_random(run: Path, process: subprocess.Popen[str], rng: random.Random
 def test_a_crash_is_gone_on_from(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
     run, rng = tmp_path / "run", random.Random(number)
     process = subprocess.Popen(command(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = kill_at_random(run, process, rng, number, 5)
+    killed = kill_at_random(run, process, rng, number, 3)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert killed and err.count(f"was ended by {number.name}, a crash in compiled code. Going on from") == killed
@@ -86,18 +70,17 @@ def test_a_crash_is_gone_on_from(tmp_path: Path, whole: Path, number: signal.Sig
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT], ids=lambda n: n.name)
-def test_with_less_memory_after_what_may_be_memory(tmp_path: Path, number: signal.Signals) -> None:
+def test_with_less_memory_after_what_may_be_memory(tmp_path: Path, undropped: Path, number: signal.Signals) -> None:
     """Without dropout, whose draws follow the micro-batches."""
-    whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(number)
-    subprocess.run(command(whole, "--dropout", 0), check=True, capture_output=True)
+    run, rng = tmp_path / "run", random.Random(number)
     process = subprocess.Popen(command(run, "--dropout", 0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = kill_at_random(run, process, rng, number, 4)
+    killed = kill_at_random(run, process, rng, number, 3)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert killed and err.count(f"was ended by {number.name}") == killed
     assert "with micro-batches of 50% the size." in err
     assert killed < 2 or "and all layers computed twice." in err
-    for name, tensor in mx.load(str(whole / "adapters.safetensors")).items():
+    for name, tensor in mx.load(str(undropped / "adapters.safetensors")).items():
         ours = mx.load(str(run / "adapters.safetensors"))[name]
         np.testing.assert_allclose(np.array(ours), np.array(tensor), atol=1e-5)
 
@@ -130,7 +113,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "stopped after step" in err and "--resume" in err and "Traceback" not in err
-    subprocess.run(command(run, "--resume"), check=True, capture_output=True)
+    subprocess.run(command(run, "--resume", "--no-supervise"), check=True, capture_output=True)
     assert bytes_of(run) == bytes_of(whole)
 
 
@@ -164,7 +147,7 @@ def test_a_supervisor_that_is_killed_leaves_a_saved_run(tmp_path: Path, whole: P
         time.sleep(0.02)
     assert 3 <= steps_done(run) < STEPS
     del trainer
-    subprocess.run(command(run), check=True, capture_output=True)
+    subprocess.run(command(run, "--no-supervise"), check=True, capture_output=True)
     assert bytes_of(run) == bytes_of(whole)
 
 

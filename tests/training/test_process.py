@@ -16,7 +16,15 @@ from tests.conftest import CHECKPOINT, PAIRS
 
 def command(run: Path, *more: object) -> list[str]:
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", 80)
-    return [sys.executable, "-m", "mlx_dpo", "train", *map(str, (*flags, "--batch-size", 2, *more))]
+    return [sys.executable, "-m", "mlx_dpo", "train", *map(str, (*flags, "--batch-size", 2, "--samples", 0, *more))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(run), check=True, capture_output=True)
+    return run
 
 
 def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
@@ -28,9 +36,8 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("when", [0.0, 0.2])
-def test_ctrl_c_saves_and_resume_ends_the_same(tmp_path: Path, when: float) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run(command(whole), check=True, capture_output=True)
+def test_ctrl_c_saves_and_resume_ends_the_same(tmp_path: Path, whole: Path, when: float) -> None:
+    cut = tmp_path / "cut"
     process = subprocess.Popen(command(cut), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = cut / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and "grad_norm" in metrics.read_text(), process)
