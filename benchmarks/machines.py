@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from case import Shape, make
+from case import Shape, make_case
 
 from mlx_dpo import Listener, TrainConfig, train
 from mlx_dpo.model.loading import AdapterSpec, attach, trainable
@@ -197,7 +197,13 @@ def page(told: dict[int, dict[str, float]]) -> str:
         megabytes = sum(array.nbytes for array in adapter) / 1e6
         for pairs in (8, 32):
             macs = [most_macs(link, pairs, parameters, adapter) for link in LINKS]
-            cells = [name, f"{megabytes:.0f} MB", f"{WORK * parameters * SLOTS / SPEED:.2f}", str(pairs), *map(str, macs)]
+            cells = [
+                name,
+                f"{megabytes:.0f} MB",
+                f"{WORK * parameters * SLOTS / SPEED:.2f}",
+                str(pairs),
+                *map(str, macs),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -217,7 +223,7 @@ if __name__ == "__main__":
         as_a_rank(options.rank_of)
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), CASE)
+        make_case(Path(folder), CASE)
         text = page({size: measured(Path(folder), size) for size in (2, 4)})
     print(text)
     if options.out:
