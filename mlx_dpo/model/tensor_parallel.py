@@ -48,11 +48,13 @@ class Shards:
     Attributes:
         whole: of each frozen tensor, by name, what `fingerprint` says of it as it is on one machine.
         alike: names of trained tensors whose whole gradient every rank has.
+        parameters: how many the model has in all, over all ranks.
     """
 
     group: mx.distributed.Group
     whole: Mapping[str, str]
     alike: frozenset[str]
+    parameters: int
 
     def to_sum(self, gradients: Any) -> Any:
         """A rank's gradients as they add up, over ranks, to those of one machine."""
@@ -64,6 +66,12 @@ class Shards:
         least: Any = mx.distributed.all_min(mx.array(math.floor(value), mx.int64), group=self.group).item()
         return least
 
+    def from_first(self, values: np.ndarray) -> np.ndarray:
+        """The first rank's values, float64, to the bit."""
+        bits = mx.array(values.astype(np.float64).view(np.int64))
+        sent = bits if self.group.rank() == 0 else mx.zeros_like(bits)
+        return np.array(mx.distributed.all_sum(sent, group=self.group)).view(np.float64)
+
 
 def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> Shards:
     """Share out a model that has its adapters on, best a lazily loaded one: never more than one tensor is whole.
@@ -71,8 +79,10 @@ def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> S
     All ranks call it alike, with the same adapter. Raises `UserError`, on all ranks, where the model or what is trained
     of it can't be shared out; the model is then good for nothing.
     """
+    from mlx_lm.utils import get_total_parameters
+
     _require_possible(model, spec, group.size())
-    trained = trainable(model)
+    trained, parameters = trainable(model), get_total_parameters(model)
     # Copies of handles, that is: gpt_oss divides a bias in place.
     wholes = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trained}
     adapted = {name: module for name, module in model.named_modules() if "lora_a" in module}
@@ -91,9 +101,9 @@ def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> S
             hint = "Name other layers with --lora-keys, or train without --tensor-parallel."
             raise UserError(f"{name} can't be trained where it is shared out", field=FIELD, hint=hint)
     model.update_modules(tree_unflatten(list(adapted.items())))
-    alike = _alike(model, adapted)
     mend(model, group)
-    shards = Shards(group, _let_go(model, wholes), frozenset(n for n in trained if n.rpartition(".")[0] in alike))
+    alike = frozenset(f"{name}.{which}" for name in _alike(model, adapted) for which in ("lora_a", "lora_b"))
+    shards = Shards(group, _let_go(model, wholes), alike, parameters)
     _require_gradients(model, shards)
     return shards
 
@@ -189,7 +199,7 @@ def _share(layer: nn.Module, cuts: Cuts, group: mx.distributed.Group, entrance: 
     return Share(group, entrance, axis, runs, joins=isinstance(layer, JOINING))
 
 
-def _alike(model: nn.Module, adapted: Mapping[str, nn.Module]) -> set[str]:
+def _alike(model: nn.Module, adapted: Mapping[str, nn.Module]) -> list[str]:
     """Names of adapted layers that all ranks compute alike, and whose outputs' gradient they have alike.
 
     In a block that sums over ranks itself, as mixtures of experts do, a layer that all have whole (a router) gets from
@@ -197,7 +207,7 @@ def _alike(model: nn.Module, adapted: Mapping[str, nn.Module]) -> set[str]:
     """
     blocks = [m for layer in model.layers for m in layer.modules() if getattr(m, "sharding_group", None) is not None]
     inside = {id(module) for block in blocks for module in block.modules()}
-    return {name for name, module in adapted.items() if not is_sharded(module) and id(module) not in inside}
+    return [name for name, module in adapted.items() if not is_sharded(module) and id(module) not in inside]
 
 
 def _let_go(model: nn.Module, wholes: dict[str, mx.array]) -> dict[str, str]:
