@@ -86,9 +86,8 @@ def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> S
     # Copies of handles, that is: gpt_oss divides a bias in place.
     wholes = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trained}
     adapted = {name: module for name, module in model.named_modules() if "lora_a" in module}
-    layers = {name: module[_inner(module)] for name, module in adapted.items()}
-    shapes = {name: layer.weight.shape for name, layer in layers.items()}
-    model.update_modules(tree_unflatten(list(layers.items())))
+    shapes = {name: module[_inner(module)].weight.shape for name, module in adapted.items()}
+    model.update_modules(tree_unflatten([(name, module[_inner(module)]) for name, module in adapted.items()]))
     cuts = _cut_up(model, group)
     model.freeze()
     entrance, modules = Entrance(group), dict(model.named_modules())
