@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_dpo.model.loading import trainable
 from tests.model import test_architectures
 from tests.model.sharded import Case, batch_for, moved, on_ranks, results
 from tests.model.test_architectures import QUANTIZATIONS, make_model
@@ -18,23 +20,14 @@ from tests.model.test_network import plainly
 
 Found = list[dict[str, np.ndarray]]  # of each rank
 
-TRAINED = {  # (family, weights) to how they are adapted
-    ("llama", "float32"): {},
-    ("llama", "4bit"): {},
-    ("llama", "mxfp4"): {},
-    ("qwen2", "float32"): {},  # biases
-    ("qwen3", "float32"): {},
-    ("qwen3", "4bit"): {},
-    ("qwen3_moe", "float32"): {},
-    ("qwen3_moe", "4bit"): {},
-}
+TRAINED = [("llama", "float32"), ("llama", "4bit"), ("llama", "mxfp4"), ("qwen3", "float32"), ("qwen3", "4bit")]
+TRAINED += [("qwen2", "float32"), ("qwen3_moe", "float32"), ("qwen3_moe", "4bit")]  # biases; a router, and experts
 FAMILIES = ["glm4_moe", "gpt_oss", "iquestloopcoder", "ministral3"]  # of `families`, float32
 FAMILIES += ["deepseek_v3", "deepseek_v32", "minimax"]  # that would lose gradients
 FAMILIES += ["qwen3_5"]  # queries, keys and values in one product; a head that is shared out
-SPECS = {
+SPECS: dict[str, dict[str, Any]] = {
     "some layers": {"num_layers": 1},
     "some keys": {"keys": ["self_attn.q_proj", "mlp.down_proj"]},
-    "head": {"keys": ["self_attn.v_proj", "lm_head", "embed_tokens"]},
     "dropout": {"dropout": 0.3},
 }
 REFUSED = {
@@ -76,15 +69,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], str]:
 @pytest.fixture(scope="session")
 def two(models: Callable[[Any], str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     """All that two ranks are to do, in one go."""
-    cases = {f"{family}-{bits}": Case(models((family, bits)), spec) for (family, bits), spec in TRAINED.items()}
+    cases = {"-".join(of): Case(models(of)) for of in TRAINED}
     cases |= {family: Case(family) for family in FAMILIES}
     cases |= {name: Case(models(("llama", "float32")), spec) for name, spec in SPECS.items()}
     cases |= {name: Case(models(of), **how) for name, (of, how, _) in REFUSED.items()}
+    cases["adapter folder"] = starting_from_a_folder(models)
     asked = [{"what": "results", **asdict(case)} for case in cases.values()]
     asked.append({"what": "together", "model": models(("llama", "float32"))})
     asked.append({"what": "memory", "model": models(("large", "float32"))})
     found = on_ranks(2, tmp_path_factory.mktemp("two") / "ranks", asked)
     return dict(zip([*cases, "together", "memory"], found, strict=True))
+
+
+def starting_from_a_folder(models: Callable[[Any], str]) -> Case:
+    """Of an adapter that does something, as mlx-lm saves it."""
+    model = models(("llama", "4bit"))
+    folder = Path(model).parent / "adapter"
+    if not folder.exists():
+        folder.mkdir()
+        policy = Case(model).policy(None)
+        mx.save_safetensors(str(folder / "adapters.safetensors"), trainable(moved(policy)))
+        (folder / "adapter_config.json").write_text(json.dumps(policy.spec.to_json()))
+    return Case(model, init_adapter=str(folder))
 
 
 def check(case: Case, ranks: Found) -> None:
@@ -94,7 +100,8 @@ def check(case: Case, ranks: Found) -> None:
     largest = max(np.abs(v).max() for name, v in whole.items() if name.startswith("gradient/"))
     for rank in ranks:
         assert rank.keys() == whole.keys()
-        assert rank["fingerprint"] == whole["fingerprint"] and rank["sharing"] == whole["sharing"]
+        for name in ("fingerprint", "sharing", "random"):
+            assert rank[name] == whole[name], name
         for name in whole:
             if name.startswith("initial/"):
                 np.testing.assert_array_equal(rank[name], whole[name], err_msg=name)
@@ -120,9 +127,8 @@ def check_plainly(case: Case, rank: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("of", TRAINED, ids="-".join)
 def test_two_ranks_train_as_one(of: tuple[str, str], models: Callable[[Any], str], two: dict[str, Found]) -> None:
-    case = Case(models(of), TRAINED[of])
-    check(case, two["-".join(of)])
-    check_plainly(case, two["-".join(of)][0])
+    check(Case(models(of)), two["-".join(of)])
+    check_plainly(Case(models(of)), two["-".join(of)][0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,6 +140,10 @@ def test_other_families(family: str, two: dict[str, Found]) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_other_adapters(name: str, models: Callable[[Any], str], two: dict[str, Found]) -> None:
     check(Case(models(("llama", "float32")), SPECS[name]), two[name])
+
+
+def test_an_adapter_to_start_from(models: Callable[[Any], str], two: dict[str, Found]) -> None:
+    check(starting_from_a_folder(models), two["adapter folder"])
 
 
 @pytest.mark.parametrize("name", REFUSED)
