@@ -14,7 +14,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_adapter, trainable
 from mlx_dpo.model.network import Network
-from mlx_dpo.model.tensor_parallel import shard
+from mlx_dpo.model.tensor_parallel import require_gradients, shard
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def make_policy(
         initial = base = {}
     shards = shard(model, spec, group) if group is not None and group.size() > 1 else None
     network = Network.of(model, shards)
+    if shards:
+        require_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network))
 
 

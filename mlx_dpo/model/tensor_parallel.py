@@ -102,9 +102,7 @@ def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> S
     model.update_modules(tree_unflatten(list(adapted.items())))
     mend(model, group)
     alike = frozenset(f"{name}.{which}" for name in _alike(model, adapted) for which in ("lora_a", "lora_b"))
-    shards = Shards(group, _let_go(model, wholes), alike, parameters)
-    _require_gradients(model, shards)
-    return shards
+    return Shards(group, _let_go(model, wholes), alike, parameters)
 
 
 def _require_possible(model: nn.Module, spec: AdapterSpec, size: int) -> None:
@@ -219,8 +217,13 @@ def _let_go(model: nn.Module, wholes: dict[str, mx.array]) -> dict[str, str]:
     return said
 
 
-def _require_gradients(model: nn.Module, shards: Shards) -> None:
-    if not shards.least(lost_backwards(model) <= LOST):
+def require_gradients(model: nn.Module, shards: Shards) -> None:
+    """Raises `UserError`, on all ranks, where a backward pass loses anything; see `shard_gradients`."""
+    mode = model.training
+    model.eval()  # nothing is dropped
+    lost = lost_backwards(model)
+    model.train(mode)
+    if not shards.least(lost <= LOST):
         message = (
             f"gradients are lost on the way through a model of this type ({_family(model)}) as mlx-lm shares it out"
         )

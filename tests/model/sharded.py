@@ -22,7 +22,7 @@ from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.model import tensor_parallel
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.loading import AdapterSpec, load_model, trainable
+from mlx_dpo.model.loading import AdapterSpec, attach, load_model, trainable
 from mlx_dpo.model.network import Sharing
 from mlx_dpo.model.policy import Policy, make_policy, policy_as
 from mlx_dpo.model.random_state import random_state
@@ -109,17 +109,17 @@ def results(case: Case, group: Group) -> dict[str, np.ndarray]:
 def memory(case: Case, group: Group) -> dict[str, np.ndarray]:
     """Bytes: of the weights of the whole model's blocks, the rank's, its other tensors, and the most while loading."""
     sizes = [v.nbytes for _, v in tree_flatten(load_model(case.model, lazy=True).model.layers)]
-    peaks: list[int] = []
     tensor_parallel.described = lambda tensor: str(mx.eval(tensor))  # a checksum takes some more, a chunk at a time
-    tensor_parallel._require_gradients = lambda *_: peaks.append(mx.get_peak_memory())
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    model = case.policy(group).model
+    model = load_model(case.model, lazy=True).model
+    tensor_parallel.shard(model, attach(model, AdapterSpec("lora", -1)), group)
+    peak = mx.get_peak_memory() - before
     trained = trainable(model)
     frozen = {name: v.nbytes for name, v in tree_flatten(model.parameters()) if name not in trained}
     own = sum(size for name, size in frozen.items() if ".layers." in name)
     rest = sum(frozen.values()) - own + sum(v.nbytes for v in trained.values())
-    found = {"whole": sum(sizes), "own": own, "rest": rest, "largest": max(frozen.values()), "peak": peaks[0] - before}
+    found = {"whole": sum(sizes), "own": own, "rest": rest, "largest": max(frozen.values()), "peak": peak}
     return {name: np.array(value) for name, value in found.items()}
 
 

@@ -82,12 +82,12 @@ def two(models: Callable[[Any], str], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def starting_from_a_folder(models: Callable[[Any], str]) -> Case:
-    """Of an adapter that does something, as mlx-lm saves it."""
+    """Of an adapter that does something, as mlx-lm saves it; with dropout."""
     model = models(("llama", "4bit"))
     folder = Path(model).parent / "adapter"
     if not folder.exists():
         folder.mkdir()
-        policy = Case(model).policy(None)
+        policy = Case(model, {"dropout": 0.5}).policy(None)
         mx.save_safetensors(str(folder / "adapters.safetensors"), trainable(moved(policy)))
         (folder / "adapter_config.json").write_text(json.dumps(policy.spec.to_json()))
     return Case(model, init_adapter=str(folder))
