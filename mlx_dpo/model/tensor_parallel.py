@@ -129,7 +129,8 @@ def _family(model: nn.Module) -> str:
 def _heads(model: nn.Module) -> dict[str, int]:
     """How many there are of each kind, as far as the model's settings say."""
     settings = vars(model.args) if hasattr(model, "args") else {}
-    settings = {**settings, **(settings.get("text_config") or {})}
+    inner = settings.get("text_config") or {}
+    settings = {**settings, **(inner if isinstance(inner, dict) else vars(inner))}
     kinds = {"attention heads": "num_attention_heads", "key-value heads": "num_key_value_heads"}
     return {kind: settings[name] for kind, name in kinds.items() if isinstance(settings.get(name), int)}
 
@@ -221,10 +222,13 @@ def require_gradients(model: nn.Module, shards: Shards) -> None:
     """Raises `UserError`, on all ranks, where a backward pass loses anything; see `shard_gradients`."""
     mode = model.training
     model.eval()  # nothing is dropped
-    lost = lost_backwards(model)
-    model.train(mode)
+    try:
+        lost = lost_backwards(model)
+    except (ValueError, RuntimeError) as error:  # of the code's shape, which is the same on all ranks
+        message = f"whether gradients come through a model of this type ({_family(model)}) can't be tried: {error}"
+        raise UserError(message, field=FIELD, hint=INSTEAD) from error
+    finally:
+        model.train(mode)
     if not shards.least(lost <= LOST):
-        message = (
-            f"gradients are lost on the way through a model of this type ({_family(model)}) as mlx-lm shares it out"
-        )
+        message = f"gradients are lost on the way through a model of type {_family(model)} as mlx-lm shares it out"
         raise UserError(message, field=FIELD, hint=INSTEAD)

@@ -35,7 +35,11 @@ REFUSED = {
     "full": (("llama", "float32"), {"spec": {"fine_tune_type": "full"}}, "trained by lora, and not by full"),
     "fuse_bits": (("llama", "4bit"), {"spec": {"fuse_bits": 4}}, "as it will be fused"),
     "no shard": (("gemma2", "float32"), {}, "mlx-lm can't share out a model of this type (gemma2)"),
-    "lost": ("deepseek_v2", {}, "gradients are lost on the way through a model of this type (deepseek_v2)"),
+    "lost": (
+        "deepseek_v2",
+        {},
+        "gradients are lost on the way through a model of type deepseek_v2 as mlx-lm shares it out",
+    ),
     "groups": (("odd", "4bit"), {}, "mlx-lm can't share out this model over 2 ranks"),
 }
 
