@@ -154,7 +154,7 @@ class Budget:
         busy = kept.of(Work.of(example(BUSY // 2, BUSY // 4), network.sharing))
         held = mx.get_active_memory() + COPIES * sum(v.nbytes for v in trainable(network.model).values())
         rest = (limit or usable) - held - _head(network) - busy / len(network.model.layers)
-        bytes = share * (rest if limit else min(busy, rest))
+        bytes = network.least(share * (rest if limit else min(busy, rest)))
         return cls(network, kept, bytes, held, grad_checkpoint, int(share * BUSY))
 
     def fits(self, batch: MicroBatch) -> bool:

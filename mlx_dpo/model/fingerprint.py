@@ -29,21 +29,27 @@ def fingerprint(network: Network) -> str:
     for said in (type(model).__module__, settings, version("mlx"), version("mlx-lm"), version("mlx-dpo"), device):
         digest.update(f"{said}\n".encode())
     digest.update(f"{mx.default_device()} {network.sharing.name}\n".encode())
-    for name, tensor in sorted(_without_silent_adapters(model).items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape} {_checksum(tensor):x}\n".encode())
+    whole = network.shards.whole if network.shards else {}
+    tensors = {name: whole.get(name) or described(v) for name, v in tree_flatten(model.parameters())}
+    for name, said in sorted(_without_silent_adapters(model, tensors).items()):
+        digest.update(f"{name} {said}\n".encode())
     return digest.hexdigest()
 
 
-def _without_silent_adapters(model: nn.Module) -> dict[str, mx.array]:
-    """The model's tensors, as if LoRA layers whose B is zero were those they adapt. DoRA rescales even then."""
-    tensors = dict(tree_flatten(model.parameters()))
+def described(tensor: mx.array) -> str:
+    """What a digest is made of, for one tensor."""
+    return f"{tensor.dtype} {tensor.shape} {_checksum(tensor):x}"
+
+
+def _without_silent_adapters(model: nn.Module, tensors: dict[str, str]) -> dict[str, str]:
+    """What is said of tensors, as if LoRA layers whose B is zero were those they adapt. DoRA rescales even then."""
     for layer, module in model.named_modules():
         if "lora_b" in module and "m" not in module and not mx.any(module["lora_b"]).item():
             inner = f"{layer}.embedding." if "embedding" in module else f"{layer}.linear."
             del tensors[f"{layer}.lora_a"], tensors[f"{layer}.lora_b"]
-            tensors = {name.replace(inner, f"{layer}."): tensor for name, tensor in tensors.items()}
+            tensors = {name.replace(inner, f"{layer}."): said for name, said in tensors.items()}
         elif on_grid(module):  # these tensors make another policy than in a plain adapter
-            tensors[f"{layer}.on_grid"] = mx.array(True)
+            tensors[f"{layer}.on_grid"] = described(mx.array(True))
     return tensors
 
 

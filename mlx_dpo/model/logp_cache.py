@@ -19,10 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlx_dpo.data.batches import MicroBatch
+
+if TYPE_CHECKING:
+    from mlx_dpo.model.tensor_parallel import Shards
 
 KEY, COUNT, CHECK = 16, struct.Struct("<I"), struct.Struct("<I")
 MOST = 1 << 16  # sequences in a micro-batch; more is damage
@@ -50,6 +54,9 @@ class LogpCache:
             if good < len(content):
                 os.truncate(self.path, good)
 
+    def __contains__(self, batch: MicroBatch) -> bool:
+        return _key(batch) in self.known
+
     def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
         """[sequences] log-probs, nats: those known, or else computed, and known from now on."""
         key = _key(batch)
@@ -68,6 +75,25 @@ class LogpCache:
                     fcntl.flock(file, fcntl.LOCK_EX)  # ranks of one machine share the file
                 file.seek(0, os.SEEK_END)
                 file.write(record if file.tell() else self.header + record)
+
+
+class FirstRanksCache:
+    """The first rank's cache for all ranks of a model that is shared out: they compute together, or not at all."""
+
+    def __init__(self, shards: Shards, fingerprint: str, model: str) -> None:
+        """model: its name, for people."""
+        name = f"{fingerprint}-{shards.group.size()}"  # sums over so many ranks are rounded otherwise
+        self.shards, self.fingerprint = shards, fingerprint
+        self.known = LogpCache(name, model) if shards.group.rank() == 0 else None
+
+    def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
+        """See `LogpCache.of`."""
+        known = self.shards.least(self.known is None or batch in self.known)
+        values = np.zeros(len(batch.sequences)) if known else compute(batch)
+        if self.known is not None:
+            computed = values
+            values = self.known.of(batch, lambda _: computed)
+        return self.shards.from_first(values)
 
 
 def _key(batch: MicroBatch) -> bytes:

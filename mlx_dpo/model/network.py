@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +24,9 @@ from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.shared_prefix import completion_rows
 from mlx_dpo.model.token_logps import TokenTerms, token_logps
 
+if TYPE_CHECKING:
+    from mlx_dpo.model.tensor_parallel import Shards
+
 
 class Sharing(Enum):
     """How many distinct prompts a micro-batch may have for its completions to share them; the values are for people."""
@@ -35,26 +38,36 @@ class Sharing(Enum):
 
 @dataclass(frozen=True)
 class Network:
-    """A model, where its head begins (None: not found), and whether completions can share a prompt."""
+    """A model, where its head begins (None: not found), and whether completions can share a prompt.
+
+    Attributes:
+        shards: not None where a rank has but its share of the weights; then all ranks do all of this together, and
+            their gradients add up to the whole.
+    """
 
     model: nn.Module
     split: Split | None
     sharing: Sharing
     vocabulary: int
+    shards: Shards | None = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> Network:
+    def of(cls, model: nn.Module, shards: Shards | None = None) -> Network:
         """Find out what works by trying it on a few short sequences. Raises `UserError` where nothing does."""
         vocabulary = _vocabulary(model)
-        plain = cls(model, None, Sharing.NONE, vocabulary)
+        plain = cls(model, None, Sharing.NONE, vocabulary, shards)
         split = find_split(model)
         ways = [replace(plain, split=split, sharing=sharing) for sharing in Sharing] if split else []
         mode = model.training
         model.eval()  # nothing is dropped
         try:
-            return next((way for way in ways if _agree(way, plain)), plain)
+            return next((way for way in ways if plain.least(_agree(way, plain))), plain)
         finally:
             model.train(mode)
+
+    def least(self, value: float) -> float:
+        """A value that shapes what is run: the smallest of all ranks', where they run it together."""
+        return value if self.shards is None else self.shards.least(value)
 
     @property
     def parts(self) -> int:
@@ -102,7 +115,7 @@ class Network:
         mx.synchronize()
         kept = mx.get_active_memory() - before
         del laid_out  # until here it is held
-        return kept
+        return int(-self.least(-kept))
 
     def _laid_out(self, batch: MicroBatch, recomputed: int) -> tuple[mx.array, mx.array, Any]:
         """Hidden rows; a blank, [rows, hidden] float32; and the gradients from what is filled in there, lazily."""
@@ -118,6 +131,8 @@ class Network:
 
         with recomputed_parts(self.model, recomputed), attention_by_blocks(), adapters_in_one_product():
             _, gradients = nn.value_and_grad(self.model, towards_a_blank)()
+        if self.shards:
+            gradients = self.shards.to_sum(gradients)
         mx.random.seed(seeds[0])  # blocks that are computed again have gone back to where they were
         mx.eval(rows, blanks)
         return rows[0], blanks[0], gradients

@@ -14,6 +14,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import AdapterSpec, Tensors, attach, load_adapter, trainable
 from mlx_dpo.model.network import Network
+from mlx_dpo.model.tensor_parallel import require_gradients, shard
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,14 @@ class Policy:
         return self.network.model
 
 
-def make_policy(model: nn.Module, spec: AdapterSpec, init_adapter: str | None) -> Policy:
-    """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`."""
+def make_policy(
+    model: nn.Module, spec: AdapterSpec, init_adapter: str | None, group: mx.distributed.Group | None = None
+) -> Policy:
+    """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
+
+    Args:
+        group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
+    """
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
     if init_adapter is None:
@@ -48,14 +55,17 @@ def make_policy(model: nn.Module, spec: AdapterSpec, init_adapter: str | None) -
         base = trainable(model)
     else:
         fuse_bits = spec.fuse_bits
-        spec, base = load_adapter(model, init_adapter)
+        spec, base = load_adapter(model, init_adapter, lazy=group is not None)
         if fuse_bits not in (None, spec.fuse_bits):
             hint = "Start from an adapter that was trained with the same --fuse-bits, or from none."
             raise UserError(f"{init_adapter} was trained without it", field="fuse_bits", hint=hint)
     initial = trainable(model)
     if spec.fine_tune_type == "full":
         initial = base = {}
-    network = Network.of(model)
+    shards = shard(model, spec, group) if group is not None and group.size() > 1 else None
+    network = Network.of(model, shards)
+    if shards:
+        require_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network))
 
 

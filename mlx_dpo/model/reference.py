@@ -11,7 +11,7 @@ from mlx_dpo.data.batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.model.fingerprint import fingerprint
 from mlx_dpo.model.loading import Tensors
-from mlx_dpo.model.logp_cache import LogpCache
+from mlx_dpo.model.logp_cache import FirstRanksCache, LogpCache
 from mlx_dpo.model.mixing import mixed
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import policy_as, without_dropout
@@ -66,7 +66,9 @@ class CachedReference(SameNetwork):
         """model: its name, for people. known_as: its fingerprint, where that is known."""
         super().__init__(network, tensors)
         with policy_as(network.model, tensors):
-            self.known = LogpCache(known_as or fingerprint(network), model)
+            known_as = known_as or fingerprint(network)
+        shards = network.shards
+        self.known = FirstRanksCache(shards, known_as, model) if shards else LogpCache(known_as, model)
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
         return self.known.of(batch, super().sums)
