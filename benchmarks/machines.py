@@ -3,9 +3,9 @@
     python benchmarks/machines.py [--out docs/machines.md]
 
 Measured, on this machine: what a step of 2 and of 4 ranks sends over a ring (`bytes_sent`, which
-tests/parallel/test_training.py holds against the system's own count), beside what the adapter's size predicts. On paper:
-the same prediction for models of 1, 8 and 32 billion parameters, whose adapters are attached here without their weights
-being made; the links' and the Macs' speeds are other people's figures, and stand in the table.
+tests/parallel/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
+paper: the same prediction for models of 1, 8 and 32 billion parameters, whose adapters are attached here without their
+weights being made; the links' and the Macs' speeds are other people's figures, and stand in the table.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def page(told: dict[int, dict[str, float]]) -> str:
         "",
         "Made by `python benchmarks/machines.py --out docs/machines.md`.",
         "",
-        f"Measured on 127.0.0.1, a model of {CASE.layers} layers and hidden {CASE.hidden}, {BATCH} pairs a step, float32:",
+        f"Measured on 127.0.0.1, {CASE.layers} layers of hidden {CASE.hidden}, {BATCH} pairs a step, float32:",
         "",
         "| ranks | gradients a rank sends a step, predicted | all it sends, measured |",
         "| --- | --- | --- |",
@@ -183,9 +183,9 @@ def page(told: dict[int, dict[str, float]]) -> str:
         "The rest are the pairs' metrics and reference log-probs, some kilobytes whatever the model.",
         "",
         "On paper: the most Macs on which communication takes a tenth of a step at most. A batch of so many pairs is "
-        f"split between them; a pair is {SLOTS} tokens, its prompt once. Each Mac is taken to do {SPEED / 1e12:.0f} "
-        "million million operations a second (a 60-core M3 Ultra reading a prompt, as reported for a 9B model at 4 bits) "
-        f"and a pair to cost {WORK} a parameter and token. Links: "
+        f"split between them; a pair is {SLOTS} tokens, its prompt once, and costs {WORK} operations a parameter and "
+        f"token. A Mac is taken to do {SPEED / 1e12:.0f} million million of them a second: a 60-core M3 Ultra reading "
+        "a prompt, as reported for a 9B model at 4 bits. Links: "
         + "; ".join(f"{one.name} {one.bandwidth / 1e9:.3g} GB/s, {one.latency * 1e6:.0f} µs" for one in LINKS)
         + ". These are other people's figures: no Mac was at hand.",
         "",

@@ -59,6 +59,12 @@ class TrainConfig:
     fuse_bits: int | None = knob(
         None, "Model", "Train what can be fused at the base's own bits (give them: 4) without a loss.", low=2, high=8
     )
+    tensor_parallel: bool = knob(
+        False,
+        "Model",
+        "Of a model too large for one machine each rank holds its share; LoRA on top. Else pairs are split.",
+        free=True,
+    )
     init_adapter: str | None = knob(None, "Model", "Start from this adapter folder; the reference is then that start.")
 
     data: str = knob(

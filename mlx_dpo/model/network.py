@@ -56,7 +56,7 @@ class Network:
         """Find out what works by trying it on a few short sequences. Raises `UserError` where nothing does."""
         vocabulary = _vocabulary(model)
         plain = cls(model, None, Sharing.NONE, vocabulary, shards)
-        split = find_split(model)
+        split = None if _head_is_adapted(model) else find_split(model)
         ways = [replace(plain, split=split, sharing=sharing) for sharing in Sharing] if split else []
         mode = model.training
         model.eval()  # nothing is dropped
@@ -213,6 +213,11 @@ def block_of(name: str) -> str:
     """The part of a tensor's name that its block's other tensors share; empty outside of blocks."""
     match = re.match(r".*?\blayers\.\d+\b", name)
     return match.group() if match else ""
+
+
+def _head_is_adapted(model: nn.Module) -> bool:
+    """Whether an adapter is on a layer outside of the blocks: the head, or what it may be tied to, gets a gradient."""
+    return any("lora_a" in name and not block_of(name) for name, _ in tree_flatten(model.trainable_parameters()))
 
 
 def _vocabulary(model: nn.Module) -> int:

@@ -84,7 +84,7 @@ class Recorder(Listener):
         append_line(self.folder / records.EVALUATIONS, records.to_json(line))
         first = next(iter(records.read_lines(self.folder / records.EVALUATIONS)), {})
         records.write_json(self.folder / records.PAIRS, picked(seen, first.get("tokens")))
-        if self.samples and seen.step in (0, self.plan.steps):
+        if self.samples and seen.can_run and seen.step in (0, self.plan.steps):
             began = time.perf_counter()
             append_line(self.folder / records.SAMPLES, records.to_json(self._sampled(seen)))
             self.sampling_seconds += time.perf_counter() - began

@@ -32,14 +32,20 @@ class HeldOut:
     policy: Policy
     budget: Budget
 
+    @property
+    def can_run(self) -> bool:
+        """Whether this process can run the policy by itself."""
+        return self.policy.network.shards is None
+
     def kl(self, count: int) -> np.ndarray | None:
         """[examples, completions], nats: KL(policy || reference) of the first `count` examples.
 
         Of the two next-token distributions, whole and exact, summed over a completion's positions. Without a reference
-        it is to the starting policy. None where neither is in memory (full fine-tuning, or another model's folder).
+        it is to the starting policy. None where neither is in memory (full fine-tuning, or another model's folder), and
+        where the model is shared out: this is of one rank, and the others would have to run it too.
         """
         tensors = self._reference()
-        if not tensors:
+        if not tensors or not self.can_run:
             return None
         encoded = [self.held_out.pairs[one.index] for one in self.examples[:count]]
         kls = np.empty((len(encoded), len(encoded[0].completions)))

@@ -225,8 +225,9 @@ class Trainer:
         return told
 
     def _seed(self) -> None:
-        """Have dropout depend on the step and the rank alone, so that going on needs no random state."""
-        seed = np.random.SeedSequence([self.config.seed, self.progress.step, self.group.rank])
+        """Have dropout depend on the step and whose examples they are alone: going on needs no random state."""
+        rank = self.group.rank if self.group.split else 0
+        seed = np.random.SeedSequence([self.config.seed, self.progress.step, rank])
         mx.random.seed(int(seed.generate_state(1, np.uint64)[0]))
 
     def _trace(self, micro: MicroBatch) -> Trace:
@@ -312,7 +313,11 @@ class Trainer:
             "pairs_per_second": self._watch.pairs / seconds,
             "tokens_per_second": self._watch.tokens / seconds,
             "peak_memory_gb": self._peak,
-            **({"bytes_sent": self._watch.sent / max(1, self._watch.steps)} if self.group.size > 1 else {}),
+            **(
+                {"bytes_sent": self._watch.sent / max(1, self._watch.steps)}
+                if self.group.size > 1 and self.group.split
+                else {}
+            ),
             **({"skipped_steps": self.progress.skipped} if self.progress.skipped else {}),
         }
         self.progress.pending, self.progress.grad_norms, self._watch = [], [], Stopwatch()

@@ -75,9 +75,9 @@ def train(
     listener, folder = listener or Listener(), RunFolder(config.adapter_path)
     given = Given(config, model, tokenizer, rows, valid_rows, listener, caution)
     try:
-        group = Group.join()
+        group = Group.join(split=not config.tensor_parallel)
         with group.one_fate():
-            _refuse_stdin(config, group)
+            _refuse_for(group, config)
             prepared = _prepare(given, folder, group, resume or resume_anyway, resume_anyway, stop or threading.Event())
             return _run(prepared)
     finally:
@@ -85,11 +85,20 @@ def train(
         listener.end()
 
 
-def _refuse_stdin(config: TrainConfig, group: Group) -> None:
+def _refuse_for(group: Group, config: TrainConfig) -> None:
+    """Raises `UserError` where a knob does not go with so many ranks."""
     for field in ("data", "valid_data"):
         if group.size > 1 and getattr(config, field) == "-":
             hint = "Name a file that every machine has."
             raise UserError("one stdin can't be read by several processes", field=field, hint=hint)
+    if not config.tensor_parallel:
+        return
+    if group.size == 1:
+        hint = "Start several, by mlx.launch or with --workers."
+        raise UserError("one process has no other to share a model with", field="tensor_parallel", hint=hint)
+    if config.reference not in OF_THE_POLICY:
+        hint = "Use --reference initial, base or none."
+        raise UserError("another model is not shared out, and would be whole in memory", field="reference", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -232,10 +241,11 @@ def set_up(given: Given, references: Mapping[str, np.ndarray], group: Group = AL
     if config.reference not in OF_THE_POLICY:
         score_by_other_model(config, loss, tokenizer, sets, group)
     listener.preparing("Loading the model")
-    policy = _policy(config, model)
+    policy = _policy(config, model, group)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
-    recompute = config.grad_checkpoint or given.caution.grad_checkpoint
-    budget = Budget.for_training(policy.network, usable_memory(), limit, recompute, given.caution.share)
+    caution = _agreed(given.caution, group)
+    recompute = config.grad_checkpoint or caution.grad_checkpoint
+    budget = Budget.for_training(policy.network, usable_memory(), limit, recompute, caution.share)
     connect_reference(config, loss, policy, budget, sets, group)
     resolved = config.replace(**_as_attached(policy.spec, config))
     return SetUp(resolved, policy, budget, loss, sets, bad or [], group)
@@ -281,7 +291,16 @@ def for_examples(config: TrainConfig, loss: Loss, examples: PairSet) -> TrainCon
     return config.replace(reference="none") if loss.imitates else config
 
 
-def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
+def _agreed(caution: Caution, group: Group) -> Caution:
+    """Where all ranks run all micro-batches, what the most careful of them asks for."""
+    if group.split:
+        return caution
+    told = group.mail({"caution": np.array([caution.share, caution.grad_checkpoint], np.float64)})
+    shares, recomputed = np.transpose([part["caution"] for part in told])
+    return Caution(float(shares.min()), bool(recomputed.max()))
+
+
+def _policy(config: TrainConfig, model: nn.Module | None, group: Group) -> Policy:
     keep_weights_resident()
     mx.reset_peak_memory()
     mx.random.seed(config.seed)  # the adapters' first values
@@ -294,11 +313,9 @@ def _policy(config: TrainConfig, model: nn.Module | None) -> Policy:
         keys=None if config.lora_keys is None else tuple(config.lora_keys),
         fuse_bits=config.fuse_bits,
     )
-    return make_policy(
-        load_model(config.model).model if model is None else model,
-        spec,
-        config.init_adapter,
-    )
+    sharers = None if group.split else group.engine
+    model = load_model(config.model, lazy=sharers is not None).model if model is None else model
+    return make_policy(model, spec, config.init_adapter, sharers)
 
 
 def _as_attached(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
@@ -334,6 +351,7 @@ def _run(trainer: Trainer) -> TrainResult:
 def _plan(trainer: Trainer) -> RunPlan:
     from mlx_lm.utils import get_total_parameters
 
+    shards = trainer.policy.network.shards
     tensors = list(trainable(trainer.model).values())
     return RunPlan(
         run=trainer.folder.path,
@@ -345,7 +363,7 @@ def _plan(trainer: Trainer) -> RunPlan:
         steps_per_eval=trainer.config.steps_per_eval,
         memory_limit=parse_memory(limit) if (limit := trainer.config.memory_limit) else usable_memory(),
         trained_parameters=sum(v.size for v in tensors),
-        all_parameters=get_total_parameters(trainer.model),
+        all_parameters=shards.parameters if shards else get_total_parameters(trainer.model),
         ranks=trainer.group.size,
         gradient_bytes=ring_bytes(trainer.group.size, tensors),
     )

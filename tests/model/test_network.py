@@ -34,9 +34,9 @@ def batch_of(prompts: list[Ids], seed: int) -> MicroBatch:
     return MicroBatch((), tuple((p, ids(rng, n)) for p, n in zip(prompts * 2, lengths, strict=True)))
 
 
-def adapted(folder: Path, family: str, bits: str) -> nn.Module:
+def adapted(folder: Path, family: str, bits: str, keys: tuple[str, ...] | None = None) -> nn.Module:
     model, _ = mlx_lm.load(str(make_model(folder / "model", family, QUANTIZATIONS[bits])))
-    attach(model, AdapterSpec("lora", -1, rank=4, scale=4.0))
+    attach(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=keys))
     mx.random.seed(1)
     trained = tree_flatten(model.trainable_parameters())
     model.update(tree_unflatten([(name, 0.05 * mx.random.normal(v.shape)) for name, v in trained]))
@@ -100,6 +100,20 @@ def test_a_model_that_cannot_share_takes_the_plain_path(tmp_path: Path, monkeypa
     np.testing.assert_allclose(network.logps(batch).sums, sums, rtol=1e-5)
     for name, g in tree_flatten(network.trace(batch).gradient(weights)):
         np.testing.assert_allclose(np.array(g), np.array(gradient[name]), atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["lm_head", "model.embed_tokens"])
+def test_an_adapted_head_gets_its_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setitem(FAMILIES, "llama", {"tie_word_embeddings": key != "lm_head"})
+    model = adapted(tmp_path, "llama", "float32", keys=("self_attn.v_proj", key))
+    network = Network.of(model)
+    batch = batch_of([(3, 5, 7, 9), (4, 6)], seed=1)
+    weights = np.linspace(-1, 1, 4).astype(np.float32)
+    sums, gradient = plainly(model, batch, weights)
+    assert any(key in name for name in gradient)
+    np.testing.assert_allclose(network.logps(batch).sums, sums, rtol=1e-5)
+    for name, g in tree_flatten(network.trace(batch).gradient(weights)):
+        np.testing.assert_allclose(np.array(g), np.array(gradient[name]), atol=1e-5, err_msg=name)
 
 
 def test_a_prompt_goes_through_once_and_little_is_padding() -> None:

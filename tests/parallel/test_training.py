@@ -141,6 +141,32 @@ def test_two_are_gone_on_with_by_others(tmp_path: Path, twenty: tuple[Path, Any]
     assert farthest(tmp_path / "run", twenty[0] / "run") <= 1e-5
 
 
+def test_a_model_that_is_shared_out_trains_the_same_adapter(tmp_path: Path, twenty: tuple[Path, Any]) -> None:
+    shared = {**TWENTY, "tensor_parallel": True}
+    first = run(tmp_path, 2, "trained", name="run", knobs=shared, stop_after=12)
+    assert [one["ended"] for one in first] == ["interrupted at 12"] * 2
+    rest = trained(tmp_path, "run", TWENTY)  # the adapter is whole, and one machine's
+    assert rest["ended"] == "done"
+    losses = first[0]["losses"] + rest["losses"]
+    assert losses == pytest.approx(twenty[1]["losses"], rel=1e-5, abs=1e-6)
+    assert first[1]["losses"] == first[0]["losses"]
+    assert first[0]["evaluations"][1] == pytest.approx(twenty[1]["evaluations"][1], rel=1e-5, abs=1e-5)
+    assert farthest(tmp_path / "run", twenty[0] / "run") <= 1e-5
+
+
+def test_what_does_not_go_with_sharing_a_model_out(tmp_path: Path) -> None:
+    shared = {**TWENTY, "tensor_parallel": True}
+    assert "`tensor_parallel`: one process has no other" in trained(tmp_path, "run", shared)["ended"]
+    refused = {
+        "another model": {**shared, "reference": str(CHECKPOINT)},
+        "dora": {**shared, "fine_tune_type": "dora"},
+    }
+    told = run(tmp_path, 2, "runs", runs=refused)
+    for one in told:
+        assert "`reference`: another model is not shared out" in one["another model"]["ended"]
+        assert "can be trained by lora, and not by dora" in one["dora"]["ended"]
+
+
 def test_with_dropout_the_same_ranks_go_on_to_the_bit(tmp_path: Path) -> None:
     knobs = {**TWENTY, "dropout": 0.2, "iters": 8, "keep_checkpoints": 0}
     whole = run(tmp_path, 2, "trained", name="whole", knobs=knobs)
