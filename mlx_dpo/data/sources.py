@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -159,6 +159,26 @@ class PairFile:
         index = (np.frombuffer(a, dtype) for a, dtype in ((offsets, np.int64), (lines, np.uint32), (within, np.uint16)))
         return cls(source.name, digest.hexdigest(), file, read, *index)
 
+    def index(self) -> dict[str, np.ndarray]:
+        """All that another process needs to read the examples of the same file without looking at every row."""
+        told = {"digest": bytes.fromhex(self.digest), "checksum": _checksum(self._file)}
+        places = {"offsets": self._offsets, "lines": self._lines, "within": self._within}
+        return {**places, **{name: np.frombuffer(value, np.uint8) for name, value in told.items()}}
+
+    @classmethod
+    def by_index(cls, path: str, index: Mapping[str, np.ndarray], read: ExamplesOf) -> PairFile:
+        """The file that another process has looked at, unpacked JSON lines here as there.
+
+        Raises `UserError` where it is not the same to the byte.
+        """
+        with open_source(path) as source:
+            file: Any = local_path(path).open("rb")
+        if _checksum(file) != index["checksum"].tobytes():
+            hint = "Copy the first machine's file to the others."
+            raise UserError("is not the same file on all machines", where=Where(source.name), hint=hint)
+        digest = index["digest"].tobytes().hex()
+        return cls(source.name, digest, file, read, index["offsets"], index["lines"], index["within"])
+
     def __len__(self) -> int:
         return len(self._offsets)
 
@@ -189,6 +209,21 @@ class PairFile:
             line += block[: block.find(b"\n") + 1 or len(block)]
             size *= 2
         return line
+
+
+def is_json_lines(path: str) -> bool:
+    """Whether a file is JSON lines on disk as they are, so that its rows can be read by their places."""
+    with open_source(path) as source:
+        return source.seekable
+
+
+def _checksum(file: BinaryIO) -> bytes:
+    """Of all bytes of a file."""
+    digest, at = hashlib.blake2b(digest_size=16), 0
+    while block := os.pread(file.fileno(), 1 << 22, at):
+        digest.update(block)
+        at += len(block)
+    return digest.digest()
 
 
 def _state(file: BinaryIO) -> tuple[int, int]:

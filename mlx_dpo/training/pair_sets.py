@@ -16,7 +16,7 @@ from mlx_dpo.data.chat import Encoder
 from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.pairs import EncodedPairs, PairList, PairSource
 from mlx_dpo.data.records import Completion, Example, ExamplesOf, examples_of, labelled_of, pairs_of, scored_of
-from mlx_dpo.data.sources import OneKind, PairFile, find_data
+from mlx_dpo.data.sources import OneKind, PairFile, find_data, is_json_lines
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.model.reference import ReferenceLogps
 from mlx_dpo.objectives import Loss
@@ -82,7 +82,7 @@ def open_pair_sets(
     encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
     read = renaming(config.columns, reader_of(loss))
     source, held_source = (
-        _open_files(config, read, say, bad) if rows is None else _open_rows(rows, valid_rows, read, bad)
+        _open_files(config, read, say, bad, group) if rows is None else _open_rows(rows, valid_rows, read, bad)
     )
     pairs = EncodedPairs(source, encoder, bad)
     trained = _usable(pairs, group)
@@ -137,18 +137,28 @@ def _open_rows(
 
 
 def _open_files(
-    config: TrainConfig, read: ExamplesOf, say: Callable[[str], None], bad: list[RowError] | None
+    config: TrainConfig, read: ExamplesOf, say: Callable[[str], None], bad: list[RowError] | None, group: Group
 ) -> tuple[PairSource, PairSource | None]:
     if not config.data:
         raise UserError("no preference pairs given", field="data", hint="Name a file or folder with --data.")
     data, valid = find_data(config.data, config.valid_data)
-    return _open_file(data, read, say, bad), None if valid is None else _open_file(valid, read, say, bad)
+    trained = _open_file(data, read, say, bad, group)
+    return trained, None if valid is None else _open_file(valid, read, say, bad, group)
 
 
-def _open_file(name: str, read: ExamplesOf, say: Callable[[str], None], bad: list[RowError] | None) -> PairFile:
+def _open_file(
+    name: str, read: ExamplesOf, say: Callable[[str], None], bad: list[RowError] | None, group: Group
+) -> PairFile:
+    """A file of rows; of JSON lines rank 0 looks at all, and the others at those they train on."""
+    shared = group.size > 1 and is_json_lines(name)
+    if shared and not group.leads:
+        return PairFile.by_index(name, group.mail({})[0], read)
     say(f"Reading {name}")
     on_problem = None if bad is None else bad.append
-    return PairFile.open(name, on_problem, lambda share: say(f"Reading {name}: {share:.0%}"), read)
+    file = PairFile.open(name, on_problem, lambda share: say(f"Reading {name}: {share:.0%}"), read)
+    if shared:
+        group.mail(file.index())
+    return file
 
 
 def _usable(pairs: EncodedPairs, group: Group) -> np.ndarray:

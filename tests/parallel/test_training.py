@@ -197,3 +197,12 @@ def test_each_rank_does_its_share(tmp_path: Path) -> None:
     # 4 of the 8 before training, to see whether they can be read; then 2 of the 4 of each step.
     assert [len(one["encoded"]) for one in told] == [4 + 6 * 2] * 2
     assert set(told[0]["encoded"][:4]) | set(told[1]["encoded"][:4]) == set(range(8))
+    # What is encoded is parsed for it; the first row is looked at for its shape; rank 0 looks at all 8 once.
+    every = told[1]["parsed"] - len(told[1]["encoded"])
+    assert every < 8 and told[0]["parsed"] == told[1]["parsed"] + 8
+
+
+def test_another_file_on_another_machine_is_noticed(tmp_path: Path) -> None:
+    first, other = run(tmp_path, 2, "other_rows", knobs=KNOBS)
+    assert "is not the same file on all machines" in other and "(on rank 1)" not in other
+    assert "is not the same file on all machines (on rank 1)" in first

@@ -16,11 +16,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo import TrainConfig, UserError, train
+from mlx_dpo.data import sources
 from mlx_dpo.data.pairs import EncodedPairs
 from mlx_dpo.errors import Interrupted, RankLost, Where
 from mlx_dpo.model.loading import put_tensors, trainable
 from mlx_dpo.model.reference import CachedReference
 from mlx_dpo.parallel.group import Group
+from mlx_dpo.parallel.rank import rank
 from mlx_dpo.training.listener import Listener, Metrics
 from mlx_dpo.training.run import Given, SetUp, make_loss, set_up, with_loss
 from mlx_dpo.training.run_folder import RunFolder
@@ -118,9 +120,14 @@ def steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
 
 
 def counted(folder: Path, knobs: dict[str, Any]) -> Any:
-    """How many sequences the reference was asked for here, and which examples were encoded while training."""
-    sequences, encoded = 0, list[int]()
-    sums, encode = CachedReference.sums, EncodedPairs.encode
+    """How many sequences the reference was asked for here, how many lines were parsed, and which examples encoded."""
+    sequences, parsed, encoded = 0, 0, list[int]()
+    sums, encode, parse = CachedReference.sums, EncodedPairs.encode, sources.parse_line
+
+    def counting_parse(line: bytes, where: Where) -> Any:
+        nonlocal parsed
+        parsed += 1
+        return parse(line, where)
 
     def counting_sums(self: CachedReference, batch: Any) -> np.ndarray:
         nonlocal sequences
@@ -132,23 +139,33 @@ def counted(folder: Path, knobs: dict[str, Any]) -> Any:
         return encode(self, index)
 
     CachedReference.sums, EncodedPairs.encode = counting_sums, counting_encode  # type: ignore[method-assign]
+    sources.parse_line = counting_parse
     trained(folder, "run", knobs)
-    return {"sequences": sequences, "encoded": encoded}
+    return {"sequences": sequences, "parsed": parsed, "encoded": encoded}
+
+
+def other_rows(folder: Path, knobs: dict[str, Any]) -> Any:
+    """Rank 1 has another file of that name."""
+    own = folder / str(rank()) / "rows.jsonl"
+    own.parent.mkdir(parents=True)
+    lines = Path(knobs["data"]).read_text().splitlines(keepends=True)
+    own.write_text("".join(lines[::-1] if rank() == 1 else lines))
+    return trained(folder, "run", {**knobs, "data": str(own)})["ended"]
 
 
 def mails(folder: Path) -> Any:
     """Everything that a group is for."""
     group = Group.join()
-    rank = group.rank
-    whole, own = group.pooled({"a": np.full((rank, 2), rank, np.float64), "b": np.arange(rank) > 0})
-    tree = {"x": mx.full((3, 2), rank + 1.0), "y": [mx.ones(4, mx.bfloat16), mx.arange(5).astype(mx.float32)]}
+    mine = group.rank
+    whole, own = group.pooled({"a": np.full((mine, 2), mine, np.float64), "b": np.arange(mine) > 0})
+    tree = {"x": mx.full((3, 2), mine + 1.0), "y": [mx.ones(4, mx.bfloat16), mx.arange(5).astype(mx.float32)]}
     before = group.sent
     summed = group.sum(tree)
     sent = group.sent - before
     return {
         "pooled": [whole["a"].tolist(), whole["b"].tolist(), own.start, own.stop],
-        "first": group.of_first(f"from {rank}".encode()).decode(),
-        "any": [group.any(rank == 1), group.any(False)],
+        "first": group.of_first(f"from {mine}".encode()).decode(),
+        "any": [group.any(mine == 1), group.any(False)],
         "x": summed["x"].tolist(),
         "y": [[str(one.dtype), one.tolist()] for one in summed["y"]],
         "sent": sent,
