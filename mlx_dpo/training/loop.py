@@ -12,29 +12,27 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx.optimizers import clip_grad_norm
-from mlx.utils import tree_map
 
 from mlx_dpo.config import TrainConfig, dump_yaml
-from mlx_dpo.data.batches import Epochs, MicroBatch
+from mlx_dpo.data.batches import Epochs
 from mlx_dpo.errors import Diverged, Interrupted, UserError, Where
 from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.completion_logps import CompletionLogps
 from mlx_dpo.model.loading import trainable
-from mlx_dpo.model.network import Trace
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.reference import SameNetwork
 from mlx_dpo.objectives import Loss
 from mlx_dpo.parallel.group import ALONE, Arrays, Group
 from mlx_dpo.training.checkpoint import ExactState, Progress
 from mlx_dpo.training.evaluation import Measured, evaluate_examples
+from mlx_dpo.training.gradients import Gradients
 from mlx_dpo.training.held_out import HeldOut
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.metrics import METRICS, mean_metrics
+from mlx_dpo.training.metrics import mean_metrics
 from mlx_dpo.training.not_finite import NOT_FINITE, not_finite
 from mlx_dpo.training.optimizer import learning_rate, make_optimizer
 from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSets
 from mlx_dpo.training.run_folder import RunFolder, SaveFailed
-from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, batches_of, by_micro_batch
+from mlx_dpo.training.scored import Batch, batches_of
 
 MIXUP = 0.6  # of --reference-mixup, TR-DPO's
 MOST_IN_A_ROW = 10  # steps without finite numbers
@@ -77,13 +75,14 @@ class Trainer:
         self.sets, self.train_set, self.held_out = sets, sets[TRAIN], sets.get(HELD_OUT)
         self.folder, self.listener, self.stop, self.group = folder, listener, stop, group
         self.model = policy.model
+        self.gradients = Gradients(policy, budget, loss, self.train_set.reference, group, config.seed)
         self.optimizer = make_optimizer(config)
         self.optimizer.init(self.model.trainable_parameters())
         self.epochs = Epochs(self.train_set.indices, config.batch_size, config.seed)
         self.steps = config.iters or max(1, math.ceil(config.epochs * self.epochs.steps))
         self.progress = Progress()
         self._watch = Stopwatch()
-        self._stopping, self._peak = False, 0.0
+        self._peak = 0.0
         self._saved_at = -1
         self._could_not_save = False
 
@@ -162,7 +161,7 @@ class Trainer:
         """One optimizer step."""
         began, sent = time.perf_counter(), self.group.sent
         rate, running = learning_rate(self.config, self.progress.step, self.steps), self.progress.running
-        gradients, rows = self._accumulate(batch)
+        gradients, rows, self.progress.running = self.gradients.of(batch, self.progress.step, running)
         told = self._told_all(batch, rows)
         metrics = mean_metrics([told["metrics"]])
         gradients = self.group.sum(gradients)
@@ -180,40 +179,10 @@ class Trainer:
         self._watch.pairs += batch.size
         self._watch.steps += 1
         self._watch.tokens += int(told["tokens"].sum())
+        self._watch.sent += self.group.sent - sent
         self._peak = float(told["peak"].max())
         spent = {"peak_memory_gb": self._peak, "reference_seconds": self.train_set.reference.seconds}
         self.listener.step(self.progress.step, {**metrics, **spent})
-        self._stopping = self.group.any(self.stop.is_set())
-        self._watch.sent += self.group.sent - sent
-
-    def _accumulate(self, batch: Batch) -> tuple[Any, np.ndarray]:
-        """The gradient of the optimizer batch's mean loss, and its examples' metrics, a micro-batch at a time.
-
-        Of this rank's examples: over all ranks gradients add up. Where a pair's loss hangs on the other pairs', all
-        log-probs come first, and a micro-batch is run once more for its gradient, with the same dropout.
-        """
-        gradients, rows = None, [np.zeros((0, len(METRICS)))]
-        loss, micros, reference = self.loss, batch.micros, self.train_set.reference
-        self._seed()
-        facts = BatchFacts.of(batch, self.policy.network, reference, self.group)
-        for together in [micros] if loss.whole_batch else [[micro] for micro in micros]:
-            references = [reference.of(batch.of(micro), micro) for micro in together]
-            trace = self._trace(together[0]) if len(together) == 1 else None
-            logps = [trace.logps] if trace else self._logps_before_trace(together)
-            scored, own = Scored.of(together, logps, references, facts, loss, reference.sides), slice(None)
-            if loss.whole_batch:
-                scored, own = scored.pooled(self.group)
-            self.progress.running = {**self.progress.running, **loss.updated(self.progress.running, scored.seen)}
-            losses, slopes = loss.with_slopes(scored.seen, self.progress.running, scored.weights)
-            rows.append(scored.metrics(losses)[own])
-            shares = {kind: each / batch.size for kind, each in slopes.items()}
-            for micro, weights in zip(together, by_micro_batch(shares, together, own), strict=True):
-                part = (trace or self._trace(micro)).gradient(**weights)
-                gradients = part if gradients is None else tree_map(mx.add, gradients, part)
-                mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
-        if gradients is None:  # another rank has them all
-            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
-        return gradients, np.concatenate(rows)
 
     def _told_all(self, batch: Batch, rows: np.ndarray) -> Arrays:
         """What every rank is to know of the others' part of a step: metrics and references, work and memory."""
@@ -223,22 +192,6 @@ class Trainer:
         told, _ = self.group.pooled(of_examples | {name: np.array(value) for name, value in work.items()})
         table[told["indices"]], marks[told["indices"]] = told["reference"], told["marks"]
         return told
-
-    def _seed(self) -> None:
-        """Have dropout depend on the step and whose examples they are alone: going on needs no random state."""
-        rank = self.group.rank if self.group.split else 0
-        seed = np.random.SeedSequence([self.config.seed, self.progress.step, rank])
-        mx.random.seed(int(seed.generate_state(1, np.uint64)[0]))
-
-    def _trace(self, micro: MicroBatch) -> Trace:
-        more = asked(self.loss, self.train_set.reference, micro)
-        return self.policy.network.trace(micro, self.budget.recomputed(micro), **more)
-
-    def _logps_before_trace(self, micros: list[MicroBatch]) -> list[CompletionLogps]:
-        reference = self.train_set.reference
-        logps = [self.policy.network.logps(micro, **asked(self.loss, reference, micro)) for micro in micros]
-        self._seed()
-        return logps
 
     def _move_reference(self) -> None:
         """Where it is time to; what was known of the reference holds no more."""
@@ -294,12 +247,19 @@ class Trainer:
         measured = None
         if last or (config.steps_per_eval and step % config.steps_per_eval == 0):
             measured = self._evaluate()
-        if self._stopping and not last:
+        if self._asked_to_stop() and not last:
             self._save(last=True)
             raise Interrupted(step, str(self.folder.latest() or self.folder.path))  # other ranks have no checkpoints
         if (config.save_every and step % config.save_every == 0) or (self._could_not_save and report_due):
             self._save()
         return measured
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank is."""
+        sent = self.group.sent
+        asked = self.group.any(self.stop.is_set())
+        self._watch.sent += self.group.sent - sent
+        return asked
 
     def _report(self) -> None:
         if not self.progress.pending:

@@ -1,0 +1,80 @@
+"""The gradient of an optimizer batch's loss, a micro-batch at a time, whatever the loss looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from mlx_dpo.data.batches import MicroBatch
+from mlx_dpo.model.budget import Budget
+from mlx_dpo.model.completion_logps import CompletionLogps
+from mlx_dpo.model.network import Trace
+from mlx_dpo.model.policy import Policy
+from mlx_dpo.model.reference import ReferenceLogps
+from mlx_dpo.objectives import AllRunning, Loss
+from mlx_dpo.parallel.group import Group
+from mlx_dpo.training.metrics import METRICS
+from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, by_micro_batch
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What gradients are made by."""
+
+    policy: Policy
+    budget: Budget
+    loss: Loss
+    reference: ReferenceLogps
+    group: Group
+    seed: int
+
+    def of(self, batch: Batch, step: int, running: AllRunning) -> tuple[Any, np.ndarray, dict[str, tuple[float, ...]]]:
+        """The gradient of the batch's mean loss, its examples' metrics, and what the loss keeps of it.
+
+        Of this rank's examples: over all ranks gradients add up. Where a pair's loss hangs on the other pairs', all
+        log-probs come first, and a micro-batch is run once more for its gradient, with the same dropout.
+
+        Args:
+            running: what the loss keeps of the batches before.
+        """
+        gradients, rows, keeps = None, [np.zeros((0, len(METRICS)))], dict(running)
+        loss, reference = self.loss, self.reference
+        self._seed(step)
+        facts = BatchFacts.of(batch, self.policy.network, reference, self.group)
+        for together in [batch.micros] if loss.whole_batch else [[micro] for micro in batch.micros]:
+            references = [reference.of(batch.of(micro), micro) for micro in together]
+            trace = self._trace(together[0]) if len(together) == 1 else None
+            logps = [trace.logps] if trace else self._logps_before_trace(together, step)
+            scored, own = Scored.of(together, logps, references, facts, loss, reference.sides), slice(None)
+            if loss.whole_batch:
+                scored, own = scored.pooled(self.group)
+            keeps |= loss.updated(keeps, scored.seen)
+            losses, slopes = loss.with_slopes(scored.seen, keeps, scored.weights)
+            rows.append(scored.metrics(losses)[own])
+            shares = {kind: each / batch.size for kind, each in slopes.items()}
+            for micro, weights in zip(together, by_micro_batch(shares, together, own), strict=True):
+                part = (trace or self._trace(micro)).gradient(**weights)
+                gradients = part if gradients is None else tree_map(mx.add, gradients, part)
+                mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
+        if gradients is None:  # other ranks have all examples
+            gradients = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
+        return gradients, np.concatenate(rows), keeps
+
+    def _trace(self, micro: MicroBatch) -> Trace:
+        more = asked(self.loss, self.reference, micro)
+        return self.policy.network.trace(micro, self.budget.recomputed(micro), **more)
+
+    def _logps_before_trace(self, micros: list[MicroBatch], step: int) -> list[CompletionLogps]:
+        network = self.policy.network
+        logps = [network.logps(micro, **asked(self.loss, self.reference, micro)) for micro in micros]
+        self._seed(step)
+        return logps
+
+    def _seed(self, step: int) -> None:
+        """Have dropout depend on the step and whose examples they are alone: going on needs no random state."""
+        rank = self.group.rank if self.group.split else 0
+        mx.random.seed(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))
