@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from mlx_dpo.objectives import OBJECTIVES
 from mlx_dpo.parallel.group import ring_bytes
+from mlx_dpo.training.gradients import Gradients
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.parallel.ranks import run
 from tests.parallel.worker import steps, trained
@@ -129,6 +132,19 @@ def test_twenty_steps_are_the_same(tmp_path: Path, twenty: tuple[Path, Any], siz
             assert mine == pytest.approx(theirs, rel=1e-5, abs=1e-5)
     assert farthest(tmp_path / "run", twenty[0] / "run") <= 1e-5
     assert len({str(one["run"]["losses"]) for one in told}) == 1  # all ranks know the same, to the bit
+    references = load_file(tmp_path / "run" / "checkpoints" / "0000020" / "references.safetensors")
+    assert set(references) == {"train", "held_out"}
+    assert not any(np.isnan(table).any() for table in references.values())  # nor is one to be computed again
+
+
+def test_each_step_of_each_rank_drops_something_else() -> None:
+    def drawn(step: int, rank: int, split: bool = True) -> float:
+        Gradients(*[None] * 4, SimpleNamespace(rank=rank, split=split), seed=7)._seed(step)  # type: ignore[arg-type]
+        return mx.random.uniform().item()
+
+    assert len({drawn(step, rank) for step in range(3) for rank in range(3)}) == 9
+    assert drawn(2, 1) == drawn(2, 1)
+    assert drawn(2, 0) == drawn(2, 1, split=False)  # all ranks run the same examples, of a model that is shared out
 
 
 @pytest.mark.parametrize("size", [1, 4])
