@@ -271,7 +271,8 @@ def _how(known: Known) -> Iterator[str]:
         facts.append(f"{record['steps']:,} steps of {known.config.get('batch_size')} rows")
     if record.get("seconds"):
         rest = f" (since step {record['first_step']:,})" if record.get("first_step") else ""
-        facts.append(f"{record['seconds'] / 60:.1f} minutes{rest} on {record.get('machine')}")
+        together = f", {record['ranks']} processes together" if record.get("ranks", 1) > 1 else ""
+        facts.append(f"{record['seconds'] / 60:.1f} minutes{rest} on {record.get('machine')}{together}")
     if record.get("versions"):
         facts.append(", ".join(f"{name} {number}" for name, number in record["versions"].items()))
     yield "; ".join(facts)[:1].upper() + "; ".join(facts)[1:] + "."

@@ -42,6 +42,7 @@ class Recorder(Listener):
             "on_hub": on_hub(files.get("config") or {}),
             "versions": versions(),
             "machine": f"{platform.system()} {platform.machine()}",
+            "ranks": self.plan.ranks,
             "steps": result.steps,
             "first_step": self.plan.first_step,
             "seconds": result.seconds,

@@ -177,7 +177,8 @@ def _config(run: RunNumbers) -> Iterator[str]:
     commands = [about["command"]] if about.get("command") else []
     yield f"<pre>{escape(chr(10).join([*commands, again]))}</pre>"
     versions = ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items())
-    yield f"<p class=faint>{escape('; '.join(filter(None, [versions, about.get('machine')])))}</p>"
+    together = f"{about['ranks']} processes together" if about.get("ranks", 1) > 1 else None
+    yield f"<p class=faint>{escape('; '.join(filter(None, [versions, about.get('machine'), together])))}</p>"
     yield "<details><summary>Every knob</summary><div class=scroll><table>"
     for name, value in run.config.items():
         yield f"<tr><td>{escape(str(name))}</td><td>{escape('' if value is None else str(value))}</td></tr>"

@@ -191,7 +191,8 @@ def plain_text(turns: Turns) -> str:
 
 def typed() -> str | None:
     """What was typed to start this process; None where it is not ours."""
-    return shlex.join(["mlx-dpo", *sys.argv[1:]]) if sys.argv[0].endswith("mlx-dpo") else None
+    ours = sys.argv[0].endswith(("mlx-dpo", "mlx_dpo/__main__.py"))
+    return shlex.join(["mlx-dpo", *sys.argv[1:]]) if ours else None
 
 
 def _about(plan: RunPlan, command: str | None) -> dict[str, Any]:
@@ -200,6 +201,7 @@ def _about(plan: RunPlan, command: str | None) -> dict[str, Any]:
         "command": command,
         "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {mx.device_info().get('device_name', 'CPU')}",
+        "ranks": plan.ranks,
         "steps": plan.steps,
         "pairs": plan.pairs,
         "what": plan.what,

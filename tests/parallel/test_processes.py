@@ -21,7 +21,6 @@ from tests.parallel.test_training import farthest
 from tests.parallel.worker import trained
 
 README = Path(__file__).parents[2] / "README.md"
-LINE = "mlx.launch -n 2 --backend ring "  # how the README's line begins
 KNOBS: dict[str, Any] = {
     "model": str(CHECKPOINT),
     "data": str(PAIRS),
@@ -92,20 +91,41 @@ def processes_of(run: Path, rank: int, module: str) -> list[int]:
     return found
 
 
-def test_the_readme_s_line(tmp_path: Path, started: Any) -> None:
-    (line,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(LINE))
-    run = tmp_path / "run"
-    known = {"model": CHECKPOINT, "data": PAIRS}
-    command = shlex.split(line)
-    for name, value in known.items():  # the README's own files are not here
+def readme_line(start: str) -> list[str]:
+    (line,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(start))
+    return shlex.split(line)
+
+
+def in_place_of(command: list[str], **known: object) -> list[str]:
+    """The command with other values: the README's own files are not here."""
+    for name, value in known.items():
         command[command.index(f"--{name}") + 1] = str(value)
-    process = started([*command, *flags({**KNOBS, "adapter_path": run, "samples": 0, "iters": 5}), "--json"])
+    return command
+
+
+def check_line(command: list[str], tmp_path: Path, started: Any) -> None:
+    run, knobs = tmp_path / "run", {**KNOBS, "iters": 5}
+    process = started([*command, *flags({**knobs, "adapter_path": run, "samples": 0}), "--json"])
     out, err = process.communicate(timeout=120)
     told = json.loads(out)
     assert told["steps"] == 5 and told["run"] == str(run)
     assert err.count("Training ") == err.count("2 processes together") == err.count("held out at step 5") == 1
-    trained(tmp_path, "alone", {**KNOBS, "iters": 5})
+    trained(tmp_path, "alone", knobs)
     assert farthest(run, tmp_path / "alone") <= 1e-5
+
+
+def test_the_readme_s_line(tmp_path: Path, started: Any) -> None:
+    command = readme_line("mlx.launch -n 2 --backend ring ")
+    check_line(in_place_of(command, model=CHECKPOINT, data=PAIRS), tmp_path, started)
+
+
+def test_the_readme_s_line_with_a_hosts_file(tmp_path: Path, started: Any) -> None:
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 2))
+    command = in_place_of(readme_line("mlx.launch --hostfile "), hostfile=hosts, model=CHECKPOINT, data=PAIRS)
+    (place,) = (i for i, word in enumerate(command) if word.endswith("/bin/mlx-dpo"))
+    command[place] = str(Path(sys.executable).with_name("mlx-dpo"))
+    check_line(command, tmp_path, started)
 
 
 def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, started: Any) -> None:
@@ -113,7 +133,10 @@ def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, started:
     process = started([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "2 processes together" in err
-    assert out.count("reward accuracy") == 1 and (run / "report.html").exists()
+    assert out.count("reward accuracy") == 1
+    for name in ("report.html", "README.md"):
+        text = (run / name).read_text(encoding="utf-8")
+        assert "mlx-dpo train --workers 2" in text and "2 processes together" in text
     process = started([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
