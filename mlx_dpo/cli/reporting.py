@@ -17,8 +17,7 @@ from mlx_dpo.reporting.numbers import RunNumbers
 from mlx_dpo.reporting.page import LiveReport, write_report
 from mlx_dpo.reporting.pictures import FOLDER, write_pictures
 from mlx_dpo.reporting.progress import TerminalProgress, tell_finding
-from mlx_dpo.reporting.recorder import Recorder, typed
-from mlx_dpo.reporting.records import SAMPLED
+from mlx_dpo.reporting.records import SAMPLED, typed
 from mlx_dpo.reporting.result import summary
 from mlx_dpo.reporting.trackers import trackers_of
 from mlx_dpo.training.listener import Listener, Listeners, TrainResult
@@ -53,6 +52,8 @@ def watchers(config: TrainConfig | None = None, *, live: bool = False, quiet: bo
 
 def writers(watching: Listener, samples: int = SAMPLED) -> Listener:
     """Those that write a run's numbers down, beside the model."""
+    from mlx_dpo.reporting.recorder import Recorder
+
     recorder = Recorder(watching.evaluated, watching.note, samples=samples, command=typed())
     return Listeners(MetricsLog(watching.note), recorder)
 

@@ -107,22 +107,6 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Caution:
-    """What a run does without after the system has ended it: a share of the micro-batch, and what it keeps.
-
-    Attributes:
-        share: of the micro-batch that there could be; the optimizer batch stays what it is.
-        grad_checkpoint: whether all is computed again in the backward pass.
-    """
-
-    share: float = 1.0
-    grad_checkpoint: bool = False
-
-
-CAREFREE = Caution()
-
-
-@dataclass(frozen=True)
 class Budget:
     """What a network's micro-batches may be.
 

@@ -12,11 +12,9 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.tuner.dora import DoRALinear
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.hub import HubName, client, hub_errors
-from mlx_dpo.model.on_grid import put_on_grid
 
 Tensors = dict[str, mx.array]
 
@@ -173,6 +171,8 @@ def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
         hint = "The layers of this model: " + ", ".join(names[:20])
         raise UserError("no layer of this model matches --lora-keys", field="lora_keys", hint=hint)
     if spec.fuse_bits is not None:
+        from mlx_dpo.model.on_grid import put_on_grid
+
         put_on_grid(model, spec.fuse_bits)
     return replace(spec, num_layers=count, keys=keys)
 
@@ -278,7 +278,7 @@ def base_tensors(model: nn.Module) -> Tensors:
     for name, module in model.named_modules():
         if "lora_b" in module:
             tensors[f"{name}.lora_b"] = mx.zeros_like(module.lora_b)
-        if isinstance(module, DoRALinear):
+        if "m" in module:  # DoRA's
             tensors[f"{name}.m"] = mx.linalg.norm(module._dequantized_weight().astype(mx.float32), axis=1)
     return tensors
 

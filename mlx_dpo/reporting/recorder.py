@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -187,12 +185,6 @@ def plain_text(turns: Turns) -> str:
     if isinstance(turns, str):
         return turns
     return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in turns)
-
-
-def typed() -> str | None:
-    """What was typed to start this process; None where it is not ours."""
-    ours = sys.argv[0].endswith(("mlx-dpo", "mlx_dpo/__main__.py"))
-    return shlex.join(["mlx-dpo", *sys.argv[1:]]) if ours else None
 
 
 def _about(plan: RunPlan, command: str | None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return value
+
+
+def typed() -> str | None:
+    """What was typed to start this process; None where it is not ours."""
+    ours = sys.argv[0].endswith(("mlx-dpo", "mlx_dpo/__main__.py"))
+    return shlex.join(["mlx-dpo", *sys.argv[1:]]) if ours else None

@@ -56,7 +56,7 @@ def main(pipe: int, order: dict[str, Any]) -> int:
         signal.signal(number, signals)
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError
-    from mlx_dpo.model.budget import Caution
+    from mlx_dpo.model.caution import Caution
     from mlx_dpo.reporting.metrics_log import MetricsLog
     from mlx_dpo.reporting.recorder import Recorder
     from mlx_dpo.training.listener import Listeners

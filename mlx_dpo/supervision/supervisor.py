@@ -20,10 +20,9 @@ from typing import Any
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import GaveUp, Interrupted, UserError
-from mlx_dpo.model.budget import CAREFREE, Caution
+from mlx_dpo.model.caution import CAREFREE, Caution
 from mlx_dpo.parallel.rank import ASKED_TO_STOP, leads, on_a_ring, rank
-from mlx_dpo.reporting.recorder import typed
-from mlx_dpo.reporting.records import SAMPLED
+from mlx_dpo.reporting.records import SAMPLED, typed
 from mlx_dpo.supervision import events
 from mlx_dpo.training.listener import Listener, TrainResult
 from mlx_dpo.training.run_folder import RunFolder

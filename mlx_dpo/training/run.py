@@ -19,7 +19,8 @@ import numpy as np
 from mlx_dpo.config import TrainConfig, dump_yaml, read_yaml
 from mlx_dpo.data.records import Pair
 from mlx_dpo.errors import RowError, UserError, Where
-from mlx_dpo.model.budget import CAREFREE, Budget, Caution
+from mlx_dpo.model.budget import Budget
+from mlx_dpo.model.caution import CAREFREE, Caution
 from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
 from mlx_dpo.model.network import Sharing

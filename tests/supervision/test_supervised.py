@@ -158,3 +158,13 @@ def test_a_mistake_and_a_fault_come_through(tmp_path: Path) -> None:
     assert missing.returncode == 2 and missing.stderr.count("error:") == 1 and "no such file" in missing.stderr
     told = subprocess.run(command(tmp_path / "run", "--iters", 1, "--json"), capture_output=True, text=True, check=True)
     assert json.loads(told.stdout)["steps"] == 1
+
+
+def test_the_supervisor_loads_no_model_code() -> None:
+    """It only watches: that costs it no second of its own before the child starts, and no memory beside it."""
+    modules = "mlx_dpo.cli.train", "mlx_dpo.cli.reporting", "mlx_dpo.supervision", "mlx_dpo.export.push_run"
+    code = (
+        f"import {', '.join(modules)}, sys; print([name for name in ('mlx_lm', 'transformers') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
