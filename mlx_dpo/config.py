@@ -258,12 +258,15 @@ class TrainConfig:
     @property
     def columns(self) -> dict[str, str]:
         """Columns of the rows that were named, by what they hold."""
-        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name.endswith("_column")}
+        named = {name: getattr(self, name) for name in COLUMN_KNOBS}
         return {name.removesuffix("_column"): column for name, column in named.items() if column}
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some knobs changed, checked again."""
         return self.from_mapping({**self.to_mapping(), **changes})
+
+
+COLUMN_KNOBS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name.endswith("_column"))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

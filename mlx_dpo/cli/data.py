@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
 if TYPE_CHECKING:
     from mlx_dpo.data.survey import Survey
@@ -31,7 +33,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
+@with_knobs(COLUMN_KNOBS)
 def check(
+    flags: dict[str, Any],
     file: Annotated[
         str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, a folder of them, or -.")
     ],
@@ -53,7 +57,8 @@ def check(
     from mlx_dpo.data.survey import Survey
 
     files = _files(file)
-    survey = Survey(_tokenizer(model) if model else None, max_length=max_length, raw=raw)
+    columns = TrainConfig.from_mapping(flags).columns
+    survey = Survey(_tokenizer(model) if model else None, max_length=max_length, raw=raw, columns=columns)
     for name in files:
         with _progress(f"Reading {name}") as progress:
             survey.read(name, progress)
@@ -66,7 +71,9 @@ def check(
 
 
 @app.command()
+@with_knobs(COLUMN_KNOBS)
 def show(
+    flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Which pair, counted from 1.")],
     file: File,
     model: Model,
@@ -85,7 +92,7 @@ def show(
     """
     from mlx_dpo.data.chat import Encoder
 
-    pair, where = _pair(number, file)
+    pair, where = _pair(number, file, TrainConfig.from_mapping(flags).columns)
     tokenizer = _tokenizer(model)
     encoded = Encoder(tokenizer, max_length=max_length, overlong="truncate", raw=raw)(pair, where)
     assert encoded is not None, "only overlong='drop' drops"
@@ -98,7 +105,9 @@ def show(
 
 
 @app.command()
+@with_knobs(COLUMN_KNOBS)
 def convert(
+    flags: dict[str, Any],
     file: File,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The new file, packed if it ends in .gz; - for stdout.")],
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out instead of stopping.")] = False,
@@ -118,7 +127,8 @@ def convert(
     if json and out == "-":
         raise UserError("--json prints on stdout, where the pairs go", hint="Name a file for the pairs.")
     with _progress(f"Reading {file}") as progress:
-        pairs, skipped = run(file, out, skip_bad=skip_bad, progress=progress)
+        columns = TrainConfig.from_mapping(flags).columns
+        pairs, skipped = run(file, out, skip_bad=skip_bad, columns=columns, progress=progress)
     if json:
         print_json({"pairs": pairs, "skipped_rows": skipped, "out": out})
     else:
@@ -150,14 +160,16 @@ def _tokenizer(model: str) -> Any:
     return load_tokenizer(model)
 
 
-def _pair(number: int, file: str) -> tuple[Any, Any]:
+def _pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, rows with problems not counted, and its place."""
+    from mlx_dpo.data.columns import renaming
+    from mlx_dpo.data.records import examples_of
     from mlx_dpo.data.sources import read_rows
     from mlx_dpo.errors import RowError, UserError, Where
 
     seen = 0
     bad: list[RowError] = []
-    for row in read_rows(file, bad.append):
+    for row in read_rows(file, bad.append, read=renaming(columns, examples_of)):
         if number <= seen + len(row.examples):
             if bad:
                 notes.print(f"bad rows before it, not counted: {len(bad):,}", markup=False)

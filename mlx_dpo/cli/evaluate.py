@@ -11,7 +11,7 @@ import typer
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.measured import examination_tables
 from mlx_dpo.cli.output import notes, print_json, results
-from mlx_dpo.config import TrainConfig
+from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 from mlx_dpo.errors import UserError
 
 JUDGED, TASKS = "Answers, judged head to head", "Benchmarks"  # panels of --help
@@ -24,11 +24,7 @@ KNOBS = (
     "max_length",
     "overlong",
     "raw",
-    "prompt_column",
-    "chosen_column",
-    "rejected_column",
-    "completion_column",
-    "label_column",
+    *COLUMN_KNOBS,
 )
 
 

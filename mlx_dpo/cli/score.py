@@ -10,9 +10,9 @@ import typer
 from mlx_dpo.cli.knobs import with_knobs
 from mlx_dpo.cli.measured import summary_tables
 from mlx_dpo.cli.output import notes, print_json, results
-from mlx_dpo.config import TrainConfig
+from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
-KNOBS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", "raw")
+KNOBS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", "raw", *COLUMN_KNOBS)
 
 
 @with_knobs(

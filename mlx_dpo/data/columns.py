@@ -29,12 +29,20 @@ def renaming(columns: Mapping[str, str], read: Callable[[Any, Where], T]) -> Cal
 
     def read_renamed(row: Any, where: Where) -> T:
         try:
-            return read(_renamed(row, columns) if isinstance(row, dict) else row, where)
+            return read(renamed(row, columns), where)
         except RowError as error:
             error.where = where
             raise
 
     return read_renamed
+
+
+def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+    """A row with its columns under their usual names. Raises `RowError`, without a place, where it lacks one."""
+    if not columns or not isinstance(row, dict):
+        return row
+    found = {name: _column(row, column) for name, column in columns.items()}
+    return {**{key: value for key, value in row.items() if key not in columns.values()}, **found}
 
 
 def canonical(row: Any) -> Any:
@@ -48,11 +56,6 @@ def canonical(row: Any) -> Any:
         if needed <= row.keys() and all(row[name] is not None for name in needed):
             return read(row)
     return row
-
-
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    found = {name: _column(row, column) for name, column in columns.items()}
-    return {**{key: value for key, value in row.items() if key not in columns.values()}, **found}
 
 
 def _column(row: Row, column: str) -> Any:

@@ -7,25 +7,36 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
+from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.lines import local_path
+from mlx_dpo.data.records import examples_of
 from mlx_dpo.data.sources import OnProgress, read_rows
 from mlx_dpo.errors import RowError, UserError, Where
 
 Write = Callable[[bytes], object]
 
 
-def convert(source: str, out: str, *, skip_bad: bool = False, progress: OnProgress | None = None) -> tuple[int, int]:
+def convert(
+    source: str,
+    out: str,
+    *,
+    skip_bad: bool = False,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    progress: OnProgress | None = None,
+) -> tuple[int, int]:
     """Write the pairs of a file as JSON lines: {"prompt", "chosen", "rejected"} (+ "tools", "chat_template_kwargs").
 
     Args:
         source: a file of rows, or `-` for stdin.
         out: the new file, packed if its name ends in .gz, or `-` for stdout. It is there whole or not at all.
         skip_bad: leave bad rows out instead of raising at the first.
+        columns: names of the rows' columns; see `renaming`.
 
     Returns: how many pairs were written, and how many rows left out. Raises: `UserError`.
     """
@@ -33,7 +44,7 @@ def convert(source: str, out: str, *, skip_bad: bool = False, progress: OnProgre
     on_problem: Callable[[RowError], None] | None = (lambda error: bad.append(None)) if skip_bad else None
     pairs = 0
     with _stdout() if out == "-" else _aside(out, source) as write:
-        for row in read_rows(source, on_problem, progress):
+        for row in read_rows(source, on_problem, progress, renaming(columns, examples_of)):
             for pair in row.examples:
                 write(json.dumps(pair.to_row(), ensure_ascii=False).encode() + b"\n")
                 pairs += 1

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from mlx_dpo.data.chat import Encoded, Encoder
-from mlx_dpo.data.records import Example, Pair, shape_of
+from mlx_dpo.data.columns import renamed, renaming
+from mlx_dpo.data.records import Example, Pair, examples_of, shape_of
 from mlx_dpo.data.sources import OnProgress, read_rows
 from mlx_dpo.errors import RowError, UserError, Where
 
@@ -76,8 +79,16 @@ def _quantiles(lengths: array[int]) -> dict[str, int]:
 class Survey:
     """Everything `mlx-dpo data check` tells about some files. Memory: some 30 bytes an example."""
 
-    def __init__(self, tokenizer: Any = None, *, max_length: int = 2048, raw: bool = False) -> None:
-        """Without a tokenizer, nothing is said about tokens."""
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        *,
+        max_length: int = 2048,
+        raw: bool = False,
+        columns: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Without a tokenizer, nothing is said about tokens. columns: see `renaming`."""
+        self.columns = columns
         self.files: list[str] = []
         self.rows, self.pairs, self.completions = 0, 0, 0
         self.shapes: Counter[str] = Counter()
@@ -94,9 +105,9 @@ class Survey:
         """Take in a file. Raises `UserError` where it can't be read at all."""
         self.files.append("stdin" if path == "-" else path)
         before = self.rows
-        for row in read_rows(path, self._problem, progress):
+        for row in read_rows(path, self._problem, progress, renaming(self.columns, examples_of)):
             self.rows += 1
-            self.shapes[shape_of(row.value)] += 1
+            self.shapes[shape_of(renamed(row.value, self.columns))] += 1
             if not row.examples:
                 self.without_pairs.add(row.where)
             for example in row.examples:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.batches import ahead
 from mlx_dpo.data.candidates import candidates_of
 from mlx_dpo.data.chat import Encoder
+from mlx_dpo.data.columns import renaming
 from mlx_dpo.data.examples import Candidates, Example
 from mlx_dpo.data.pairs import EncodedPairs, PairSource
+from mlx_dpo.data.records import ExamplesOf
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.device import keep_weights_resident
 from mlx_dpo.model.fingerprint import fingerprint
@@ -84,7 +86,7 @@ def score(
     Raises:
         UserError: something given is wrong; the file at `output` is another's.
     """
-    columns = Columns(candidates_of, by)
+    columns = Columns(_reader(config.columns), by)
     source = open_measured(config, rows, columns)
     count, labels = len(source), columns.of([source.where(i).line for i in range(len(source))])
     scoring = Scoring.of(config, source, adapter_path, length_normalise, model, tokenizer)
@@ -97,6 +99,14 @@ def score(
             if progress is not None:
                 progress(len(table), count)
     return MeasuredSet("rows", np.array(table), range(count), labels, NAMES).summary
+
+
+def _reader(columns: Mapping[str, str]) -> ExamplesOf:
+    """`candidates_of`, of rows whose columns have other names; what is written is the row as it was."""
+    if not columns:
+        return candidates_of
+    read = renaming(columns, candidates_of)
+    return lambda row, where: [replace(one, row=row) for one in read(row, where) if isinstance(one, Candidates)]
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,7 @@ class Scoring:
             "length_normalise": length_normalise,
             **{name: getattr(config, name) for name in ("batch_size", "max_length", "overlong", "raw")},
             "chat_template": getattr(tokenizer, "chat_template", None),
+            **config.columns,
         }
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
         return cls(config, examples, loss, Budget(network), reference, references, length_normalise, digest)

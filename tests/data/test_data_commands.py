@@ -234,3 +234,14 @@ def test_help_needs_no_mlx() -> None:
         "import sys; from mlx_dpo.cli import data; sys.exit(bool({'mlx', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_columns_under_other_names(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"data": {"question": "q"}, "yes": "good", "no": "bad"}] * 2)
+    named = ("--prompt-column", "data.question", "--chosen-column", "yes", "--rejected-column", "no")
+    assert told("check", rows, *named)["pairs"] == 2
+    assert told("show", 2, rows, "--model", CHECKPOINT, *named)["line"] == 2
+    out = tmp_path / "out.jsonl"
+    assert told("convert", rows, out, *named)["pairs"] == 2
+    assert json.loads(out.read_text().splitlines()[0]) == OK
+    assert told("check", rows, "--prompt-column", "question", code=2)["problems"]

@@ -66,6 +66,16 @@ def test_rewards_of_single_completions_are_evaluates(tmp_path: Path) -> None:
         assert np.mean(rewards) == pytest.approx(expected[name], abs=1e-12)
 
 
+def test_columns_under_other_names_stay_as_they_are(tmp_path: Path) -> None:
+    names = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    rows = [{names[k]: v for k, v in row.items()} for row in rows_of(PAIRS)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    renamed = CONFIG.replace(data=str(file), prompt_column="q", chosen_column="yes", rejected_column="no")
+    lines = scored(tmp_path / "s.jsonl", renamed)
+    assert [{name: line[name] for name in names.values()} for line in lines] == rows
+    assert [line["rewards"] for line in lines] == [line["rewards"] for line in scored(tmp_path / "plain.jsonl")]
+
+
 def test_rewards_of_completions_are_evaluates(tmp_path: Path) -> None:
     """There they are pairs, and are padded otherwise."""
     rows = [{**row, "scores": list(range(len(row["completions"])))} for row in RANKED if len(row["completions"]) > 1]
