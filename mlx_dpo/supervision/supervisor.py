@@ -83,7 +83,8 @@ def supervise(
             if len(deaths) == MOST_DEATHS and leads():
                 raise GaveUp(_report(deaths, now))
             caution = more_careful(caution) if child.memory else caution
-            listener.note(f"{_whose()} {child.death}. {_going_on(now, caution)}")
+            if leads() or not child.lost_another:  # that one has said it, and so does rank 0
+                listener.note(f"{_whose()} {child.death}. {_going_on(now, caution)}")
             # What was changed on purpose was accepted when the run began; a run without a checkpoint begins anew.
             resume = now is not None
     finally:
@@ -122,6 +123,7 @@ class Child:
     Attributes:
         death: what the system ended it with, in words; None where it ended by itself.
         memory: whether it may have died of memory.
+        lost_another: whether it ended since another rank's did.
         asked: the signal that it was asked to stop by; 0 where it was not.
     """
 
@@ -130,7 +132,7 @@ class Child:
         self.ending: tuple[str, list[Any]] | None = None
         self.begun, self.asked = False, 0
         self.death: str | None = None
-        self.memory = False
+        self.memory = self.lost_another = False
         reading, writing = os.pipe()
         command = [sys.executable, "-m", "mlx_dpo.supervision.child", str(writing), json.dumps(order)]
         # In a session of its own, so that Ctrl-C comes here and is passed on; its stdout is ours alone.
@@ -149,7 +151,7 @@ class Child:
         elif self.ending is not None and self.ending[0] == events.OUT_OF_MEMORY:
             self.death, self.memory = f"was ended by mlx: {self.ending[1][0]}", True
         elif self.ending is not None and self.ending[0] == events.RANK_LOST:
-            self.death = f"has lost another rank's ({self.ending[1][0]})"
+            self.death, self.lost_another = f"has lost another rank's ({self.ending[1][0]})", True
 
     def _hear(self, line: str) -> None:
         try:
