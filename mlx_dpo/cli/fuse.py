@@ -66,6 +66,10 @@ def fuse(
     from mlx_dpo.export.record import carry_record
     from mlx_dpo.model.loading import model_of
 
+    if gguf is not None:
+        from mlx_dpo.export.gguf import require_gguf, write_gguf
+
+        require_gguf()
     try:
         with notes.status("Loading") as status:
             fused = run(
@@ -83,8 +87,6 @@ def fuse(
     carry_record(adapter_path, fused.path, fused.to_mapping())
     write_card(fused.path)
     if gguf is not None:
-        from mlx_dpo.export.gguf import write_gguf
-
         with notes.status("Writing the GGUF file"):
             write_gguf(fused.path, gguf, gguf_type.value)
     if json:

@@ -117,6 +117,11 @@ def print_goes_with(what: str, names: list[str], without: list[str]) -> None:
     results.print(f"{what} goes with {goes}.", markup=False)
 
 
+def _knob(name: str, value: Any, help: str | None) -> tuple[str, str]:
+    """A flag and what it does; a knob of one's own objective has none, and is set where it is written."""
+    return (f"--{name.replace('_', '-')}", f"{value}: {help}") if help else (name, f"{value}: as the function has it")
+
+
 def _print_one(one: Objective) -> None:
     from rich.table import Table
 
@@ -131,7 +136,7 @@ def _print_one(one: Objective) -> None:
         "needs": needs(one),
         "when": one.when,
         "paper": f"{one.paper}; https://arxiv.org/abs/{one.paper.split()[0]}" if one.paper else "",
-        **{f"--{name.replace('_', '-')}": f"{value}: {helps.get(name, '')}" for name, value in one.knobs.items()},
+        **dict(_knob(name, value, helps.get(name)) for name, value in one.knobs.items()),
     }
     for label, text in rows.items():
         if text:

@@ -64,7 +64,7 @@ def write_gguf(model: str | Path, file: str | Path, kind: Kind = "f16") -> Path:
     Raises:
         UserError: something given is wrong, or llama.cpp can't compute what this model does.
     """
-    gguf = _gguf()
+    gguf = require_gguf()
     loaded = load_model(str(model), lazy=True)
     described = Described.of(loaded)
     weights = _model_weights(loaded.model, described)
@@ -88,7 +88,7 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
     Raises:
         UserError: something given is wrong, or llama.cpp can't hold it.
     """
-    gguf = _gguf()
+    gguf = require_gguf()
     adapter, where = read_factors(str(model), adapter_path), Where(str(adapter_path))
     if adapter.spec.fine_tune_type == "dora":
         hint = "Fuse it into the model, and write that with --format gguf."
@@ -108,7 +108,8 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
     return Path(file)
 
 
-def _gguf() -> Any:
+def require_gguf() -> Any:
+    """The package that writes the files. Raises `UserError` where it is not installed."""
     try:
         import gguf
     except ImportError:
@@ -163,7 +164,7 @@ def _dequantized(module: nn.Module) -> Weight:
 
 def _names(own: Iterable[str], described: Described) -> dict[str, str]:
     """llama.cpp's names of tensors. Raises `UserError` naming those it has no place for."""
-    gguf = _gguf()
+    gguf = require_gguf()
     architecture = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == described.family.architecture)
     table = gguf.get_tensor_name_map(architecture, described.args.num_hidden_layers)
     names = {name: table.get_name(name.removeprefix(WRAPPER), try_suffixes=(".weight", ".bias")) for name in own}

@@ -21,7 +21,7 @@ def usable_memory() -> int:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of a size like 12GB, 800MB or 16GiB; a bare number is bytes. Raises `UserError`."""
+    """Bytes of a size like 12GB, 800MB or 16GiB; a number alone, of a million or more, is bytes. Raises `UserError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = match.group(2).upper() if match else None
     if match is None or (unit not in _UNITS and f"{unit}B" not in _UNITS):
@@ -29,6 +29,8 @@ def parse_memory(text: str) -> int:
     size = int(float(match.group(1)) * (_UNITS.get(unit or "") or _UNITS[f"{unit}B"]))
     if size < 1:
         raise UserError(f"{text!r} is no memory at all", field="memory_limit", hint="Write it like 12GB or 800MB.")
+    if not unit and size < 1e6:  # GB may have been meant
+        raise UserError(f"{text!r} has no unit", field="memory_limit", hint="Write it like 12GB or 800MB.")
     return size
 
 

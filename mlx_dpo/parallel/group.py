@@ -149,11 +149,11 @@ class Group:
             return
         try:
             yield
-            self.mail({})
+            self._part()
         except Told:
             raise
         except Interrupted:
-            self.mail({})
+            self._part()
             raise
         except UserError as error:
             self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
@@ -162,6 +162,14 @@ class Group:
             if not str(error).startswith(ENGINES):
                 raise
             raise RankLost(str(error)) from error
+
+    def _part(self) -> None:
+        """Wait until all have come to the end; rank 0, whose work is done then, for nobody who is gone."""
+        try:
+            self.mail({})
+        except RankLost:
+            if not self.leads:
+                raise
 
     def _exchange(self, content: bytes, *, failed: bool = False) -> list[bytes]:
         """The contents of all ranks; of some that have failed, these ranks' errors. Others than those raise them."""

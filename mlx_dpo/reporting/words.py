@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlx_dpo.reporting.changes import Change
+from mlx_dpo.reporting.changes import Change, changes
 from mlx_dpo.reporting.diagnosis import Finding
 from mlx_dpo.reporting.numbers import RunNumbers
 from mlx_dpo.reporting.statistics import Estimate
@@ -84,6 +84,9 @@ def rewards_answer(run: RunNumbers, findings: list[Finding]) -> str | None:
     if chosen >= 0 or rejected >= 0:
         return None
     told = f"The rewards of the chosen answers fell by {-chosen:.3g}, those of the rejected ones by {-rejected:.3g}. "
+    margin = next((change for change in changes(run) if change.name == "rewards/margins"), None)
+    if margin is None or margin.p is None or margin.p >= SURE:
+        return told + "Which of the two fell further is no more than chance makes."
     if chosen <= rejected:
         return told + "Yes: the chosen ones fell further, so it learns the opposite of what held-out pairs prefer."
     faults = {finding.fault for finding in findings}

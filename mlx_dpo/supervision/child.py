@@ -8,11 +8,14 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.parallel.rank import ASKED_TO_STOP, leads
-from mlx_dpo.supervision.events import OUT_OF_MEMORY, RANK_LOST, Sender
-from mlx_dpo.training.listener import Listener
+from mlx_dpo.supervision.events import NOTHING_LEFT, OUT_OF_MEMORY, RANK_LOST, Sender
+from mlx_dpo.training.listener import Listener, RunPlan
+
+if TYPE_CHECKING:
+    from mlx_dpo.training.held_out import HeldOut
 
 MEMORY_WORDS = ("memory", "malloc")  # of mlx, where an allocation fails with an exception
 
@@ -43,10 +46,18 @@ class ChildSender(Sender):
 
 
 class Begins(Listener):
-    """On another rank than 0: that training has begun is all there is to tell."""
+    """On another rank than 0, all there is to tell: that training has begun, and that rank 0 alone has work left."""
 
     def __init__(self, sender: Sender) -> None:
-        self.begin = sender.begin  # type: ignore[method-assign]
+        self.sender = sender
+
+    def begin(self, plan: RunPlan) -> None:
+        self.plan = plan
+        self.sender.begin(plan)
+
+    def held_out(self, seen: HeldOut) -> None:
+        if seen.step == self.plan.steps:
+            self.sender.send(NOTHING_LEFT)
 
 
 def main(pipe: int, order: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
 
 DONE, INTERRUPTED, REFUSED = "done", "interrupted", "refused"
 OUT_OF_MEMORY, RANK_LOST = "out of memory", "rank lost"
+NOTHING_LEFT = "nothing left"  # to do on another rank than 0
 ENDINGS = (DONE, INTERRUPTED, REFUSED, OUT_OF_MEMORY, RANK_LOST)
 
 

@@ -73,6 +73,8 @@ def supervise(
                 child.follow()
             if child.death is None:
                 return child.outcome()
+            if child.nothing_left and not child.lost_another:
+                raise SystemExit(0)  # rank 0 needs it no more
             now = folder.latest()
             if child.asked:  # it was to end anyway
                 raise SystemExit(128 + child.asked)
@@ -130,7 +132,7 @@ class Child:
     def __init__(self, order: dict[str, Any], listener: Listener) -> None:
         self.listener = listener
         self.ending: tuple[str, list[Any]] | None = None
-        self.begun, self.asked = False, 0
+        self.begun, self.asked, self.nothing_left = False, 0, False
         self.death: str | None = None
         self.memory = self.lost_another = False
         reading, writing = os.pipe()
@@ -160,6 +162,9 @@ class Child:
             return  # it was cut off in the middle of a word
         if event in events.ENDINGS:
             self.ending = event, arguments
+            return
+        if event == events.NOTHING_LEFT:
+            self.nothing_left = True
             return
         self.begun = self.begun or event == "begin"
         events.deliver(event, arguments, self.listener)
@@ -198,7 +203,8 @@ class Child:
     def _forward(self, number: int) -> None:
         again, self.asked = bool(self.asked), number
         if self.begun and not again and leads():
-            self.listener.note("stopping after this step; once more to stop at once.")
+            why = f"asked to end by {signal.Signals(number).name}: " if number != signal.SIGINT else ""
+            self.listener.note(f"{why}stopping after this step; once more to stop at once.")
         self.process.send_signal(number)
         if again:
             try:

@@ -142,10 +142,8 @@ def _prepare(
         found = set_up(given, exact.references if exact else {}, group)
         now = made_of(found.policy.fingerprint, found.sets)
         _require_alike(group, now)
-        if checkpoint and exact:
-            if not anyway:
-                _require_same(checkpoint, exact, found.config, now)
-            given.listener.note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
+        if checkpoint and exact and not anyway:
+            _require_same(checkpoint, exact, found.config, now)
         if group.leads:
             folder.make()
         trainer = found.trainer(folder, given.listener, stop)
@@ -153,6 +151,7 @@ def _prepare(
         if checkpoint and exact:
             put_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
             trainer.restore(exact, made_of=now)
+            given.listener.note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
     if group.leads:
         _write_first(folder, found, given.listener)
     return trainer
@@ -333,12 +332,16 @@ def _run(trainer: Trainer) -> TrainResult:
         listener.note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
     if note := _margin_note(trainer):
         listener.note(note)
+    said = _length_notes(trainer)  # of what is known before training
+    for note in said:
+        listener.note(note)
     try:
         after = trainer.run()
     finally:
         notes = _length_notes(trainer)
         for note in notes:
-            listener.note(note)
+            if note not in said:
+                listener.note(note)
     return TrainResult(
         run=trainer.folder.path,
         steps=trainer.steps,

@@ -40,9 +40,15 @@ class RunFolder:
 
     def require_new(self) -> None:
         """Raises `UserError` where the folder holds a run already."""
-        if (self.path / ADAPTERS).exists() or self.latest():
-            hint = "Continue it with --resume, or choose another --adapter-path."
-            raise UserError("this folder holds an earlier run", where=Where(str(self.path)), hint=hint)
+        where = Where(str(self.path))
+        if self.latest():  # what is unfinished is gone on with
+            hint = (
+                "Choose another --adapter-path; or train it further, by --resume-anyway and more --epochs or --iters."
+            )
+            raise UserError("this folder holds a finished run", where=where, hint=hint)
+        if (self.path / ADAPTERS).exists():
+            hint = "Choose another --adapter-path."
+            raise UserError("this folder holds an earlier run without checkpoints", where=where, hint=hint)
 
     def make(self) -> None:
         """Make the folder, and keep other runs out of it. Raises `UserError` where it can't be written."""

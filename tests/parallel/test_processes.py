@@ -140,7 +140,7 @@ def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, started:
     process = started([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert err.count("this folder holds an earlier run") == 1
+    assert err.count("this folder holds a finished run") == 1
 
 
 def test_rows_that_come_by_stdin_can_t_be_shared(tmp_path: Path, started: Any) -> None:
@@ -175,6 +175,20 @@ def test_a_killed_training_process_is_started_again_with_the_others(tmp_path: Pa
     assert err.count("the training process has lost another rank's") == rank  # rank 0 says it, of others
     trained(tmp_path, "alone", KNOBS)
     assert farthest(run, tmp_path / "alone") <= 1e-5
+
+
+@needs_proc
+def test_a_rank_that_dies_when_rank_0_alone_has_work_left_is_not_missed(tmp_path: Path, started: Any) -> None:
+    run = tmp_path / "run"
+    process = started([*train(run), "--iters", "3", "--samples", "64"])
+    said = ""
+    while "held out at step 3" not in said:  # the samples come next, of rank 0
+        said += process.stderr.readline()
+    (training,) = processes_of(run, 1, "mlx_dpo.supervision.child")
+    os.kill(training, signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "SIGKILL" not in err
+    assert (run / "report.html").exists() and "Nothing looks wrong" not in said
 
 
 @needs_proc
