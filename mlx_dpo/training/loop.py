@@ -247,7 +247,7 @@ class Trainer:
         measured = None
         if last or (config.steps_per_eval and step % config.steps_per_eval == 0):
             measured = self._evaluate()
-        if self._asked_to_stop() and not last:
+        if not last and self._asked_to_stop():
             self._save(last=True)
             raise Interrupted(step, str(self.folder.latest() or self.folder.path))  # other ranks have no checkpoints
         if (config.save_every and step % config.save_every == 0) or (self._could_not_save and report_due):

@@ -39,13 +39,13 @@ def test_metal_keeps_the_recommended_working_set_wired(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("12GB", 12e9), ("800 mb", 8e8), ("16GiB", 1 << 34), ("1.5g", 1.5e9), ("4096", 4096)]
+    ("text", "size"), [("12GB", 12e9), ("800 mb", 8e8), ("16GiB", 1 << 34), ("1.5g", 1.5e9), ("4096000", 4096000)]
 )
 def test_sizes(text: str, size: float) -> None:
     assert device.parse_memory(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "lots", "12XB", "-1GB", "0", "1e3"])
+@pytest.mark.parametrize("text", ["", "lots", "12XB", "-1GB", "0", "1e3", "16"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="memory_limit"):
         device.parse_memory(text)
