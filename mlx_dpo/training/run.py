@@ -17,7 +17,6 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.config import TrainConfig, dump_yaml, read_yaml
-from mlx_dpo.data.records import Pair
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.model.budget import Budget
 from mlx_dpo.model.caution import CAREFREE, Caution
@@ -31,6 +30,7 @@ from mlx_dpo.training.checkpoint import ExactState, read_exact_state
 from mlx_dpo.training.identity import changed_knobs, differences, made_of
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
 from mlx_dpo.training.loop import Trainer
+from mlx_dpo.training.notes import length_notes, row_notes
 from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSet, PairSets, Rows, open_pair_sets
 from mlx_dpo.training.references import OF_THE_POLICY, connect_reference, score_by_other_model
 from mlx_dpo.training.run_folder import CONFIG, RunFolder, SaveFailed
@@ -330,15 +330,15 @@ def _run(trainer: Trainer) -> TrainResult:
     if trainer.policy.network.sharing is not Sharing.ANY:
         family = type(trainer.model).__module__.rpartition(".")[2]
         listener.note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
-    if note := _margin_note(trainer):
+    for note in row_notes(trainer.train_set, trainer.loss, trainer.config.loss):
         listener.note(note)
-    said = _length_notes(trainer)  # of what is known before training
+    said = length_notes(trainer.sets)  # of what is known before training
     for note in said:
         listener.note(note)
     try:
         after = trainer.run()
     finally:
-        notes = _length_notes(trainer)
+        notes = length_notes(trainer.sets)
         for note in notes:
             if note not in said:
                 listener.note(note)
@@ -371,30 +371,3 @@ def _plan(trainer: Trainer) -> RunPlan:
         ranks=trainer.group.size,
         gradient_bytes=ring_bytes(trainer.group.size, tensors),
     )
-
-
-def _margin_note(trainer: Trainer) -> str | None:
-    """What becomes of the rows' `margin` column, if the first has one."""
-    first = trainer.train_set.pairs.source[0]
-    if not isinstance(first, Pair) or first.margin is None:
-        return None
-    if all(one.asks_margins for one in trainer.loss.objectives if not one.unpaired):
-        return "the rows' `margin` is honoured: so much more reward the chosen answer is to get."
-    return f"the rows' `margin` is not looked at by the loss {trainer.config.loss}."
-
-
-def _length_notes(trainer: Trainer) -> list[str]:
-    """What the length limit and the chat template did to the pairs, in sentences."""
-    notes, limit = [], trainer.config.max_length
-    for pairs in dict.fromkeys(one.pairs for one in trainer.sets.values()):
-        name = pairs.source.name
-        if pairs.cut:
-            notes.append(f"{name}: {pairs.cut} rows were cut at --max-length {limit}.")
-        if pairs.dropped:
-            notes.append(f"{name}: {pairs.dropped} rows were dropped, longer than --max-length {limit}.")
-        if pairs.unclear:
-            notes.append(
-                f"{name}: the template renders the prompt of {pairs.unclear} rows otherwise once it is answered; "
-                "training starts where the two part. `mlx-dpo data show` shows it."
-            )
-    return notes

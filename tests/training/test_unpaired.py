@@ -14,6 +14,7 @@ from mlx_dpo import Interrupted, TrainConfig, UserError, evaluate, train
 from mlx_dpo.data.batches import Epochs
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.checkpoint import read_exact_state
+from mlx_dpo.training.listener import Listener
 from tests import plain
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 from tests.training.test_every_loss import config, gradient
@@ -189,6 +190,21 @@ def test_demonstrations_need_no_reference(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any("reward" in name for line in read_metrics(run) for name in line)
     measured = evaluate(TrainConfig(model=str(CHECKPOINT), data=str(file), loss="sft"), adapter_path=TRL / "adapter")
     assert measured["completions"] == 8 and measured["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_of_one_kind_are_noticed(tmp_path: Path, labelled: Path) -> None:
+    class Notes(Listener):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    wanted = write_rows(tmp_path / "wanted.jsonl", [row for row in rows_of(labelled) if row["label"]])
+    for file, noticed in ((labelled, False), (wanted, True)):
+        heard = Notes()
+        train(config(tmp_path / file.stem, loss="kto", data=str(file), batch_size=4), listener=heard)
+        assert any("are all labelled true" in note for note in heard.notes) == noticed
 
 
 def test_rows_of_the_wrong_kind_are_refused(tmp_path: Path, labelled: Path) -> None:
