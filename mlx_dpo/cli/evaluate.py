@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import examination_tables
+from mlx_dpo.cli.measured import examination_tables, tell_other_objective
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 from mlx_dpo.errors import UserError
@@ -110,9 +110,13 @@ def evaluate(
     from mlx_dpo.model.answers import Sampling
     from mlx_dpo.training.evaluate import adapters_in
 
+    adapters: list[Path | None] = list(
+        dict.fromkeys(adapter for path in adapter_path or () for adapter in adapters_in(path))
+    )
+    tell_other_objective(flags, ("loss", "beta", "label_smoothing"), adapters)
     examination = Examination(
         config,
-        list(dict.fromkeys(adapter for path in adapter_path or () for adapter in adapters_in(path))) or [None],
+        adapters or [None],
         by=by or [],
         judge=find_judge(judge, model=judge_model, key_variable=judge_key_env) if judge else None,
         prompts=generate or 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,32 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_dpo.cli.judged import tasks_table, tournament_table
+from mlx_dpo.cli.output import say
+from mlx_dpo.config import TrainConfig, read_yaml
 from mlx_dpo.data.messages import shown
+from mlx_dpo.errors import UserError
 
+DEFAULTS = {"beta": 0.1, "label_smoothing": 0.0}  # of the loss that is measured where none is given
 COUNTS = ("pairs", "completions", "rows")
 SHORT = ("rewards/accuracies", "rewards/margins", "rewards/best", "rewards/mean", "loss")  # by column
+
+
+def tell_other_objective(flags: Mapping[str, Any], names: Sequence[str], adapters: Sequence[Path | None]) -> None:
+    """Say what an adapter was trained with of some knobs that were not given, where it is not the default."""
+    for adapter in filter(None, adapters):
+        try:
+            trained = read_yaml(adapter / "config.yaml")
+        except UserError:
+            continue  # not one of ours
+        plain = TrainConfig()
+        others = {
+            name: trained[name]
+            for name in names
+            if name not in flags and trained.get(name) not in (None, getattr(plain, name), DEFAULTS.get(name))
+        }
+        if others:
+            told = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in others.items())
+            say(f"Note: {adapter} was trained with {told}; without these flags rewards and loss are of the defaults.")
 
 
 def summary_tables(summaries: Mapping[str, dict[str, Any]]) -> Iterator[Table]:

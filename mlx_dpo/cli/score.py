@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import summary_tables
+from mlx_dpo.cli.measured import summary_tables, tell_other_objective
 from mlx_dpo.cli.output import notes, print_json, results
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
@@ -50,6 +50,7 @@ def score(
     config = TrainConfig.from_mapping(flags)
     from mlx_dpo.training.scoring import score as run
 
+    tell_other_objective(flags, ("beta",), [adapter_path])
     with notes.status("Loading") as status:
         summary = run(
             config,

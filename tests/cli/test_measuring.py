@@ -132,3 +132,13 @@ def test_a_model_against_another(mlx_dpo: Cli) -> None:
     flags = (*MODEL, "--data", PAIRS, "--reference", CHECKPOINT, "--generate", 3, "--max-tokens", 4)
     told = json.loads(mlx_dpo("evaluate", *flags, "--judge", CHECKPOINT, "--json").out)
     assert (told["head_to_head"]["ties"], told["head_to_head"]["win_rate"]) == (3, 0.5)
+
+
+def test_an_adapter_trained_by_another_beta_is_told_of(mlx_dpo: Cli, tmp_path: Path) -> None:
+    run = shutil.copytree(TRL / "adapter", tmp_path / "run")
+    (run / "config.yaml").write_text("loss: sigmoid\nbeta: 0.6\nlabel_smoothing: 0.0\n")
+    flags = ("--data", PAIRS, "--adapter-path", run)
+    said = f"{run} was trained with --beta 0.6; without"
+    assert said in mlx_dpo("evaluate", *MODEL, *flags).err
+    assert said in mlx_dpo("score", *MODEL, *flags, "--output", tmp_path / "s.jsonl").err
+    assert "was trained with" not in mlx_dpo("evaluate", *MODEL, *flags, "--beta", 0.6).err
