@@ -217,7 +217,8 @@ def block_of(name: str) -> str:
 
 def _head_is_adapted(model: nn.Module) -> bool:
     """Whether an adapter is on a layer outside of the blocks: the head, or what it may be tied to, gets a gradient."""
-    return any("lora_a" in name and not block_of(name) for name, _ in tree_flatten(model.trainable_parameters()))
+    inside = {id(module) for layer in model.layers for _, module in layer.named_modules()}
+    return any("lora_a" in module and id(module) not in inside for _, module in model.named_modules())
 
 
 def _vocabulary(model: nn.Module) -> int:
