@@ -166,7 +166,7 @@ def test_each_step_of_each_rank_drops_something_else() -> None:
     assert drawn(2, 0) == drawn(2, 1, split=False)  # all ranks run the same examples, of a model that is shared out
 
 
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_are_gone_on_with_by_others(tmp_path: Path, twenty: tuple[Path, Any], size: int) -> None:
     first = run(tmp_path, 2, "trained", name="run", knobs=TWENTY, stop_after=7)
     assert [one["ended"] for one in first] == ["interrupted at 7"] * 2
@@ -202,6 +202,7 @@ def test_what_does_not_go_with_sharing_a_model_out(tmp_path: Path) -> None:
         assert "can be trained by lora, and not by dora" in one["dora"]["ended"]
 
 
+@pytest.mark.slow
 def test_with_dropout_the_same_ranks_go_on_to_the_bit(tmp_path: Path) -> None:
     knobs = {**TWENTY, "dropout": 0.2, "iters": 8, "keep_checkpoints": 0}
     whole = run(tmp_path, 2, "trained", name="whole", knobs=knobs)
