@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from safetensors.numpy import load, save
 
 from mlx_dpo.errors import Interrupted, RankLost, UserError
-from mlx_dpo.parallel.rank import ASKED_TO_STOP, on_nccl, rank
+from mlx_dpo.parallel.rank import on_nccl, rank
+from mlx_dpo.signals import handled
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -56,14 +57,10 @@ class Group:
         """Meet the other ranks that a launcher has started; alone where there is no launcher. Raises `RankLost`."""
         if rank() is None:
             return cls(split=split)
-        began = time.monotonic()
-        with _signals_end_it():
-            while True:
-                try:
-                    return cls(mx.distributed.init(strict=True), split)
-                except RuntimeError as error:
-                    if "onnect" not in str(error) or time.monotonic() - began > MEET:
-                        raise RankLost(f"the other ranks can't be reached: {error}") from error
+        main = threading.current_thread() is threading.main_thread()
+        # Waiting inside mlx, it would not hear of being asked to stop: that is to end the process.
+        with handled(signal.SIG_DFL) if main else nullcontext():
+            return cls(_met(), split)
 
     @property
     def rank(self) -> int:
@@ -97,29 +94,30 @@ class Group:
         """The arrays of all ranks, in the order of the ranks. Raises the `UserError` of another rank, `RankLost`."""
         return [mine] if self.engine is None else [load(part) for part in self._exchange(save(mine))]
 
-    def pooled(self, mine: Arrays) -> tuple[Arrays, slice]:
-        """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them.
-
-        Where every rank has all examples, they are what all have.
-        """
+    def parts(self, mine: Arrays) -> list[Arrays]:
+        """The arrays of all ranks that examples are split between; this rank's, where it has all examples."""
         parts = self.mail(mine)
-        if not self.split or self.engine is None:
-            return mine, slice(None)
-        start = sum(len(next(iter(part.values()))) for part in parts[: self.rank])
+        return parts if self.split else [mine]
+
+    def pooled(self, mine: Arrays) -> tuple[Arrays, slice]:
+        """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them."""
+        parts = self.parts(mine)
+        counts = [len(next(iter(part.values()))) for part in parts]
+        start = sum(counts[: self.rank]) if self.split else 0
         whole = {name: np.concatenate([part[name] for part in parts]) for name in mine}
         return whole, slice(start, start + len(next(iter(mine.values()))))
 
-    def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank."""
-        return any(part["any"][0] for part in self.mail({"any": np.array([mine])}))
+    def told(self, mine: Any) -> list[Any]:
+        """The plain values of all ranks, as JSON has them, in the order of the ranks."""
+        mail = self.mail({"json": np.frombuffer(json.dumps(mine).encode(), np.uint8)})
+        return [json.loads(part["json"].tobytes()) for part in mail]
 
     def of_first(self, content: bytes) -> bytes:
         """What rank 0 has; of the others it is not looked at."""
         if self.engine is None:
             return content
         content = content if self.leads else b""
-        lengths = self.mail({"length": np.array([len(content)])})
-        buffer = np.zeros(lengths[0]["length"][0], np.uint8)
+        buffer = np.zeros(self.told(len(content))[0], np.uint8)
         buffer[: len(content)] = np.frombuffer(content, np.uint8)
         return np.array(self._sum(mx.array(buffer))).tobytes()
 
@@ -156,7 +154,8 @@ class Group:
             self._part()
             raise
         except UserError as error:
-            self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
+            with suppress(RankLost):  # nobody is left to hear of it
+                self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
             raise
         except RuntimeError as error:
             if not str(error).startswith(ENGINES):
@@ -208,18 +207,15 @@ class Group:
         return result
 
 
-@contextmanager
-def _signals_end_it() -> Iterator[None]:
-    """Within, being asked to stop ends the process: waiting inside mlx, it would not hear of it otherwise."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in ASKED_TO_STOP}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _met() -> mx.distributed.Group:
+    """mlx's group, once all ranks are there. Raises `RankLost`."""
+    began = time.monotonic()
+    while True:
+        try:
+            return mx.distributed.init(strict=True)
+        except RuntimeError as error:
+            if "onnect" not in str(error) or time.monotonic() - began > MEET:
+                raise RankLost(f"the other ranks can't be reached: {error}") from error
 
 
 def _stream() -> mx.DeviceType | None:

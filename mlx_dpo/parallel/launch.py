@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.parallel.rank import ASKED_TO_STOP, rank
+from mlx_dpo.parallel.rank import rank
+from mlx_dpo.signals import handled
 
 EXIT_CODE = "MLX_DPO_EXIT_CODE"  # names a file: mlx.launch ends with 0 whatever became of its processes
 
@@ -29,14 +30,8 @@ def launch(workers: int) -> int:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
-        before = {number: signal.getsignal(number) for number in ASKED_TO_STOP}
-        for number in before:
-            signal.signal(number, lambda *_: os.killpg(process.pid, signal.SIGINT))
-        try:
+        with handled(lambda *_: os.killpg(process.pid, signal.SIGINT)):
             process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
         return int(told.read_text()) if told.exists() else 1
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 
 # Of mlx.launch (ring, jaccl and NCCL alike), and of Open MPI's and other MPIs' mpirun.
 RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RING = "MLX_HOSTFILE"  # a file: for each rank of a ring over TCP its addresses
 
 

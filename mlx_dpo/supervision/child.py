@@ -10,7 +10,8 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mlx_dpo.parallel.rank import ASKED_TO_STOP, leads
+from mlx_dpo.parallel.rank import leads
+from mlx_dpo.signals import ASKED_TO_STOP
 from mlx_dpo.supervision.events import NOTHING_LEFT, OUT_OF_MEMORY, RANK_LOST, Sender
 from mlx_dpo.training.listener import Listener, RunPlan
 

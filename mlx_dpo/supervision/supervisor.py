@@ -12,17 +12,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import GaveUp, Interrupted, UserError
 from mlx_dpo.model.caution import CAREFREE, Caution
-from mlx_dpo.parallel.rank import ASKED_TO_STOP, leads, on_a_ring, rank
+from mlx_dpo.parallel.rank import leads, on_a_ring, rank
 from mlx_dpo.reporting.records import SAMPLED, typed
+from mlx_dpo.signals import handled
 from mlx_dpo.supervision import events
 from mlx_dpo.training.listener import Listener, TrainResult
 from mlx_dpo.training.run_folder import RunFolder
@@ -69,7 +69,7 @@ def supervise(
                 "command": typed(),
             }
             child = Child(order, listener)
-            with child.signals_forwarded():
+            with handled(child.forward):
                 child.follow()
             if child.death is None:
                 return child.outcome()
@@ -188,19 +188,8 @@ class Child:
             raise Interrupted(step, checkpoint, 128 + (self.asked or signal.SIGINT))
         return events.result_of(arguments[0])
 
-    @contextmanager
-    def signals_forwarded(self) -> Iterator[None]:
-        """Within, Ctrl-C and the like are the training process's; the second Ctrl-C ends it at once."""
-        before = {number: signal.getsignal(number) for number in ASKED_TO_STOP}
-        for number in before:
-            signal.signal(number, lambda number, _: self._forward(number))
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int) -> None:
+    def forward(self, number: int, frame: FrameType | None) -> None:
+        """A signal that this process got is the training process's; at the second one it ends at once."""
         again, self.asked = bool(self.asked), number
         if self.begun and not again and leads():
             why = f"asked to end by {signal.Signals(number).name}: " if number != signal.SIGINT else ""

@@ -19,7 +19,6 @@ from mlx_dpo.model.loading import load_model, load_tokenizer, put_adapter
 from mlx_dpo.model.network import Network
 from mlx_dpo.model.reference import CachedReference, NoReference, Reference
 from mlx_dpo.objectives import Loss
-from mlx_dpo.parallel.group import ALONE
 from mlx_dpo.training.evaluation import Measured, evaluate_examples
 from mlx_dpo.training.measured import Columns, MeasuredSet
 from mlx_dpo.training.pair_sets import PairSet, Rows, open_measured, reader_of
@@ -74,7 +73,7 @@ class Evaluation:
         self.lines = [pairs.source.where(int(i)).line for i in self.examples.indices]
         self.labels = columns.of(self.lines)
         if self.config.reference not in OF_THE_POLICY:
-            score_by_other_model(self.config, self.loss, tokenizer, {"": self.examples}, ALONE)
+            score_by_other_model(self.config, self.loss, tokenizer, {"": self.examples})
 
     def measure(
         self,

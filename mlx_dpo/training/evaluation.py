@@ -50,18 +50,15 @@ class Measured:
     @classmethod
     def of_all(cls, own: list[Measured], reference: ReferenceLogps, group: Group) -> Iterator[Measured]:
         """This rank's, and those of the others, whose reference log-probs are known from then on."""
-        if group.size == 1 or not group.split:
-            yield from own
-            return
-        for part in group.mail(_arrays(own, reference.sides)):
-            reference.table[part["index"]] = part["reference"]
+        for part in group.parts(_arrays(own, reference.sides)):
+            reference.learn(part["index"], part["reference"])
             tokens = iter(np.split(part["tokens"], np.cumsum(part["lengths"])[:-1]))
             for index, metrics, summed in zip(part["index"], part["metrics"], part["reference"], strict=True):
                 yield cls(int(index), metrics, [next(tokens) for _ in summed], summed)
 
 
 def _arrays(measured: Sequence[Measured], sides: int) -> Arrays:
-    """For the others; `lengths` are those of all completions in `tokens`, one after the other."""
+    """For all ranks; `lengths` are those of all completions in `tokens`, one after the other."""
     tokens = [side for one in measured for side in one.tokens]
     return {
         "index": np.array([one.index for one in measured], np.int64),

@@ -186,11 +186,13 @@ class Trainer:
 
     def _told_all(self, batch: Batch, rows: np.ndarray) -> Arrays:
         """What every rank is to know of the others' part of a step: metrics and references, work and memory."""
-        indices, table, marks = batch.in_order, self.train_set.reference.table, self.train_set.pairs.marks
-        of_examples = {"indices": indices, "metrics": rows, "reference": table[indices], "marks": marks[indices]}
+        indices, reference, marks = batch.in_order, self.train_set.reference, self.train_set.pairs.marks
+        known = {"reference": reference.table[indices], "marks": marks[indices]}
+        of_examples = {"indices": indices, "metrics": rows, **known}
         work = {"tokens": [sum(micro.tokens for micro in batch.micros)], "peak": [mx.get_peak_memory() / 1e9]}
         told, _ = self.group.pooled(of_examples | {name: np.array(value) for name, value in work.items()})
-        table[told["indices"]], marks[told["indices"]] = told["reference"], told["marks"]
+        reference.learn(told["indices"], told["reference"])
+        marks[told["indices"]] = told["marks"]
         return told
 
     def _move_reference(self) -> None:
@@ -257,7 +259,7 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         """Whether any rank is."""
         sent = self.group.sent
-        asked = self.group.any(self.stop.is_set())
+        asked = any(self.group.told(self.stop.is_set()))
         self._watch.sent += self.group.sent - sent
         return asked
 
@@ -326,9 +328,9 @@ class Trainer:
         Returns: whether it is written. Raises `UserError` where it is the last chance.
         """
         step = self.progress.step
-        if self._saved_at == step or not self.group.leads:
+        if self._saved_at == step:
             return True
-        if self.progress.in_a_row:
+        if self.progress.in_a_row or not self.group.leads:
             return False  # who knows what the tensors are worth
         tensors, spec, config = trainable(self.model), self.policy.spec, self.config
         try:

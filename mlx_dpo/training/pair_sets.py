@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -165,12 +164,12 @@ def _usable(pairs: EncodedPairs, group: Group) -> np.ndarray:
     """Indices of the examples that can be trained on, each rank encoding its share to see."""
     bad = [] if pairs.bad is None else pairs.bad
     found, usable = len(bad), pairs.usable(group.share)
-    told = json.dumps([error.to_mapping() for error in bad[found:]])
-    parts = group.mail({"usable": usable, "marks": pairs.marks, "bad": np.frombuffer(told.encode(), np.uint8)})
-    if group.size > 1 and group.split:
-        usable = functools.reduce(np.intersect1d, [part["usable"] for part in parts])
-        pairs.marks = np.any([part["marks"] for part in parts], axis=0)
-        refused = [RowError.from_mapping(one) for part in parts for one in json.loads(part["bad"].tobytes())]
+    parts = group.parts({"usable": usable, "marks": pairs.marks})
+    usable = functools.reduce(np.intersect1d, [part["usable"] for part in parts])
+    pairs.marks = np.any([part["marks"] for part in parts], axis=0)
+    if group.split:
+        told = group.told([error.to_mapping() for error in bad[found:]])
+        refused = [RowError.from_mapping(error) for errors in told for error in errors]
         bad[found:] = sorted(refused, key=lambda error: error.where.line or 0 if error.where else 0)
     if not len(usable):
         hint = f"Raise --max-length from {pairs.encoder.max_length}, or use --overlong truncate."

@@ -15,7 +15,7 @@ from mlx_dpo.model.network import Network
 from mlx_dpo.model.policy import Policy
 from mlx_dpo.model.reference import CachedReference, NoReference, Reference, SameNetwork
 from mlx_dpo.objectives import Loss
-from mlx_dpo.parallel.group import Group
+from mlx_dpo.parallel.group import ALONE, Group
 from mlx_dpo.training.evaluation import windows
 from mlx_dpo.training.pair_sets import PairSet, PairSets
 from mlx_dpo.training.scored import batches_of
@@ -23,7 +23,7 @@ from mlx_dpo.training.scored import batches_of
 OF_THE_POLICY = ("initial", "base", "none")
 
 
-def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: PairSets, group: Group) -> None:
+def score_by_other_model(config: TrainConfig, loss: Loss, tokenizer: Any, sets: PairSets, group: Group = ALONE) -> None:
     """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded.
 
     Raises `UserError` where its tokens are not the policy's.
@@ -90,5 +90,5 @@ def _fill(one: PairSet, loss: Loss, batch_size: int, budget: Budget, group: Grou
         for micro in batch.micros:
             one.reference.of(batch.of(micro), micro)
         told, _ = group.pooled({"indices": batch.in_order, "reference": table[batch.in_order]})
-        table[told["indices"]] = told["reference"]
+        one.reference.learn(told["indices"], told["reference"])
     one.reference.policy = Reference()

@@ -137,7 +137,7 @@ def _prepare(
     given: Given, folder: RunFolder, group: Group, resume: bool, anyway: bool, stop: threading.Event
 ) -> Trainer:
     """A trainer that stands at its first step, or where a checkpoint was written; see `train`."""
-    with start_of(folder, group, resume) as checkpoint:
+    with _start_of(folder, group, resume) as checkpoint:
         exact = None if checkpoint is None else read_exact_state(checkpoint)
         found = set_up(given, exact.references if exact else {}, group)
         now = made_of(found.policy.fingerprint, found.sets)
@@ -158,7 +158,7 @@ def _prepare(
 
 
 @contextmanager
-def start_of(folder: RunFolder, group: Group, resume: bool) -> Iterator[Path | None]:
+def _start_of(folder: RunFolder, group: Group, resume: bool) -> Iterator[Path | None]:
     """The checkpoint to go on from, None where a run begins; of other ranks than 0, a copy of rank 0's.
 
     Raises `UserError` where there is none to resume, or the folder holds a finished run.
@@ -184,8 +184,7 @@ def start_of(folder: RunFolder, group: Group, resume: bool) -> Iterator[Path | N
 
 def _require_alike(group: Group, now: dict[str, str]) -> None:
     """Raises `UserError` where what another rank trains with is not what rank 0 does."""
-    told = np.frombuffer(json.dumps(now).encode(), np.uint8)
-    every = [json.loads(part["made of"].tobytes()) for part in group.mail({"made of": told})]
+    every = group.told(now)
     for rank, theirs in enumerate(every):
         if changed := differences(every[0], theirs):
             hint = "Every machine needs the same model, rows and versions of mlx, mlx-lm and mlx-dpo."
@@ -295,9 +294,8 @@ def _agreed(caution: Caution, group: Group) -> Caution:
     """Where all ranks run all micro-batches, what the most careful of them asks for."""
     if group.split:
         return caution
-    told = group.mail({"caution": np.array([caution.share, caution.grad_checkpoint], np.float64)})
-    shares, recomputed = np.transpose([part["caution"] for part in told])
-    return Caution(float(shares.min()), bool(recomputed.max()))
+    every = [Caution(**told) for told in group.told(asdict(caution))]
+    return Caution(min(one.share for one in every), any(one.grad_checkpoint for one in every))
 
 
 def _policy(config: TrainConfig, model: nn.Module | None, group: Group) -> Policy:

@@ -99,7 +99,7 @@ class BatchFacts:
         with without_dropout(network.model):
             ratios = [network.logps(micro).sums - reference.policy.sums(micro) for micro in batch.mismatched]
         parts = {"tokens": np.array([sum(tokens)]), "ratios": np.concatenate([np.zeros(0), *ratios])}
-        told = group.mail(parts) if group.split else [parts]
+        told = group.parts(parts)
         every = np.concatenate([part["ratios"] for part in told])
         kl = max(0.0, float(every.mean())) if len(every) else None
         return cls(sum(int(part["tokens"][0]) for part in told) / batch.size, kl)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from mlx_dpo.model.random_state import random_state
 from mlx_dpo.model.reference import CachedReference
 from tests.model.families import tiny
 from tests.model.test_network import batch_of, ids
+from tests.parallel.ranks import finished, start
 
 STEPS = 3
 Group = Any  # mx.distributed.Group, or None
@@ -158,23 +157,7 @@ def on_ranks(size: int, folder: Path, cases: list[dict[str, Any]]) -> list[list[
     """[cases][ranks] of results of `size` processes that share the models out."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
-    sockets = [socket.socket() for _ in range(size)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{one.getsockname()[1]}"] for one in sockets]))
-    for one in sockets:
-        one.close()
-    command = [sys.executable, "-m", "tests.model.sharded", str(folder)]
-    own = {**os.environ, "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1"}  # ranks wait in busy loops
-    environments = [{**own, "MLX_RANK": str(rank)} for rank in range(size)]
-    ranks = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for env in environments]
-    try:
-        said = [rank.communicate(timeout=300)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert not any(rank.returncode for rank in ranks), "\n".join(said)
+    finished(start(folder, size, [sys.executable, "-m", "tests.model.sharded", str(folder)]))
     return [[dict(np.load(folder / f"{i}-{rank}.npz")) for rank in range(size)] for i in range(len(cases))]
 
 

@@ -16,7 +16,9 @@ def environment(folder: Path, rank: int, size: int, port: int) -> dict[str, str]
     """What mlx.launch puts into the environment of a rank of a ring."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port + i}"] for i in range(size)]))
-    return {**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts), "XDG_CACHE_HOME": str(folder / "cache")}
+    of_ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+    # Ranks wait in busy loops, so each is to have one thread.
+    return {**os.environ, **of_ring, "OPENBLAS_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
 
 
 def start(folder: Path, size: int, command: list[str]) -> list[subprocess.Popen[str]]:
@@ -35,10 +37,18 @@ def start(folder: Path, size: int, command: list[str]) -> list[subprocess.Popen[
     ]
 
 
+def finished(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """What each printed, once all have ended well."""
+    try:
+        told = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(err for _, err in told)
+    return [out for out, _ in told]
+
+
 def run(folder: Path, size: int, job: str, **arguments: Any) -> list[Any]:
     """What a job of `worker.py` returns on each rank."""
     command = [sys.executable, "-m", "tests.parallel.worker", job, str(folder), json.dumps(arguments)]
-    processes = start(folder, size, command)
-    told = [process.communicate(timeout=300) for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(err for _, err in told)
-    return [json.loads(out.splitlines()[-1]) for out, _ in told]
+    return [json.loads(out.splitlines()[-1]) for out in finished(start(folder, size, command))]
