@@ -21,9 +21,9 @@ import mlx_lm
 
 from mlx_dpo import TrainConfig, evaluate, train
 from mlx_dpo.demo import MODEL, PAIRS
-from mlx_dpo.demo.run import demo_config
-from mlx_dpo.export.fuse import fuse
-from mlx_dpo.model import lora
+from mlx_dpo.demo.demo_run import demo_config
+from mlx_dpo.export.fuse.fuse_adapter import fuse
+from mlx_dpo.forward import lora_products as lora
 
 ABOUT = """# How much of the margin a fused model keeps
 

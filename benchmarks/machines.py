@@ -3,7 +3,7 @@
     python benchmarks/machines.py [--out docs/machines.md]
 
 Measured, on this machine: what a step of 2 and of 4 ranks sends over a ring (`bytes_sent`, which
-tests/parallel/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
+tests/distributed/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
 paper: the same prediction for models of 1, 8 and 32 billion parameters, whose adapters are attached here without their
 weights being made; the links' and the Macs' speeds are other people's figures, and stand in the table.
 """
@@ -24,9 +24,10 @@ import mlx.core as mx
 from case import Shape, make_case
 
 from mlx_dpo import Listener, TrainConfig, train
-from mlx_dpo.model.loading import AdapterSpec, attach, trainable
-from mlx_dpo.parallel.group import ring_bytes
-from mlx_dpo.parallel.launch import free_ports
+from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.distributed.communicator import ring_bytes
+from mlx_dpo.distributed.launcher import free_ports
 from mlx_dpo.training.listener import Metrics, RunPlan
 
 CASE = Shape(hidden=256, layers=4, vocab=4096, pairs=32, prompt_words=40, completion_words=20)

@@ -10,7 +10,7 @@ import sys
 
 def main() -> None:
     """Entry point of `mlx-dpo`. Exit codes: 0 done, 1 our fault, 2 the input's, 130 after Ctrl-C."""
-    from mlx_dpo.parallel.launch import tell_launcher
+    from mlx_dpo.distributed.launcher import tell_launcher
 
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     code = 1  # of a traceback
@@ -28,7 +28,7 @@ def _exit_code() -> int:
     from rich.markup import escape
 
     from mlx_dpo.cli.app import app
-    from mlx_dpo.cli.output import notes
+    from mlx_dpo.cli.console import notes
     from mlx_dpo.errors import GaveUp, Interrupted, RankLost, UserError
 
     try:

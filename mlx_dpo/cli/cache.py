@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, results
 
 
 def cache(
@@ -27,7 +27,7 @@ def cache(
 
       mlx-dpo cache --clear
     """
-    from mlx_dpo.model.logp_cache import cache_files, cache_folder
+    from mlx_dpo.reference.logp_cache import cache_files, cache_folder
 
     files = cache_files()
     size = sum(file.bytes for file in files)

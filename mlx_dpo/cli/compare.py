@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import notes, print_json, results
 from mlx_dpo.errors import UserError
 
 
@@ -36,11 +36,11 @@ def compare(
 
       mlx-dpo compare --adapter-path runs/a --prompts valid.jsonl --num-prompts 5 --temp 0.7
     """
-    from mlx_dpo.data.prompts import read_prompts
+    from mlx_dpo.data.prompt_files import read_prompts
 
     asked = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _typed()
-    from mlx_dpo.model.answers import Sampling, compare_answers
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import model_of
+    from mlx_dpo.sampling.generation import Sampling, compare_answers
 
     model = model or model_of(adapter_path)
     with notes.status("Answering"):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_knobs
+from mlx_dpo.cli.console import notes, print_json, results
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.data.survey import Survey
+    from mlx_dpo.data.data_check import Survey
 
 app = typer.Typer(
     help="Look at preference pairs before training on them: check, show, convert.",
@@ -54,7 +54,7 @@ def check(
 
       mlx-dpo data check ./data --model ./Qwen3-4B-4bit --max-length 1024
     """
-    from mlx_dpo.data.survey import Survey
+    from mlx_dpo.data.data_check import Survey
 
     files = _files(file)
     columns = TrainConfig.from_mapping(flags).columns
@@ -90,13 +90,13 @@ def show(
 
       mlx-dpo data show 17 pairs.jsonl --model ./Qwen3-4B-4bit --json
     """
-    from mlx_dpo.data.chat import Encoder
+    from mlx_dpo.data.chat_encoding import Encoder
 
     pair, where = _pair(number, file, TrainConfig.from_mapping(flags).columns)
     tokenizer = _tokenizer(model)
     encoded = Encoder(tokenizer, max_length=max_length, overlong="truncate", raw=raw)(pair, where)
     assert encoded is not None, "only overlong='drop' drops"
-    from mlx_dpo.cli.pair_view import pair_json, print_pair
+    from mlx_dpo.cli.tables.pair_view import pair_json, print_pair
 
     if json:
         print_json({"pair": number, "file": where.file, "line": where.line, **pair_json(encoded, tokenizer)})
@@ -121,7 +121,7 @@ def convert(
 
       gunzip -c hh.jsonl.gz | mlx-dpo data convert - pairs.jsonl.gz --skip-bad
     """
-    from mlx_dpo.data.convert import convert as run
+    from mlx_dpo.data.row_conversion import convert as run
     from mlx_dpo.errors import UserError
 
     if json and out == "-":
@@ -139,8 +139,8 @@ def convert(
 
 def _files(name: str) -> list[str]:
     """The files to check: the one given, or a folder's train and valid files."""
-    from mlx_dpo.data.lines import local_path
-    from mlx_dpo.data.sources import TRAIN_NAMES, VALID_NAMES, in_folder
+    from mlx_dpo.data.example_sources import TRAIN_NAMES, VALID_NAMES, in_folder
+    from mlx_dpo.data.row_files import local_path
     from mlx_dpo.errors import UserError, Where
 
     try:
@@ -155,16 +155,16 @@ def _files(name: str) -> list[str]:
 
 
 def _tokenizer(model: str) -> Any:
-    from mlx_dpo.model.loading import load_tokenizer
+    from mlx_dpo.forward.model_loading import load_tokenizer
 
     return load_tokenizer(model)
 
 
 def _pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, rows with problems not counted, and its place."""
-    from mlx_dpo.data.columns import renaming
-    from mlx_dpo.data.records import examples_of
-    from mlx_dpo.data.sources import read_rows
+    from mlx_dpo.data.column_mapping import renaming
+    from mlx_dpo.data.example_sources import read_rows
+    from mlx_dpo.data.row_formats import examples_of
     from mlx_dpo.errors import RowError, UserError, Where
 
     seen = 0
@@ -198,7 +198,7 @@ def _has_colours() -> bool:
 def _print_survey(survey: Survey) -> None:
     from rich.text import Text
 
-    from mlx_dpo.cli.survey_tables import parts
+    from mlx_dpo.cli.tables.data_check_tables import parts
 
     for part in parts(survey):
         results.print(part, soft_wrap=isinstance(part, Text))

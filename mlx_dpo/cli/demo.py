@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, results
 
 SHOWN = 3
 
@@ -25,9 +25,9 @@ def demo(
 
       mlx-dpo demo --adapter-path demo-run
     """
-    from mlx_dpo.cli.reporting import finish, watchers, writers
-    from mlx_dpo.demo.run import demo_config, run_demo
-    from mlx_dpo.reporting.result import show_result
+    from mlx_dpo.cli.run_listeners import finish, watchers, writers
+    from mlx_dpo.demo.demo_run import demo_config, run_demo
+    from mlx_dpo.reporting.result_summary import show_result
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import examination_tables, tell_other_objective
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_knobs
+from mlx_dpo.cli.console import notes, print_json, results
+from mlx_dpo.cli.tables.metric_tables import examination_tables, tell_other_objective
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 from mlx_dpo.errors import UserError
 
@@ -105,10 +105,10 @@ def evaluate(
     if (generate is None) != (judge is None):
         hint = "As in --generate 50 --judge ./Qwen3-4B-4bit."
         raise UserError("--generate and --judge go together", field="generate", hint=hint)
-    from mlx_dpo.judging.examination import Examination
-    from mlx_dpo.judging.find import find_judge
-    from mlx_dpo.model.answers import Sampling
-    from mlx_dpo.training.evaluate import adapters_in
+    from mlx_dpo.evaluation.evaluation_run import Examination
+    from mlx_dpo.evaluation.evaluator import adapters_in
+    from mlx_dpo.judges.judge_registry import find_judge
+    from mlx_dpo.sampling.generation import Sampling
 
     adapters: list[Path | None] = list(
         dict.fromkeys(adapter for path in adapter_path or () for adapter in adapters_in(path))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import notes, print_json, results
 from mlx_dpo.errors import UserError
 
 
@@ -85,21 +85,21 @@ def export(
 def _write(
     out: Path, format: Format, adapter_path: Path, model: str | None, gguf_type: GGUFType, base_model: str | None
 ) -> None:
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import model_of
 
     if format is Format.peft:
-        from mlx_dpo.export.peft import export_peft
+        from mlx_dpo.export.peft.peft_export import export_peft
 
         export_peft(model or model_of(adapter_path), adapter_path, out, base_model=base_model)
     elif format is Format.gguf:
-        from mlx_dpo.export.gguf import write_gguf
+        from mlx_dpo.export.gguf.gguf_export import write_gguf
 
         if model is None:
             hint = "Name a model folder with --model; `mlx-dpo fuse` makes one of an adapter and its model."
             raise UserError("--format gguf writes a whole model", field="model", hint=hint)
         write_gguf(model, out, gguf_type.value)
     else:
-        from mlx_dpo.export.gguf import write_gguf_lora
+        from mlx_dpo.export.gguf.gguf_export import write_gguf_lora
 
         write_gguf_lora(model or model_of(adapter_path), adapter_path, out)
 

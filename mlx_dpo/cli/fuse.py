@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_dpo.cli.console import notes, print_json, results
 from mlx_dpo.cli.export import GGUFType
-from mlx_dpo.cli.output import notes, print_json, results
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlx_dpo.export.fused import Fused
+    from mlx_dpo.export.fuse.fuse_result import Fused
 
 
 class Bits(str, Enum):
@@ -60,14 +60,14 @@ def fuse(
 
       mlx-dpo fuse --model ./Qwen3-4B-4bit --bits none --save-path ./Qwen3-4B-mine-bf16
     """
-    from mlx_dpo.export.card import write_card
-    from mlx_dpo.export.fuse import fuse as run
-    from mlx_dpo.export.fused import TooLittleKept
-    from mlx_dpo.export.record import carry_record
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import model_of
+    from mlx_dpo.export.card.model_card import write_card
+    from mlx_dpo.export.card.training_record import carry_record
+    from mlx_dpo.export.fuse.fuse_adapter import fuse as run
+    from mlx_dpo.export.fuse.fuse_result import TooLittleKept
 
     if gguf is not None:
-        from mlx_dpo.export.gguf import require_gguf, write_gguf
+        from mlx_dpo.export.gguf.gguf_export import require_gguf, write_gguf
 
         require_gguf()
     try:
@@ -104,7 +104,7 @@ def fuse(
 def _table(fused: Fused) -> Table:
     from rich.table import Table
 
-    from mlx_dpo.export.fused import COLUMNS
+    from mlx_dpo.export.fuse.fuse_result import COLUMNS
 
     table = Table(COLUMNS[0], COLUMNS[1], title="Held-out pairs", title_justify="left")
     for column in COLUMNS[2:]:

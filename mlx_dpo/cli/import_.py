@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import notes, print_json, results
 
 
 def import_(
@@ -28,8 +28,8 @@ def import_(
 
       mlx-dpo import ./peft-adapter ./adapter --model ./Qwen3-4B-4bit
     """
-    from mlx_dpo.export.peft_import import import_peft
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import model_of
+    from mlx_dpo.export.peft.peft_import import import_peft
 
     with notes.status("Importing"):
         spec = import_peft(folder, out, model=model)

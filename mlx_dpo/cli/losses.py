@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, results
 from mlx_dpo.config import TrainConfig
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_knobs
+from mlx_dpo.cli.console import notes, print_json, results
 from mlx_dpo.config import config_from
 
 
@@ -31,9 +31,9 @@ def plan(
 
       mlx-dpo plan --model ./Qwen3-4B-4bit --data pairs.jsonl --memory-limit 16GB --json
     """
-    from mlx_dpo.reporting.plan import show_plan
-    from mlx_dpo.reporting.progress import TerminalProgress
-    from mlx_dpo.training.plan import plan as measure
+    from mlx_dpo.reporting.plan_text import show_plan
+    from mlx_dpo.reporting.terminal_progress import TerminalProgress
+    from mlx_dpo.training.run_planner import plan as measure
 
     measured = measure(config_from(config, flags), listener=TerminalProgress(notes))
     if json:

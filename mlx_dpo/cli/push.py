@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import notes, print_json, results
 
 if TYPE_CHECKING:
-    from mlx_dpo.export.hub import Pushed
-    from mlx_dpo.export.upload import File
+    from mlx_dpo.export.push.hub_push import Pushed
+    from mlx_dpo.export.push.upload_files import File
 
 
 def push(
@@ -46,12 +46,12 @@ def push(
 
       mlx-dpo push runs/a --repo-id user/name --include metrics.jsonl --include 'checkpoints/*'
     """
-    from mlx_dpo.export.hub import check_ready, full_name, push_folder
-    from mlx_dpo.export.upload import files_of, kind_of
+    from mlx_dpo.export.push.hub_push import check_ready, full_name, push_folder
+    from mlx_dpo.export.push.upload_files import files_of, kind_of
 
     kind_of(path)
     if dry_run:
-        from mlx_dpo.export.card import made_for
+        from mlx_dpo.export.card.model_card import made_for
 
         files = files_of(path, include or [], made_for(path, repo_id))
         _list(files, f"Would go to {repo_id}, {'public' if public else 'private'} if it is new:")

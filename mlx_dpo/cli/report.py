@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, results
 
 
 def report(
@@ -32,12 +32,12 @@ def report(
       mlx-dpo report adapters --json
     """
     from mlx_dpo.reporting.changes import changes
-    from mlx_dpo.reporting.diagnosis import diagnose
-    from mlx_dpo.reporting.numbers import RunNumbers
-    from mlx_dpo.reporting.page import FILE, page
-    from mlx_dpo.reporting.pictures import FOLDER, kinds_of, write_pictures
-    from mlx_dpo.reporting.records import write_whole
-    from mlx_dpo.reporting.result import show_run, summary
+    from mlx_dpo.reporting.chart_images import FOLDER, kinds_of, write_pictures
+    from mlx_dpo.reporting.diagnostics_listener import diagnose
+    from mlx_dpo.reporting.evaluation_records import write_whole
+    from mlx_dpo.reporting.html_report import FILE, page
+    from mlx_dpo.reporting.result_summary import show_run, summary
+    from mlx_dpo.reporting.run_statistics import RunNumbers
 
     kinds, read = kinds_of(plots), [RunNumbers.read(run) for run in runs]
     file = output or (runs[0] / FILE if len(runs) == 1 else Path(FILE))

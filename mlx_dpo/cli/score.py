@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import summary_tables, tell_other_objective
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_knobs
+from mlx_dpo.cli.console import notes, print_json, results
+from mlx_dpo.cli.tables.metric_tables import summary_tables, tell_other_objective
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
 KNOBS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", "raw", *COLUMN_KNOBS)
@@ -48,7 +48,7 @@ def score(
       mlx-dpo score --model ./Qwen3-4B-4bit --adapter-path adapters --data rewardbench.jsonl --by subset
     """
     config = TrainConfig.from_mapping(flags)
-    from mlx_dpo.training.scoring import score as run
+    from mlx_dpo.evaluation.implicit_rewards import score as run
 
     tell_other_objective(flags, ("beta",), [adapter_path])
     with notes.status("Loading") as status:

@@ -12,16 +12,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results, say
+from mlx_dpo.cli.config_options import with_knobs
+from mlx_dpo.cli.console import notes, print_json, results, say
 from mlx_dpo.cli.push import address, as_json
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.distributed.launcher import launch
+from mlx_dpo.distributed.rank_environment import leads, rank
 from mlx_dpo.errors import Interrupted, UserError
-from mlx_dpo.hub import plain_name
-from mlx_dpo.parallel.launch import launch
-from mlx_dpo.parallel.rank import leads, rank
-from mlx_dpo.reporting.records import SAMPLED
+from mlx_dpo.reporting.evaluation_records import SAMPLED
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
+from mlx_dpo.utils.hub_client import plain_name
 
 
 @with_knobs()
@@ -97,13 +97,13 @@ def train(
     resolved = _resolve(config, flags, resume or resume_anyway)
     # What comes by stdin can't be read a second time.
     run = _supervised if supervise and "-" not in (resolved.data, resolved.valid_data) else _here
-    from mlx_dpo.cli.reporting import Notes, finish, watchers
+    from mlx_dpo.cli.run_listeners import Notes, finish, watchers
 
     if not leads():
         _beside(lambda: run(resolved, Notes(), resume, resume_anyway, samples))
         return
-    from mlx_dpo.export.push_run import check_before, push_at_end
-    from mlx_dpo.reporting.pictures import kinds_of
+    from mlx_dpo.export.push.checkpoint_pusher import check_before, push_at_end
+    from mlx_dpo.reporting.chart_images import kinds_of
 
     check_before(resolved)
     kinds, watching = kinds_of(plots), watchers(resolved, live=live_report, quiet=quiet)
@@ -114,7 +114,7 @@ def train(
         at = {"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {}
         print_json({**result.to_mapping(), **told, **at})
     elif not quiet:
-        from mlx_dpo.reporting.result import show_result
+        from mlx_dpo.reporting.result_summary import show_result
 
         show_result(results, result, plain_name(resolved.model))
     if pushed and not json:
@@ -134,7 +134,7 @@ def _supervised(
 
 def _here(config: TrainConfig, watching: Listener, resume: bool, resume_anyway: bool, samples: int) -> TrainResult:
     """Train in this process."""
-    from mlx_dpo.cli.reporting import writers
+    from mlx_dpo.cli.run_listeners import writers
     from mlx_dpo.training.run import train as run
 
     interrupt = StopOnInterrupt()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_dpo.data.turns import Turns
+from mlx_dpo.data.conversations import Turns
 
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # columns of a pair's scores
 

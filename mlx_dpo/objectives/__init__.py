@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mlx_dpo.objectives.loss import AllRunning, Loss
+from mlx_dpo.objectives.loss_inputs import LabelledLogps, PairLogps, Running
+from mlx_dpo.objectives.loss_registry import ALIASES, KNOBS, OBJECTIVES, find
 from mlx_dpo.objectives.objective import Objective, Rewards, objective
-from mlx_dpo.objectives.pairs import LabelledLogps, PairLogps, Running
-from mlx_dpo.objectives.registry import ALIASES, KNOBS, OBJECTIVES, find
+from mlx_dpo.objectives.weighted_loss import AllRunning, Loss
 
 __all__ = [
     "ALIASES",

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dpo.objectives.pairs import Running
+from mlx_dpo.objectives.loss_inputs import Running
 
 # Of what is not in an objective's own signature: rewards are made with beta, whatever the loss.
 BETA = 0.1

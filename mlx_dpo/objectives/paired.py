@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.objectives.loss_inputs import PairLogps, Running
 from mlx_dpo.objectives.objective import objective
-from mlx_dpo.objectives.pairs import PairLogps, Running
 
 SQUARE_LIMIT = 1e18  # what float32 can square
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.objectives.loss_inputs import LabelledLogps, Running
 from mlx_dpo.objectives.objective import objective
 from mlx_dpo.objectives.paired import log_sigmoid
-from mlx_dpo.objectives.pairs import LabelledLogps, Running
 
 
 def signs(batch: LabelledLogps) -> mx.array:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.reporting import statistics
-from mlx_dpo.reporting.numbers import Moment, RunNumbers
-from mlx_dpo.reporting.statistics import Estimate, paired_p
+from mlx_dpo.reporting import metric_intervals as statistics
+from mlx_dpo.reporting.metric_intervals import Estimate, paired_p
+from mlx_dpo.reporting.run_statistics import Moment, RunNumbers
 
 
 @dataclass(frozen=True)

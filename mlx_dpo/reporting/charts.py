@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.reporting.numbers import Moment, RunNumbers
+from mlx_dpo.reporting.run_statistics import Moment, RunNumbers
 from mlx_dpo.training.listener import Metrics
 
 POINTS = 400  # of a curve; of more, an even share, the last among them

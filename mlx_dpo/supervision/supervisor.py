@@ -18,14 +18,14 @@ from types import FrameType
 from typing import Any
 
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.distributed.rank_environment import leads, on_a_ring, rank
 from mlx_dpo.errors import GaveUp, Interrupted, UserError
-from mlx_dpo.model.caution import CAREFREE, Caution
-from mlx_dpo.parallel.rank import leads, on_a_ring, rank
-from mlx_dpo.reporting.records import SAMPLED, typed
-from mlx_dpo.signals import handled
-from mlx_dpo.supervision import events
+from mlx_dpo.forward.oom_fallback import CAREFREE, Caution
+from mlx_dpo.reporting.evaluation_records import SAMPLED, typed
+from mlx_dpo.supervision import event_pipe as events
 from mlx_dpo.training.listener import Listener, TrainResult
 from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.utils.signals import handled
 
 MOST_DEATHS = 3  # without a checkpoint between them
 PATIENCE = 5.0  # seconds that a process is given to end at once
@@ -136,7 +136,7 @@ class Child:
         self.death: str | None = None
         self.memory = self.lost_another = False
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "mlx_dpo.supervision.child", str(writing), json.dumps(order)]
+        command = [sys.executable, "-m", "mlx_dpo.supervision.training_process", str(writing), json.dumps(order)]
         # In a session of its own, so that Ctrl-C comes here and is passed on; its stdout is ours alone.
         self.process = subprocess.Popen(command, stdout=2, pass_fds=[writing], start_new_session=True)
         os.close(writing)

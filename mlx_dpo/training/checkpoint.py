@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mlx_dpo.adapters.adapter_folder import read_tensors
+from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.model.loading import Tensors, read_tensors
 
 MOVING, PROGRESS = "reference.safetensors", "progress.json"
 

@@ -9,16 +9,16 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlx_dpo.data.batches import MicroBatch
-from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.completion_logps import CompletionLogps
-from mlx_dpo.model.network import Trace
-from mlx_dpo.model.policy import Policy
-from mlx_dpo.model.reference import ReferenceLogps
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.distributed.communicator import Group
+from mlx_dpo.evaluation.metrics import METRICS
+from mlx_dpo.evaluation.scored_batch import Batch, BatchFacts, Scored, asked, by_micro_batch
+from mlx_dpo.forward.completion_logps import CompletionLogps
+from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.forward.network import Trace
+from mlx_dpo.forward.policy import Policy
 from mlx_dpo.objectives import AllRunning, Loss
-from mlx_dpo.parallel.group import Group
-from mlx_dpo.training.metrics import METRICS
-from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, by_micro_batch
+from mlx_dpo.reference.reference_policy import ReferenceLogps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlx_dpo.training.held_out import HeldOut
+    from mlx_dpo.evaluation.eval_snapshot import HeldOut
 
 Metrics = dict[str, float]
 

@@ -16,24 +16,27 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_dpo.adapters.adapter_folder import put_tensors, read_adapter
+from mlx_dpo.adapters.attach import trainable
+from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.config import TrainConfig, dump_yaml, read_yaml
+from mlx_dpo.distributed.communicator import ALONE, Group, ring_bytes
 from mlx_dpo.errors import RowError, UserError, Where
-from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.caution import CAREFREE, Caution
-from mlx_dpo.model.device import keep_weights_resident, parse_memory, usable_memory
-from mlx_dpo.model.loading import AdapterSpec, load_model, load_tokenizer, put_tensors, read_adapter, trainable
-from mlx_dpo.model.network import Sharing
-from mlx_dpo.model.policy import Policy, make_policy
+from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, PairSet, PairSets, Rows, open_pair_sets
+from mlx_dpo.evaluation.reference_setup import OF_THE_POLICY, connect_reference, score_by_other_model
+from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
+from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.forward.network import Sharing
+from mlx_dpo.forward.oom_fallback import CAREFREE, Caution
+from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.objectives import KNOBS, Loss
-from mlx_dpo.parallel.group import ALONE, Group, ring_bytes
 from mlx_dpo.training.checkpoint import ExactState, read_exact_state
-from mlx_dpo.training.identity import changed_knobs, differences, made_of
+from mlx_dpo.training.data_notes import length_notes, row_notes
 from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
-from mlx_dpo.training.loop import Trainer
-from mlx_dpo.training.notes import length_notes, row_notes
-from mlx_dpo.training.pair_sets import HELD_OUT, TRAIN, PairSet, PairSets, Rows, open_pair_sets
-from mlx_dpo.training.references import OF_THE_POLICY, connect_reference, score_by_other_model
+from mlx_dpo.training.provenance import changed_knobs, differences, made_of
 from mlx_dpo.training.run_folder import CONFIG, RunFolder, SaveFailed
+from mlx_dpo.training.trainer import Trainer
 
 SKIPPED = "skipped.jsonl"  # in the run's folder: rows that were left out
 

@@ -19,8 +19,8 @@ from typing import IO
 import mlx.core as mx
 from safetensors import SafetensorError
 
+from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.model.loading import AdapterSpec, Tensors
 from mlx_dpo.training.checkpoint import ExactState, read_progress, write_exact_state
 
 ADAPTERS, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_dpo.data.batches import MicroBatch
-from mlx_dpo.model.logp_cache import LogpCache, cache_folder
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.reference.logp_cache import LogpCache, cache_folder
 from tests.cli.conftest import Ran
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.reporting.records import FOLDER
+from mlx_dpo.reporting.evaluation_records import FOLDER
 from tests.cli.conftest import Ran
 from tests.conftest import CHECKPOINT, PAIRS, rows_of
 from tests.reporting.conftest import record
@@ -82,7 +82,7 @@ def test_train_quiet_says_only_what_looks_wrong(mlx_dpo: Cli, tmp_path: Path) ->
 
 
 def test_a_live_report_is_there_while_it_trains(mlx_dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_dpo.reporting import page
+    from mlx_dpo.reporting import html_report as page
 
     run, seen = tmp_path / "a", []
     write = page.write_report

@@ -13,7 +13,7 @@ import mlx_lm
 import pytest
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.judging.tasks import run_tasks
+from mlx_dpo.evaluation.benchmark_tasks import run_tasks
 from tests.cli.conftest import Ran
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.plain import logp
@@ -82,7 +82,7 @@ def test_a_task_that_there_is_not(harness: list[dict[str, Any]]) -> None:
 def test_without_the_harness_it_is_said_before_anything_is_measured(
     mlx_dpo: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.judging.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_dpo.evaluation.benchmark_tasks.find_spec", lambda name: None)
     ran = mlx_dpo("evaluate", "--model", CHECKPOINT, "--data", PAIRS, "--tasks", "arc_easy")
     assert ran.code == 2 and "lm-evaluation-harness" in ran.err and "pip install lm-eval" in ran.err
 

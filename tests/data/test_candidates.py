@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.candidates import candidates_of
+from mlx_dpo.data.candidate_rows import candidates_of
 from mlx_dpo.data.examples import Candidates
 from mlx_dpo.errors import RowError, Where
 

@@ -9,9 +9,9 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 from transformers import AutoTokenizer
 
-from mlx_dpo.data.chat import Encoded, Encoder
-from mlx_dpo.data.records import Pair, pairs_of
-from mlx_dpo.data.sources import PairFile
+from mlx_dpo.data.chat_encoding import Encoded, Encoder
+from mlx_dpo.data.example_sources import PairFile
+from mlx_dpo.data.row_formats import Pair, pairs_of
 from mlx_dpo.errors import RowError, Where
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 

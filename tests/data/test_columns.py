@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.columns import canonical, renaming
-from mlx_dpo.data.records import pairs_of, shape_of
+from mlx_dpo.data.column_mapping import canonical, renaming
+from mlx_dpo.data.row_formats import pairs_of, shape_of
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("x.jsonl", 3)

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mlx_dpo.cli.data import app
-from mlx_dpo.data.batches import MicroBatch, micro_batches, mismatched
-from mlx_dpo.data.chat import Encoded, Encoder
-from mlx_dpo.data.records import Completion, Pair, examples_of, labelled_of, scored_of
-from mlx_dpo.data.sources import PairFile, read_rows
+from mlx_dpo.data.chat_encoding import Encoded, Encoder
+from mlx_dpo.data.example_sources import PairFile, read_rows
+from mlx_dpo.data.micro_batches import MicroBatch, micro_batches, mismatched
+from mlx_dpo.data.row_formats import Completion, Pair, examples_of, labelled_of, scored_of
 from mlx_dpo.errors import RowError, Where
-from mlx_dpo.model.loading import load_tokenizer
+from mlx_dpo.forward.model_loading import load_tokenizer
 from tests.conftest import CHECKPOINT, PAIRS, rows_of, write_rows
 from tests.data.test_records import BAD, GOOD, SYSTEM, USER
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_dpo.config import TrainConfig, read_yaml
-from mlx_dpo.data.lines import parse_line
-from mlx_dpo.data.records import Completion, Pair, examples_of, shape_of
-from mlx_dpo.data.sources import PairFile
+from mlx_dpo.data.example_sources import PairFile
+from mlx_dpo.data.row_files import parse_line
+from mlx_dpo.data.row_formats import Completion, Pair, examples_of, shape_of
 from mlx_dpo.errors import RowError, UserError, Where
 from tests.data.test_completions import SHAPES as SINGLES
 from tests.data.test_records import SHAPES

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-import mlx_dpo.hub
-from mlx_dpo.data.hub import hub_name
-from mlx_dpo.data.records import Pair
-from mlx_dpo.data.sources import PairFile, find_data
+import mlx_dpo.utils.hub_client
+from mlx_dpo.data.example_sources import PairFile, find_data
+from mlx_dpo.data.hub_datasets import hub_name
+from mlx_dpo.data.row_formats import Pair
 from mlx_dpo.errors import UserError, Where
 from tests.cli.conftest import Ran
 from tests.cli.conftest import mlx_dpo as mlx_dpo_cli  # noqa: F401
@@ -137,7 +137,7 @@ def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     method, path, how = PASSING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(500))})
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
     hub.fail(method, path, **how)
     assert pairs(NAME) == [pair(i) for i in range(500)]
@@ -164,7 +164,7 @@ def test_what_stays_is_one_sentence(name: str, hub: Hub, monkeypatch: pytest.Mon
     data, faults, words = LASTING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(50))})
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.fail(method, path, **{"times": 1000, **how})
     with pytest.raises(UserError) as raised:

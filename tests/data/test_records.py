@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.records import Pair, examples_of, pairs_of, shape_of
+from mlx_dpo.data.row_formats import Pair, examples_of, pairs_of, shape_of
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("rows.jsonl", 7)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlx_dpo.data.splits import choose, splits_of, validation_of
+from mlx_dpo.data.hub_splits import choose, splits_of, validation_of
 from mlx_dpo.errors import UserError, Where
 
 WHERE = Where("u/n@main:x")

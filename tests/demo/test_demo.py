@@ -8,7 +8,7 @@ import pytest
 
 from mlx_dpo import Listener
 from mlx_dpo.demo import PAIRS, pairs
-from mlx_dpo.demo.run import demo_config, run_demo
+from mlx_dpo.demo.demo_run import demo_config, run_demo
 
 
 def test_the_demo_begins_undecided_and_moves(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.export.card import write_card
-from mlx_dpo.export.fuse import fuse
-from mlx_dpo.export.record import Recorder, carry_record
+from mlx_dpo.export.card.model_card import write_card
+from mlx_dpo.export.card.training_record import Recorder, carry_record
+from mlx_dpo.export.fuse.fuse_adapter import fuse
+from mlx_dpo.reporting.html_report import write_report
 from mlx_dpo.reporting.metrics_log import MetricsLog
-from mlx_dpo.reporting.page import write_report
 from mlx_dpo.training.listener import Listeners
 from mlx_dpo.training.run import train
 from tests.cli.conftest import mlx_dpo

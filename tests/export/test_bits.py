@@ -7,8 +7,8 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.tuner.lora import LoRALinear
 
-from mlx_dpo.export.bits import Plan, Rung, _hull, blocks_of, climb, plan_at, precisions, smallest
-from mlx_dpo.export.folding import FLOAT, Precision, bytes_of
+from mlx_dpo.adapters.merging import FLOAT, Precision, bytes_of
+from mlx_dpo.export.fuse.bit_search import Plan, Rung, _hull, blocks_of, climb, plan_at, precisions, smallest
 
 
 def layers(bits: int | None = 4) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_dpo import TrainConfig, evaluate, train
 from mlx_dpo.demo import MODEL, PAIRS, pairs
-from mlx_dpo.export.fuse import fuse
+from mlx_dpo.export.fuse.fuse_adapter import fuse
 
 
 def config(**knobs: Any) -> TrainConfig:

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from mlx_dpo.export import record
-from mlx_dpo.export.base import base_of
-from mlx_dpo.export.card import MARK, METRICS, Known, card_text, known_of, made_for, write_card
+from mlx_dpo.export.card import training_record as record
+from mlx_dpo.export.card.base_model import base_of
+from mlx_dpo.export.card.model_card import MARK, METRICS, Known, card_text, known_of, made_for, write_card
 from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.cli.conftest import Ran
 from tests.conftest import CHECKPOINT

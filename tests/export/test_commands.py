@@ -10,7 +10,7 @@ import gguf
 import mlx.core as mx
 import pytest
 
-from mlx_dpo.model.loading import read_adapter
+from mlx_dpo.adapters.adapter_folder import read_adapter
 from tests.cli.conftest import Ran
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 

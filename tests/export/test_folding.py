@@ -12,8 +12,8 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-from mlx_dpo.export import folding
-from mlx_dpo.export.folding import FLOAT, Precision, bytes_of, fold, precision_of, rounding_error
+from mlx_dpo.adapters import merging as folding
+from mlx_dpo.adapters.merging import FLOAT, Precision, bytes_of, fold, precision_of, rounding_error
 
 IN, OUT, EXPERTS, RANK, SCALE = 128, 96, 4, 4, 2.0
 KINDS = ["lora", "dora", "experts", "embedding"]

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, evaluate, train
-from mlx_dpo.export.adapted import AdaptedModel
-from mlx_dpo.export.fuse import fuse
+from mlx_dpo.export.fuse.adapted_model import AdaptedModel
+from mlx_dpo.export.fuse.fuse_adapter import fuse
 from tests.cli.conftest import Ran, mlx_dpo  # noqa: F401
 from tests.conftest import PAIRS, rows_of, write_rows
-from tests.model.test_architectures import QUANTIZATIONS, make_model
+from tests.forward.test_architectures import QUANTIZATIONS, make_model
 from tests.plain import completion_ids, metrics
 
 Cli = Callable[..., Ran]

@@ -10,10 +10,10 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from mlx_dpo.export import measure
-from mlx_dpo.export.calibration import Calibration, find_calibration
-from mlx_dpo.export.measure import Yardstick
-from mlx_dpo.model import token_logps
+from mlx_dpo.evaluation import margin_evaluator as measure
+from mlx_dpo.evaluation.calibration import Calibration, find_calibration
+from mlx_dpo.evaluation.margin_evaluator import Yardstick
+from mlx_dpo.forward import token_logps
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
 from tests.plain import completion_ids, metrics
 

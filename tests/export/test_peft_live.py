@@ -14,11 +14,13 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 
-from mlx_dpo.export.peft import SAME_NAMES, WRAPPED, export_peft
-from mlx_dpo.export.peft_import import import_peft
-from mlx_dpo.model.loading import AdapterSpec, attach, load_model, trainable
+from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.export.peft.peft_export import SAME_NAMES, WRAPPED, export_peft
+from mlx_dpo.export.peft.peft_import import import_peft
+from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.training.run_folder import RunFolder
-from tests.model.families import COMMON, CONFIGS
+from tests.forward.families import COMMON, CONFIGS
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

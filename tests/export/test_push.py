@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import mlx_dpo.hub
+import mlx_dpo.utils.hub_client
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.hub import Pushed, push_folder
+from mlx_dpo.export.push.hub_push import Pushed, push_folder
 from tests.conftest import TRL
 from tests.hub.server import READ, WRITE, Hub
 
@@ -137,7 +137,7 @@ def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, mo
     method, path, how = PASSING[name]
     big(run, "adapters.safetensors", 0)
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
     hub.fail(method, path, **how)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
@@ -187,7 +187,7 @@ def test_what_stays_is_one_sentence_and_no_commit(
     token, repo, faults, words = LASTING[name]
     big(run, "adapters.safetensors", 0)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
     for method, path, how in faults:
         hub.fail(method, path, **{"times": 1000, **how})
@@ -273,7 +273,7 @@ def test_no_password_in_the_address(hub: Hub, run: Path, monkeypatch: pytest.Mon
 
 
 def test_check_of_ready(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_dpo.export.hub import check_ready, full_name
+    from mlx_dpo.export.push.hub_push import check_ready, full_name
 
     assert full_name("mine") == REPO and full_name("a/b") == "a/b"
     for name in ("a/b@main", "a/b:c", "/x", "a b/c", "../x", "a/.."):

@@ -10,13 +10,16 @@ import mlx_lm
 import pytest
 
 from mlx_dpo import UserError
-from mlx_dpo.export import folding, stream
-from mlx_dpo.export.adapted import AdaptedModel
-from mlx_dpo.export.folding import FLOAT, Precision
-from mlx_dpo.export.fuse import fuse
-from mlx_dpo.model.loading import AdapterSpec, attach, load_model, load_tokenizer, trainable
+from mlx_dpo.adapters import merging as folding
+from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.merging import FLOAT, Precision
+from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.export.fuse import model_writer as stream
+from mlx_dpo.export.fuse.adapted_model import AdaptedModel
+from mlx_dpo.export.fuse.fuse_adapter import fuse
+from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.training.run_folder import RunFolder
-from tests.model import test_architectures as architectures
+from tests.forward import test_architectures as architectures
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "vocab_size": 2048}
 SHARD = 4 << 20

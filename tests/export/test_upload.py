@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.upload import File, files_of, kind_of, shareable, shown_place
+from mlx_dpo.export.push.upload_files import File, files_of, kind_of, shareable, shown_place
 from tests.conftest import CHECKPOINT, PAIRS
 from tests.hub.server import WRITE
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.reporting import records
-from mlx_dpo.reporting.diagnosis import Finding, Watch
+from mlx_dpo.reporting import evaluation_records as records
+from mlx_dpo.reporting.diagnostics_listener import Finding, Watch
+from mlx_dpo.reporting.html_report import write_report
 from mlx_dpo.reporting.metrics_log import MetricsLog
-from mlx_dpo.reporting.page import write_report
-from mlx_dpo.reporting.recorder import Recorder
+from mlx_dpo.reporting.run_recorder import Recorder
 from mlx_dpo.training.listener import Listener, Listeners
 from tests.conftest import CHECKPOINT
 

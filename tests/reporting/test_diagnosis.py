@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_dpo.reporting.diagnosis import diagnose
-from mlx_dpo.reporting.faults import FAULTS, flipped_share
-from mlx_dpo.reporting.numbers import RunNumbers
+from mlx_dpo.reporting.diagnostics import FAULTS, flipped_share
+from mlx_dpo.reporting.diagnostics_listener import diagnose
+from mlx_dpo.reporting.run_statistics import RunNumbers
 from tests.reporting.conftest import WORDS, Told, pairs, record
 
 Rows = list[dict[str, Any]]

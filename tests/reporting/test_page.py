@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_dpo.reporting.html_report import page, write_report
 from mlx_dpo.reporting.metrics_log import read_metrics
-from mlx_dpo.reporting.numbers import RunNumbers
-from mlx_dpo.reporting.page import page, write_report
+from mlx_dpo.reporting.run_statistics import RunNumbers
 from tests.reporting.conftest import HOSTILE, Browser
 
 # The points of every chart as the browser drew them: its data, and where on the canvas each stands.

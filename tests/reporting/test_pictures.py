@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from mlx_dpo import UserError
-from mlx_dpo.reporting.numbers import RunNumbers
-from mlx_dpo.reporting.pictures import kinds_of, write_pictures
+from mlx_dpo.reporting.chart_images import kinds_of, write_pictures
+from mlx_dpo.reporting.run_statistics import RunNumbers
 
 
 def test_one_a_chart_and_kind(answers_run: Path, tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from mlx_dpo import Interrupted, Listener, train
-from mlx_dpo.data.chat import Encoder
-from mlx_dpo.data.pairs import EncodedPairs
-from mlx_dpo.reporting import records
+from mlx_dpo.data.chat_encoding import Encoder
+from mlx_dpo.data.encoded_examples import EncodedPairs
+from mlx_dpo.evaluation.example_sets import pairs_in_memory
+from mlx_dpo.evaluation.metrics import PAIR_METRICS
+from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.reporting.numbers import RunNumbers
-from mlx_dpo.reporting.recorder import Recorder, pieces, repeated
+from mlx_dpo.reporting.run_recorder import Recorder, pieces, repeated
+from mlx_dpo.reporting.run_statistics import RunNumbers
 from mlx_dpo.training.listener import Listeners, Metrics
-from mlx_dpo.training.metrics import PAIR_METRICS
-from mlx_dpo.training.pair_sets import pairs_in_memory
 from tests.conftest import CHECKPOINT
 from tests.reporting.conftest import config, pairs, record
 

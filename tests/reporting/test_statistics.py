@@ -8,8 +8,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from mlx_dpo import statistics
-from mlx_dpo.reporting.statistics import Estimate, mean, paired_p, ratio, share
+from mlx_dpo.reporting.metric_intervals import Estimate, mean, paired_p, ratio, share
+from mlx_dpo.utils import statistics
 
 RNG = np.random.Generator
 EXAMPLES, DATA_SETS = 64, 1_000  # as many as are held out by default

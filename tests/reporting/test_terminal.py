@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mlx_dpo.reporting.clock import Clock
-from mlx_dpo.reporting.progress import TerminalProgress, sparkline
+from mlx_dpo.reporting.terminal_progress import TerminalProgress, sparkline
+from mlx_dpo.reporting.time_estimate import Clock
 from mlx_dpo.training.listener import RunPlan
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mlx_dpo.reporting.changes import changes
-from mlx_dpo.reporting.diagnosis import diagnose
-from mlx_dpo.reporting.numbers import Moment, RunNumbers
-from mlx_dpo.reporting.statistics import Estimate
-from mlx_dpo.reporting.words import interval, p_value, rewards_answer, verdict
+from mlx_dpo.reporting.diagnostics_listener import diagnose
+from mlx_dpo.reporting.metric_intervals import Estimate
+from mlx_dpo.reporting.run_statistics import Moment, RunNumbers
+from mlx_dpo.reporting.word_changes import interval, p_value, rewards_answer, verdict
 
 PAIRS = 40
 

@@ -59,7 +59,7 @@ def test_evaluate_is_the_plain_computation(
 
 def test_another_models_folder_as_the_reference(tmp_path: Path) -> None:
     """A fused model can be held against its base."""
-    from mlx_dpo.export.fuse import fuse
+    from mlx_dpo.export.fuse.fuse_adapter import fuse
 
     fused = fuse(str(CHECKPOINT), TRL / "adapter", tmp_path / "fused").path
     config = TrainConfig(model=str(CHECKPOINT), data=str(PAIRS), reference="base")

@@ -17,12 +17,12 @@ from mlx.utils import tree_map
 
 from mlx_dpo import UserError, train
 from mlx_dpo.errors import Diverged
-from mlx_dpo.model.network import Trace
+from mlx_dpo.forward.network import Trace
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training import run_folder
 from mlx_dpo.training.checkpoint import read_exact_state
-from mlx_dpo.training.loop import MOST_IN_A_ROW, Trainer
 from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.training.trainer import MOST_IN_A_ROW, Trainer
 from tests.conftest import PAIRS, rows_of, write_rows
 from tests.training.test_resume import Notes
 from tests.training.test_run import config

@@ -11,9 +11,9 @@ import mlx.core as mx
 import pytest
 
 from mlx_dpo import Listener, TrainConfig, train
-from mlx_dpo.model.budget import BUSY
+from mlx_dpo.forward.memory_model import BUSY
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.training import plan as plans
+from mlx_dpo.training import run_planner as plans
 from tests.cli.conftest import Ran, mlx_dpo  # noqa: F401 (a fixture)
 from tests.conftest import CHECKPOINT, write_rows
 from tests.training.test_exact import text

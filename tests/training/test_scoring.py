@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.chat import Encoded
+from mlx_dpo.data.chat_encoding import Encoded
 from mlx_dpo.data.examples import Candidates
 from mlx_dpo.demo import pairs
 from mlx_dpo.errors import RowError, UserError
-from mlx_dpo.model.budget import Budget, Work
-from mlx_dpo.model.loading import load_model
-from mlx_dpo.model.network import Network
-from mlx_dpo.training.cut import Cut
-from mlx_dpo.training.evaluate import evaluate
-from mlx_dpo.training.scoring import score
+from mlx_dpo.evaluation.completion_chunks import Cut
+from mlx_dpo.evaluation.evaluator import evaluate
+from mlx_dpo.evaluation.implicit_rewards import score
+from mlx_dpo.forward.memory_model import Budget, Work
+from mlx_dpo.forward.model_loading import load_model
+from mlx_dpo.forward.network import Network
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 from tests.plain import completion_ids, logp
 

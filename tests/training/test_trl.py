@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.data.chat import Encoder
-from mlx_dpo.model.loading import load_tokenizer
+from mlx_dpo.data.chat_encoding import Encoder
+from mlx_dpo.evaluation.example_sets import pairs_in_memory
+from mlx_dpo.forward.model_loading import load_tokenizer
 from mlx_dpo.objectives import KNOBS, OBJECTIVES
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.training.pair_sets import pairs_in_memory
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
 
 REFERENCE = json.loads((TRL / "reference.json").read_text())

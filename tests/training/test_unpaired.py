@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo import Interrupted, TrainConfig, UserError, evaluate, train
-from mlx_dpo.data.batches import Epochs
+from mlx_dpo.data.micro_batches import Epochs
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.checkpoint import read_exact_state
 from mlx_dpo.training.listener import Listener
@@ -175,7 +175,7 @@ def test_demonstrations_need_no_reference(tmp_path: Path, monkeypatch: pytest.Mo
     def refused(*_: Any) -> Any:
         raise AssertionError("the reference policy was run")
 
-    monkeypatch.setattr("mlx_dpo.training.references.CachedReference", refused)
+    monkeypatch.setattr("mlx_dpo.evaluation.reference_setup.CachedReference", refused)
     rows = [{"messages": [*row["prompt"], *row["chosen"]]} for row in rows_of(PAIRS)]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     run = tmp_path / "run"
