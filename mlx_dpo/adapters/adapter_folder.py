@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_dpo.adapters.attach import attach, base_tensors, trainable
+from mlx_dpo.adapters.attach import attach_adapter, neutral_tensors, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.json_files import read_json
@@ -39,10 +39,10 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = Where(str(path / "adapter_config.json"))
         raise UserError(f"not an mlx-lm adapter config: {error}", where=where) from None
-    return spec, read_tensors(path / "adapters.safetensors")
+    return spec, read_safetensors(path / "adapters.safetensors")
 
 
-def model_of(adapter_path: str | Path) -> str:
+def adapter_base_model(adapter_path: str | Path) -> str:
     """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
     file = Path(adapter_path) / "adapter_config.json"
     model = read_json(file).get("model")
@@ -52,7 +52,7 @@ def model_of(adapter_path: str | Path) -> str:
     return model
 
 
-def read_tensors(file: Path) -> Tensors:
+def read_safetensors(file: Path) -> Tensors:
     """A safetensors file, read whole. Raises `UserError` where it is damaged."""
     try:
         tensors = cast(Tensors, mx.load(str(file)))
@@ -62,9 +62,9 @@ def read_tensors(file: Path) -> Tensors:
     return tensors
 
 
-def put_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where) -> None:
+def set_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where) -> None:
     """Put an adapter's tensors into the attached model. Raises `UserError` if they are another model's."""
-    own = trainable(model)
+    own = trainable_tensors(model)
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             problem = "is not in this model" if name not in own else f"is {tensor.shape}, not {own[name].shape}, here"
@@ -82,14 +82,14 @@ def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) ->
     the model's own weights: with them in place it is the base model.
     """
     spec, tensors = read_adapter(folder)
-    spec = attach(model, spec)
-    base = trainable(model)
-    put_tensors(model, tensors, Where(str(folder)))
+    spec = attach_adapter(model, spec)
+    base = trainable_tensors(model)
+    set_tensors(model, tensors, Where(str(folder)))
     if not lazy:
         mx.eval(model.parameters())
     return spec, base
 
 
-def put_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
+def apply_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
     """Put an adapter on, if any; returns the tensors that stand for the model without what is on it."""
-    return base_tensors(model) if folder is None else load_adapter(model, folder)[1]
+    return neutral_tensors(model) if folder is None else load_adapter(model, folder)[1]

@@ -12,7 +12,7 @@ from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError
 
 
-def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
+def attach_adapter(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
     """Freeze the model and add what `spec` says is trained. Returns the spec with layers and keys resolved."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -46,9 +46,9 @@ def attach(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
         hint = "The layers of this model: " + ", ".join(names[:20])
         raise UserError("no layer of this model matches --lora-keys", field="lora_keys", hint=hint)
     if spec.fuse_bits is not None:
-        from mlx_dpo.adapters.qa_lora import put_on_grid
+        from mlx_dpo.adapters.qa_lora import convert_to_qa_lora
 
-        put_on_grid(model, spec.fuse_bits)
+        convert_to_qa_lora(model, spec.fuse_bits)
     return replace(spec, num_layers=count, keys=keys)
 
 
@@ -73,12 +73,12 @@ def _adaptable_keys(model: nn.Module, spec: AdapterSpec) -> tuple[str, ...]:
     )
 
 
-def trainable(model: nn.Module) -> Tensors:
+def trainable_tensors(model: nn.Module) -> Tensors:
     """The trained tensors by name."""
     return dict(tree_flatten(model.trainable_parameters()))
 
 
-def base_tensors(model: nn.Module) -> Tensors:
+def neutral_tensors(model: nn.Module) -> Tensors:
     """The adapter tensors that would make the adapters on a model do nothing; empty where it has none."""
     tensors = {}
     for name, module in model.named_modules():

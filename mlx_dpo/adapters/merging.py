@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlx_dpo.adapters.qa_lora import grid_of, on_grid
+from mlx_dpo.adapters.qa_lora import fused_group_parameters, is_qa_lora
 
 PIECE = 1 << 24  # weights of a layer that are worked on in float32 at a time
 
@@ -33,13 +33,13 @@ class Precision:
             return False
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
-    def at(self, bits: int) -> Precision:
+    def with_bits(self, bits: int) -> Precision:
         """Groups of about this size at other bits, which mlx has in affine mode alone."""
         return Precision(bits, max(32, self.group_size))
 
 
-GOLDEN = 0.618  # multiples of it spread evenly over the unit interval
-FLOAT = Precision()
+GOLDEN_RATIO = 0.618  # multiples of it spread evenly over the unit interval
+FLOAT_PRECISION = Precision()
 _FLOAT_KIND: dict[type, Any] = {
     nn.QuantizedLinear: lambda: nn.Linear(1, 1, bias=False),
     nn.QuantizedEmbedding: lambda: nn.Embedding(1, 1),
@@ -53,48 +53,48 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     return dict(sorted(found, key=lambda item: re.sub(r"\d+", lambda number: number.group().zfill(6), item[0])))
 
 
-def base_of(module: nn.Module) -> nn.Module:
+def base_layer(module: nn.Module) -> nn.Module:
     """The layer under an adapter, or the layer itself."""
     return module.get("linear", module.get("embedding", module))
 
 
-def precision_of(module: nn.Module) -> Precision:
+def layer_precision(module: nn.Module) -> Precision:
     """The precision of a layer, or of the layer under an adapter."""
-    base = base_of(module)
-    return Precision(base.bits, base.group_size, base.mode) if "scales" in base else FLOAT
+    base = base_layer(module)
+    return Precision(base.bits, base.group_size, base.mode) if "scales" in base else FLOAT_PRECISION
 
 
-def float_type(module: nn.Module) -> mx.Dtype:
+def compute_dtype(module: nn.Module) -> mx.Dtype:
     """The float type that a layer, or the layer under an adapter, computes in."""
-    base = base_of(module)
+    base = base_layer(module)
     if "scales" not in base:
         return base.weight.dtype
     floats = mx.issubdtype(base.scales.dtype, mx.floating)  # mxfp4's scales are bytes
     return base.scales.dtype if floats else mx.bfloat16
 
 
-def bytes_of(module: nn.Module, precision: Precision) -> float:
+def weight_bytes(module: nn.Module, precision: Precision) -> float:
     """What the weights of a layer take at a precision, scales and offsets included."""
-    size = float_type(module).size
+    size = compute_dtype(module).size
     if precision.bits is None:
         return _count(module) * size
     per_group = 2 * size if precision.mode == "affine" else 1
     return _count(module) * (precision.bits / 8 + per_group / precision.group_size)
 
 
-def fold(module: nn.Module, precision: Precision) -> nn.Module:
+def merge_layer(module: nn.Module, precision: Precision) -> nn.Module:
     """The layer that an adapted one amounts to, or a quantized one, evaluated.
 
     At the base's own precision an adapter on the grid moves the base's scales and offsets, and no weight is rounded
     anew. All else is added up in float32 and rounded once.
     """
-    if on_grid(module) and precision == precision_of(module):
+    if is_qa_lora(module) and precision == layer_precision(module):
         folded = _regridded(module)
         mx.eval(folded.parameters())
         return folded
-    parts, stretch = [], _stretch(precision_of(module), precision)
+    parts, stretch = [], _stretch(layer_precision(module), precision)
     for piece in _pieces(module):
-        whole, dtype = _in_float32(piece), float_type(module)
+        whole, dtype = _in_float32(piece), compute_dtype(module)
         part = _cast(whole if precision.bits is None else _quantized(whole, precision, dtype, stretch), dtype)
         mx.eval(part.parameters())
         parts.append(part)
@@ -108,27 +108,27 @@ def rounding_error(module: nn.Module, precision: Precision) -> float:
     """What folding at a precision changes the weights by, squared, against their own squares."""
     error = whole = mx.array(0.0)
     for piece in _pieces(module):
-        exact, rounded = _in_float32(piece).weight, _dequantized(fold(piece, precision)).weight
+        exact, rounded = _in_float32(piece).weight, _dequantized(merge_layer(piece, precision)).weight
         error, whole = error + mx.square(exact - rounded).sum(), whole + mx.square(exact).sum()
         mx.eval(error, whole)
     return float(error) / (float(whole) or 1.0)
 
 
 def _count(module: nn.Module) -> int:
-    base = base_of(module)
+    base = base_layer(module)
     return base.scales.size * base.group_size if "scales" in base else base.weight.size
 
 
 def _pieces(module: nn.Module) -> Iterator[nn.Module]:
     """A layer cut into layers of fewer rows, or of fewer experts."""
-    rows = base_of(module).weight.shape[0]
+    rows = base_layer(module).weight.shape[0]
     step = max(1, PIECE * rows // _count(module))
     for start in range(0, rows, step):
         yield _cut(module, slice(start, start + step))
 
 
 def _cut(module: nn.Module, part: slice) -> nn.Module:
-    base, piece = copy(base_of(module)), copy(module)
+    base, piece = copy(base_layer(module)), copy(module)
     for name in ("weight", "scales", "biases", "bias"):
         if base.get(name) is not None:
             base[name] = base[name][part]
@@ -146,16 +146,16 @@ def _cut(module: nn.Module, part: slice) -> nn.Module:
 
 
 def _regridded(module: nn.Module) -> nn.Module:
-    layer = copy(base_of(module))
-    layer.scales, layer.biases = grid_of(module)
+    layer = copy(base_layer(module))
+    layer.scales, layer.biases = fused_group_parameters(module)
     return layer
 
 
 def _in_float32(module: nn.Module) -> nn.Module:
     """The layer that an adapted one amounts to, unrounded; or the layer itself."""
-    if on_grid(module):
+    if is_qa_lora(module):
         return _dequantized(_regridded(module))
-    base = base_of(module)
+    base = base_layer(module)
     if base is module:
         return _dequantized(module)
     adapted = copy(module)
@@ -190,7 +190,7 @@ def _stretch(base: Precision, precision: Precision) -> float:
     if base.bits is None or precision.bits is None or precision.bits <= base.bits or precision.mode != "affine":
         return 1.0
     ratio = (2**precision.bits - 1) / (2**base.bits - 1)
-    return 1.0 if 0.2 <= ratio % 1 + 1e-9 <= 0.8 else ratio / (math.floor(ratio) - 1 + GOLDEN)
+    return 1.0 if 0.2 <= ratio % 1 + 1e-9 <= 0.8 else ratio / (math.floor(ratio) - 1 + GOLDEN_RATIO)
 
 
 def _quantized(layer: nn.Module, precision: Precision, dtype: mx.Dtype, stretch: float) -> nn.Module:

@@ -22,10 +22,10 @@ from mlx_dpo.errors import UserError
 
 # A group's one number has a little less to act on than weights of their own. With A's first values so many times
 # mlx-lm's, a learning rate brings no less margin than without --fuse-bits (on pairs set aside of the bundled ones).
-FIRST = 1.4
+INIT_SCALE = 1.4
 
 
-class LoRAOnGrid(LoRALinear):
+class QALoRALinear(LoRALinear):
     """mlx-lm's LoRA layer, computed as the layer that will be fused of it."""
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -34,7 +34,7 @@ class LoRAOnGrid(LoRALinear):
         return y + _only_gradient(dropped, whole).astype(y.dtype)
 
 
-class DoRAOnGrid(DoRALinear):
+class QADoRALinear(DoRALinear):
     """mlx-lm's DoRA layer, computed as the layer that will be fused of it: its scales are multiplied, row by row."""
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -45,7 +45,7 @@ class DoRAOnGrid(DoRALinear):
         return y + _only_gradient(factor * moved, factor * plain).astype(y.dtype)
 
 
-class LoRASwitchOnGrid(LoRASwitchLinear):
+class QALoRASwitchLinear(LoRASwitchLinear):
     """mlx-lm's LoRA layer over a mixture's experts, computed as the layer that will be fused of it."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
@@ -57,15 +57,19 @@ class LoRASwitchOnGrid(LoRASwitchLinear):
         return y + _only_gradient(dropped, whole).astype(y.dtype)
 
 
-KINDS: dict[type, type] = {LoRALinear: LoRAOnGrid, DoRALinear: DoRAOnGrid, LoRASwitchLinear: LoRASwitchOnGrid}
+QA_LORA_CLASSES: dict[type, type] = {
+    LoRALinear: QALoRALinear,
+    DoRALinear: QADoRALinear,
+    LoRASwitchLinear: QALoRASwitchLinear,
+}
 
 
-def on_grid(module: nn.Module) -> bool:
+def is_qa_lora(module: nn.Module) -> bool:
     """Whether an adapted layer is one of these."""
-    return type(module) in KINDS.values()
+    return type(module) in QA_LORA_CLASSES.values()
 
 
-def put_on_grid(model: nn.Module, bits: int) -> None:
+def convert_to_qa_lora(model: nn.Module, bits: int) -> None:
     """Make a model's fresh adapters such.
 
     Args:
@@ -82,13 +86,13 @@ def put_on_grid(model: nn.Module, bits: int) -> None:
         hint = f"With --fuse-bits {fewest} the fused model has the base's own size and keeps the whole margin."
         raise UserError(f"the model's layers have {fewest} bits, not {bits}", field="fuse_bits", hint=hint)
     for _, module in adapted:
-        module.__class__ = KINDS[type(module)]
+        module.__class__ = QA_LORA_CLASSES[type(module)]
         a, size, inputs = module.lora_a, module.linear.group_size, 0 if module.lora_a.ndim == 2 else 2
         first = mx.take(a, mx.arange(0, a.shape[inputs], size), axis=inputs)
-        module.lora_a = FIRST * mx.repeat(first, size, axis=inputs)
+        module.lora_a = INIT_SCALE * mx.repeat(first, size, axis=inputs)
 
 
-def grid_of(module: nn.Module) -> tuple[mx.array, mx.array]:
+def fused_group_parameters(module: nn.Module) -> tuple[mx.array, mx.array]:
     """(scales, offsets) of the layer that is fused of an adapter on the grid; its codes are the base's.
 
     In the base's float type and shape: [out, groups], or [experts, out, groups].
@@ -102,7 +106,7 @@ def grid_of(module: nn.Module) -> tuple[mx.array, mx.array]:
 
 
 def _require_offsets(name: str, module: nn.Module) -> None:
-    if type(module) not in KINDS:
+    if type(module) not in QA_LORA_CLASSES:
         hint = "Name others with --lora-keys, or train without --fuse-bits."
         raise UserError(f"{name} can't be trained so, being no linear layer", field="fuse_bits", hint=hint)
     linear = module.linear
@@ -119,7 +123,7 @@ def _fused(module: nn.Module, x: mx.array, *others: Any) -> mx.array:
     """What the fused layer gives, and its gradient with respect to x alone."""
     linear = module.linear
     base = linear.scales, linear.biases
-    linear.scales, linear.biases = (mx.stop_gradient(part) for part in grid_of(module))
+    linear.scales, linear.biases = (mx.stop_gradient(part) for part in fused_group_parameters(module))
     try:
         return linear(x, *others)
     finally:

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 
 @contextmanager
-def policy_as(model: nn.Module, tensors: Mapping[str, mx.array]) -> Iterator[None]:
+def swap_adapter(model: nn.Module, tensors: Mapping[str, mx.array]) -> Iterator[None]:
     """Within, these tensors of the model are other ones; so one model in memory is policy and reference both."""
     current = {k: v for k, v in tree_flatten(model.parameters()) if k in tensors}
     model.update(tree_unflatten(list(tensors.items())))

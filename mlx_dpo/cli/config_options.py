@@ -13,7 +13,7 @@ import typer
 from mlx_dpo.config import TrainConfig, unwrap_optional
 
 
-def with_knobs(
+def with_config_options(
     names: Iterable[str] | None = None, **helps: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each knob (of `names`, or all). It gets those that were typed as `flags`.

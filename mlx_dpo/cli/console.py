@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-results = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+stdout_console = Console(highlight=False)
+stderr_console = Console(stderr=True, highlight=False)
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """A line for people, on stderr."""
-    notes.print(text, soft_wrap=True, markup=False)
+    stderr_console.print(text, soft_wrap=True, markup=False)
 
 
 def print_json(value: Any) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from mlx_dpo.data.messages import type_name
+from mlx_dpo.data.messages import json_type_name
 from mlx_dpo.errors import RowError, Where
 
 Row = dict[str, Any]
 T = TypeVar("T")
 
 
-def renaming(columns: Mapping[str, str], read: Callable[[Any, Where], T]) -> Callable[[Any, Where], T]:
+def with_renamed_columns(columns: Mapping[str, str], parse: Callable[[Any, Where], T]) -> Callable[[Any, Where], T]:
     """`read`, of rows whose columns have other names.
 
     Args:
@@ -25,27 +25,27 @@ def renaming(columns: Mapping[str, str], read: Callable[[Any, Where], T]) -> Cal
         read: `pairs_of`, or what else reads a row at a place.
     """
     if not columns:
-        return read
+        return parse
 
-    def read_renamed(row: Any, where: Where) -> T:
+    def parse_renamed(row: Any, where: Where) -> T:
         try:
-            return read(renamed(row, columns), where)
+            return parse(rename_columns(row, columns), where)
         except RowError as error:
             error.where = where
             raise
 
-    return read_renamed
+    return parse_renamed
 
 
-def renamed(row: Any, columns: Mapping[str, str]) -> Any:
+def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
     """A row with its columns under their usual names. Raises `RowError`, without a place, where it lacks one."""
     if not columns or not isinstance(row, dict):
         return row
-    found = {name: _column(row, column) for name, column in columns.items()}
+    found = {name: _column_value(row, column) for name, column in columns.items()}
     return {**{key: value for key, value in row.items() if key not in columns.values()}, **found}
 
 
-def canonical(row: Any) -> Any:
+def to_canonical_row(row: Any) -> Any:
     """A row of a known set as `prompt`, `completions` and `scores`; any other as it is.
 
     Raises: `RowError`, without a place, where a known set's column holds what it never does.
@@ -58,7 +58,7 @@ def canonical(row: Any) -> Any:
     return row
 
 
-def _column(row: Row, column: str) -> Any:
+def _column_value(row: Row, column: str) -> Any:
     if column in row:
         return row[column]
     value: Any = row
@@ -79,7 +79,7 @@ def _ranked(row: Row, prompt: str, answers: list[Any], scores: list[Any]) -> Row
 def _one_of(row: Row, name: str, allowed: tuple[int, ...]) -> int:
     value = row[name]
     if isinstance(value, bool) or value not in allowed:
-        shown = value if isinstance(value, (int, float)) else type_name(value)
+        shown = value if isinstance(value, (int, float)) else json_type_name(value)
         raise RowError(f"must be one of {allowed}, not {shown}", kind="type", field=name)
     return int(value)
 
@@ -92,7 +92,7 @@ def _shp(row: Row) -> Row:
 
 def _nectar(row: Row) -> Row:
     """berkeley-nest/Nectar: seven answers with ranks, 1 the best."""
-    return _ranked(row, "prompt", _each(row["answers"], "answers", "answer"), _negated(row["answers"], "rank"))
+    return _ranked(row, "prompt", _values_of(row["answers"], "answers", "answer"), _negated(row["answers"], "rank"))
 
 
 def _ultrafeedback(row: Row) -> Row:
@@ -105,8 +105,8 @@ def _ultrafeedback(row: Row) -> Row:
     return _ranked(
         row,
         "instruction",
-        _each(completions, "completions", "response"),
-        _each(completions, "completions", "overall_score"),
+        _values_of(completions, "completions", "response"),
+        _values_of(completions, "completions", "overall_score"),
     )
 
 
@@ -136,9 +136,9 @@ def _pku(row: Row) -> Row:
     return _ranked(row, "prompt", [row["response_0"], row["response_1"]], [1 - better, better])
 
 
-def _each(items: Any, name: str, key: str) -> list[Any]:
+def _values_of(items: Any, name: str, key: str) -> list[Any]:
     if not isinstance(items, list):
-        raise RowError(f"must be a list, not {type_name(items)}", kind="type", field=name)
+        raise RowError(f"must be a list, not {json_type_name(items)}", kind="type", field=name)
     for i, item in enumerate(items):
         if not isinstance(item, dict) or item.get(key) is None:
             raise RowError("is missing", kind="missing key", field=f"{name}[{i}].{key}")
@@ -146,10 +146,10 @@ def _each(items: Any, name: str, key: str) -> list[Any]:
 
 
 def _negated(items: Any, key: str) -> list[Any]:
-    ranks = _each(items, "answers", key)
+    ranks = _values_of(items, "answers", key)
     for i, rank in enumerate(ranks):
         if isinstance(rank, bool) or not isinstance(rank, (int, float)):
-            raise RowError(f"must be a number, not {type_name(rank)}", kind="type", field=f"answers[{i}].{key}")
+            raise RowError(f"must be a number, not {json_type_name(rank)}", kind="type", field=f"answers[{i}].{key}")
     return [-rank for rank in ranks]
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import Encoded, Encoder
-from mlx_dpo.data.column_mapping import renamed, renaming
+from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
+from mlx_dpo.data.column_mapping import rename_columns, with_renamed_columns
 from mlx_dpo.data.example_sources import OnProgress, read_rows
-from mlx_dpo.data.row_formats import Example, Pair, examples_of, shape_of
+from mlx_dpo.data.row_formats import Example, Pair, parse_examples, row_format_label
 from mlx_dpo.errors import RowError, UserError, Where
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
@@ -28,7 +28,7 @@ def _uint32() -> array[int]:
 
 
 @dataclass
-class Places:
+class Occurrences:
     """How many there were of something, and where the first few are."""
 
     count: int = 0
@@ -44,7 +44,7 @@ class Places:
 
 
 @dataclass
-class Lengths:
+class TokenLengths:
     """Token lengths of the examples under a model's tokenizer, and what its template does to them.
 
     Attributes:
@@ -52,23 +52,23 @@ class Lengths:
     """
 
     max_length: int
-    columns: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(_uint32))
-    cut: Places = field(default_factory=Places)
-    prefix_not_held: Places = field(default_factory=Places)
+    by_column: defaultdict[str, array[int]] = field(default_factory=lambda: defaultdict(_uint32))
+    truncated: Occurrences = field(default_factory=Occurrences)
+    prefix_mismatches: Occurrences = field(default_factory=Occurrences)
 
-    def add(self, encoded: Encoded, where: Where) -> None:
+    def add(self, encoded: EncodedExample, where: Where) -> None:
         """Count an example that was encoded without a limit."""
         names = ("chosen", "rejected") if isinstance(encoded.example, Pair) else ("completion",)
         for name, ids in zip(("prompt", *names), (encoded.prompt, *encoded.completions), strict=True):
-            self.columns[name].append(len(ids))
-        if encoded.length > self.max_length:
-            self.cut.add(where)
-        if not encoded.prefix_held:
-            self.prefix_not_held.add(where)
+            self.by_column[name].append(len(ids))
+        if encoded.num_tokens > self.max_length:
+            self.truncated.add(where)
+        if not encoded.prompt_is_prefix:
+            self.prefix_mismatches.add(where)
 
     def quantiles(self) -> dict[str, dict[str, int]]:
         """The `QUANTILES` of each column's lengths."""
-        return {name: _quantiles(lengths) for name, lengths in self.columns.items()}
+        return {name: _quantiles(lengths) for name, lengths in self.by_column.items()}
 
 
 def _quantiles(lengths: array[int]) -> dict[str, int]:
@@ -76,7 +76,7 @@ def _quantiles(lengths: array[int]) -> dict[str, int]:
     return {name: int(value) for name, value in zip(QUANTILES, values, strict=True)}
 
 
-class Survey:
+class DataCheck:
     """Everything `mlx-dpo data check` tells about some files. Memory: some 30 bytes an example."""
 
     def __init__(
@@ -88,47 +88,49 @@ class Survey:
         columns: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Without a tokenizer, nothing is said about tokens. columns: see `renaming`."""
-        self.columns = columns
+        self.renamed_columns = columns
         self.files: list[str] = []
         self.rows, self.pairs, self.completions = 0, 0, 0
-        self.shapes: Counter[str] = Counter()
+        self.row_formats: Counter[str] = Counter()
         self.problems: list[RowError] = []
         self.problem_kinds: Counter[str] = Counter()
-        self.without_pairs, self.equal_sides = Places(), Places()
-        self.lengths = Lengths(max_length) if tokenizer is not None else None
+        self.rows_without_pairs, self.identical_completions = Occurrences(), Occurrences()
+        self.lengths = TokenLengths(max_length) if tokenizer is not None else None
         self._encoder = None
         if tokenizer is not None:
-            self._encoder = Encoder(tokenizer, max_length=2**31, overlong="truncate", raw=raw)
+            self._encoder = ExampleEncoder(tokenizer, max_length=2**31, overlong="truncate", raw=raw)
         self._hashes, self._lines, self._files = array("q"), _uint32(), array("H")
 
-    def read(self, path: str, progress: OnProgress | None = None) -> None:
+    def add_file(self, path: str, on_progress: OnProgress | None = None) -> None:
         """Take in a file. Raises `UserError` where it can't be read at all."""
         self.files.append("stdin" if path == "-" else path)
         before = self.rows
-        for row in read_rows(path, self._problem, progress, renaming(self.columns, examples_of)):
+        for row in read_rows(
+            path, self._count_bad_row, on_progress, with_renamed_columns(self.renamed_columns, parse_examples)
+        ):
             self.rows += 1
-            self.shapes[shape_of(renamed(row.value, self.columns))] += 1
+            self.row_formats[row_format_label(rename_columns(row.value, self.renamed_columns))] += 1
             if not row.examples:
-                self.without_pairs.add(row.where)
+                self.rows_without_pairs.add(row.where)
             for example in row.examples:
-                self._example(example, row.where)
+                self._add_example(example, row.where)
         if self.rows == before:
             raise UserError("holds no rows", where=Where(self.files[-1]))
 
-    def _problem(self, error: RowError) -> None:
+    def _count_bad_row(self, error: RowError) -> None:
         self.rows += 1
-        self._complain(error)
+        self._record_problem(error)
 
-    def _complain(self, error: RowError) -> None:
+    def _record_problem(self, error: RowError) -> None:
         self.problem_kinds[error.kind] += 1
         if len(self.problems) < _FIRST_PROBLEMS:
             self.problems.append(error)
 
-    def _example(self, example: Example, where: Where) -> None:
+    def _add_example(self, example: Example, where: Where) -> None:
         if isinstance(example, Pair):
             self.pairs += 1
             if example.chosen == example.rejected:
-                self.equal_sides.add(where)
+                self.identical_completions.add(where)
         else:
             self.completions += 1
         self._hashes.append(_hash(example))
@@ -138,18 +140,18 @@ class Survey:
             try:
                 encoded = self._encoder(example, where)
             except RowError as error:
-                return self._complain(error)
+                return self._record_problem(error)
             if encoded is not None:
                 self.lengths.add(encoded, where)
         return None
 
-    def duplicates(self) -> Places:
+    def duplicates(self) -> Occurrences:
         """Examples that were there before, in this file or one read earlier."""
         hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.empty(0, np.int64)
         order = np.argsort(hashes, kind="stable")
         again = np.sort(order[1:][np.diff(hashes[order]) == 0])
         first = [Where(self.files[self._files[i]], self._lines[i]) for i in again[:_FIRST_PLACES]]
-        return Places(len(again), first)
+        return Occurrences(len(again), first)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -158,24 +160,24 @@ class Survey:
             "rows": self.rows,
             "pairs": self.pairs,
             "completions": self.completions,
-            "shapes": dict(self.shapes.most_common()),
+            "shapes": dict(self.row_formats.most_common()),
             "problems": self.problem_kinds.total(),
             "problem_kinds": dict(self.problem_kinds.most_common()),
             "first_problems": [_problem_json(error) for error in self.problems],
-            "rows_without_pairs": self.without_pairs.to_json(),
+            "rows_without_pairs": self.rows_without_pairs.to_json(),
             "duplicates": self.duplicates().to_json(),
-            "equal_sides": self.equal_sides.to_json(),
+            "equal_sides": self.identical_completions.to_json(),
         }
         if self.lengths:
             told["tokens"] = self.lengths.quantiles()
             told["max_length"] = self.lengths.max_length
-            told["cut"] = self.lengths.cut.to_json()
-            told["prefix_not_held"] = self.lengths.prefix_not_held.to_json()
+            told["cut"] = self.lengths.truncated.to_json()
+            told["prefix_not_held"] = self.lengths.prefix_mismatches.to_json()
         return told
 
 
 def _hash(example: Example) -> int:
-    parts = (example.prompt, *example.answers)
+    parts = (example.prompt, *example.completions)
     return hash(parts if isinstance(example.prompt, str) else json.dumps(parts, sort_keys=True))
 
 

@@ -13,22 +13,29 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mlx_dpo.data.hub_datasets import Dataset, hub_name
-from mlx_dpo.data.row_files import Source, lines_of, local_path, open_source, parse_line, say_os_error
-from mlx_dpo.data.row_formats import Example, ExamplesOf, Pair, examples_of, pairs_of
+from mlx_dpo.data.hub_datasets import HubDataset, parse_hub_name
+from mlx_dpo.data.row_files import (
+    RowStream,
+    expand_path,
+    iter_lines,
+    open_rows,
+    os_error_to_user_error,
+    parse_json_line,
+)
+from mlx_dpo.data.row_formats import Example, Pair, RowParser, parse_examples, parse_pairs
 from mlx_dpo.errors import RowError, UserError, Where
 
-OnProblem = Callable[[RowError], None]
+OnBadRow = Callable[[RowError], None]
 OnProgress = Callable[[float], None]
 
 TRAIN_NAMES = ("train",)
 VALID_NAMES = ("valid", "validation", "val", "eval", "dev")
-_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
-_BLOCK = 1 << 14
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+_BLOCK_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ParsedRow:
     """A row and the examples in it; `line` is its JSON, `offset` where that starts in a file of JSON lines."""
 
     where: Where
@@ -40,10 +47,10 @@ class Row:
 
 def read_rows(
     path: str,
-    on_problem: OnProblem | None = None,
-    progress: OnProgress | None = None,
-    read: ExamplesOf = examples_of,
-) -> Iterator[Row]:
+    on_bad_row: OnBadRow | None = None,
+    on_progress: OnProgress | None = None,
+    parse: RowParser = parse_examples,
+) -> Iterator[ParsedRow]:
     """The good rows of a file (or of stdin, for `-`), in order, as they are read.
 
     Args:
@@ -53,48 +60,48 @@ def read_rows(
 
     Raises: `RowError`; `UserError` where the file can't be read at all.
     """
-    with open_source(path) as source:
-        yield from rows_of(source, on_problem, progress, read)
+    with open_rows(path) as source:
+        yield from parse_rows(source, on_bad_row, on_progress, parse)
 
 
-def rows_of(
-    source: Source,
-    on_problem: OnProblem | None = None,
-    progress: OnProgress | None = None,
-    read: ExamplesOf = examples_of,
-) -> Iterator[Row]:
+def parse_rows(
+    source: RowStream,
+    on_bad_row: OnBadRow | None = None,
+    on_progress: OnProgress | None = None,
+    parse: RowParser = parse_examples,
+) -> Iterator[ParsedRow]:
     """The good rows of an open source; see `read_rows`."""
-    lines, one_kind = lines_of(source), OneKind()
+    lines, one_kind = iter_lines(source), ExampleKindCheck()
     shown = time.monotonic()
     for count in range(1 << 62):
         where = Where(source.name)
         try:
             number, offset, line = next(lines)
             where = Where(source.name, number)
-            value = parse_line(line, where)
-            examples = one_kind.checked(read(value, where), where)
+            value = parse_json_line(line, where)
+            examples = one_kind.check(parse(value, where), where)
         except StopIteration:
             break
         except RowError as error:
-            if on_problem is None:
+            if on_bad_row is None:
                 raise
-            on_problem(error)
+            on_bad_row(error)
             continue  # after an array's bad JSON nothing more comes
-        yield Row(where, value, examples, line, offset)
-        if progress and count % 256 == 0 and time.monotonic() - shown > 0.25:
+        yield ParsedRow(where, value, examples, line, offset)
+        if on_progress and count % 256 == 0 and time.monotonic() - shown > 0.25:
             shown = time.monotonic()
-            progress(source.share())
-    if progress:
-        progress(1.0)
+            on_progress(source.fraction_read())
+    if on_progress:
+        on_progress(1.0)
 
 
-class OneKind:
+class ExampleKindCheck:
     """Sees to it that examples are all pairs or all single completions."""
 
     def __init__(self) -> None:
         self.first: tuple[type[Example], Where] | None = None
 
-    def checked(self, examples: Sequence[Example], where: Where) -> Sequence[Example]:
+    def check(self, examples: Sequence[Example], where: Where) -> Sequence[Example]:
         """The same examples. Raises `RowError`."""
         if examples:
             kind, place = self.first = self.first or (type(examples[0]), where)
@@ -107,7 +114,7 @@ class OneKind:
         return examples
 
 
-class PairFile:
+class ExampleFile:
     """The examples of a file by number; only where each of them starts is in memory (14 bytes a pair).
 
     Reading is safe from several threads at once.
@@ -118,31 +125,31 @@ class PairFile:
         name: str,
         digest: str,
         file: BinaryIO,
-        read: ExamplesOf,
+        parse: RowParser,
         offsets: np.ndarray,
         lines: np.ndarray,
-        within: np.ndarray,
+        row_positions: np.ndarray,
     ) -> None:
         """digest: of all rows. The others: of each one its row's first byte in `file`, its line, its number in it."""
-        self.name, self.digest, self._read = name, digest, read
-        self._file, self._offsets, self._lines, self._within = file, offsets, lines, within
-        self._state = _state(file)
+        self.name, self.digest, self._parse = name, digest, parse
+        self._file, self._offsets, self._lines, self._row_positions = file, offsets, lines, row_positions
+        self._file_state = _file_state(file)
 
     @classmethod
     def open(
         cls,
         path: str,
-        on_problem: OnProblem | None = None,
-        progress: OnProgress | None = None,
-        read: ExamplesOf = pairs_of,
-    ) -> PairFile:
+        on_bad_row: OnBadRow | None = None,
+        on_progress: OnProgress | None = None,
+        parse: RowParser = parse_pairs,
+    ) -> ExampleFile:
         """Look at every row of a file (or of stdin, for `-`) once; see `read_rows` for the arguments and errors."""
         offsets, lines, within = array("q"), array("I"), array("H")
         digest = hashlib.blake2b(digest_size=16)
-        with open_source(path) as source:
-            file: Any = local_path(path).open("rb") if source.seekable else _temporary(source.name)
-            before, end = _state(file), 0
-            for row in rows_of(source, on_problem, progress, read):
+        with open_rows(path) as source:
+            file: Any = expand_path(path).open("rb") if source.seekable else _temporary(source.name)
+            before, end = _file_state(file), 0
+            for row in parse_rows(source, on_bad_row, on_progress, parse):
                 digest.update(row.line.rstrip() + b"\n")
                 start = row.offset
                 if not source.seekable:
@@ -153,46 +160,46 @@ class PairFile:
                     within.append(i)
         if not offsets:
             raise UserError("holds no pairs", where=Where(source.name), hint="`mlx-dpo data check` says why.")
-        if source.seekable and before != _state(file):
-            raise _changed(source.name)
+        if source.seekable and before != _file_state(file):
+            raise _changed_error(source.name)
         file.flush()
         index = (np.frombuffer(a, dtype) for a, dtype in ((offsets, np.int64), (lines, np.uint32), (within, np.uint16)))
-        return cls(source.name, digest.hexdigest(), file, read, *index)
+        return cls(source.name, digest.hexdigest(), file, parse, *index)
 
-    def index(self) -> dict[str, np.ndarray]:
+    def index_arrays(self) -> dict[str, np.ndarray]:
         """All that another process needs to read the examples of the same file without looking at every row."""
         told = {"digest": bytes.fromhex(self.digest), "checksum": _checksum(self._file)}
-        places = {"offsets": self._offsets, "lines": self._lines, "within": self._within}
+        places = {"offsets": self._offsets, "lines": self._lines, "within": self._row_positions}
         return {**places, **{name: np.frombuffer(value, np.uint8) for name, value in told.items()}}
 
     @classmethod
-    def by_index(cls, path: str, index: Mapping[str, np.ndarray], read: ExamplesOf) -> PairFile:
+    def from_index(cls, path: str, index: Mapping[str, np.ndarray], parse: RowParser) -> ExampleFile:
         """The file that another process has looked at, unpacked JSON lines here as there.
 
         Raises `UserError` where it is not the same to the byte.
         """
-        with open_source(path) as source:
-            file: Any = local_path(path).open("rb")
+        with open_rows(path) as source:
+            file: Any = expand_path(path).open("rb")
         if _checksum(file) != index["checksum"].tobytes():
             hint = "Copy the first machine's file to the others."
             raise UserError("is not the same file on all machines", where=Where(source.name), hint=hint)
         digest = index["digest"].tobytes().hex()
-        return cls(source.name, digest, file, read, index["offsets"], index["lines"], index["within"])
+        return cls(source.name, digest, file, parse, index["offsets"], index["lines"], index["within"])
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Example:
-        if _state(self._file) != self._state:
-            raise _changed(self.name)
-        where = self.where(index)
+        if _file_state(self._file) != self._file_state:
+            raise _changed_error(self.name)
+        where = self.location(index)
         try:
-            row = parse_line(self._line(int(self._offsets[index])), where)
-            return self._read(row, where)[int(self._within[index])]
+            row = parse_json_line(self._read_line(int(self._offsets[index])), where)
+            return self._parse(row, where)[int(self._row_positions[index])]
         except (RowError, IndexError):
-            raise _changed(self.name) from None
+            raise _changed_error(self.name) from None
 
-    def where(self, index: int) -> Where:
+    def location(self, index: int) -> Where:
         """The place of a pair's row."""
         return Where(self.name, int(self._lines[index]))
 
@@ -200,8 +207,8 @@ class PairFile:
         """Let go of the file."""
         self._file.close()
 
-    def _line(self, offset: int) -> bytes:
-        line, size = b"", _BLOCK
+    def _read_line(self, offset: int) -> bytes:
+        line, size = b"", _BLOCK_BYTES
         while not line.endswith(b"\n"):
             block = os.pread(self._file.fileno(), size, offset + len(line))
             if not block:
@@ -211,9 +218,9 @@ class PairFile:
         return line
 
 
-def is_json_lines(path: str) -> bool:
+def is_plain_jsonl(path: str) -> bool:
     """Whether a file is JSON lines on disk as they are, so that its rows can be read by their places."""
-    with open_source(path) as source:
+    with open_rows(path) as source:
         return source.seekable
 
 
@@ -226,12 +233,12 @@ def _checksum(file: BinaryIO) -> bytes:
     return digest.digest()
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
+def _file_state(file: BinaryIO) -> tuple[int, int]:
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
-def _changed(name: str) -> UserError:
+def _changed_error(name: str) -> UserError:
     hint = "Start again, and leave the file as it is while it is in use."
     return UserError("the file was changed after it had been opened", where=Where(name), hint=hint)
 
@@ -240,7 +247,7 @@ def _temporary(name: str) -> Any:
     try:
         return tempfile.TemporaryFile(buffering=1 << 20)
     except OSError as error:
-        raise _no_room(error, name) from None
+        raise _no_space_error(error, name) from None
 
 
 def _append(file: BinaryIO, line: bytes, name: str) -> int:
@@ -248,56 +255,56 @@ def _append(file: BinaryIO, line: bytes, name: str) -> int:
     try:
         return file.write(line)
     except OSError as error:
-        raise _no_room(error, name) from None
+        raise _no_space_error(error, name) from None
 
 
-def _no_room(error: OSError, name: str) -> UserError:
+def _no_space_error(error: OSError, name: str) -> UserError:
     hint = "Set TMPDIR to a folder with room for it, or give an unpacked .jsonl file, which needs no copy."
     return UserError(f"can't be unpacked into {tempfile.gettempdir()}: {error.strerror}", where=Where(name), hint=hint)
 
 
-def find_data(data: str, valid: str | None) -> tuple[str, str | None]:
+def find_data_files(data: str, valid_data: str | None) -> tuple[str, str | None]:
     """The file to train on and the held-out one, from what --data and --valid-data say. Raises `UserError`.
 
     In a folder these are train.jsonl and valid.jsonl (or validation, val, eval, dev), .jsonl before .jsonl.gz, .json
     and .json.gz; without a held-out file there the second is None.
     """
     held_out = None
-    if repo := hub_name(data):
-        held_out = Dataset(data, repo).validation()
-    elif _kind(data) == "folder":
-        folder, held_out = data, in_folder(data, VALID_NAMES)
-        data = in_folder(folder, TRAIN_NAMES) or ""
+    if repo := parse_hub_name(data):
+        held_out = HubDataset(data, repo).validation_name()
+    elif _path_kind(data) == "folder":
+        folder, held_out = data, find_in_folder(data, VALID_NAMES)
+        data = find_in_folder(folder, TRAIN_NAMES) or ""
         if not data:
             hint = "The folder of --data holds train.jsonl and, for the held-out pairs, valid.jsonl."
             raise UserError("there is no train.jsonl in this folder", where=Where(folder), hint=hint)
-    if valid is None:
+    if valid_data is None:
         return data, held_out
-    if not hub_name(valid) and _kind(valid) == "folder":
-        folder, valid = valid, in_folder(valid, VALID_NAMES)
-        if valid is None:
+    if not parse_hub_name(valid_data) and _path_kind(valid_data) == "folder":
+        folder, valid_data = valid_data, find_in_folder(valid_data, VALID_NAMES)
+        if valid_data is None:
             raise UserError("there is no valid.jsonl in this folder", where=Where(folder))
-    if valid == data == "-":
+    if valid_data == data == "-":
         raise UserError("only one of --data and --valid-data can come from stdin")
-    return data, valid
+    return data, valid_data
 
 
-def in_folder(folder: str, names: tuple[str, ...]) -> str | None:
+def find_in_folder(folder: str, names: tuple[str, ...]) -> str | None:
     """The first file of rows in a folder that has one of these names, or None."""
-    candidates = (local_path(folder) / (name + ending) for name in names for ending in _ENDINGS)
+    candidates = (expand_path(folder) / (name + ending) for name in names for ending in _SUFFIXES)
     return next((str(file) for file in candidates if file.is_file()), None)
 
 
-def _kind(name: str) -> str:
+def _path_kind(name: str) -> str:
     """ "folder" or "file". Raises `UserError` where there is neither."""
     if name == "-":
         return "file"
-    path = local_path(name)
+    path = expand_path(name)
     try:
         if path.is_dir():
             return "folder"
         if path.exists():
             return "file"
     except OSError as error:
-        raise say_os_error(error, name) from None
-    raise say_os_error(FileNotFoundError(), name)
+        raise os_error_to_user_error(error, name) from None
+    raise os_error_to_user_error(FileNotFoundError(), name)

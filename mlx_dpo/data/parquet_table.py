@@ -9,19 +9,19 @@ from typing import Any
 
 from mlx_dpo.errors import UserError, Where
 
-ROWS = 256  # in memory at once
+ROWS_PER_BATCH = 256  # in memory at once
 
 
-class Table:
+class ParquetLines:
     """The rows of a file as lines of JSON, in a stream that can be read once, a row group at a time."""
 
     def __init__(self, file: str | Path, name: str) -> None:
         """name: what complaints call the file."""
-        self.file, self.name, self._share = file, name, 0.0
+        self.file, self.name, self._fraction_read = file, name, 0.0
 
-    def share(self) -> float:
+    def fraction_read(self) -> float:
         """How much is read, 0 to 1."""
-        return self._share
+        return self._fraction_read
 
     def peek(self, size: int) -> bytes:
         """Nothing: these are lines, no array."""
@@ -39,16 +39,16 @@ class Table:
         try:
             with pyarrow.parquet.ParquetFile(self.file) as table:
                 done, rows = 0, max(1, table.metadata.num_rows)
-                for batch in table.iter_batches(batch_size=ROWS):
+                for batch in table.iter_batches(batch_size=ROWS_PER_BATCH):
                     for row in batch.to_pylist():
-                        yield json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n"
+                        yield json.dumps(row, ensure_ascii=False, default=_json_default).encode() + b"\n"
                     done += batch.num_rows
-                    self._share = done / rows
+                    self._fraction_read = done / rows
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(f"the parquet file can't be read: {reason}", where=Where(self.name)) from None
 
 
-def _plain(value: Any) -> str:
+def _json_default(value: Any) -> str:
     """Dates and bytes, which JSON has no word for; no column that is trained on holds any."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_dpo.data.conversations import Turns
+from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.data.messages import check_text
-from mlx_dpo.data.row_files import lines_of, open_source, parse_line
-from mlx_dpo.data.row_formats import examples_of
+from mlx_dpo.data.row_files import iter_lines, open_rows, parse_json_line
+from mlx_dpo.data.row_formats import parse_examples
 from mlx_dpo.errors import UserError, Where
 
 
-def read_prompts(file: str) -> list[Turns]:
+def read_prompts(file: str) -> list[TextOrMessages]:
     """The lines of a .txt file; else the prompt of each row, which may be a whole pair or a prompt alone.
 
     Raises: `UserError`; `RowError` where a row has no prompt.
     """
-    prompts = _lines_of_text(file) if file.endswith(".txt") else _prompts_of_rows(file)
+    prompts = _prompts_from_text(file) if file.endswith(".txt") else _prompts_from_rows(file)
     if not prompts:
         raise UserError("holds no prompts", where=Where(file))
     return prompts
 
 
-def _lines_of_text(file: str) -> list[Turns]:
+def _prompts_from_text(file: str) -> list[TextOrMessages]:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -30,15 +30,15 @@ def _lines_of_text(file: str) -> list[Turns]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _prompts_of_rows(file: str) -> list[Turns]:
-    prompts: list[Turns] = []
-    with open_source(file) as source:
-        for number, _, line in lines_of(source):
+def _prompts_from_rows(file: str) -> list[TextOrMessages]:
+    prompts: list[TextOrMessages] = []
+    with open_rows(file) as source:
+        for number, _, line in iter_lines(source):
             where = Where(source.name, number)
-            row = parse_line(line, where)
+            row = parse_json_line(line, where)
             if isinstance(row, dict) and set(row) == {"prompt"} and isinstance(row["prompt"], str):
                 check_text(row["prompt"], "prompt")
                 prompts.append(row["prompt"])
             else:
-                prompts += [example.prompt for example in examples_of(row, where)[:1]]
+                prompts += [example.prompt for example in parse_examples(row, where)[:1]]
     return prompts

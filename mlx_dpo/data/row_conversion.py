@@ -13,16 +13,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from mlx_dpo.data.column_mapping import renaming
+from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.example_sources import OnProgress, read_rows
-from mlx_dpo.data.row_files import local_path
-from mlx_dpo.data.row_formats import examples_of
+from mlx_dpo.data.row_files import expand_path
+from mlx_dpo.data.row_formats import parse_examples
 from mlx_dpo.errors import RowError, UserError, Where
 
 Write = Callable[[bytes], object]
 
 
-def convert(
+def convert_rows(
     source: str,
     out: str,
     *,
@@ -43,8 +43,8 @@ def convert(
     bad: list[None] = []
     on_problem: Callable[[RowError], None] | None = (lambda error: bad.append(None)) if skip_bad else None
     pairs = 0
-    with _stdout() if out == "-" else _aside(out, source) as write:
-        for row in read_rows(source, on_problem, progress, renaming(columns, examples_of)):
+    with _stdout() if out == "-" else _atomic_output(out, source) as write:
+        for row in read_rows(source, on_problem, progress, with_renamed_columns(columns, parse_examples)):
             for pair in row.examples:
                 write(json.dumps(pair.to_row(), ensure_ascii=False).encode() + b"\n")
                 pairs += 1
@@ -67,17 +67,17 @@ def _stdout() -> Iterator[Write]:
 
 
 @contextmanager
-def _aside(name: str, source: str) -> Iterator[Write]:
+def _atomic_output(name: str, source: str) -> Iterator[Write]:
     """A file written beside `out` and put in its place at the end, or removed where that is not reached."""
     if "\0" in name:
         raise UserError("a file's name can't hold a NUL", where=Where(repr(name)))
-    out = local_path(name).resolve()
+    out = expand_path(name).resolve()
     written: Path | None = None
     try:
         _check_out(out, source)
         handle, aside = tempfile.mkstemp(prefix=f".{out.name[:100]}.", dir=out.parent)
         written = Path(aside)
-        with os.fdopen(handle, "wb") as file, _packed(file, out.name) as stream:
+        with os.fdopen(handle, "wb") as file, _maybe_gzip(file, out.name) as stream:
             yield stream.write
         written.chmod(0o666 & ~_umask())
         written.replace(out)
@@ -94,13 +94,13 @@ def _check_out(out: Path, source: str) -> None:
         raise UserError("is a folder; name the new file", where=Where(str(out)))
     if out.exists() and not out.is_file():
         raise UserError("is not a file; use - to write to stdout", where=Where(str(out)))
-    read = local_path(source)
+    read = expand_path(source)
     if source != "-" and out.exists() and read.exists() and out.samefile(read):
         raise UserError("is the file that is read, and would be overwritten", where=Where(str(out)))
 
 
 @contextmanager
-def _packed(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
+def _maybe_gzip(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
     if not name.endswith(".gz"):
         yield file
         return

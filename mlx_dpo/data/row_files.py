@@ -19,24 +19,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.data.hub_datasets import hub_name, open_dataset
-from mlx_dpo.data.parquet_table import Table
+from mlx_dpo.data.hub_datasets import open_hub_dataset, parse_hub_name
+from mlx_dpo.data.parquet_table import ParquetLines
 from mlx_dpo.errors import RowError, UserError, Where
 
-_BUFFER = 1 << 20
-_SPACE = " \t\r\n"
-_UNREAD = {
+_BUFFER_BYTES = 1 << 20
+_WHITESPACE = " \t\r\n"
+_UNSUPPORTED = {
     **dict.fromkeys((".arrow", ".csv", ".tsv", ".xlsx"), "tables are not read"),
     **dict.fromkeys((".zip", ".tar", ".zst", ".bz2", ".xz", ".7z"), "of packed files only .gz is read"),
 }
-_TAKEN = (
+_SUPPORTED = (
     "Taken are .jsonl, .json (an array of rows), both also as .gz, .parquet, folders with train.jsonl, data sets of "
     "the Hub (user/name), and - for stdin."
 )
 
 
 @dataclass
-class Source:
+class RowStream:
     """An opened file of rows.
 
     Attributes:
@@ -49,32 +49,32 @@ class Source:
     name: str
     stream: Any
     seekable: bool
-    share: Callable[[], float]
+    fraction_read: Callable[[], float]
 
 
-def say_os_error(error: OSError, name: str) -> UserError:
+def os_error_to_user_error(error: OSError, name: str) -> UserError:
     """An operating system's complaint about a file, as the user's."""
     if isinstance(error, FileNotFoundError):
-        return UserError("no such file", where=Where(name), hint=_TAKEN)
+        return UserError("no such file", where=Where(name), hint=_SUPPORTED)
     if isinstance(error, PermissionError):
         return UserError("may not be read: permission denied", where=Where(name))
     return UserError(f"can't be read: {error.strerror or error}", where=Where(name))
 
 
 @contextmanager
-def open_source(path: str, name: str | None = None) -> Iterator[Source]:
+def open_rows(path: str, name: str | None = None) -> Iterator[RowStream]:
     """Open a file of rows, a data set of the Hub, or stdin for `-`, called `name` in complaints.
 
     Raises `UserError`, also for what goes wrong with it inside.
     """
-    if repo := hub_name(path):
-        with open_dataset(path, repo) as source:
+    if repo := parse_hub_name(path):
+        with open_hub_dataset(path, repo) as source:
             yield source
         return
     name = name or ("stdin" if path == "-" else path)
-    if path.endswith(".parquet") and local_path(path).is_file():
-        table = Table(path, name)
-        yield Source(name, table, False, table.share)
+    if path.endswith(".parquet") and expand_path(path).is_file():
+        table = ParquetLines(path, name)
+        yield RowStream(name, table, False, table.fraction_read)
         return
     opened: list[io.BufferedReader] = []
     try:
@@ -83,15 +83,15 @@ def open_source(path: str, name: str | None = None) -> Iterator[Source]:
             opened.append(raw)
         size = file_size(raw)
         packed = _is_gzip(raw, name)
-        stream: Any = io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER) if packed else raw
+        stream: Any = io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER_BYTES) if packed else raw
         seekable = bool(size) and path != "-" and not packed and not _starts_array(stream)
-        yield Source(name, stream, seekable, lambda: min(raw.tell() / size, 1.0) if size else 0.0)
+        yield RowStream(name, stream, seekable, lambda: min(raw.tell() / size, 1.0) if size else 0.0)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         short = isinstance(error, EOFError)
         what = "is cut short" if short else f"is damaged ({error})"
         raise UserError(f"the gzip file {what}", where=Where(name), hint="Was it copied completely?") from None
     except OSError as error:
-        raise say_os_error(error, name) from None
+        raise os_error_to_user_error(error, name) from None
     finally:
         for file in opened:
             with suppress(OSError):
@@ -114,7 +114,7 @@ def _stdin() -> Any:
     return stream if hasattr(stream, "peek") else io.BufferedReader(stream)
 
 
-def local_path(name: str) -> Path:
+def expand_path(name: str) -> Path:
     """A path as typed, with ~ for the home folder."""
     try:
         return Path(name).expanduser()
@@ -123,13 +123,13 @@ def local_path(name: str) -> Path:
 
 
 def _open_file(path: str) -> Any:
-    file = local_path(path)
+    file = expand_path(path)
     if file.is_dir():
-        raise UserError("is a folder, not a file of rows", where=Where(path), hint=_TAKEN)
-    if why := _UNREAD.get(file.suffix.lower()):
-        raise UserError(why, where=Where(path), hint=_TAKEN)
+        raise UserError("is a folder, not a file of rows", where=Where(path), hint=_SUPPORTED)
+    if why := _UNSUPPORTED.get(file.suffix.lower()):
+        raise UserError(why, where=Where(path), hint=_SUPPORTED)
     try:
-        return file.open("rb", buffering=_BUFFER)
+        return file.open("rb", buffering=_BUFFER_BYTES)
     except ValueError as error:  # a NUL in the name
         raise UserError(f"can't be opened: {error}", where=Where(path)) from None
 
@@ -144,13 +144,13 @@ def _is_gzip(raw: io.BufferedReader, name: str) -> bool:
 
 
 def _starts_array(stream: Any) -> bool:
-    return stream.peek(_BUFFER)[:_BUFFER].removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
+    return stream.peek(_BUFFER_BYTES)[:_BUFFER_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
-def lines_of(source: Source) -> Iterator[tuple[int, int, bytes]]:
+def iter_lines(source: RowStream) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, offset in the stream, JSON) of every row. Raises `RowError` where an array breaks off."""
     if not source.seekable and _starts_array(source.stream):
-        yield from ((line, 0, element) for line, element in _elements(source))
+        yield from ((line, 0, element) for line, element in _array_elements(source))
         return
     offset = 0
     for number, line in enumerate(source.stream, 1):
@@ -161,7 +161,7 @@ def lines_of(source: Source) -> Iterator[tuple[int, int, bytes]]:
             yield number, start, line
 
 
-def parse_line(line: bytes, where: Where) -> Any:
+def parse_json_line(line: bytes, where: Where) -> Any:
     """The JSON value of a line. Raises `RowError`."""
     try:
         return json.loads(line.decode("utf-8"))
@@ -187,7 +187,7 @@ def _not_utf8(error: UnicodeDecodeError, where: Where) -> RowError:
     return RowError(message, kind="not UTF-8", where=where, hint="Save the file as UTF-8.")
 
 
-class _Text:
+class _TextReader:
     """The text of a stream from the current position on, read as needed; knows the line it is on."""
 
     def __init__(self, stream: Any, name: str) -> None:
@@ -195,10 +195,10 @@ class _Text:
         self.line, self.text, self.at, self.ended = 1, "", 0, False
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
-    def more(self) -> None:
+    def read_more(self) -> None:
         """Drop what is behind the position, and read at least as much as is left."""
         self.text, self.at = self.text[self.at :], 0
-        data = self.stream.read(max(_BUFFER, len(self.text)))
+        data = self.stream.read(max(_BUFFER_BYTES, len(self.text)))
         self.ended = not data
         try:
             self.text += self._decoder.decode(data, final=self.ended)
@@ -206,7 +206,7 @@ class _Text:
             line = self.line + self.text.count("\n") + error.object[: error.start].count(b"\n")
             raise _not_utf8(error, Where(self.name, line)) from None
 
-    def move(self, to: int) -> None:
+    def advance(self, to: int) -> None:
         self.line += self.text.count("\n", self.at, to)
         self.at = to
 
@@ -214,14 +214,14 @@ class _Text:
         """The next character that is not white space, or nothing at the end."""
         while True:
             to = self.at
-            while to < len(self.text) and self.text[to] in _SPACE:
+            while to < len(self.text) and self.text[to] in _WHITESPACE:
                 to += 1
-            self.move(to)
+            self.advance(to)
             if self.at < len(self.text):
                 return self.text[self.at]
             if self.ended:
                 return ""
-            self.more()
+            self.read_more()
 
     def column(self, position: int) -> tuple[int, int]:
         """(line, column) of a position in `text`; the column counts from the last line break that is still there."""
@@ -229,17 +229,17 @@ class _Text:
         return line, position - self.text.rfind("\n", 0, position)
 
 
-def _elements(source: Source) -> Iterator[tuple[int, bytes]]:
+def _array_elements(source: RowStream) -> Iterator[tuple[int, bytes]]:
     """(line it starts on, JSON on one line) of every element of a JSON array."""
-    text = _Text(source.stream, source.name)
+    text = _TextReader(source.stream, source.name)
     text.peek()
-    text.move(text.at + 1)
+    text.advance(text.at + 1)
     if text.peek() == "]":
         return
     while True:
         text.peek()
         line = text.line
-        element = _element(text)
+        element = _read_element(text)
         # between a value's tokens a line break is as good as a space, and in a string it can't be
         yield line, element.replace("\n", " ").replace("\r", " ").encode("utf-8", "surrogatepass")
         delimiter = text.peek()
@@ -247,21 +247,21 @@ def _elements(source: Source) -> Iterator[tuple[int, bytes]]:
             found = "the file ends inside the array" if not delimiter else "expecting ',' or ']' between rows"
             line, column = text.column(text.at)
             raise _bad_json(found, Where(source.name, line), column)
-        text.move(text.at + 1)
+        text.advance(text.at + 1)
         if delimiter == "]":
             if text.peek():
                 raise _bad_json("there is more after the array's end", Where(source.name, text.line))
             return
 
 
-def _element(text: _Text) -> str:
+def _read_element(text: _TextReader) -> str:
     """The text of the value at the position, which moves behind it."""
     decode = json.JSONDecoder().raw_decode
     while True:
         try:
             _, end = decode(text.text, text.at)
             found = text.text[text.at : end]
-            text.move(end)
+            text.advance(end)
             return found
         except json.JSONDecodeError as error:
             cut_off = error.msg.startswith("Unterminated string") or error.pos > len(text.text) - 16
@@ -271,4 +271,4 @@ def _element(text: _Text) -> str:
         except (RecursionError, ValueError) as error:
             message = "nested too deep" if isinstance(error, RecursionError) else str(error).split(";")[0]
             raise _bad_json(message, Where(text.name, text.line)) from None
-        text.more()
+        text.read_more()

@@ -11,21 +11,33 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from mlx_dpo.data.column_mapping import canonical
-from mlx_dpo.data.conversations import Named, Three, Turns, as_messages, check_turns, three_of, two_of
-from mlx_dpo.data.examples import SCORES, Completion, Example, Pair
-from mlx_dpo.data.messages import check_json, check_text, is_hh, shown, type_name
+from mlx_dpo.data.column_mapping import to_canonical_row
+from mlx_dpo.data.conversations import (
+    NamedValue,
+    PromptAndPair,
+    TextOrMessages,
+    as_messages,
+    check_text_or_messages,
+    split_completion,
+    split_pair,
+)
+from mlx_dpo.data.examples import SCORE_COLUMNS, Completion, Example, Pair
+from mlx_dpo.data.messages import check_json, check_text, is_hh_dialogue, json_type_name, printable
 from mlx_dpo.errors import RowError, Where
 
 _PROMPT_KEYS = ("prompt", "question", "instruction", "query", "conversations", "messages", "input")
-_SIDES = (
+_PAIR_COLUMNS = (
     ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),
     ("response_chosen", "response_rejected"),
     ("preferred_output", "non_preferred_output"),  # OpenAI's
 )
-_ONE = ("completion", "messages", "conversations")  # of a row of one answer: itself, or the conversation it ends
-_KNOWN = (
+_SINGLE_COLUMNS = (
+    "completion",
+    "messages",
+    "conversations",
+)  # of a row of one answer: itself, or the conversation it ends
+_KNOWN_COLUMNS = (
     "prompt",
     "chosen",
     "rejected",
@@ -39,7 +51,7 @@ _KNOWN = (
 )
 _EXPECTED = "prompt, chosen and rejected; or chosen and rejected conversations; or prompt, completions and scores"
 # The rest of apply_chat_template's parameters is ours to set.
-_OURS = {
+_RESERVED_TEMPLATE_KWARGS = {
     *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
     *("return_assistant_tokens_mask", "self"),
@@ -47,32 +59,32 @@ _OURS = {
 _MAX_COMPLETIONS = 256
 
 
-ExamplesOf = Callable[[Any, Where], Sequence[Example]]  # what a row is read by
+RowParser = Callable[[Any, Where], Sequence[Example]]  # what a row is read by
 T = TypeVar("T")
 
 
-def pairs_of(row: Any, where: Where) -> list[Pair]:
+def parse_pairs(row: Any, where: Where) -> list[Pair]:
     """The pairs of a row in any accepted shape; none where all its completions are scored alike. Raises `RowError`."""
     return _read(_pairs, row, where)
 
 
-def examples_of(row: Any, where: Where) -> list[Example]:
+def parse_examples(row: Any, where: Where) -> list[Example]:
     """The pairs of a row, or the one completion that it is. Raises `RowError`."""
     return _read(_examples, row, where)
 
 
-def labelled_of(row: Any, where: Where) -> list[Example]:
+def parse_labelled_examples(row: Any, where: Where) -> list[Example]:
     """As `examples_of`, where a single completion has a label. Raises `RowError`."""
-    examples = examples_of(row, where)
+    examples = parse_examples(row, where)
     if any(isinstance(one, Completion) and one.desirable is None for one in examples):
         hint = "true: an answer as it should be; false: one as it should not. Without labels there is --loss sft."
         raise RowError("is missing", kind="label", field="label", where=where, hint=hint)
     return examples
 
 
-def scored_of(row: Any, where: Where) -> list[Pair]:
+def parse_scored_pairs(row: Any, where: Where) -> list[Pair]:
     """As `pairs_of`, where the chosen answer's score is above the rejected one's. Raises `RowError`."""
-    pairs = pairs_of(row, where)
+    pairs = parse_pairs(row, where)
     for pair in pairs:
         if pair.scores is None:
             hint = "Give `score_chosen` and `score_rejected`, or `completions` with `scores`; --loss odpo needs them."
@@ -86,8 +98,8 @@ def scored_of(row: Any, where: Where) -> list[Pair]:
 def _read(read: Callable[[dict[str, Any]], list[T]], row: Any, where: Where) -> list[T]:
     try:
         if not isinstance(row, dict):
-            raise RowError(f"a row must be a JSON object, not {type_name(row)}", kind="not an object")
-        return read(canonical(row))
+            raise RowError(f"a row must be a JSON object, not {json_type_name(row)}", kind="not an object")
+        return read(to_canonical_row(row))
     except RowError as error:
         error.where = where
         raise
@@ -101,8 +113,8 @@ def _examples(row: dict[str, Any]) -> list[Example]:
     prompt = _prompt(row) if single == "completion" else None
     if single == "completion" and prompt is None and isinstance(row[single], str):
         raise _missing(row, "prompt")
-    hh = is_hh(row[single]) if isinstance(row[single], str) else False
-    asked, completion = two_of(prompt, answer)
+    hh = is_hh_dialogue(row[single]) if isinstance(row[single], str) else False
+    asked, completion = split_completion(prompt, answer)
     asked, completion, _ = _with_system(row, asked, completion, completion)
     hh = hh and not row.get("system")
     return [Completion(asked, completion, _label(row), _tools(row), _template_kwargs(row), hh)]
@@ -110,9 +122,9 @@ def _examples(row: dict[str, Any]) -> list[Example]:
 
 def _single(row: dict[str, Any]) -> str | None:
     """The key of the one answer of a row, or of the one conversation, where it is no row of pairs."""
-    if any(_has(row, key) for sides in _SIDES for key in sides) or _has(row, "completions"):
+    if any(_has(row, key) for sides in _PAIR_COLUMNS for key in sides) or _has(row, "completions"):
         return None
-    return next((key for key in _ONE if _has(row, key)), None)
+    return next((key for key in _SINGLE_COLUMNS if _has(row, key)), None)
 
 
 def _label(row: dict[str, Any]) -> bool | None:
@@ -122,14 +134,16 @@ def _label(row: dict[str, Any]) -> bool | None:
     if isinstance(label, int) and label in (0, 1):
         return bool(label)
     hint = "true: an answer as it should be; false: one as it should not."
-    raise RowError(f"must be true or false, not {shown(json.dumps(label), 30)}", kind="label", field="label", hint=hint)
+    raise RowError(
+        f"must be true or false, not {printable(json.dumps(label), 30)}", kind="label", field="label", hint=hint
+    )
 
 
-def shape_of(row: Any) -> str:
+def row_format_label(row: Any) -> str:
     """A short name for the shape of a row, accepted or not."""
     if not isinstance(row, dict):
         return "not an object"
-    row = canonical(row)
+    row = to_canonical_row(row)
     if sides := _sides(row):
         return _shape_of_sides(row, *(row[key] for key in sides))
     if _has(row, "completions"):
@@ -146,13 +160,13 @@ def _shape_of_sides(row: dict[str, Any], chosen: Any, rejected: Any) -> str:
     all_text = isinstance(chosen, str) and isinstance(rejected, str)
     if key is None:
         if all_text:
-            return "implicit prompt, " + ("HH text" if is_hh(chosen) and is_hh(rejected) else "text")
+            return "implicit prompt, " + ("HH text" if is_hh_dialogue(chosen) and is_hh_dialogue(rejected) else "text")
         return "implicit prompt, messages"
     prompt = row[key]
     if isinstance(prompt, list) and any(isinstance(m, dict) and "from" in m for m in prompt):
         return "ShareGPT"
     if all_text and isinstance(prompt, str):
-        return f"{key}, chosen, rejected, " + ("HH text" if is_hh(prompt) else "text")
+        return f"{key}, chosen, rejected, " + ("HH text" if is_hh_dialogue(prompt) else "text")
     return f"{key}, chosen, rejected, messages"
 
 
@@ -160,15 +174,15 @@ def _pairs(row: dict[str, Any]) -> list[Pair]:
     tools, kwargs = _tools(row), _template_kwargs(row)
     if sides := _sides(row):
         chosen, rejected = ((key, row[key]) for key in sides)
-        hh = "HH" in shape_of(row) and not row.get("system")
-        three = _with_system(row, *three_of(_prompt(row), chosen, rejected))
+        hh = "HH" in row_format_label(row) and not row.get("system")
+        three = _with_system(row, *split_pair(_prompt(row), chosen, rejected))
         return [Pair(*three, tools, kwargs, hh, _margin(row), _scores(row))]
     if _has(row, "completions"):
         prompt = _prompt(row)
         if prompt is None:
             raise _missing(row, "prompt")
         return [
-            Pair(*_with_system(row, *three_of(prompt, *two)), tools, kwargs, scores=scores)
+            Pair(*_with_system(row, *split_pair(prompt, *two)), tools, kwargs, scores=scores)
             for two, scores in _ordered(row)
         ]
     raise _no_pair(row)
@@ -179,7 +193,7 @@ def _has(row: Mapping[str, Any], *keys: str) -> bool:
 
 
 def _sides(row: dict[str, Any]) -> tuple[str, str] | None:
-    return next((sides for sides in _SIDES if _has(row, *sides)), None)
+    return next((sides for sides in _PAIR_COLUMNS if _has(row, *sides)), None)
 
 
 def _prompt_key(row: dict[str, Any]) -> str | None:
@@ -194,19 +208,21 @@ def _prompt(row: dict[str, Any]) -> tuple[str, Any] | None:
     value = row[key]
     if key == "instruction" and isinstance(value, str) and _has(row, "input"):
         if not isinstance(row["input"], str):
-            raise RowError(f"must be text, not {type_name(row['input'])}", kind="type", field="input")
+            raise RowError(f"must be text, not {json_type_name(row['input'])}", kind="type", field="input")
         return key, f"{value}\n{row['input']}" if row["input"] else value
     if key == "input" and isinstance(value, dict) and "messages" in value:
         return "input.messages", value["messages"]
     return key, value
 
 
-def _with_system(row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Turns) -> Three:
+def _with_system(
+    row: dict[str, Any], prompt: TextOrMessages, chosen: TextOrMessages, rejected: TextOrMessages
+) -> PromptAndPair:
     system = row.get("system")
     if system is None:
         return prompt, chosen, rejected
     if not isinstance(system, str):
-        raise RowError(f"must be text, not {type_name(system)}", kind="type", field="system")
+        raise RowError(f"must be text, not {json_type_name(system)}", kind="type", field="system")
     if not system:
         return prompt, chosen, rejected
     check_text(system, "system")
@@ -216,7 +232,7 @@ def _with_system(row: dict[str, Any], prompt: Turns, chosen: Turns, rejected: Tu
     return turns, as_messages(chosen), as_messages(rejected)
 
 
-def _ordered(row: dict[str, Any]) -> list[tuple[tuple[Named, Named], tuple[float, float] | None]]:
+def _ordered(row: dict[str, Any]) -> list[tuple[tuple[NamedValue, NamedValue], tuple[float, float] | None]]:
     """(chosen, rejected) for every two completions that were not judged alike, and their scores (not their ranks)."""
     key = next((key for key in ("scores", "rankings") if _has(row, key)), None)
     if key is None:
@@ -225,7 +241,7 @@ def _ordered(row: dict[str, Any]) -> list[tuple[tuple[Named, Named], tuple[float
     completions = row["completions"]
     grades = _numbers(row[key], key)
     if not isinstance(completions, (list, tuple)):
-        raise RowError(f"must be a list, not {type_name(completions)}", kind="type", field="completions")
+        raise RowError(f"must be a list, not {json_type_name(completions)}", kind="type", field="completions")
     if not 2 <= len(completions) <= _MAX_COMPLETIONS:
         message = f"must hold 2 to {_MAX_COMPLETIONS} completions, not {len(completions)}"
         raise RowError(message, kind="completions", field="completions")
@@ -234,7 +250,7 @@ def _ordered(row: dict[str, Any]) -> list[tuple[tuple[Named, Named], tuple[float
         raise RowError(message, kind="completions", field=key)
     named = [(f"completions[{i}]", completion) for i, completion in enumerate(completions)]
     for completion in named:
-        check_turns(*completion)
+        check_text_or_messages(*completion)
     better = (lambda a, b: a > b) if key == "scores" else (lambda a, b: a < b)
     n = range(len(named))
     return [
@@ -250,19 +266,19 @@ def _margin(row: dict[str, Any]) -> float | None:
 
 
 def _scores(row: dict[str, Any]) -> tuple[float, float] | None:
-    found = next((names for names in SCORES if _has(row, *names)), None)
+    found = next((names for names in SCORE_COLUMNS if _has(row, *names)), None)
     return None if found is None else (_number(row[found[0]], found[0]), _number(row[found[1]], found[1]))
 
 
 def _numbers(values: Any, name: str) -> list[float]:
     if not isinstance(values, (list, tuple)):
-        raise RowError(f"must be a list of numbers, not {type_name(values)}", kind="type", field=name)
+        raise RowError(f"must be a list of numbers, not {json_type_name(values)}", kind="type", field=name)
     return [_number(value, f"{name}[{i}]") for i, value in enumerate(values)]
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowError(f"must be a number, not {type_name(value)}", kind="type", field=name)
+        raise RowError(f"must be a number, not {json_type_name(value)}", kind="type", field=name)
     if isinstance(value, float) and not math.isfinite(value):
         raise RowError(f"is {value}, which can't be compared", kind="not finite", field=name)
     return value
@@ -291,9 +307,9 @@ def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     if kwargs is None:
         return {}
     if not isinstance(kwargs, dict):
-        raise RowError(f"must be an object, not {type_name(kwargs)}", kind="type", field=name)
+        raise RowError(f"must be an object, not {json_type_name(kwargs)}", kind="type", field=name)
     check_json(kwargs, name)
-    if ours := _OURS & kwargs.keys():
+    if ours := _RESERVED_TEMPLATE_KWARGS & kwargs.keys():
         raise RowError(f"can't set {', '.join(sorted(ours))}", kind=name, field=name)
     return {key: value for key, value in kwargs.items() if value is not None}
 
@@ -321,7 +337,7 @@ def _missing(row: dict[str, Any], key: str) -> RowError:
     if key in row:
         return RowError("is null", kind="missing key", field=key)
     names = [str(name) for name in row]
-    listed = ", ".join(shown(name, 30) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+    listed = ", ".join(printable(name, 30) for name in names[:12]) + (", ..." if len(names) > 12 else "")
     typos = _typos(names)
     hint = f"Keys here: {listed or 'none'}. Expected: {_EXPECTED}."
     return RowError("is missing", kind="missing key", field=key, hint=f"{typos} {hint}" if typos else hint)
@@ -329,6 +345,8 @@ def _missing(row: dict[str, Any], key: str) -> RowError:
 
 def _typos(names: list[str]) -> str:
     for name in names[:100]:
-        if name not in _KNOWN and (near := difflib.get_close_matches(name.lower()[:40], _KNOWN, n=1, cutoff=0.75)):
-            return f"Did you mean `{near[0]}` by `{shown(name, 40)}`?"
+        if name not in _KNOWN_COLUMNS and (
+            near := difflib.get_close_matches(name.lower()[:40], _KNOWN_COLUMNS, n=1, cutoff=0.75)
+        ):
+            return f"Did you mean `{near[0]}` by `{printable(name, 40)}`?"
     return ""

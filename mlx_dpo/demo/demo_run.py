@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.demo import MODEL, PAIRS, pairs
-from mlx_dpo.demo.grammar import is_fluent, manner_of
-from mlx_dpo.sampling.generation import Sampling, compare_answers
+from mlx_dpo.demo import MODEL, PAIRS, load_pairs
+from mlx_dpo.demo.grammar import detect_manner, is_fluent
+from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 from mlx_dpo.training.listener import Listener, TrainResult
 from mlx_dpo.training.run import train
 
 
 @dataclass(frozen=True)
-class Manners:
+class MannerShares:
     """Shares of sampled answers that are in the preferred manner, and that are fluent and to the point."""
 
     polite: float
@@ -24,9 +24,9 @@ class Manners:
 class DemoResult:
     """What the demo came to; `examples` are (question, answer before, answer after)."""
 
-    trained: TrainResult
-    before: Manners
-    after: Manners
+    train_result: TrainResult
+    before: MannerShares
+    after: MannerShares
     examples: list[tuple[str, str, str]]
 
 
@@ -45,14 +45,14 @@ def demo_config(adapter_path: str) -> TrainConfig:
 def run_demo(config: TrainConfig, listener: Listener) -> DemoResult:
     """Train, then sample one answer a held-out question from the model before and after."""
     trained = train(config, listener=listener)
-    questions = [row["prompt"] for row in pairs("valid")]
-    sampling = Sampling(max_tokens=64, temperature=1.0, seed=config.seed)
-    before, after = compare_answers(config.model, trained.run, list(questions), sampling)
+    questions = [row["prompt"] for row in load_pairs("valid")]
+    sampling = SamplingParams(max_tokens=64, temperature=1.0, seed=config.seed)
+    before, after = generate_before_and_after(config.model, trained.run, list(questions), sampling)
     examples = list(zip(questions, before, after, strict=True))
     return DemoResult(trained, _manners(questions, before), _manners(questions, after), examples)
 
 
-def _manners(questions: list[str], answers: list[str]) -> Manners:
+def _manners(questions: list[str], answers: list[str]) -> MannerShares:
     count = len(answers)
-    polite = sum(manner_of(answer) == "polite" for answer in answers) / count
-    return Manners(polite, sum(map(is_fluent, questions, answers)) / count)
+    polite = sum(detect_manner(answer) == "polite" for answer in answers) / count
+    return MannerShares(polite, sum(map(is_fluent, questions, answers)) / count)

@@ -22,15 +22,22 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from safetensors.numpy import load, save
 
-from mlx_dpo.distributed.rank_environment import on_nccl, rank
+from mlx_dpo.distributed.rank_environment import is_nccl, launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, UserError
 from mlx_dpo.utils.signals import handled
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 
-MEET = 600.0  # seconds to wait for all ranks: after a death, one learns of it only at the end of its step
-ENGINES = ("[ring]", "[jaccl]", "[nccl]", "NCCL", "[mpi]", "MPI")  # how mlx begins what it says of a lost rank
+CONNECT_TIMEOUT = 600.0  # seconds to wait for all ranks: after a death, one learns of it only at the end of its step
+BACKEND_ERROR_PREFIXES = (
+    "[ring]",
+    "[jaccl]",
+    "[nccl]",
+    "NCCL",
+    "[mpi]",
+    "MPI",
+)  # how mlx begins what it says of a lost rank
 
 
 class Told(UserError):
@@ -38,7 +45,7 @@ class Told(UserError):
 
 
 @dataclass
-class Group:
+class Communicator:
     """The ranks of a run.
 
     Attributes:
@@ -48,82 +55,82 @@ class Group:
             a sum see `ring_bytes`.
     """
 
-    engine: mx.distributed.Group | None = None
-    split: bool = True
-    sent: int = field(default=0, compare=False)
+    mlx_group: mx.distributed.Group | None = None
+    data_parallel: bool = True
+    bytes_sent: int = field(default=0, compare=False)
 
     @classmethod
-    def join(cls, split: bool = True) -> Group:
+    def join(cls, data_parallel: bool = True) -> Communicator:
         """Meet the other ranks that a launcher has started; alone where there is no launcher. Raises `RankLost`."""
-        if rank() is None:
-            return cls(split=split)
+        if launcher_rank() is None:
+            return cls(data_parallel=data_parallel)
         main = threading.current_thread() is threading.main_thread()
         # Waiting inside mlx, it would not hear of being asked to stop: that is to end the process.
         with handled(signal.SIG_DFL) if main else nullcontext():
-            return cls(_met(), split)
+            return cls(_met(), data_parallel)
 
     @property
     def rank(self) -> int:
         """Of this process, from 0."""
-        return 0 if self.engine is None else self.engine.rank()
+        return 0 if self.mlx_group is None else self.mlx_group.rank()
 
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return 1 if self.engine is None else self.engine.size()
+        return 1 if self.mlx_group is None else self.mlx_group.size()
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that prints and writes."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T] | np.ndarray) -> Any:
+    def local_items(self, items: Sequence[T] | np.ndarray) -> Any:
         """This rank's of some items that are split between ranks, every `size`th."""
-        return items[self.rank :: self.size] if self.split else items
+        return items[self.rank :: self.size] if self.data_parallel else items
 
-    def turns(self, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def round_robin(self, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
         """This rank's of some batches that ranks take in turn; an empty one where in the last turn it has none."""
-        if not self.split:
+        if not self.data_parallel:
             return list(batches)
         rounds = -(-len(batches) // self.size)
         return [
             batches[i] if i < len(batches) else batches[0][:0] for i in range(self.rank, rounds * self.size, self.size)
         ]
 
-    def mail(self, mine: Arrays) -> list[Arrays]:
+    def all_gather(self, arrays: Arrays) -> list[Arrays]:
         """The arrays of all ranks, in the order of the ranks. Raises the `UserError` of another rank, `RankLost`."""
-        return [mine] if self.engine is None else [load(part) for part in self._exchange(save(mine))]
+        return [arrays] if self.mlx_group is None else [load(part) for part in self._exchange(save(arrays))]
 
-    def parts(self, mine: Arrays) -> list[Arrays]:
+    def gather_shards(self, arrays: Arrays) -> list[Arrays]:
         """The arrays of all ranks that examples are split between; this rank's, where it has all examples."""
-        parts = self.mail(mine)
-        return parts if self.split else [mine]
+        parts = self.all_gather(arrays)
+        return parts if self.data_parallel else [arrays]
 
-    def pooled(self, mine: Arrays) -> tuple[Arrays, slice]:
+    def gather_and_concatenate(self, arrays: Arrays) -> tuple[Arrays, slice]:
         """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them."""
-        parts = self.parts(mine)
+        parts = self.gather_shards(arrays)
         counts = [len(next(iter(part.values()))) for part in parts]
-        start = sum(counts[: self.rank]) if self.split else 0
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in mine}
-        return whole, slice(start, start + len(next(iter(mine.values()))))
+        start = sum(counts[: self.rank]) if self.data_parallel else 0
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in arrays}
+        return whole, slice(start, start + len(next(iter(arrays.values()))))
 
-    def told(self, mine: Any) -> list[Any]:
+    def all_gather_json(self, value: Any) -> list[Any]:
         """The plain values of all ranks, as JSON has them, in the order of the ranks."""
-        mail = self.mail({"json": np.frombuffer(json.dumps(mine).encode(), np.uint8)})
+        mail = self.all_gather({"json": np.frombuffer(json.dumps(value).encode(), np.uint8)})
         return [json.loads(part["json"].tobytes()) for part in mail]
 
-    def of_first(self, content: bytes) -> bytes:
+    def broadcast(self, content: bytes) -> bytes:
         """What rank 0 has; of the others it is not looked at."""
-        if self.engine is None:
+        if self.mlx_group is None:
             return content
-        content = content if self.leads else b""
-        buffer = np.zeros(self.told(len(content))[0], np.uint8)
+        content = content if self.is_main else b""
+        buffer = np.zeros(self.all_gather_json(len(content))[0], np.uint8)
         buffer[: len(content)] = np.frombuffer(content, np.uint8)
         return np.array(self._sum(mx.array(buffer))).tobytes()
 
-    def sum(self, tree: Any) -> Any:
+    def all_sum(self, tree: Any) -> Any:
         """The sum over all ranks of a tree of arrays, evaluated: each dtype's in one flat buffer."""
-        if self.engine is None:
+        if self.mlx_group is None:
             return tree
         named = sorted(tree_flatten(tree), key=lambda one: str(one[1].dtype))
         summed: dict[str, mx.array] = {}
@@ -137,12 +144,12 @@ class Group:
         return tree_unflatten([(name, summed[name]) for name, _ in tree_flatten(tree)])
 
     @contextmanager
-    def one_fate(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Within, a `UserError` of one rank is raised on all, and all come to the end or none.
 
         Raises: `RankLost` where a rank is gone.
         """
-        if self.engine is None:
+        if self.mlx_group is None:
             yield
             return
         try:
@@ -158,16 +165,16 @@ class Group:
                 self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
             raise
         except RuntimeError as error:
-            if not str(error).startswith(ENGINES):
+            if not str(error).startswith(BACKEND_ERROR_PREFIXES):
                 raise
             raise RankLost(str(error)) from error
 
     def _part(self) -> None:
         """Wait until all have come to the end; rank 0, whose work is done then, for nobody who is gone."""
         try:
-            self.mail({})
+            self.all_gather({})
         except RankLost:
-            if not self.leads:
+            if not self.is_main:
                 raise
 
     def _exchange(self, content: bytes, *, failed: bool = False) -> list[bytes]:
@@ -192,12 +199,12 @@ class Group:
         return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
     def _gather(self, mine: mx.array) -> mx.array:
-        self.sent += (self.size - 1) * mine.nbytes
-        return self._done(mx.distributed.all_gather(mine, group=self.engine, stream=_stream()))
+        self.bytes_sent += (self.size - 1) * mine.nbytes
+        return self._done(mx.distributed.all_gather(mine, group=self.mlx_group, stream=_stream()))
 
     def _sum(self, mine: mx.array) -> mx.array:
-        self.sent += ring_bytes(self.size, [mine])
-        return self._done(mx.distributed.all_sum(mine, group=self.engine, stream=_stream()))
+        self.bytes_sent += ring_all_reduce_bytes(self.size, [mine])
+        return self._done(mx.distributed.all_sum(mine, group=self.mlx_group, stream=_stream()))
 
     def _done(self, result: mx.array) -> mx.array:
         try:
@@ -214,16 +221,16 @@ def _met() -> mx.distributed.Group:
         try:
             return mx.distributed.init(strict=True)
         except RuntimeError as error:
-            if "onnect" not in str(error) or time.monotonic() - began > MEET:
+            if "onnect" not in str(error) or time.monotonic() - began > CONNECT_TIMEOUT:
                 raise RankLost(f"the other ranks can't be reached: {error}") from error
 
 
 def _stream() -> mx.DeviceType | None:
     """Where to wait for others: not on Metal's GPU, whose watchdog ends what waits for some seconds there."""
-    return None if on_nccl() else mx.cpu
+    return None if is_nccl() else mx.cpu
 
 
-def ring_bytes(size: int, arrays: Sequence[mx.array]) -> int:
+def ring_all_reduce_bytes(size: int, arrays: Sequence[mx.array]) -> int:
     """Bytes that each of `size` ranks sends where arrays are summed around a ring, each dtype's in one flat buffer.
 
     The buffer is cut into as many parts as there are ranks, and all but one of them go by, twice.
@@ -239,4 +246,4 @@ def _told(rank: int, error: Mapping[str, Any]) -> Told:
     return Told(f"{told.message} (on rank {rank})", where=told.where, field=told.field, hint=told.hint)
 
 
-ALONE = Group()
+SINGLE_PROCESS = Communicator()

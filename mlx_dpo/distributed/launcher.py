@@ -12,14 +12,14 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from mlx_dpo.distributed.rank_environment import rank
+from mlx_dpo.distributed.rank_environment import launcher_rank
 from mlx_dpo.errors import UserError
 from mlx_dpo.utils.signals import handled
 
-EXIT_CODE = "MLX_DPO_EXIT_CODE"  # names a file: mlx.launch ends with 0 whatever became of its processes
+EXIT_CODE_VARIABLE = "MLX_DPO_EXIT_CODE"  # names a file: mlx.launch ends with 0 whatever became of its processes
 
 
-def launch(workers: int) -> int:
+def launch_workers(workers: int) -> int:
     """Run what was typed in so many processes; returns the exit code of rank 0. Raises `UserError`."""
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "exit code"
@@ -35,10 +35,10 @@ def launch(workers: int) -> int:
         return int(told.read_text()) if told.exists() else 1
 
 
-def tell_launcher(code: int) -> None:
+def report_exit_code(code: int) -> None:
     """Leave rank 0's exit code for `launch`."""
-    if EXIT_CODE in os.environ and rank() == 0:
-        Path(os.environ[EXIT_CODE]).write_text(str(code))
+    if EXIT_CODE_VARIABLE in os.environ and launcher_rank() == 0:
+        Path(os.environ[EXIT_CODE_VARIABLE]).write_text(str(code))
 
 
 def _launcher() -> list[str]:
@@ -50,14 +50,23 @@ def _launcher() -> list[str]:
 
 
 def _options(workers: int, told: Path) -> list[str]:
-    port = str(free_ports(workers))
-    options = ["-n", str(workers), "--starting-port", port, "--nccl-port", port, "--env", f"{EXIT_CODE}={told}"]
+    port = str(find_free_ports(workers))
+    options = [
+        "-n",
+        str(workers),
+        "--starting-port",
+        port,
+        "--nccl-port",
+        port,
+        "--env",
+        f"{EXIT_CODE_VARIABLE}={told}",
+    ]
     if sys.stdout.isatty() and sys.stderr.isatty():  # what ranks print comes here as it is
         options += ["--env", "TTY_COMPATIBLE=1"]
     return options
 
 
-def free_ports(count: int) -> int:
+def find_free_ports(count: int) -> int:
     """The first of some consecutive free ports of this machine."""
     while True:
         with ExitStack() as stack:

@@ -18,7 +18,9 @@ from mlx.nn.layers.distributed import sum_gradients
 
 LATENT = "kv_a_proj_with_mqa"  # of DeepSeek's attention: what all heads' keys and values are made of
 DIRECTIONS = 8  # that a gradient is tried along
-LOST = 0.01  # of it, more than which is not rounding: it is 1e-6 where all is well, 0.05 and more where it is not
+MAX_RELATIVE_ERROR = (
+    0.01  # of it, more than which is not rounding: it is 1e-6 where all is well, 0.05 and more where it is not
+)
 
 
 class ShardedRMSNorm(nn.Module):
@@ -31,7 +33,7 @@ class ShardedRMSNorm(nn.Module):
         return (wide * mx.rsqrt(mean + self.eps) * self.weight).astype(x.dtype)
 
 
-def mend(model: nn.Module, group: mx.distributed.Group) -> None:
+def fix_backward(model: nn.Module, group: mx.distributed.Group) -> None:
     """Have the layers that lose gradients keep them."""
     for module in model.modules():
         if type(module).__name__ == "ShardedRMSNorm":
@@ -49,7 +51,7 @@ def _summed_backwards(kind: Any, group: mx.distributed.Group) -> type:
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
-def lost_backwards(model: nn.Module) -> float:
+def backward_relative_error(model: nn.Module) -> float:
     """How far slopes of a loss by the backward pass are from those that go forward, relatively.
 
     Along some directions of what comes out of the embedding, all in float32.

@@ -15,12 +15,12 @@ import mlx.nn as nn
 from mlx.nn.layers.distributed import sum_gradients
 from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
-OUTPUTS, INPUTS = -2, -1  # axes of a layer's weights, along which it can be shared out
+OUTPUT_AXIS, INPUT_AXIS = -2, -1  # axes of a layer's weights, along which it can be shared out
 
-Runs = list[tuple[int, int]]  # from and to, one after the other
+IndexRanges = list[tuple[int, int]]  # from and to, one after the other
 
 
-class Entrance:
+class CopyToParallelRegion:
     """Where what all ranks have alike goes into what each has a share of: backwards, it is summed over ranks.
 
     Once for all layers that it goes into, as queries, keys and values are made of the same.
@@ -42,7 +42,7 @@ class Entrance:
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerShard:
     """What of a layer is a rank's own.
 
     Attributes:
@@ -52,68 +52,68 @@ class Share:
     """
 
     group: mx.distributed.Group
-    entrance: Entrance
+    entrance: CopyToParallelRegion
     axis: int
-    runs: Runs
-    joins: bool
+    ranges: IndexRanges
+    all_reduces: bool
 
-    def of(self, tensor: mx.array, axis: int) -> mx.array:
+    def slice_tensor(self, tensor: mx.array, axis: int) -> mx.array:
         """A rank's own part of a whole tensor."""
         before = (slice(None),) * (axis % tensor.ndim)
-        parts = [tensor[(*before, slice(*run))] for run in self.runs]
+        parts = [tensor[(*before, slice(*run))] for run in self.ranges]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
 
-    def entered(self, x: mx.array) -> mx.array:
+    def copy_input(self, x: mx.array) -> mx.array:
         """A layer's input, see `Entrance`."""
-        return self.entrance(x) if self.joins and self.axis == OUTPUTS else x
+        return self.entrance(x) if self.all_reduces and self.axis == OUTPUT_AXIS else x
 
-    def left(self, y: mx.array) -> mx.array:
+    def reduce_output(self, y: mx.array) -> mx.array:
         """A layer's output: all of the sum."""
-        return mx.distributed.all_sum(y, group=self.group) if self.joins and self.axis == INPUTS else y
+        return mx.distributed.all_sum(y, group=self.group) if self.all_reduces and self.axis == INPUT_AXIS else y
 
-    def dropped(self, dropout: nn.Dropout, x: mx.array, inputs: int) -> mx.array:
+    def apply_dropout(self, dropout: nn.Dropout, x: mx.array, inputs: int) -> mx.array:
         """What dropout leaves of a rank's inputs: what it would on one machine, where there are `inputs` of them."""
-        if self.axis == OUTPUTS:
+        if self.axis == OUTPUT_AXIS:
             return dropout(x)
         if not dropout.training or dropout._p_1 == 1:
             return x
-        return x * self.of(dropout(mx.ones((*x.shape[:-1], inputs), x.dtype)), -1)
+        return x * self.slice_tensor(dropout(mx.ones((*x.shape[:-1], inputs), x.dtype)), -1)
 
 
 class ShardedLoRALinear(LoRALinear):
     """mlx-lm's LoRA layer on a rank's share of a linear layer; `share` says what that is."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        share: Share = self.share
+        share: LayerShard = self.share
         a, b = self.lora_a, self.lora_b
-        a, b = (a, share.of(b, 1)) if share.axis == OUTPUTS else (share.of(a, 0), b)
-        x = share.entered(x)
-        y = _product(self.linear, x) if share.joins else self.linear(x)
-        low = self.scale * (share.dropped(self.dropout, x, self.lora_a.shape[0]) @ a)
+        a, b = (a, share.slice_tensor(b, 1)) if share.axis == OUTPUT_AXIS else (share.slice_tensor(a, 0), b)
+        x = share.copy_input(x)
+        y = _product(self.linear, x) if share.all_reduces else self.linear(x)
+        low = self.scale * (share.apply_dropout(self.dropout, x, self.lora_a.shape[0]) @ a)
         y = mx.addmm(y, low, b) if low.dtype == y.dtype else y + (low @ b).astype(y.dtype)
-        y = share.left(y)
-        return y + self.linear.bias if share.joins and "bias" in self.linear else y
+        y = share.reduce_output(y)
+        return y + self.linear.bias if share.all_reduces and "bias" in self.linear else y
 
 
 class ShardedLoRASwitchLinear(LoRASwitchLinear):
     """mlx-lm's LoRA layer on a rank's share of each of a mixture's experts; their block sums over ranks."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        share: Share = self.share
+        share: LayerShard = self.share
         a, b = self.lora_a, self.lora_b
-        a, b = (a, share.of(b, 1)) if share.axis == OUTPUTS else (share.of(a, 2), b)
+        a, b = (a, share.slice_tensor(b, 1)) if share.axis == OUTPUT_AXIS else (share.slice_tensor(a, 2), b)
         experts: dict[str, Any] = {"rhs_indices": indices, "sorted_indices": sorted_indices}
         y = self.linear(x, indices, sorted_indices=sorted_indices)
-        low = mx.gather_mm(share.dropped(self.dropout, x, self.lora_a.shape[2]), a.swapaxes(-1, -2), **experts)
+        low = mx.gather_mm(share.apply_dropout(self.dropout, x, self.lora_a.shape[2]), a.swapaxes(-1, -2), **experts)
         return y + (self.scale * mx.gather_mm(low, b.swapaxes(-1, -2), **experts)).astype(y.dtype)
 
 
-KINDS: dict[type, type] = {LoRALinear: ShardedLoRALinear, LoRASwitchLinear: ShardedLoRASwitchLinear}
+SHARDED_TYPES: dict[type, type] = {LoRALinear: ShardedLoRALinear, LoRASwitchLinear: ShardedLoRASwitchLinear}
 
 
-def is_sharded(module: nn.Module) -> bool:
+def is_sharded_adapter(module: nn.Module) -> bool:
     """Whether an adapted layer is one of these."""
-    return type(module) in KINDS.values()
+    return type(module) in SHARDED_TYPES.values()
 
 
 def _product(linear: nn.Module, x: mx.array) -> mx.array:

@@ -23,12 +23,19 @@ import numpy as np
 from mlx.nn.layers import distributed
 from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
-from mlx_dpo.adapters.attach import trainable
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.distributed.shard_gradients import LOST, lost_backwards, mend
-from mlx_dpo.distributed.sharded_lora import INPUTS, KINDS, Entrance, Runs, Share, is_sharded
+from mlx_dpo.distributed.shard_gradients import MAX_RELATIVE_ERROR, backward_relative_error, fix_backward
+from mlx_dpo.distributed.sharded_lora import (
+    INPUT_AXIS,
+    SHARDED_TYPES,
+    CopyToParallelRegion,
+    IndexRanges,
+    LayerShard,
+    is_sharded_adapter,
+)
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.fingerprint import described
+from mlx_dpo.forward.fingerprint import tensor_digest
 from mlx_dpo.utils.random_state import random_state
 
 FIELD = "tensor_parallel"
@@ -40,11 +47,13 @@ JOINING = (
     distributed.QuantizedShardedToAllLinear,
 )
 
-Cuts = dict[int, tuple[mx.array, int, Runs]]  # by a part's id: the part, the axis it is of, and where it was there
+Cuts = dict[
+    int, tuple[mx.array, int, IndexRanges]
+]  # by a part's id: the part, the axis it is of, and where it was there
 
 
 @dataclass(frozen=True)
-class Shards:
+class TensorParallelism:
     """What there is to know of a model whose weights are shared out over a group.
 
     Attributes:
@@ -54,28 +63,28 @@ class Shards:
     """
 
     group: mx.distributed.Group
-    whole: Mapping[str, str]
-    alike: frozenset[str]
-    parameters: int
+    tensor_digests: Mapping[str, str]
+    replicated: frozenset[str]
+    num_parameters: int
 
-    def to_sum(self, gradients: Any) -> Any:
+    def scale_replicated(self, gradients: Any) -> Any:
         """A rank's gradients as they add up, over ranks, to those of one machine."""
         size = self.group.size()
-        return tree_map_with_path(lambda name, v: v / size if name in self.alike else v, gradients)
+        return tree_map_with_path(lambda name, v: v / size if name in self.replicated else v, gradients)
 
-    def least(self, value: float) -> int:
+    def all_min(self, value: float) -> int:
         """The smallest of all ranks' values, rounded down: ranks that decide differently would wait for ever."""
         least: Any = mx.distributed.all_min(mx.array(math.floor(value), mx.int64), group=self.group).item()
         return least
 
-    def from_first(self, values: np.ndarray) -> np.ndarray:
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
         """The first rank's values, float64, to the bit."""
         bits = mx.array(values.astype(np.float64).view(np.int64))
         sent = bits if self.group.rank() == 0 else mx.zeros_like(bits)
         return np.array(mx.distributed.all_sum(sent, group=self.group)).view(np.float64)
 
 
-def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> Shards:
+def shard_model(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> TensorParallelism:
     """Share out a model that has its adapters on, best a lazily loaded one: never more than one tensor is whole.
 
     All ranks call it alike, with the same adapter. Raises `UserError`, on all ranks, where the model or what is trained
@@ -84,7 +93,7 @@ def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> S
     from mlx_lm.utils import get_total_parameters
 
     _require_possible(model, spec, group.size())
-    trained, parameters = trainable(model), get_total_parameters(model)
+    trained, parameters = trainable_tensors(model), get_total_parameters(model)
     # Copies of handles, that is: gpt_oss divides a bias in place.
     wholes = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trained}
     adapted = {name: module for name, module in model.named_modules() if "lora_a" in module}
@@ -92,19 +101,19 @@ def shard(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> S
     model.update_modules(tree_unflatten([(name, module[_inner(module)]) for name, module in adapted.items()]))
     cuts = _cut_up(model, group)
     model.freeze()
-    entrance, modules = Entrance(group), dict(model.named_modules())
+    entrance, modules = CopyToParallelRegion(group), dict(model.named_modules())
     for name, module in adapted.items():
         layer = module[_inner(module)] = modules[name]
-        if id(layer.weight) in cuts and type(module) in KINDS:
-            module.__class__ = KINDS[type(module)]
+        if id(layer.weight) in cuts and type(module) in SHARDED_TYPES:
+            module.__class__ = SHARDED_TYPES[type(module)]
             module.share = _share(layer, cuts, group, entrance)
         elif layer.weight.shape != shapes[name]:
             hint = "Name other layers with --lora-keys, or train without --tensor-parallel."
             raise UserError(f"{name} can't be trained where it is shared out", field=FIELD, hint=hint)
     model.update_modules(tree_unflatten(list(adapted.items())))
-    mend(model, group)
+    fix_backward(model, group)
     alike = frozenset(f"{name}.{which}" for name in _alike(model, adapted) for which in ("lora_a", "lora_b"))
-    return Shards(group, _let_go(model, wholes), alike, parameters)
+    return TensorParallelism(group, _let_go(model, wholes), alike, parameters)
 
 
 def _require_possible(model: nn.Module, spec: AdapterSpec, size: int) -> None:
@@ -186,17 +195,17 @@ def _noting_cuts() -> Iterator[Cuts]:
         distributed._shard = plain
 
 
-def _runs(places: np.ndarray) -> Runs:
+def _runs(places: np.ndarray) -> IndexRanges:
     """Rising numbers as runs without gaps."""
     ends = np.flatnonzero(np.diff(places) != 1) + 1
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, ends)]
 
 
-def _share(layer: nn.Module, cuts: Cuts, group: mx.distributed.Group, entrance: Entrance) -> Share:
+def _share(layer: nn.Module, cuts: Cuts, group: mx.distributed.Group, entrance: CopyToParallelRegion) -> LayerShard:
     _, axis, runs = cuts[id(layer.weight)]
-    if axis == INPUTS and "scales" in layer:
+    if axis == INPUT_AXIS and "scales" in layer:
         runs = [(start * layer.group_size, stop * layer.group_size) for start, stop in runs]
-    return Share(group, entrance, axis, runs, joins=isinstance(layer, JOINING))
+    return LayerShard(group, entrance, axis, runs, all_reduces=isinstance(layer, JOINING))
 
 
 def _alike(model: nn.Module, adapted: Mapping[str, nn.Module]) -> list[str]:
@@ -207,7 +216,7 @@ def _alike(model: nn.Module, adapted: Mapping[str, nn.Module]) -> list[str]:
     """
     blocks = [m for layer in model.layers for m in layer.modules() if getattr(m, "sharding_group", None) is not None]
     inside = {id(module) for block in blocks for module in block.modules()}
-    return [name for name, module in adapted.items() if not is_sharded(module) and id(module) not in inside]
+    return [name for name, module in adapted.items() if not is_sharded_adapter(module) and id(module) not in inside]
 
 
 def _let_go(model: nn.Module, wholes: dict[str, mx.array]) -> dict[str, str]:
@@ -215,17 +224,17 @@ def _let_go(model: nn.Module, wholes: dict[str, mx.array]) -> dict[str, str]:
     said = {}
     for name, own in tree_flatten(model.parameters()):
         if name in wholes:
-            said[name] = described(wholes.pop(name))
+            said[name] = tensor_digest(wholes.pop(name))
         mx.eval(own)
     return said
 
 
-def require_gradients(model: nn.Module, shards: Shards) -> None:
+def check_gradients(model: nn.Module, shards: TensorParallelism) -> None:
     """Raises `UserError`, on all ranks, where a backward pass loses anything; see `shard_gradients`."""
     mode = model.training
     model.eval()  # nothing is dropped
     try:
-        lost = lost_backwards(model)
+        lost = backward_relative_error(model)
     except (ValueError, RuntimeError) as error:
         if not re.search("NYI|[Nn]ot implemented", str(error)):  # mlx has no forward derivative of something in it
             raise
@@ -233,6 +242,6 @@ def require_gradients(model: nn.Module, shards: Shards) -> None:
         raise UserError(message, field=FIELD, hint=INSTEAD) from error
     finally:
         model.train(mode)
-    if not shards.least(lost <= LOST):
+    if not shards.all_min(lost <= MAX_RELATIVE_ERROR):
         message = f"gradients are lost on the way through a model of type {_family(model)} as mlx-lm shares it out"
         raise UserError(message, field=FIELD, hint=INSTEAD)

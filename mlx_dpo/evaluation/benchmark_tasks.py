@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.adapters.adapter_folder import load_adapter
-from mlx_dpo.adapters.swap import policy_as
+from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.model_loading import model_folder
+from mlx_dpo.forward.model_loading import find_model_folder
 
-Scores = dict[str, dict[str, float]]  # by task and metric
+TaskScores = dict[str, dict[str, float]]  # by task and metric
 
 
-def require_harness() -> None:
+def require_lm_eval() -> None:
     """Raise `UserError` where lm-evaluation-harness is not installed."""
     if find_spec("lm_eval") is None:
         hint = "pip install lm-eval"
@@ -29,20 +29,20 @@ def run_tasks(
 
     Without an adapter there is only `before`. With `limit`, only so many examples of each task. Raises `UserError`.
     """
-    require_harness()
+    require_lm_eval()
     from mlx_lm.evaluate import MLXLM
 
-    harness = MLXLM(str(model_folder(model)))
+    harness = MLXLM(str(find_model_folder(model)))
     if adapter_path is None:
         return _side_by_side({"before": _scores(harness, tasks, limit, seed)})
     _, base = load_adapter(harness._model, adapter_path)
     harness._model.eval()
-    with policy_as(harness._model, base):
+    with swap_adapter(harness._model, base):
         before = _scores(harness, tasks, limit, seed)
     return _side_by_side({"before": before, "after": _scores(harness, tasks, limit, seed)})
 
 
-def _scores(harness: Any, tasks: Sequence[str], limit: int | None, seed: int) -> Scores:
+def _scores(harness: Any, tasks: Sequence[str], limit: int | None, seed: int) -> TaskScores:
     import lm_eval
 
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -63,7 +63,7 @@ def _scores(harness: Any, tasks: Sequence[str], limit: int | None, seed: int) ->
     }
 
 
-def _side_by_side(sides: dict[str, Scores]) -> dict[str, Any]:
+def _side_by_side(sides: dict[str, TaskScores]) -> dict[str, Any]:
     """The harness calls a metric `acc,none` and its error `acc_stderr,none`."""
     told: dict[str, Any] = {}
     for when, scores in sides.items():

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlx_dpo.adapters.spec import Tensors
-from mlx_dpo.adapters.swap import policy_as
-from mlx_dpo.data.micro_batches import micro_batches
-from mlx_dpo.evaluation.example_sets import PairSet
-from mlx_dpo.evaluation.measuring import Measured
-from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.adapters.swap import swap_adapter
+from mlx_dpo.data.micro_batches import split_into_micro_batches
+from mlx_dpo.evaluation.example_sets import ExampleSet
+from mlx_dpo.evaluation.measuring import ExampleMeasurement
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import Policy, without_dropout
-from mlx_dpo.reference.reference_policy import NoReference, SameNetwork
+from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvalSnapshot:
     """An evaluation, example by example.
 
     Attributes:
@@ -28,13 +28,13 @@ class HeldOut:
     """
 
     step: int
-    examples: list[Measured]
-    held_out: PairSet
+    measurements: list[ExampleMeasurement]
+    example_set: ExampleSet
     policy: Policy
-    budget: Budget
+    budget: MemoryModel
 
     @property
-    def can_run(self) -> bool:
+    def can_run_policy(self) -> bool:
         """Whether this process can run the policy by itself."""
         return self.policy.network.shards is None
 
@@ -46,21 +46,21 @@ class HeldOut:
         where the model is shared out: this is of one rank, and the others would have to run it too.
         """
         tensors = self._reference()
-        if not tensors or not self.can_run:
+        if not tensors or not self.can_run_policy:
             return None
-        encoded = [self.held_out.pairs[one.index] for one in self.examples[:count]]
+        encoded = [self.example_set.examples[one.index] for one in self.measurements[:count]]
         kls = np.empty((len(encoded), len(encoded[0].completions)))
         network = self.policy.network
-        for micro in micro_batches(encoded, self.budget.fits):
+        for micro in split_into_micro_batches(encoded, self.budget.fits):
             with without_dropout(network.model):
-                rows = network.hidden_rows(micro)
-                with policy_as(network.model, tensors):
+                rows = network.hidden_states(micro)
+                with swap_adapter(network.model, tensors):
                     found = network.logps(micro, others=rows).kls
-            kls[list(micro.positions)] = found.reshape(micro.sides, -1).T
+            kls[list(micro.batch_indices)] = found.reshape(micro.completions_per_example, -1).T
         return kls
 
     def _reference(self) -> Tensors:
-        reference = self.held_out.reference.policy
-        if isinstance(reference, SameNetwork):
+        reference = self.example_set.reference.reference_policy
+        if isinstance(reference, SharedNetworkReference):
             return reference.tensors
-        return self.policy.initial if isinstance(reference, NoReference) else {}
+        return self.policy.initial_tensors if isinstance(reference, NoReference) else {}

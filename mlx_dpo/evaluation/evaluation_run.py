@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.evaluation.benchmark_tasks import require_harness, run_tasks
-from mlx_dpo.evaluation.evaluator import Evaluation
-from mlx_dpo.evaluation.metric_summary import compared
-from mlx_dpo.evaluation.pairwise_evaluation import require_two_models, tournament
+from mlx_dpo.evaluation.benchmark_tasks import require_lm_eval, run_tasks
+from mlx_dpo.evaluation.evaluator import Evaluator
+from mlx_dpo.evaluation.metric_summary import compare_results
+from mlx_dpo.evaluation.pairwise_evaluation import pairwise_evaluation, require_two_models
 from mlx_dpo.judges.judge import Judge
-from mlx_dpo.sampling.generation import Sampling
+from mlx_dpo.sampling.generation import SamplingParams
 
 
 @dataclass(frozen=True)
-class Examination:
+class EvaluationRun:
     """All that `mlx-dpo evaluate` finds out of some policies.
 
     Attributes:
@@ -31,24 +31,24 @@ class Examination:
     adapters: list[Path | None]
     by: list[str]
     judge: Judge | None
-    prompts: int
-    sampling: Sampling
+    num_prompts: int
+    sampling: SamplingParams
     tasks: list[str]
     task_limit: int | None
 
-    def require(self) -> None:
+    def check(self) -> None:
         """Raise `UserError` for what would otherwise be found out after hours."""
         if self.judge:
             require_two_models(self.config, self.adapters[0])
             self.judge.check()
         if self.tasks:
-            require_harness()
+            require_lm_eval()
 
-    def run(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    def run(self, on_status: Callable[[str], None]) -> list[dict[str, Any]]:
         """Of each policy, what was found, as plain values; `say` hears what is being done. Raises `UserError`."""
-        evaluation = Evaluation(self.config, by=self.by)
+        evaluation = Evaluator(self.config, by=self.by)
         measured = [
-            evaluation.measure(adapter, progress=lambda done, pairs: say(f"{done:,} of {pairs:,} pairs"))
+            evaluation.evaluate(adapter, progress=lambda done, pairs: on_status(f"{done:,} of {pairs:,} pairs"))
             for adapter in self.adapters
         ]
         told = []
@@ -56,14 +56,14 @@ class Examination:
             name = {} if len(measured) == 1 else {"adapter": str(adapter)}
             told.append({**name, **one.summary})
             if one is not measured[0]:
-                told[-1]["against_first"] = compared(measured[0], one)
+                told[-1]["against_first"] = compare_results(measured[0], one)
             if self.judge:
-                say("Answering and judging")
-                source = evaluation.examples.pairs.source
-                held = tournament(self.config, adapter, source, self.prompts, self.judge, self.sampling)
+                on_status("Answering and judging")
+                source = evaluation.examples.examples.source
+                held = pairwise_evaluation(self.config, adapter, source, self.num_prompts, self.judge, self.sampling)
                 told[-1]["head_to_head"] = held.summary
             if self.tasks:
-                say("Running tasks")
+                on_status("Running tasks")
                 seed, limit = self.sampling.seed, self.task_limit
                 told[-1]["tasks"] = run_tasks(self.config.model, adapter, self.tasks, limit=limit, seed=seed)
         return told

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.data.conversations import Turns
-from mlx_dpo.evaluation.length_control import length_controlled
-from mlx_dpo.judges.judge import Judge, Match
+from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.evaluation.length_control import length_controlled_win_rate
+from mlx_dpo.judges.judge import Comparison, Judge
 from mlx_dpo.utils.statistics import win_rate_interval
 
 
 @dataclass(frozen=True)
-class HeadToHead:
+class HeadToHeadResult:
     """Matches of the tuned model's answers (first) against the base's.
 
     Attributes:
@@ -25,9 +25,9 @@ class HeadToHead:
     """
 
     judge: str
-    matches: list[Match]
+    comparisons: list[Comparison]
     scores: np.ndarray
-    swayed: np.ndarray
+    order_flipped: np.ndarray
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -35,15 +35,15 @@ class HeadToHead:
         judged = ~np.isnan(self.scores)
         scores = self.scores[judged]
         tuned, base = (np.array([len(answer) for answer in side], float) for side in self._sides)
-        controlled, interval = length_controlled(scores, tuned[judged], base[judged])
+        controlled, interval = length_controlled_win_rate(scores, tuned[judged], base[judged])
         return {
             "judge": self.judge,
-            "prompts": len(self.matches),
+            "prompts": len(self.comparisons),
             "judged": len(scores),
             "wins": int((scores > 0.5).sum()),
             "ties": int((scores == 0.5).sum()),
             "losses": int((scores < 0.5).sum()),
-            "swayed_by_order": int(self.swayed.sum()),
+            "swayed_by_order": int(self.order_flipped.sum()),
             "win_rate": float(scores.mean()) if len(scores) else float("nan"),
             "win_rate_interval": list(win_rate_interval(scores)),
             "length_controlled_win_rate": controlled,
@@ -51,23 +51,27 @@ class HeadToHead:
             "mean_characters": {"base": float(base.mean()), "tuned": float(tuned.mean())},
             "answers": [
                 {"prompt": match.prompt, "base": match.second, "tuned": match.first, "score": float(score)}
-                for match, score in zip(self.matches, self.scores, strict=True)
+                for match, score in zip(self.comparisons, self.scores, strict=True)
             ],
         }
 
     @property
     def _sides(self) -> tuple[list[str], list[str]]:
-        return [match.first for match in self.matches], [match.second for match in self.matches]
+        return [match.first for match in self.comparisons], [match.second for match in self.comparisons]
 
 
-def head_to_head(prompts: Sequence[Turns], base: Sequence[str], tuned: Sequence[str], judge: Judge) -> HeadToHead:
+def judge_head_to_head(
+    prompts: Sequence[TextOrMessages], base: Sequence[str], tuned: Sequence[str], judge: Judge
+) -> HeadToHeadResult:
     """Have a judge compare two models' answers, each two in both orders. Equal ones are ties, and not asked about."""
-    matches = [Match(*three) for three in zip(prompts, tuned, base, strict=True)]
+    matches = [Comparison(*three) for three in zip(prompts, tuned, base, strict=True)]
     scores, swayed = np.full(len(matches), 0.5), np.zeros(len(matches), bool)
     asked = [i for i, match in enumerate(matches) if match.first != match.second]
     in_order = [matches[i] for i in asked]
-    verdicts = judge.verdicts([*in_order, *(match.swapped for match in in_order)] if judge.sees_order else in_order)
+    verdicts = judge.verdicts(
+        [*in_order, *(match.swapped for match in in_order)] if judge.order_sensitive else in_order
+    )
     first = np.array(verdicts[: len(asked)], np.float64)
-    second = 1 - np.array(verdicts[len(asked) :], np.float64) if judge.sees_order else first
+    second = 1 - np.array(verdicts[len(asked) :], np.float64) if judge.order_sensitive else first
     scores[asked], swayed[asked] = (first + second) / 2, np.sign(first - 0.5) * np.sign(second - 0.5) < 0
-    return HeadToHead(judge.name, matches, scores, swayed)
+    return HeadToHeadResult(judge.name, matches, scores, swayed)

@@ -17,32 +17,32 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.adapters.adapter_folder import put_adapter
+from mlx_dpo.adapters.adapter_folder import apply_adapter
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.candidate_rows import candidates_of
-from mlx_dpo.data.chat_encoding import Encoder
-from mlx_dpo.data.column_mapping import renaming
-from mlx_dpo.data.encoded_examples import EncodedPairs, PairSource
+from mlx_dpo.data.candidate_rows import parse_candidates
+from mlx_dpo.data.chat_encoding import ExampleEncoder
+from mlx_dpo.data.column_mapping import with_renamed_columns
+from mlx_dpo.data.encoded_examples import EncodedExamples, ExampleSource
 from mlx_dpo.data.examples import Candidates, Example
-from mlx_dpo.data.micro_batches import ahead
-from mlx_dpo.data.row_formats import ExamplesOf
-from mlx_dpo.evaluation.completion_chunks import Cut
-from mlx_dpo.evaluation.example_sets import Rows, open_measured
-from mlx_dpo.evaluation.measuring import windows
-from mlx_dpo.evaluation.metric_summary import Columns, MeasuredSet
-from mlx_dpo.evaluation.reference_setup import OF_THE_POLICY, other_reference
+from mlx_dpo.data.micro_batches import prefetch
+from mlx_dpo.data.row_formats import RowParser
+from mlx_dpo.evaluation.completion_chunks import ChunkedRows
+from mlx_dpo.evaluation.example_sets import Rows, open_evaluation_source
+from mlx_dpo.evaluation.measuring import index_batches
+from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
+from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, load_reference_model
 from mlx_dpo.evaluation.score_file import ScoredRow, ScoreFile
 from mlx_dpo.forward.device import keep_weights_resident
 from mlx_dpo.forward.fingerprint import fingerprint
-from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
-from mlx_dpo.objectives import Loss
-from mlx_dpo.reference.reference_policy import CachedReference, NoReference, Reference
-from mlx_dpo.training.run import make_loss
+from mlx_dpo.objectives import WeightedLoss
+from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
+from mlx_dpo.training.run import loss_from_config
 
-NAMES = (
+REWARD_METRICS = (
     "rewards/chosen",
     "rewards/rejected",
     "rewards/accuracies",
@@ -87,31 +87,31 @@ def score(
     Raises:
         UserError: something given is wrong; the file at `output` is another's.
     """
-    columns = Columns(_reader(config.columns), by)
-    source = open_measured(config, rows, columns)
-    count, labels = len(source), columns.of([source.where(i).line for i in range(len(source))])
-    scoring = Scoring.of(config, source, adapter_path, length_normalise, model, tokenizer)
-    file = ScoreFile(output, scoring.scorer)
+    columns = ColumnLabels(_reader(config.columns), by)
+    source = open_evaluation_source(config, rows, columns)
+    count, labels = len(source), columns.labels_of_lines([source.location(i).line for i in range(len(source))])
+    scoring = RewardScorer.load(config, source, adapter_path, length_normalise, model, tokenizer)
+    file = ScoreFile(output, scoring.scorer_digest)
     table = [_measures(one) for one in file.resume(source, config.batch_size)]
     with file:
-        for batch in scoring.scored(start=len(table)):
+        for batch in scoring.score_batches(start=len(table)):
             file.write(batch)
             table += map(_measures, batch)
             if progress is not None:
                 progress(len(table), count)
-    return MeasuredSet("rows", np.array(table), range(count), labels, NAMES).summary
+    return EvaluationResult("rows", np.array(table), range(count), labels, REWARD_METRICS).summary
 
 
-def _reader(columns: Mapping[str, str]) -> ExamplesOf:
+def _reader(columns: Mapping[str, str]) -> RowParser:
     """`candidates_of`, of rows whose columns have other names; what is written is the row as it was."""
     if not columns:
-        return candidates_of
-    read = renaming(columns, candidates_of)
+        return parse_candidates
+    read = with_renamed_columns(columns, parse_candidates)
     return lambda row, where: [replace(one, row=row) for one in read(row, where) if isinstance(one, Candidates)]
 
 
 @dataclass(frozen=True)
-class Scoring:
+class RewardScorer:
     """Rows to score and what scores them.
 
     Attributes:
@@ -120,88 +120,92 @@ class Scoring:
     """
 
     config: TrainConfig
-    examples: EncodedPairs
-    loss: Loss
-    budget: Budget
-    reference: Reference
-    references: list[np.ndarray] | None
+    examples: EncodedExamples
+    loss: WeightedLoss
+    budget: MemoryModel
+    reference: ReferencePolicy
+    reference_sums: list[np.ndarray] | None
     length_normalise: bool
-    scorer: str
+    scorer_digest: str
 
     @classmethod
-    def of(
+    def load(
         cls,
         config: TrainConfig,
-        source: PairSource,
+        source: ExampleSource,
         adapter_path: str | Path | None = None,
         length_normalise: bool = False,
         model: nn.Module | None = None,
         tokenizer: Any = None,
-    ) -> Scoring:
+    ) -> RewardScorer:
         """Loads the models, one at a time, to score the `Candidates` of a source; see `score`."""
-        loss = make_loss(config)
+        loss = loss_from_config(config)
         tokenizer = tokenizer or load_tokenizer(config.model)
-        encoder = Encoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
-        examples = EncodedPairs(source, encoder)
-        examples.usable()  # what can't be encoded is said before any model is loaded
+        encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+        examples = EncodedExamples(source, encoder)
+        examples.usable_indices()  # what can't be encoded is said before any model is loaded
         keep_weights_resident()
-        reference: Reference = NoReference()
+        reference: ReferencePolicy = NoReference()
         known, references = None, None
-        if config.reference not in OF_THE_POLICY:
-            other = other_reference(config, tokenizer)
-            known, references = other.known.fingerprint, _all_sums(other, examples, config.batch_size)
+        if config.reference not in POLICY_REFERENCES:
+            other = load_reference_model(config, tokenizer)
+            known, references = other.cache.fingerprint, _all_sums(other, examples, config.batch_size)
             del other  # its memory is for the policy
             mx.clear_cache()
         model = load_model(config.model).model if model is None else model
-        base = put_adapter(model, adapter_path)
-        network = Network.of(model)
+        base = apply_adapter(model, adapter_path)
+        network = Network.from_model(model)
         if config.reference in ("initial", "base"):
             reference = of_the_policy = CachedReference(network, base, config.model)
-            known = of_the_policy.known.fingerprint
+            known = of_the_policy.cache.fingerprint
         settings = {
             "policy": fingerprint(network),
             "reference": known,
-            "beta": loss.knobs["beta"],
+            "beta": loss.settings["beta"],
             "length_normalise": length_normalise,
             **{name: getattr(config, name) for name in ("batch_size", "max_length", "overlong", "raw")},
             "chat_template": getattr(tokenizer, "chat_template", None),
             **config.columns,
         }
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
-        return cls(config, examples, loss, Budget(network), reference, references, length_normalise, digest)
+        return cls(config, examples, loss, MemoryModel(network), reference, references, length_normalise, digest)
 
-    def scored(self, start: int = 0) -> Iterator[list[ScoredRow]]:
+    def score_batches(self, start: int = 0) -> Iterator[list[ScoredRow]]:
         """The rows from `start` on, a batch at a time."""
         network, examples = self.budget.network, self.examples
         with without_dropout(network.model):
             for indices, cut in _cuts(examples, self.config.batch_size, self.budget, start):
-                logps = cut.sums(lambda micro: network.logps(micro).sums)
+                logps = cut.sums_by_row(lambda micro: network.logps(micro).sums)
                 rewards = [
                     self._rewards(*of_row)
-                    for of_row in zip(logps, self._of_reference(indices, cut), cut.lengths, strict=True)
+                    for of_row in zip(logps, self._of_reference(indices, cut), cut.completion_lengths, strict=True)
                 ]
                 yield [_row(examples.source[i], found) for i, found in zip(indices, rewards, strict=True)]
 
-    def _of_reference(self, indices: np.ndarray, cut: Cut) -> list[np.ndarray]:
-        if self.references is not None:
-            return [self.references[i] for i in indices]
-        return cut.sums(self.reference.sums)
+    def _of_reference(self, indices: np.ndarray, cut: ChunkedRows) -> list[np.ndarray]:
+        if self.reference_sums is not None:
+            return [self.reference_sums[i] for i in indices]
+        return cut.sums_by_row(self.reference.sums)
 
     def _rewards(self, logps: np.ndarray, reference: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         rewards = self.loss.rewards(logps, reference, tokens)
         return rewards / tokens if self.length_normalise else rewards
 
 
-def _cuts(examples: EncodedPairs, batch_size: int, budget: Budget, start: int = 0) -> Iterator[tuple[np.ndarray, Cut]]:
+def _cuts(
+    examples: EncodedExamples, batch_size: int, budget: MemoryModel, start: int = 0
+) -> Iterator[tuple[np.ndarray, ChunkedRows]]:
     """(indices, their answers) of each batch of rows from `start` on, made in a thread ahead of their use."""
-    batches = windows(np.arange(start, len(examples)), batch_size)
-    return ahead((batch, Cut.of([examples.encode(int(i)) for i in batch], budget)) for batch in batches)
+    batches = index_batches(np.arange(start, len(examples)), batch_size)
+    return prefetch(
+        (batch, ChunkedRows.from_rows([examples.encode(int(i)) for i in batch], budget)) for batch in batches
+    )
 
 
-def _all_sums(reference: CachedReference, examples: EncodedPairs, batch_size: int) -> list[np.ndarray]:
+def _all_sums(reference: CachedReference, examples: EncodedExamples, batch_size: int) -> list[np.ndarray]:
     """[answers] of every row."""
-    cuts = _cuts(examples, batch_size, Budget(reference.network))
-    return [of_row for _, cut in cuts for of_row in cut.sums(reference.sums)]
+    cuts = _cuts(examples, batch_size, MemoryModel(reference.network))
+    return [of_row for _, cut in cuts for of_row in cut.sums_by_row(reference.sums)]
 
 
 def _row(example: Example, rewards: np.ndarray) -> ScoredRow:
@@ -211,9 +215,9 @@ def _row(example: Example, rewards: np.ndarray) -> ScoredRow:
 
 def _measures(one: ScoredRow) -> list[float]:
     """What `NAMES` are of a row; NaN where it has no such number."""
-    rewards, good = one.rewards, one.candidates.good
+    rewards, good = one.rewards, one.candidates.num_preferred
     if rewards is None:
-        return [np.nan] * len(NAMES)
+        return [np.nan] * len(REWARD_METRICS)
     if good is None:
         return [np.nan] * 4 + [rewards.max() if len(rewards) > 1 else np.nan, rewards.mean()]
     chosen, rejected = rewards[:good].min(), rewards[good:].max()

@@ -13,14 +13,14 @@ import numpy as np
 
 from mlx_dpo.utils.statistics import Interval
 
-PRIOR = np.diag(
+PRIOR_PRECISION = np.diag(
     [0, 0.16]
 )  # precision of a weak prior on what length does: all wins are finite too (Gelman et al. 2008)
-STEPS = 50
+MAX_NEWTON_STEPS = 50
 
 
-def length_controlled(
-    scores: np.ndarray, lengths: np.ndarray, rival_lengths: np.ndarray, level: float = 0.95
+def length_controlled_win_rate(
+    scores: np.ndarray, lengths: np.ndarray, opponent_lengths: np.ndarray, level: float = 0.95
 ) -> tuple[float, Interval]:
     """(win rate, its interval) at equal lengths.
 
@@ -30,7 +30,7 @@ def length_controlled(
     """
     if not len(scores):
         return float("nan"), Interval(float("nan"), float("nan"))
-    differences = np.asarray(lengths, np.float64) - np.asarray(rival_lengths, np.float64)
+    differences = np.asarray(lengths, np.float64) - np.asarray(opponent_lengths, np.float64)
     spread = differences.std()
     design = np.stack([np.ones(len(scores)), np.tanh(differences / spread) if spread else 0 * differences], axis=1)
     skill, error = _fit(design, np.asarray(scores, np.float64))
@@ -45,11 +45,11 @@ def _fit(design: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray
     anything may happen, so that no sample is without any.
     """
     design, scores = np.vstack([design, [1, 0]]), np.append(scores, 0.5)  # one more match, half won
-    weights, information = np.zeros(2), PRIOR
-    for _ in range(STEPS):
+    weights, information = np.zeros(2), PRIOR_PRECISION
+    for _ in range(MAX_NEWTON_STEPS):
         shares = _logistic(design @ weights)
-        information = (design * (shares * (1 - shares))[:, None]).T @ design + PRIOR
-        step = np.linalg.solve(information, design.T @ (scores - shares) - PRIOR @ weights)
+        information = (design * (shares * (1 - shares))[:, None]).T @ design + PRIOR_PRECISION
+        step = np.linalg.solve(information, design.T @ (scores - shares) - PRIOR_PRECISION @ weights)
         weights = weights + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-10:
             break

@@ -11,20 +11,20 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.data.micro_batches import MicroBatch
-from mlx_dpo.evaluation.example_sets import PairSet
-from mlx_dpo.evaluation.measuring import windows
-from mlx_dpo.evaluation.scored_batch import batches_of
+from mlx_dpo.evaluation.example_sets import ExampleSet
+from mlx_dpo.evaluation.measuring import index_batches
+from mlx_dpo.evaluation.scored_batch import optimizer_batches
 from mlx_dpo.forward.completion_logps import CompletionLogps
-from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
-from mlx_dpo.objectives import Loss
+from mlx_dpo.objectives import WeightedLoss
 
 ROWS_BYTES = 256 << 20  # of the adapter's hidden rows, kept for the KL; it is taken over the tokens that these hold
 
 
 @dataclass(frozen=True)
-class Measured:
+class MarginMeasurement:
     """A policy on the pairs.
 
     Attributes:
@@ -38,13 +38,13 @@ class Measured:
     kl: float | None
 
     @property
-    def margin(self) -> float:
+    def mean_margin(self) -> float:
         """Mean reward margin."""
         return float(self.margins.mean())
 
 
 @dataclass
-class Yardstick:
+class MarginEvaluator:
     """Held-out pairs and what the base makes of them, to measure policies by.
 
     Attributes:
@@ -53,46 +53,46 @@ class Yardstick:
         rows: the adapter's hidden rows of the first micro-batches, each [tokens, hidden].
     """
 
-    loss: Loss
+    loss: WeightedLoss
     batches: list[list[MicroBatch]]
-    base: list[np.ndarray] = field(default_factory=list)
-    rows: list[mx.array] = field(default_factory=list)
+    base_logps: list[np.ndarray] = field(default_factory=list)
+    adapter_hidden_states: list[mx.array] = field(default_factory=list)
 
     @classmethod
-    def of(cls, loss: Loss, held_out: PairSet, batch_size: int, base: nn.Module) -> Yardstick:
+    def prepare(cls, loss: WeightedLoss, held_out: ExampleSet, batch_size: int, base: nn.Module) -> MarginEvaluator:
         """Cut the pairs into micro-batches and run the base on them."""
-        budget = Budget(Network.of(base))
-        cut = batches_of(held_out.pairs, windows(held_out.indices, batch_size), budget, loss)
-        yardstick = cls(loss, [batch.micros for batch in cut])
-        yardstick.base = [logps.sums for logps in yardstick._run(base)]
+        budget = MemoryModel(Network.from_model(base))
+        cut = optimizer_batches(held_out.examples, index_batches(held_out.indices, batch_size), budget, loss)
+        yardstick = cls(loss, [batch.micro_batches for batch in cut])
+        yardstick.base_logps = [logps.sums for logps in yardstick._run(base)]
         return yardstick
 
-    def first(self, pairs: int) -> Yardstick:
+    def subset(self, pairs: int) -> MarginEvaluator:
         """The first so many pairs alone, up to a whole batch, without the adapter's rows."""
-        size = sum(len(micro.positions) for micro in self.batches[0])
+        size = sum(len(micro.batch_indices) for micro in self.batches[0])
         batches = self.batches[: -(-pairs // size)]
-        return Yardstick(self.loss, batches, self.base[: sum(map(len, batches))])
+        return MarginEvaluator(self.loss, batches, self.base_logps[: sum(map(len, batches))])
 
-    def measure_base(self) -> Measured:
+    def measure_base(self) -> MarginMeasurement:
         """The base against itself."""
-        return self._measured(self.base, None)
+        return self._measured(self.base_logps, None)
 
-    def measure_adapter(self, model: nn.Module) -> Measured:
+    def measure_adapter(self, model: nn.Module) -> MarginMeasurement:
         """The policy that others are held against."""
-        network, held = Network.of(model), 0
+        network, held = Network.from_model(model), 0
         for micro in self._micros:
-            rows = network.hidden_rows(micro)
+            rows = network.hidden_states(micro)
             held += rows.nbytes
             if held > ROWS_BYTES:
                 break
-            self.rows.append(rows)
+            self.adapter_hidden_states.append(rows)
         return self._measured([logps.sums for logps in self._run(model)], None)
 
-    def measure(self, model: nn.Module) -> Measured:
+    def measure(self, policy: nn.Module) -> MarginMeasurement:
         """A policy of the same architecture, whose head is the adapter's: adapters are inside the blocks."""
-        found = list(self._run(model, self.rows))
+        found = list(self._run(policy, self.adapter_hidden_states))
         compared = [logps for logps in found if logps.token_kls is not None]
-        tokens = sum(len(logps.tokens) for logps in compared)
+        tokens = sum(len(logps.token_logps) for logps in compared)
         kl = sum(float(logps.kls.sum()) for logps in compared) / tokens if tokens else None
         return self._measured([logps.sums for logps in found], None if kl is None else max(0.0, kl))
 
@@ -102,16 +102,16 @@ class Yardstick:
 
     def _run(self, model: nn.Module, others: Sequence[mx.array] = ()) -> Iterator[CompletionLogps]:
         """Log-probs of each micro-batch, and the KL from others' hidden rows where there are some."""
-        network = Network.of(model)
+        network = Network.from_model(model)
         with without_dropout(model):
             for micro, rows in zip_longest(self._micros, others):
                 yield network.logps(micro, others=rows)
 
-    def _measured(self, logps: Sequence[np.ndarray], kl: float | None) -> Measured:
+    def _measured(self, logps: Sequence[np.ndarray], kl: float | None) -> MarginMeasurement:
         """From [2 * pairs] log-probs of each micro-batch."""
         rewards = []
-        for micro, own, base in zip(self._micros, logps, self.base, strict=True):
+        for micro, own, base in zip(self._micros, logps, self.base_logps, strict=True):
             tokens = np.array([len(completion) for _, completion in micro.sequences])
             rewards.append(self.loss.rewards(own, base, tokens).reshape(2, -1))
         margins = np.subtract(*np.concatenate(rewards, axis=1))
-        return Measured(margins, float((margins > 0).mean()), kl)
+        return MarginMeasurement(margins, float((margins > 0).mean()), kl)

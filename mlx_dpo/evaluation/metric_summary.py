@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.data.examples import Example
-from mlx_dpo.data.row_formats import ExamplesOf
+from mlx_dpo.data.row_formats import RowParser
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.metrics import METRICS, mean_metrics
 from mlx_dpo.utils.statistics import bootstrap_interval, paired_test, win_rate_interval
 
-COMPARED = ("loss", "rewards/accuracies", "rewards/margins")
-ABSENT = "(none)"  # the label of rows that lack the column
+COMPARED_METRICS = ("loss", "rewards/accuracies", "rewards/margins")
+MISSING_LABEL = "(none)"  # the label of rows that lack the column
 
 
 @dataclass(frozen=True)
-class MeasuredSet:
+class EvaluationResult:
     """Examples one by one.
 
     Attributes:
@@ -30,16 +30,16 @@ class MeasuredSet:
         labels: by column, [examples], what their rows say there.
     """
 
-    what: str
+    unit: str
     table: np.ndarray
-    rows: Sequence[Hashable]
+    row_ids: Sequence[Hashable]
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    names: tuple[str, ...] = METRICS
+    metric_names: tuple[str, ...] = METRICS
 
     @property
     def metrics(self) -> dict[str, float]:
         """The mean of each."""
-        return mean_metrics([self.table], self.names)
+        return mean_metrics([self.table], self.metric_names)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -54,32 +54,32 @@ class MeasuredSet:
         return {label: self._told(np.flatnonzero(of == label)) for label in sorted(set(labels))}
 
     def _told(self, which: np.ndarray) -> dict[str, Any]:
-        table, rows = self.table[which], [self.rows[i] for i in which]
-        means = mean_metrics([table], self.names)
-        columns = {name: table[:, self.names.index(name)] for name in means}
+        table, rows = self.table[which], [self.row_ids[i] for i in which]
+        means = mean_metrics([table], self.metric_names)
+        columns = {name: table[:, self.metric_names.index(name)] for name in means}
         intervals = {
             name: (win_rate_interval if name.endswith("accuracies") else bootstrap_interval)(values, groups=rows)
             for name, values in columns.items()
             if not np.isnan(values).all()  # a difference of two columns' means has no values of its own
         }
-        return {self.what: len(which), **means, "intervals": {name: list(ends) for name, ends in intervals.items()}}
+        return {self.unit: len(which), **means, "intervals": {name: list(ends) for name, ends in intervals.items()}}
 
 
-def compared(first: MeasuredSet, other: MeasuredSet) -> dict[str, Any]:
+def compare_results(baseline: EvaluationResult, candidate: EvaluationResult) -> dict[str, Any]:
     """What changed from one policy to another on the same examples: by metric, `difference`, `interval` and `p`."""
     told = {}
-    for name in COMPARED:
-        before, after = (one.table[:, one.names.index(name)] for one in (first, other))
+    for name in COMPARED_METRICS:
+        before, after = (one.table[:, one.metric_names.index(name)] for one in (baseline, candidate))
         if not np.isnan(after - before).all():
-            test = paired_test(before, after, groups=first.rows)
+            test = paired_test(before, after, groups=baseline.row_ids)
             told[name] = {"difference": test.difference, "interval": list(test.interval), "p": test.p}
     return told
 
 
-class Columns:
+class ColumnLabels:
     """A reader of rows that remembers what they say in some columns, by line."""
 
-    def __init__(self, read: ExamplesOf, names: Iterable[str]) -> None:
+    def __init__(self, read: RowParser, names: Iterable[str]) -> None:
         self.read, self.names = read, tuple(dict.fromkeys(names))
         self._said: dict[int | None, tuple[str, ...]] = {}
         self._seen: dict[str, None] = {}
@@ -87,11 +87,11 @@ class Columns:
     def __call__(self, row: Any, where: Where) -> Sequence[Example]:
         examples = self.read(row, where)
         if self.names and where.line not in self._said:
-            self._said[where.line] = tuple(label_of(row, name) for name in self.names)
+            self._said[where.line] = tuple(column_label(row, name) for name in self.names)
             self._seen.update(dict.fromkeys(row))
         return examples
 
-    def of(self, lines: Sequence[int | None]) -> dict[str, list[str]]:
+    def labels_of_lines(self, lines: Sequence[int | None]) -> dict[str, list[str]]:
         """By column, what the rows on some lines say. Raises `UserError` for a column that no row has."""
         for name in self.names:
             if name not in self._seen:
@@ -100,7 +100,9 @@ class Columns:
         return {name: [self._said[line][i] for line in lines] for i, name in enumerate(self.names)}
 
 
-def label_of(row: Mapping[str, Any], column: str) -> str:
+def column_label(row: Mapping[str, Any], column: str) -> str:
     """What a row says in a column, as text."""
     value = row.get(column)
-    return ABSENT if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (
+        MISSING_LABEL if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )

@@ -11,11 +11,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from mlx_dpo.data.encoded_examples import PairSource
+from mlx_dpo.data.encoded_examples import ExampleSource
 from mlx_dpo.data.examples import Candidates, Example
 from mlx_dpo.errors import UserError, Where
 
-OURS = ("rewards", "best", "ranking", "scorer")  # keys of a line; a row's own of these names give way
+ADDED_KEYS = ("rewards", "best", "ranking", "scorer")  # keys of a line; a row's own of these names give way
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class ScoredRow:
 class ScoreFile:
     """Lines are the row's own keys, then ours. They are only ever added, and handed to the system a batch at a time."""
 
-    def __init__(self, path: str | Path, scorer: str) -> None:
+    def __init__(self, path: str | Path, scorer_digest: str) -> None:
         """scorer: a digest of all that rewards follow from beside the row; it stands in every line."""
-        self.path, self.scorer = Path(path), scorer
+        self.path, self.scorer_digest = Path(path), scorer_digest
         self._file: IO[bytes] | None = None
 
-    def resume(self, source: PairSource, batch_size: int) -> list[ScoredRow]:
+    def resume(self, source: ExampleSource, batch_size: int) -> list[ScoredRow]:
         """What the file holds already of the source's rows, in whole batches; the rest of it is cut off.
 
         Raises `UserError`, with the file as it was, where it is not the beginning of what this scorer would write.
@@ -79,7 +79,7 @@ class ScoreFile:
             ranking = np.argsort(-rewards, kind="stable").tolist()
             told |= {"best": row["completions"][ranking[0]], "ranking": ranking}
         own = _own(row)
-        return own + (b", " if len(own) > 1 else b"") + _json({**told, "scorer": self.scorer})[1:] + b"\n"
+        return own + (b", " if len(own) > 1 else b"") + _json({**told, "scorer": self.scorer_digest})[1:] + b"\n"
 
     def _lines(self) -> list[bytes] | IO[bytes]:
         try:
@@ -96,7 +96,7 @@ class ScoreFile:
         if not line.endswith(b"\n"):
             return None
         said = json.loads(line)
-        if said.get("scorer") != self.scorer:
+        if said.get("scorer") != self.scorer_digest:
             raise self._other(index, "another model, adapter, reference or setting has scored this line")
         rewards = said["rewards"]
         return ScoredRow(example, None if rewards is None else np.array(rewards, np.float64))
@@ -108,7 +108,7 @@ class ScoreFile:
 
 def _own(row: dict[str, Any]) -> bytes:
     """A row's own keys as a line begins with them."""
-    return _json({key: value for key, value in row.items() if key not in OURS})[:-1]
+    return _json({key: value for key, value in row.items() if key not in ADDED_KEYS})[:-1]
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -9,21 +9,21 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.data.encoded_examples import EncodedPairs
-from mlx_dpo.data.micro_batches import MicroBatch, ahead, micro_batches, mismatched
+from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, prefetch, split_into_micro_batches
 from mlx_dpo.data.row_formats import Completion, Example, Pair
-from mlx_dpo.distributed.communicator import ALONE, Arrays, Group
+from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.evaluation.metrics import METRICS, completion_metrics, pair_metrics
 from mlx_dpo.forward.completion_logps import CompletionLogps
-from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
-from mlx_dpo.objectives import LabelledLogps, Loss, PairLogps
+from mlx_dpo.objectives import LabelledLogps, PairLogps, WeightedLoss
 from mlx_dpo.reference.reference_policy import ReferenceLogps
 
 
 @dataclass(frozen=True)
-class Batch:
+class OptimizerBatch:
     """The examples of an optimizer batch that this process runs.
 
     Attributes:
@@ -35,48 +35,58 @@ class Batch:
 
     size: int
     indices: np.ndarray
-    micros: list[MicroBatch]
-    mismatched: list[MicroBatch]
+    micro_batches: list[MicroBatch]
+    mismatched_micro_batches: list[MicroBatch]
 
-    def of(self, micro: MicroBatch) -> np.ndarray:
+    def example_indices(self, micro: MicroBatch) -> np.ndarray:
         """Indices of a micro-batch's examples."""
-        return self.indices[list(micro.positions)]
+        return self.indices[list(micro.batch_indices)]
 
     @property
-    def in_order(self) -> np.ndarray:
+    def indices_in_order(self) -> np.ndarray:
         """Indices of its own examples, as they come in its micro-batches."""
-        return np.concatenate([self.indices[:0], *map(self.of, self.micros)])
+        return np.concatenate([self.indices[:0], *map(self.example_indices, self.micro_batches)])
 
 
-def batches_of(
-    examples: EncodedPairs, order: Iterable[np.ndarray], budget: Budget, loss: Loss, group: Group = ALONE
-) -> Iterator[Batch]:
+def optimizer_batches(
+    examples: EncodedExamples,
+    order: Iterable[np.ndarray],
+    budget: MemoryModel,
+    loss: WeightedLoss,
+    communicator: Communicator = SINGLE_PROCESS,
+) -> Iterator[OptimizerBatch]:
     """The batches of an order, encoded in a thread ahead of their use; of each, what is this rank's of the group."""
-    return ahead(_batch(examples, indices, budget, loss, group) for indices in order)
+    return prefetch(_batch(examples, indices, budget, loss, communicator) for indices in order)
 
 
-def _batch(examples: EncodedPairs, indices: np.ndarray, budget: Budget, loss: Loss, group: Group) -> Batch:
-    own = group.share(indices)
+def _batch(
+    examples: EncodedExamples, indices: np.ndarray, budget: MemoryModel, loss: WeightedLoss, communicator: Communicator
+) -> OptimizerBatch:
+    own = communicator.local_items(indices)
     encoded = {int(i): examples[i] for i in own}
     others: list[MicroBatch] = []
-    if loss.kl and len(indices) > 1:  # one alone has no other's completion
+    if loss.needs_kl and len(indices) > 1:  # one alone has no other's completion
         in_file_order = np.sort(indices).tolist()
         before = zip(in_file_order, [*in_file_order[-1:], *in_file_order[:-1]], strict=True)
         two = [(encoded[i], encoded.get(other) or examples[other]) for i, other in before if i in encoded]
-        others = micro_batches([mismatched(*each, examples.encoder.max_length) for each in two], budget.fits)
-    return Batch(len(indices), own, micro_batches(list(encoded.values()), budget.fits, loss.tail), others)
+        others = split_into_micro_batches(
+            [mismatched_example(*each, examples.encoder.max_length) for each in two], budget.fits
+        )
+    return OptimizerBatch(
+        len(indices), own, split_into_micro_batches(list(encoded.values()), budget.fits, loss.ld_alpha), others
+    )
 
 
-def asked(loss: Loss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
+def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
     """What a loss asks of a network beside log-probs, as `Network.logps` takes it."""
     return {
-        "collisions": loss.weighting,
-        "others": reference.policy.hidden_rows(micro) if loss.token_kls else None,
+        "collisions": loss.use_weighting,
+        "others": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
     }
 
 
 @dataclass(frozen=True)
-class BatchFacts:
+class BatchStatistics:
     """What there is to know of a whole optimizer batch before any of it is run with a gradient.
 
     Attributes:
@@ -84,22 +94,31 @@ class BatchFacts:
         kl: KL(pi || pi_ref), nats, at least 0, estimated on mismatched completions; None where not asked for.
     """
 
-    mean_trained_tokens: float
+    mean_chosen_tokens: float
     kl: float | None
 
     @classmethod
-    def of(cls, batch: Batch, network: Network, reference: ReferenceLogps, group: Group = ALONE) -> BatchFacts:
+    def compute(
+        cls,
+        batch: OptimizerBatch,
+        network: Network,
+        reference: ReferenceLogps,
+        communicator: Communicator = SINGLE_PROCESS,
+    ) -> BatchStatistics:
         """Runs the mismatched completions, if any."""
         tokens = [
             len(completion)
-            for micro in batch.micros
+            for micro in batch.micro_batches
             for example, (_, completion) in zip(micro.examples, micro.sequences, strict=False)  # the first side
             if _is_desirable(example)
         ]
         with without_dropout(network.model):
-            ratios = [network.logps(micro).sums - reference.policy.sums(micro) for micro in batch.mismatched]
+            ratios = [
+                network.logps(micro).sums - reference.reference_policy.sums(micro)
+                for micro in batch.mismatched_micro_batches
+            ]
         parts = {"tokens": np.array([sum(tokens)]), "ratios": np.concatenate([np.zeros(0), *ratios])}
-        told = group.parts(parts)
+        told = communicator.gather_shards(parts)
         every = np.concatenate([part["ratios"] for part in told])
         kl = max(0.0, float(every.mean())) if len(every) else None
         return cls(sum(int(part["tokens"][0]) for part in told) / batch.size, kl)
@@ -110,7 +129,7 @@ def _is_desirable(example: Example) -> bool:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredBatch:
     """Examples of an optimizer batch with their log-probs, in the order of the micro-batches they came in.
 
     Attributes:
@@ -126,39 +145,39 @@ class Scored:
     """
 
     columns: Arrays
-    facts: BatchFacts
-    loss: Loss
+    statistics: BatchStatistics
+    loss: WeightedLoss
 
     @classmethod
-    def of(
+    def from_micro_batches(
         cls,
         micros: Sequence[MicroBatch],
         logps: Sequence[CompletionLogps],
         references: Sequence[np.ndarray],
-        facts: BatchFacts,
-        loss: Loss,
-        sides: int,
-    ) -> Scored:
+        statistics: BatchStatistics,
+        loss: WeightedLoss,
+        completions_per_example: int,
+    ) -> ScoredBatch:
         """The examples of some micro-batches together, with the policy's log-probs and [completions] references."""
         examples = [example for micro in micros for example in micro.examples]
         tokens = [np.array([len(completion) for _, completion in micro.sequences], np.float64) for micro in micros]
         columns = {
-            "logps": _joined([one.sums for one in logps], sides),
-            "reference": _joined(references, sides),
-            "tokens": _joined(tokens, sides),
-            **_told_by(examples, single=sides == 1),
+            "logps": _joined([one.sums for one in logps], completions_per_example),
+            "reference": _joined(references, completions_per_example),
+            "tokens": _joined(tokens, completions_per_example),
+            **_row_columns(examples, single=completions_per_example == 1),
         }
-        if loss.tail != 1:
-            columns["plain"] = _joined([one.plain for one in logps], sides)
-        if loss.token_kls:
-            columns["kls"] = _joined([one.kls for one in logps], sides)
-        if loss.weighting:  # a pair counts by both its answers
-            columns["weights"] = _joined([one.alignments for one in logps], sides).prod(axis=1)
-        return cls(columns, facts, loss)
+        if loss.ld_alpha != 1:
+            columns["plain"] = _joined([one.unweighted_sums for one in logps], completions_per_example)
+        if loss.needs_token_kls:
+            columns["kls"] = _joined([one.kls for one in logps], completions_per_example)
+        if loss.use_weighting:  # a pair counts by both its answers
+            columns["weights"] = _joined([one.alignments for one in logps], completions_per_example).prod(axis=1)
+        return cls(columns, statistics, loss)
 
-    def pooled(self, group: Group) -> tuple[Scored, slice]:
+    def gather(self, communicator: Communicator) -> tuple[ScoredBatch, slice]:
         """With the examples of all ranks, and where this rank's stand among them."""
-        columns, own = group.pooled(self.columns)
+        columns, own = communicator.gather_and_concatenate(self.columns)
         return replace(self, columns=columns), own
 
     @property
@@ -167,20 +186,20 @@ class Scored:
         return self.columns.get("weights")
 
     @property
-    def seen(self) -> PairLogps | LabelledLogps:
+    def loss_inputs(self) -> PairLogps | LabelledLogps:
         """As objectives see them."""
-        kl = self.facts.kl or 0.0
+        kl = self.statistics.kl or 0.0
         logps, reference, tokens = self._sums
         if "desirable" in self.columns:
             wanted = self.columns["desirable"]
-            return LabelledLogps.of(logps, reference, tokens, wanted, self.facts.mean_trained_tokens, kl=kl)
-        chosen_kls, rejected_kls = _sides(self.columns.get("kls"))
-        chosen_plain, rejected_plain = _sides(self.columns.get("plain"))
-        return PairLogps.of(
+            return LabelledLogps.from_numpy(logps, reference, tokens, wanted, self.statistics.mean_chosen_tokens, kl=kl)
+        chosen_kls, rejected_kls = _chosen_and_rejected(self.columns.get("kls"))
+        chosen_plain, rejected_plain = _chosen_and_rejected(self.columns.get("plain"))
+        return PairLogps.from_numpy(
             logps,
             reference,
             tokens,
-            self.facts.mean_trained_tokens,
+            self.statistics.mean_chosen_tokens,
             asked_margins=_float32(self.columns["margins"]),
             score_gaps=_float32(self.columns["score_gaps"]),
             chosen_kls=chosen_kls,
@@ -202,16 +221,16 @@ class Scored:
         rewards = self.loss.rewards(logps, reference, tokens)
         if "desirable" not in self.columns:
             table = pair_metrics(losses, logps, rewards)
-        elif self.loss.imitates:  # there is nothing that a reward would be measured against
+        elif self.loss.likelihood_only:  # there is nothing that a reward would be measured against
             table = completion_metrics(losses, logps, np.full_like(rewards, np.nan), self.columns["desirable"])
         else:
             table = completion_metrics(losses, logps, rewards, self.columns["desirable"])
-        if self.facts.kl is not None:
-            table[:, METRICS.index("kl")] = self.facts.kl
+        if self.statistics.kl is not None:
+            table[:, METRICS.index("kl")] = self.statistics.kl
         return table
 
 
-def _told_by(examples: Sequence[Example], single: bool) -> Arrays:
+def _row_columns(examples: Sequence[Example], single: bool) -> Arrays:
     """What rows say of themselves, as columns of `Scored`."""
     if single:
         return {"desirable": np.array([_is_desirable(example) for example in examples], np.bool_)}
@@ -220,19 +239,19 @@ def _told_by(examples: Sequence[Example], single: bool) -> Arrays:
     return {"margins": np.array([pair.margin or 0.0 for pair in pairs]), "score_gaps": np.array(gaps, np.float64)}
 
 
-def by_micro_batch(
-    slopes: dict[str, np.ndarray], micros: Sequence[MicroBatch], own: slice
+def split_by_micro_batch(
+    gradients: dict[str, np.ndarray], micros: Sequence[MicroBatch], own: slice
 ) -> list[dict[str, np.ndarray]]:
     """The slopes that `Loss.with_slopes` gives for the examples `own` among others, for each of their micro-batches."""
     if not micros:
         return []
-    ends = np.cumsum([len(micro.positions) for micro in micros])[:-1]
-    mine = {kind: each.reshape(micros[0].sides, -1)[:, own] for kind, each in slopes.items()}
+    ends = np.cumsum([len(micro.batch_indices) for micro in micros])[:-1]
+    mine = {kind: each.reshape(micros[0].completions_per_example, -1)[:, own] for kind, each in gradients.items()}
     parts = {kind: np.split(each, ends, axis=1) for kind, each in mine.items()}
     return [{kind: part[i].reshape(-1) for kind, part in parts.items()} for i in range(len(micros))]
 
 
-def _sides(values: np.ndarray | None) -> tuple[mx.array | None, mx.array | None]:
+def _chosen_and_rejected(values: np.ndarray | None) -> tuple[mx.array | None, mx.array | None]:
     """Of the chosen and of the rejected."""
     return (None, None) if values is None else (_float32(values[:, 0]), _float32(values[:, 1]))
 

@@ -18,14 +18,14 @@ Attend = Callable[..., mx.array]
 
 
 @contextmanager
-def attention_by_blocks(recompute: bool = False) -> Iterator[None]:
+def blockwise_attention(checkpoint_scores: bool = False) -> Iterator[None]:
     """Within, mlx's attention, which every model calls, goes by blocks.
 
     Args:
         recompute: whether a block's scores are computed again in the backward pass, instead of being kept.
     """
     whole = mx.fast.scaled_dot_product_attention
-    mx.fast.scaled_dot_product_attention = _by_blocks(whole, recompute)
+    mx.fast.scaled_dot_product_attention = _by_blocks(whole, checkpoint_scores)
     try:
         yield
     finally:

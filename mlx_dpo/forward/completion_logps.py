@@ -13,14 +13,14 @@ from mlx_dpo.forward.token_logps import TokenTerms
 
 
 @dataclass(frozen=True)
-class Places:
+class CompletionTargets:
     """Of each trained position: its target, and which sequence it belongs to."""
 
-    targets: np.ndarray
-    sequences: np.ndarray
+    token_ids: np.ndarray
+    sequence_indices: np.ndarray
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> Places:
+    def from_groups(cls, parts: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> CompletionTargets:
         """From parts of (sequences, targets, where targets are)."""
         targets = [wanted[trained] for _, wanted, trained in parts]
         sequences = [np.array(which)[np.nonzero(trained)[0]] for which, _, trained in parts]
@@ -39,22 +39,22 @@ class CompletionLogps:
         collisions, token_kls: [tokens], see `TokenTerms`; None where they were not asked for.
     """
 
-    tokens: np.ndarray
-    sequences: np.ndarray
-    count: int
-    emphasis: np.ndarray | None = None
+    token_logps: np.ndarray
+    sequence_indices: np.ndarray
+    num_sequences: int
+    token_weights: np.ndarray | None = None
     collisions: np.ndarray | None = None
     token_kls: np.ndarray | None = None
 
     @classmethod
-    def of(cls, batch: MicroBatch, places: Places, terms: TokenTerms) -> CompletionLogps:
+    def from_token_terms(cls, batch: MicroBatch, places: CompletionTargets, terms: TokenTerms) -> CompletionLogps:
         """The terms of the tokens at some places of a micro-batch."""
-        of_each, emphasis = batch.emphasis, None
+        of_each, emphasis = batch.token_weights, None
         if of_each is not None:
-            in_turn = places.sequences[np.flatnonzero(np.diff(places.sequences, prepend=-1))]
+            in_turn = places.sequence_indices[np.flatnonzero(np.diff(places.sequence_indices, prepend=-1))]
             emphasis = np.concatenate([of_each[i] for i in in_turn])
         collisions, kls = (None if term is None else np.array(term) for term in (terms.collisions, terms.kls))
-        return cls(np.array(terms.logps), places.sequences, len(batch.sequences), emphasis, collisions, kls)
+        return cls(np.array(terms.logps), places.sequence_indices, len(batch.sequences), emphasis, collisions, kls)
 
     @property
     def sums(self) -> np.ndarray:
@@ -62,13 +62,13 @@ class CompletionLogps:
 
         Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
         """
-        tokens = self.tokens.astype(np.float64)
-        return self._summed(tokens if self.emphasis is None else tokens * self.emphasis)
+        tokens = self.token_logps.astype(np.float64)
+        return self._summed(tokens if self.token_weights is None else tokens * self.token_weights)
 
     @property
-    def plain(self) -> np.ndarray:
+    def unweighted_sums(self) -> np.ndarray:
         """The same with every token counted alike."""
-        return self._summed(self.tokens.astype(np.float64))
+        return self._summed(self.token_logps.astype(np.float64))
 
     @property
     def alignments(self) -> np.ndarray:
@@ -79,7 +79,8 @@ class CompletionLogps:
         """
         assert self.collisions is not None, "they were not asked for"
         return np.exp(
-            self._summed(self.tokens.astype(np.float64) - self.collisions) / self._summed(np.ones_like(self.tokens))
+            self._summed(self.token_logps.astype(np.float64) - self.collisions)
+            / self._summed(np.ones_like(self.token_logps))
         )
 
     @property
@@ -88,12 +89,12 @@ class CompletionLogps:
         assert self.token_kls is not None, "they were not asked for"
         return self._summed(self.token_kls.astype(np.float64))
 
-    def each(self, weights: np.ndarray, plain: np.ndarray | None = None) -> mx.array:
+    def token_grads(self, weights: np.ndarray, plain: np.ndarray | None = None) -> mx.array:
         """[tokens, 1] float32: what a token's log-prob counts, of weights of `sums` and of `plain`, [sequences]."""
-        each = weights[self.sequences]
-        each = each if self.emphasis is None else each * self.emphasis
-        each = each if plain is None else each + plain[self.sequences]
+        each = weights[self.sequence_indices]
+        each = each if self.token_weights is None else each * self.token_weights
+        each = each if plain is None else each + plain[self.sequence_indices]
         return mx.array(each.astype(np.float32))[:, None]
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
-        return np.bincount(self.sequences, values, minlength=self.count)
+        return np.bincount(self.sequence_indices, values, minlength=self.num_sequences)

@@ -10,11 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dpo.adapters.qa_lora import on_grid
+from mlx_dpo.adapters.qa_lora import is_qa_lora
 from mlx_dpo.forward.network import Network
 
-CHUNK = 1 << 20  # bytes read at a time
-ODD = 0x1E3779B97F4A7C15  # any large odd number
+CHECKSUM_CHUNK_BYTES = 1 << 20  # bytes read at a time
+CHECKSUM_MULTIPLIER = 0x1E3779B97F4A7C15  # any large odd number
 
 
 def fingerprint(network: Network) -> str:
@@ -29,14 +29,14 @@ def fingerprint(network: Network) -> str:
     for said in (type(model).__module__, settings, version("mlx"), version("mlx-lm"), version("mlx-dpo"), device):
         digest.update(f"{said}\n".encode())
     digest.update(f"{mx.default_device()} {network.sharing.name}\n".encode())
-    whole = network.shards.whole if network.shards else {}
-    tensors = {name: whole.get(name) or described(v) for name, v in tree_flatten(model.parameters())}
+    whole = network.shards.tensor_digests if network.shards else {}
+    tensors = {name: whole.get(name) or tensor_digest(v) for name, v in tree_flatten(model.parameters())}
     for name, said in sorted(_without_silent_adapters(model, tensors).items()):
         digest.update(f"{name} {said}\n".encode())
     return digest.hexdigest()
 
 
-def described(tensor: mx.array) -> str:
+def tensor_digest(tensor: mx.array) -> str:
     """What a digest is made of, for one tensor."""
     return f"{tensor.dtype} {tensor.shape} {_checksum(tensor):x}"
 
@@ -48,18 +48,18 @@ def _without_silent_adapters(model: nn.Module, tensors: dict[str, str]) -> dict[
             inner = f"{layer}.embedding." if "embedding" in module else f"{layer}.linear."
             del tensors[f"{layer}.lora_a"], tensors[f"{layer}.lora_b"]
             tensors = {name.replace(inner, f"{layer}."): said for name, said in tensors.items()}
-        elif on_grid(module):  # these tensors make another policy than in a plain adapter
-            tensors[f"{layer}.on_grid"] = described(mx.array(True))
+        elif is_qa_lora(module):  # these tensors make another policy than in a plain adapter
+            tensors[f"{layer}.on_grid"] = tensor_digest(mx.array(True))
     return tensors
 
 
 def _checksum(tensor: mx.array) -> int:
     """Of the bytes and their places, modulo 2**64."""
     data, total = tensor.reshape(-1).view(mx.uint8), 0
-    for start in range(0, data.size, CHUNK):
-        part = data[start : start + CHUNK]
+    for start in range(0, data.size, CHECKSUM_CHUNK_BYTES):
+        part = data[start : start + CHECKSUM_CHUNK_BYTES]
         words = mx.pad(part, (0, -part.size % 4)).view(mx.uint32).astype(mx.uint64)
-        places = mx.arange(1, words.size + 1).astype(mx.uint64) * mx.array(ODD, mx.uint64)
+        places = mx.arange(1, words.size + 1).astype(mx.uint64) * mx.array(CHECKSUM_MULTIPLIER, mx.uint64)
         summed: Any = ((words + 1) * (places | mx.array(1, mx.uint64))).sum().item()
         total = (31 * total + summed) % 2**64
     return total

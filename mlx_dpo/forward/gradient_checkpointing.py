@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo.forward.attention import attention_by_blocks
-from mlx_dpo.forward.prefix_cache import Fork
+from mlx_dpo.forward.attention import blockwise_attention
+from mlx_dpo.forward.prefix_cache import PrefixCache
 from mlx_dpo.utils.random_state import random_state
 
 
@@ -31,7 +31,7 @@ def _takes_rows_only(module: nn.Module) -> bool:
     return len(signature(type(module).__call__).parameters) == 2  # itself and them
 
 
-def parts_to_recompute(model: nn.Module, count: int) -> list[nn.Module]:
+def checkpointed_modules(model: nn.Module, count: int) -> list[nn.Module]:
     """What is computed again: the first feed-forwards, which keep most for their work; then the first whole blocks."""
     blocks, small = list(model.layers), feed_forwards(model)
     whole = max(0, count - len(small))
@@ -39,14 +39,14 @@ def parts_to_recompute(model: nn.Module, count: int) -> list[nn.Module]:
 
 
 @contextmanager
-def recomputed_parts(model: nn.Module, count: int) -> Iterator[None]:
+def gradient_checkpointing(model: nn.Module, count: int) -> Iterator[None]:
     """Within, parts of the model are checkpointed (see above); afterwards the classes are as they were.
 
     The first ones, since what the others keep is gone by the time their turn comes in the backward pass. mlx-lm's own
     `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several. Where all blocks are, so
     are the attention's scores within each: they would be the most that is held.
     """
-    chosen = parts_to_recompute(model, count)
+    chosen = checkpointed_modules(model, count)
     least = chosen == list(model.layers)
     plain: dict[Any, Any] = {kind: kind.__call__ for kind in map(type, chosen)}
     for kind, call in plain.items():
@@ -67,7 +67,7 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
         flat = tree_flatten((args, kwargs))
         inputs = {k: v for k, v in flat if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)}
         rest = {k: v for k, v in flat if k not in inputs}
-        caches = [v for v in rest.values() if isinstance(v, Fork)]
+        caches = [v for v in rest.values() if isinstance(v, PrefixCache)]
         before, after, constants = [_gaps(cache) for cache in caches], list[list[bool]](), list[Any]()
         places: list[int] = []
 
@@ -80,7 +80,7 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
             for cache, arrays, shape in zip(caches, held["caches"], before, strict=True):
                 cache.arrays = _with_gaps(arrays, shape)
             new_args, new_kwargs = _unflattened({**rest, **held["inputs"]}, args, kwargs)
-            with attention_by_blocks(recompute=least):
+            with blockwise_attention(checkpoint_scores=least):
                 output = tree_flatten(call(layer, *new_args, **new_kwargs))
             constants[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in output]
             after[:] = [_gaps(cache) for cache in caches]
@@ -107,11 +107,11 @@ def _drops(layer: nn.Module) -> bool:
     return any(isinstance(m, nn.Dropout) and m.training and m._p_1 < 1 for _, m in layer.named_modules())
 
 
-def _present(cache: Fork) -> list[mx.array]:
+def _present(cache: PrefixCache) -> list[mx.array]:
     return [array for array in cache.arrays if array is not None]
 
 
-def _gaps(cache: Fork) -> list[bool]:
+def _gaps(cache: PrefixCache) -> list[bool]:
     """Which of a cache's places hold an array."""
     return [array is not None for array in cache.arrays]
 

@@ -46,7 +46,7 @@ def _calling(owner: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[
 
 
 @dataclass(frozen=True)
-class Split:
+class HeadSplit:
     """A model as body and head.
 
     Attributes:
@@ -56,28 +56,28 @@ class Split:
 
     model: nn.Module
     owner: nn.Module
-    body: str
+    body_name: str
 
-    def hidden(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
+    def hidden_states(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
         """Hidden rows, [sequences, tokens, hidden]. The logits are never computed, since nobody asks for them."""
         seen: list[mx.array] = []
-        body = self.owner[self.body]
+        body = self.owner[self.body_name]
 
         def keep(*args: Any, **kwargs: Any) -> mx.array:
             seen.append(body(*args, **kwargs))
             return seen[-1]
 
-        with _calling(self.owner, self.body, keep):
+        with _calling(self.owner, self.body_name, keep):
             self.model(inputs, cache=cache)
         return seen[-1]
 
-    def logits(self, rows: mx.array) -> mx.array:
+    def logits(self, hidden_states: mx.array) -> mx.array:
         """[rows, vocabulary] of some hidden rows, [rows, hidden]."""
-        with _calling(self.owner, self.body, lambda *args, **kwargs: rows[None]):
+        with _calling(self.owner, self.body_name, lambda *args, **kwargs: hidden_states[None]):
             return self.owner(mx.zeros((1, 1), mx.int32)).squeeze(0)  # an index's gradient would be a scatter
 
 
-def find_split(model: nn.Module) -> Split | None:
+def find_head_split(model: nn.Module) -> HeadSplit | None:
     """The model's body and head, or None where watching does not tell them apart."""
     owner = model
     while True:
@@ -86,9 +86,9 @@ def find_split(model: nn.Module) -> Split | None:
             return None
         name, output = calls[-1]
         if output is not logits:
-            return Split(model, owner, name)
+            return HeadSplit(model, owner, name)
         if len(calls) > 1 and isinstance(calls[-2][1], mx.array):
-            return Split(model, owner, calls[-2][0])
+            return HeadSplit(model, owner, calls[-2][0])
         owner = owner[name]  # it only passes on what a submodule says
 
 

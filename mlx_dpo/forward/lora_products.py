@@ -11,7 +11,7 @@ from mlx_lm.tuner.lora import LoRALinear
 
 
 @contextmanager
-def adapters_in_one_product() -> Iterator[None]:
+def single_product_lora() -> Iterator[None]:
     """Within, W x + s B (A x) is computed as W x + B (s A x): the scale where there are `rank` numbers, and the sum by
     the product itself."""
     layer: Any = LoRALinear

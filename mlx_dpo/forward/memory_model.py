@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_dpo.adapters.attach import trainable
-from mlx_dpo.data.micro_batches import MicroBatch, collate_forked
+from mlx_dpo.adapters.attach import trainable_tensors
+from mlx_dpo.data.micro_batches import MicroBatch, collate_shared_prompts
 from mlx_dpo.forward.attention import QUERIES
-from mlx_dpo.forward.network import Network, Sharing
+from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.token_logps import CHUNK_BYTES
 
-BUSY = 576  # slots whose products with the weights use a GPU's arithmetic, not its memory, to the full
-NEEDED = 0.9  # share of the slots in a micro-batch that must not be padding
-COPIES = 4  # of what is trained: two moments, and the gradients of the step and of the micro-batch
+SATURATING_TOKENS = 576  # slots whose products with the weights use a GPU's arithmetic, not its memory, to the full
+MIN_USEFUL_SHARE = 0.9  # share of the slots in a micro-batch that must not be padding
+COPIES_OF_TRAINED = 4  # of what is trained: two moments, and the gradients of the step and of the micro-batch
 
 
 @dataclass(frozen=True)
-class Work:
+class BatchCost:
     """What goes through the model for a micro-batch.
 
     Attributes:
@@ -34,24 +34,24 @@ class Work:
         scores: products of a query with a key, of one attention head.
     """
 
-    slots: int
-    needed: int
-    scores: int
+    tokens: int
+    useful_tokens: int
+    attention_scores: int
 
     @classmethod
-    def of(cls, batch: MicroBatch, sharing: Sharing) -> Work:
+    def from_batch(cls, batch: MicroBatch, sharing: PromptSharing) -> BatchCost:
         """By the shapes that `Network` gives it."""
-        if sharing is Sharing.NONE:
+        if sharing is PromptSharing.NONE:
             lengths = [len(prompt) + len(completion) - 1 for prompt, completion in batch.sequences]
             slots = len(lengths) * max(lengths)
             return cls(slots, sum(lengths), slots * _keys(max(lengths)))
-        forked = collate_forked(batch.sequences)
+        forked = collate_shared_prompts(batch.sequences)
         prompt = forked.prompts.shape[1]
-        scores = forked.prompts.size * (prompt if forked.padding.any() else _keys(prompt))
-        scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in forked.completions)
+        scores = forked.prompts.size * (prompt if forked.left_padding.any() else _keys(prompt))
+        scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in forked.completion_groups)
         prompts = {prompt for prompt, _ in batch.sequences}
         needed = sum(len(prompt) - 1 for prompt in prompts) + sum(len(completion) for _, completion in batch.sequences)
-        return cls(forked.slots, needed, scores)
+        return cls(forked.num_tokens, needed, scores)
 
 
 def _keys(length: int) -> int:
@@ -59,14 +59,14 @@ def _keys(length: int) -> int:
     return min(length, (length + QUERIES) // 2)
 
 
-def example(prompt: int, completion: int) -> MicroBatch:
+def synthetic_pair(prompt: int, completion: int) -> MicroBatch:
     """A pair of such lengths, in tokens."""
     asked = tuple(2 + i % 5 for i in range(prompt))
     return MicroBatch((0,), tuple((asked, tuple(first + i % 3 for i in range(completion))) for first in (2, 3)))
 
 
 @dataclass(frozen=True)
-class Kept:
+class ActivationMemory:
     """Bytes that a forward pass keeps for its backward pass, measured on this network.
 
     Attributes:
@@ -75,39 +75,53 @@ class Kept:
         small, parts: how many feed-forwards there are, and how many of them and blocks (`Network.parts`).
     """
 
-    slot: float
-    score: float
-    slot_small: float
-    slot_least: float
-    small: int
-    parts: int
+    bytes_per_token: float
+    bytes_per_score: float
+    bytes_per_token_without_feed_forward: float
+    bytes_per_token_checkpointed: float
+    num_feed_forwards: int
+    num_checkpointable: int
 
     @classmethod
-    def measured(cls, network: Network) -> Kept:
+    def measure(cls, network: Network) -> ActivationMemory:
         """From two pairs of unlike length. Takes as long as a forward pass of some hundred tokens."""
-        short, long = example(33, 16), example(257, 32)
-        network.kept(short)  # what a model makes when it is first called is made
+        short, long = synthetic_pair(33, 16), synthetic_pair(257, 32)
+        network.activation_bytes(short)  # what a model makes when it is first called is made
         gc.collect()  # nor is anything let go of between two readings
-        a, b = Work.of(short, network.sharing), Work.of(long, network.sharing)
-        kept_short, kept_long = network.kept(short), network.kept(long)
-        score = max(0.0, (kept_long - kept_short * b.slots / a.slots) / (b.scores - a.scores * b.slots / a.slots))
-        small, parts = network.parts - len(network.model.layers), network.parts
-        without_small = network.kept(long, small) - score * b.scores
-        slot = (kept_long - score * b.scores) / b.slots
-        return cls(slot, score, without_small / b.slots, network.kept(long, parts) / b.slots, small, parts)
+        a, b = BatchCost.from_batch(short, network.sharing), BatchCost.from_batch(long, network.sharing)
+        kept_short, kept_long = network.activation_bytes(short), network.activation_bytes(long)
+        score = max(
+            0.0,
+            (kept_long - kept_short * b.tokens / a.tokens)
+            / (b.attention_scores - a.attention_scores * b.tokens / a.tokens),
+        )
+        small, parts = network.num_checkpointable - len(network.model.layers), network.num_checkpointable
+        without_small = network.activation_bytes(long, small) - score * b.attention_scores
+        slot = (kept_long - score * b.attention_scores) / b.tokens
+        return cls(
+            slot, score, without_small / b.tokens, network.activation_bytes(long, parts) / b.tokens, small, parts
+        )
 
-    def of(self, work: Work, recomputed: int = 0) -> float:
+    def activation_bytes(self, cost: BatchCost, num_checkpointed: int = 0) -> float:
         """Where so many parts are computed again."""
-        scores = work.scores * self.score
-        whole, least = work.slots * self.slot + scores, work.slots * self.slot_least
-        if recomputed < self.small:
-            return whole - work.slots * (self.slot - self.slot_small) * recomputed / self.small
-        without_small = work.slots * self.slot_small + scores
-        return without_small - (without_small - least) * (recomputed - self.small) / (self.parts - self.small)
+        scores = cost.attention_scores * self.bytes_per_score
+        whole, least = cost.tokens * self.bytes_per_token + scores, cost.tokens * self.bytes_per_token_checkpointed
+        if num_checkpointed < self.num_feed_forwards:
+            return (
+                whole
+                - cost.tokens
+                * (self.bytes_per_token - self.bytes_per_token_without_feed_forward)
+                * num_checkpointed
+                / self.num_feed_forwards
+            )
+        without_small = cost.tokens * self.bytes_per_token_without_feed_forward + scores
+        return without_small - (without_small - least) * (num_checkpointed - self.num_feed_forwards) / (
+            self.num_checkpointable - self.num_feed_forwards
+        )
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryModel:
     """What a network's micro-batches may be.
 
     Attributes:
@@ -119,54 +133,82 @@ class Budget:
     """
 
     network: Network
-    kept: Kept | None = None
-    bytes: float = math.inf
-    held: int = 0
-    always_recompute: bool = False
-    slots: int = BUSY
+    activation_memory: ActivationMemory | None = None
+    activation_limit: float = math.inf
+    resident_bytes: int = 0
+    checkpoint_everything: bool = False
+    max_tokens: int = SATURATING_TOKENS
 
     @classmethod
     def for_training(
-        cls, network: Network, usable: int, limit: int | None, grad_checkpoint: bool, share: float = 1.0
-    ) -> Budget:
+        cls,
+        network: Network,
+        usable_bytes: int,
+        memory_limit: int | None,
+        grad_checkpoint: bool,
+        micro_batch_share: float = 1.0,
+    ) -> MemoryModel:
         """Within `limit` bytes in all; by default within what `BUSY` slots keep, and `usable` bytes in all.
 
         Args:
             share: of the slots and bytes that a micro-batch could have.
         """
-        kept = Kept.measured(network)
-        busy = kept.of(Work.of(example(BUSY // 2, BUSY // 4), network.sharing))
-        held = mx.get_active_memory() + COPIES * sum(v.nbytes for v in trainable(network.model).values())
-        rest = (limit or usable) - held - _head(network) - busy / len(network.model.layers)
-        bytes = network.least(share * (rest if limit else min(busy, rest)))
-        return cls(network, kept, bytes, held, grad_checkpoint, int(share * BUSY))
+        kept = ActivationMemory.measure(network)
+        busy = kept.activation_bytes(
+            BatchCost.from_batch(synthetic_pair(SATURATING_TOKENS // 2, SATURATING_TOKENS // 4), network.sharing)
+        )
+        held = mx.get_active_memory() + COPIES_OF_TRAINED * sum(
+            v.nbytes for v in trainable_tensors(network.model).values()
+        )
+        rest = (memory_limit or usable_bytes) - held - _head(network) - busy / len(network.model.layers)
+        bytes = network.min_over_ranks(micro_batch_share * (rest if memory_limit else min(busy, rest)))
+        return cls(network, kept, bytes, held, grad_checkpoint, int(micro_batch_share * SATURATING_TOKENS))
 
     def fits(self, batch: MicroBatch) -> bool:
         """Whether these pairs may go together."""
         sharing = self.network.sharing
-        if sharing is Sharing.ONE and len({prompt for prompt, _ in batch.sequences}) > 1:
+        if sharing is PromptSharing.ONE and len({prompt for prompt, _ in batch.sequences}) > 1:
             return False
-        work = Work.of(batch, sharing)
-        full = sharing is Sharing.NONE or work.needed >= NEEDED * work.slots
-        return work.slots <= self.slots and full and (self.kept is None or self.kept.of(work) <= self.bytes)
+        work = BatchCost.from_batch(batch, sharing)
+        full = sharing is PromptSharing.NONE or work.useful_tokens >= MIN_USEFUL_SHARE * work.tokens
+        return (
+            work.tokens <= self.max_tokens
+            and full
+            and (
+                self.activation_memory is None or self.activation_memory.activation_bytes(work) <= self.activation_limit
+            )
+        )
 
-    def recomputed(self, batch: MicroBatch) -> int:
+    def num_checkpointed(self, batch: MicroBatch) -> int:
         """How many of the network's parts are to be computed again in the backward pass."""
-        assert self.kept is not None
-        parts, work = self.kept.parts, Work.of(batch, self.network.sharing)
-        if self.always_recompute:
+        assert self.activation_memory is not None
+        parts, work = self.activation_memory.num_checkpointable, BatchCost.from_batch(batch, self.network.sharing)
+        if self.checkpoint_everything:
             return parts
-        return next((count for count in range(parts) if self.kept.of(work, count) <= self.bytes), parts)
+        return next(
+            (
+                count
+                for count in range(parts)
+                if self.activation_memory.activation_bytes(work, count) <= self.activation_limit
+            ),
+            parts,
+        )
 
-    def peak(self, batch: MicroBatch) -> float:
+    def peak_bytes(self, batch: MicroBatch) -> float:
         """An estimate of the most memory that is taken for a micro-batch, in bytes."""
-        assert self.kept is not None
-        work, recomputed = Work.of(batch, self.network.sharing), self.recomputed(batch)
-        a_block = self.kept.of(work) / len(self.network.model.layers)
-        inside = 2 * a_block if recomputed == self.kept.parts else 0  # what it keeps, and the gradient of that
-        return self.held + self.kept.of(work, recomputed) + max(_head(self.network), inside)
+        assert self.activation_memory is not None
+        work, recomputed = BatchCost.from_batch(batch, self.network.sharing), self.num_checkpointed(batch)
+        a_block = self.activation_memory.activation_bytes(work) / len(self.network.model.layers)
+        inside = (
+            2 * a_block if recomputed == self.activation_memory.num_checkpointable else 0
+        )  # what it keeps, and the gradient of that
+        return (
+            self.resident_bytes
+            + self.activation_memory.activation_bytes(work, recomputed)
+            + max(_head(self.network), inside)
+        )
 
 
 def _head(network: Network) -> int:
     """Bytes of a chunk's logits, probabilities and slopes."""
-    return 3 * min(CHUNK_BYTES, 4 * network.vocabulary * BUSY)
+    return 3 * min(CHUNK_BYTES, 4 * network.vocab_size * SATURATING_TOKENS)

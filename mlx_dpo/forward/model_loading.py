@@ -11,7 +11,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.utils.hub_client import HubName, client, hub_errors
+from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, translate_hub_errors
 from mlx_dpo.utils.json_files import read_json
 
 
@@ -24,7 +24,7 @@ class LoadedModel:
     path: Path
 
 
-def model_folder(name: str) -> Path:
+def find_model_folder(name: str) -> Path:
     """The local folder of a model: `name` itself, or its snapshot from the Hub. Raises `UserError`."""
     if not name:
         raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
@@ -41,12 +41,12 @@ def model_folder(name: str) -> Path:
 def _snapshot(name: str) -> Path:
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
-    repo = HubName.parse(name)
+    repo = HubRepoRef.parse(name)
     if repo is None or repo.part:
         hint = "Hub ids are like user/name, or user/name@revision."
         raise UserError("no such folder, and it is not a Hub id either", where=Where(name), hint=hint)
-    with hub_errors(name, before="no such folder, and "):
-        fetch = client().snapshot_download
+    with translate_hub_errors(name, prefix="no such folder, and "):
+        fetch = hub_api().snapshot_download
         return Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
 
 
@@ -76,7 +76,7 @@ def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
     """
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
-    path = model_folder(name)
+    path = find_model_folder(name)
     read_json(path / "config.json")
     with _as_user_error(path, "Is the download complete, and is it a model that mlx-lm runs?"):
         model, config = mlx_lm_load_model(path, lazy=lazy)
@@ -88,7 +88,7 @@ def load_tokenizer(name: str) -> Any:
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
-    path = model_folder(name)
+    path = find_model_folder(name)
     read_json(path / "config.json")
     with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
         no_code = {"trust_remote_code": False}  # or transformers would ask on the terminal

@@ -13,22 +13,22 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.data.micro_batches import Ids, MicroBatch, collate_forked, collate_whole
+from mlx_dpo.data.micro_batches import MicroBatch, TokenIds, collate_sequences, collate_shared_prompts
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.attention import attention_by_blocks
-from mlx_dpo.forward.completion_logps import CompletionLogps, Places
-from mlx_dpo.forward.gradient_checkpointing import feed_forwards, recomputed_parts
-from mlx_dpo.forward.head import Split, find_split
-from mlx_dpo.forward.lora_products import adapters_in_one_product
-from mlx_dpo.forward.shared_prefix import completion_rows
+from mlx_dpo.forward.attention import blockwise_attention
+from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
+from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
+from mlx_dpo.forward.head import HeadSplit, find_head_split
+from mlx_dpo.forward.lora_products import single_product_lora
+from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, token_logps
 from mlx_dpo.utils.random_state import random_state
 
 if TYPE_CHECKING:
-    from mlx_dpo.distributed.tensor_parallel import Shards
+    from mlx_dpo.distributed.tensor_parallel import TensorParallelism
 
 
-class Sharing(Enum):
+class PromptSharing(Enum):
     """How many distinct prompts a micro-batch may have for its completions to share them; the values are for people."""
 
     ANY = "the prompt once for all its completions"
@@ -46,31 +46,31 @@ class Network:
     """
 
     model: nn.Module
-    split: Split | None
-    sharing: Sharing
-    vocabulary: int
-    shards: Shards | None = None
+    head_split: HeadSplit | None
+    sharing: PromptSharing
+    vocab_size: int
+    shards: TensorParallelism | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, shards: Shards | None = None) -> Network:
+    def from_model(cls, model: nn.Module, shards: TensorParallelism | None = None) -> Network:
         """Find out what works by trying it on a few short sequences. Raises `UserError` where nothing does."""
         vocabulary = _vocabulary(model)
-        plain = cls(model, None, Sharing.NONE, vocabulary, shards)
-        split = None if _head_is_adapted(model) else find_split(model)
-        ways = [replace(plain, split=split, sharing=sharing) for sharing in Sharing] if split else []
+        plain = cls(model, None, PromptSharing.NONE, vocabulary, shards)
+        split = None if _head_is_adapted(model) else find_head_split(model)
+        ways = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
         mode = model.training
         model.eval()  # nothing is dropped
         try:
-            return next((way for way in ways if plain.least(_agree(way, plain))), plain)
+            return next((way for way in ways if plain.min_over_ranks(_agree(way, plain))), plain)
         finally:
             model.train(mode)
 
-    def least(self, value: float) -> float:
+    def min_over_ranks(self, value: float) -> float:
         """A value that shapes what is run: the smallest of all ranks', where they run it together."""
-        return value if self.shards is None else self.shards.least(value)
+        return value if self.shards is None else self.shards.all_min(value)
 
     @property
-    def parts(self) -> int:
+    def num_checkpointable(self) -> int:
         """What can be computed again in the backward pass: feed-forwards, then blocks."""
         return len(feed_forwards(self.model)) + len(self.model.layers)
 
@@ -80,20 +80,20 @@ class Network:
         Args:
             collisions, others: whether `alignments` and `kls` are wanted too; see `token_logps`.
         """
-        with attention_by_blocks(), adapters_in_one_product():
+        with blockwise_attention(), single_product_lora():
             rows = self._rows(batch)
         return self._logps(batch, rows, slopes=False, collisions=collisions, others=others)[0]
 
-    def hidden_rows(self, batch: MicroBatch) -> mx.array:
+    def hidden_states(self, batch: MicroBatch) -> mx.array:
         """What a micro-batch's log-probs are made of, [rows, hidden], evaluated: the `others` of another policy."""
-        with attention_by_blocks(), adapters_in_one_product():
+        with blockwise_attention(), single_product_lora():
             rows = self._rows(batch)
         mx.eval(rows)
         return rows
 
     def trace(
-        self, batch: MicroBatch, recomputed: int = 0, *, collisions: bool = False, others: mx.array | None = None
-    ) -> Trace:
+        self, batch: MicroBatch, num_checkpointed: int = 0, *, collisions: bool = False, others: mx.array | None = None
+    ) -> ForwardTrace:
         """The same as `logps`, with all kept that a gradient needs, so that it costs no second forward pass.
 
         The gradient is laid out while what it starts from is still a blank, to be filled in once the log-probs are
@@ -102,20 +102,20 @@ class Network:
         Args:
             recomputed: how many `parts` of the model keep their inputs only (gradient checkpointing).
         """
-        rows, blank, gradients = self._laid_out(batch, recomputed)
+        rows, blank, gradients = self._laid_out(batch, num_checkpointed)
         logps, terms = self._logps(batch, rows, slopes=True, collisions=collisions, others=others)
-        return Trace(logps, terms, blank, gradients)
+        return ForwardTrace(logps, terms, blank, gradients)
 
-    def kept(self, batch: MicroBatch, recomputed: int = 0) -> int:
+    def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
         mx.clear_cache()  # a larger buffer that is used again counts whole
         before = mx.get_active_memory()
-        laid_out = self._laid_out(batch, recomputed)
+        laid_out = self._laid_out(batch, num_checkpointed)
         mx.synchronize()
         kept = mx.get_active_memory() - before
         del laid_out  # until here it is held
-        return int(-self.least(-kept))
+        return int(-self.min_over_ranks(-kept))
 
     def _laid_out(self, batch: MicroBatch, recomputed: int) -> tuple[mx.array, mx.array, Any]:
         """Hidden rows; a blank, [rows, hidden] float32; and the gradients from what is filled in there, lazily."""
@@ -129,10 +129,10 @@ class Network:
             seeds.append(random_state())
             return (rows[0] * blanks[0]).sum()
 
-        with recomputed_parts(self.model, recomputed), attention_by_blocks(), adapters_in_one_product():
+        with gradient_checkpointing(self.model, recomputed), blockwise_attention(), single_product_lora():
             _, gradients = nn.value_and_grad(self.model, towards_a_blank)()
         if self.shards:
-            gradients = self.shards.to_sum(gradients)
+            gradients = self.shards.scale_replicated(gradients)
         mx.random.seed(seeds[0])  # blocks that are computed again have gone back to where they were
         mx.eval(rows, blanks)
         return rows[0], blanks[0], gradients
@@ -143,41 +143,43 @@ class Network:
         places = self._places(batch)
         terms = token_logps(
             rows,
-            mx.array(places.targets),
+            mx.array(places.token_ids),
             self.logits,
-            self.vocabulary,
+            self.vocab_size,
             slopes=slopes,
             collisions=collisions,
             others=others,
         )
-        return CompletionLogps.of(batch, places, terms), terms
+        return CompletionLogps.from_token_terms(batch, places, terms), terms
 
-    def logits(self, rows: mx.array) -> mx.array:
+    def logits(self, hidden_states: mx.array) -> mx.array:
         """[tokens, vocabulary] of hidden rows."""
-        return rows if self.split is None else self.split.logits(rows)
+        return hidden_states if self.head_split is None else self.head_split.logits(hidden_states)
 
-    def _places(self, batch: MicroBatch) -> Places:
+    def _places(self, batch: MicroBatch) -> CompletionTargets:
         """Targets and sequences of the rows of `_rows`."""
-        if self.sharing is Sharing.NONE:
-            whole = collate_whole(batch.sequences)
-            return Places.of([(range(len(whole.targets)), whole.targets, whole.trained)])
-        groups = collate_forked(batch.sequences).completions
-        return Places.of([(group.sequences, group.targets, group.trained) for group in groups])
+        if self.sharing is PromptSharing.NONE:
+            whole = collate_sequences(batch.sequences)
+            return CompletionTargets.from_groups([(range(len(whole.targets)), whole.targets, whole.completion_mask)])
+        groups = collate_shared_prompts(batch.sequences).completion_groups
+        return CompletionTargets.from_groups(
+            [(group.sequence_indices, group.targets, group.completion_mask) for group in groups]
+        )
 
     def _rows(self, batch: MicroBatch) -> mx.array:
         """Hidden rows of the completions' inputs, [rows, hidden]; where no head was found, their logits."""
-        if self.sharing is Sharing.NONE:
-            whole = collate_whole(batch.sequences)
-            body = self.model if self.split is None else self.split.hidden
-            return _at(body(mx.array(whole.inputs)), whole.trained)
-        assert self.split is not None
-        forked = collate_forked(batch.sequences)
-        groups = zip(completion_rows(self.split, forked), forked.completions, strict=True)
-        return mx.concatenate([_at(hidden, group.trained) for hidden, group in groups])
+        if self.sharing is PromptSharing.NONE:
+            whole = collate_sequences(batch.sequences)
+            body = self.model if self.head_split is None else self.head_split.hidden_states
+            return _at(body(mx.array(whole.inputs)), whole.completion_mask)
+        assert self.head_split is not None
+        forked = collate_shared_prompts(batch.sequences)
+        groups = zip(completion_hidden_states(self.head_split, forked), forked.completion_groups, strict=True)
+        return mx.concatenate([_at(hidden, group.completion_mask) for hidden, group in groups])
 
 
 @dataclass(frozen=True)
-class Trace:
+class ForwardTrace:
     """A micro-batch's forward pass, waiting for its backward pass.
 
     Attributes:
@@ -188,7 +190,7 @@ class Trace:
 
     logps: CompletionLogps
     terms: TokenTerms
-    blank: mx.array
+    upstream_grad: mx.array
     gradients: Any
 
     def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
@@ -198,18 +200,18 @@ class Trace:
             sums, plain, kls: [sequences], weights of what `CompletionLogps` has under these names.
         """
         assert self.terms.slopes is not None
-        slopes = self.logps.each(sums, plain) * self.terms.slopes.astype(mx.float32)
+        slopes = self.logps.token_grads(sums, plain) * self.terms.slopes.astype(mx.float32)
         if kls is not None and self.terms.kl_slopes is not None:
-            each = mx.array(kls[self.logps.sequences].astype(np.float32))[:, None]
+            each = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
             slopes = slopes + each * self.terms.kl_slopes.astype(mx.float32)
-        np.array(self.blank, copy=False)[:] = np.array(slopes)  # a view: fills it in
+        np.array(self.upstream_grad, copy=False)[:] = np.array(slopes)  # a view: fills it in
         # Last block first, as the backward pass goes; asked for all at once, mlx keeps much of every block to the end.
-        for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_of(named[0])):
+        for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
             mx.eval([tensor for _, tensor in tensors])
         return self.gradients
 
 
-def block_of(name: str) -> str:
+def block_prefix(name: str) -> str:
     """The part of a tensor's name that its block's other tensors share; empty outside of blocks."""
     match = re.match(r".*?\blayers\.\d+\b", name)
     return match.group() if match else ""
@@ -246,7 +248,9 @@ def _agree(way: Network, plain: Network) -> bool:
     """Whether a way of running a model gives the plain way's log-probs, up to how much padding alone changes those."""
     sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
     groups = (
-        [sequences] if way.sharing is Sharing.ANY else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
+        [sequences]
+        if way.sharing is PromptSharing.ANY
+        else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
     )
     try:
         for group in groups:
@@ -260,5 +264,5 @@ def _agree(way: Network, plain: Network) -> bool:
     return True
 
 
-def _sums(network: Network, sequences: list[tuple[Ids, Ids]]) -> np.ndarray:
+def _sums(network: Network, sequences: list[tuple[TokenIds, TokenIds]]) -> np.ndarray:
     return network.logps(MicroBatch((), tuple(sequences))).sums

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Caution:
+class OomFallback:
     """What a run does without after the system has ended it: a share of the micro-batch, and what it keeps.
 
     Attributes:
@@ -14,8 +14,8 @@ class Caution:
         grad_checkpoint: whether all is computed again in the backward pass.
     """
 
-    share: float = 1.0
+    micro_batch_share: float = 1.0
     grad_checkpoint: bool = False
 
 
-CAREFREE = Caution()
+NO_FALLBACK = OomFallback()

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.adapters.adapter_folder import load_adapter
-from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
-from mlx_dpo.distributed.tensor_parallel import require_gradients, shard
+from mlx_dpo.distributed.tensor_parallel import check_gradients, shard_model
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
@@ -31,8 +31,8 @@ class Policy:
 
     network: Network
     spec: AdapterSpec
-    initial: Tensors
-    base: Tensors
+    initial_tensors: Tensors
+    base_tensors: Tensors
     fingerprint: str
 
     @property
@@ -52,21 +52,21 @@ def make_policy(
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
     if init_adapter is None:
-        spec = attach(model, spec)
-        base = trainable(model)
+        spec = attach_adapter(model, spec)
+        base = trainable_tensors(model)
     else:
         fuse_bits = spec.fuse_bits
         spec, base = load_adapter(model, init_adapter, lazy=group is not None)
         if fuse_bits not in (None, spec.fuse_bits):
             hint = "Start from an adapter that was trained with the same --fuse-bits, or from none."
             raise UserError(f"{init_adapter} was trained without it", field="fuse_bits", hint=hint)
-    initial = trainable(model)
+    initial = trainable_tensors(model)
     if spec.fine_tune_type == "full":
         initial = base = {}
-    shards = shard(model, spec, group) if group is not None and group.size() > 1 else None
-    network = Network.of(model, shards)
+    shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
+    network = Network.from_model(model, shards)
     if shards:
-        require_gradients(model, shards)
+        check_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network))
 
 

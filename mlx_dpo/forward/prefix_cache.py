@@ -16,12 +16,12 @@ import numpy as np
 from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache, make_prompt_cache
 
 
-class Unshareable(Exception):
+class UnsupportedCacheError(Exception):
     """A cache of a kind that no stand-in exists for."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class StageLayout:
     """Where the tokens of one stage stand.
 
     Attributes:
@@ -31,49 +31,49 @@ class Layout:
         real: [sequences, keys], true where a key is a token's, of the first keys; the rest are. None where all are.
     """
 
-    start: mx.array | int
-    before: int
-    real: mx.array | None = None
+    start_position: mx.array | int
+    num_prefix_keys: int
+    key_mask: mx.array | None = None
 
     def mask(self, length: int, window: int | None, as_array: bool) -> mx.array | str | None:
         """What this stage's inputs may look at: [sequences, 1, inputs, keys], or "causal" where that says it."""
-        total = self.before + length
-        if self.real is None and not as_array and (window is None or total <= window):
+        total = self.num_prefix_keys + length
+        if self.key_mask is None and not as_array and (window is None or total <= window):
             return None if length == 1 else "causal"
-        query = mx.arange(self.before, total)[:, None]
+        query = mx.arange(self.num_prefix_keys, total)[:, None]
         key = mx.arange(total)[None]
         allowed = query >= key
         if window is not None:
             allowed = allowed & (query - key < window)
-        if self.real is None:
+        if self.key_mask is None:
             return allowed
-        real = mx.pad(self.real, [(0, 0), (0, total - self.real.shape[1])], constant_values=True)
+        real = mx.pad(self.key_mask, [(0, 0), (0, total - self.key_mask.shape[1])], constant_values=True)
         # a padded input keeps itself: a row with nothing to look at would be NaN
         return (allowed[None] & (real[:, None] | (query == key)[None]))[:, None]
 
 
-class Fork:
+class PrefixCache:
     """What stand-ins share: the arrays that a layer finds in a cache and leaves in it, and copies for completions."""
 
     arrays: list[mx.array | None]
 
-    def fork(self, layout: Layout, of: Sequence[int]) -> Any:
+    def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> Any:
         """A cache for the completions, `of` being the prompt that each continues."""
         raise NotImplementedError
 
 
-class KeysValues(Fork):
+class PrefixKVCache(PrefixCache):
     """Stands for a KVCache or a RotatingKVCache; its arrays are keys and values, [sequences, heads, keys, size]."""
 
     def __init__(
-        self, layout: Layout, window: int | None = None, arrays: Sequence[mx.array | None] = (None, None)
+        self, layout: StageLayout, window: int | None = None, arrays: Sequence[mx.array | None] = (None, None)
     ) -> None:
         self.layout, self.window, self.arrays = layout, window, list(arrays)
 
     @property
     def offset(self) -> mx.array | int:
         """Position of the first input."""
-        return self.layout.start
+        return self.layout.start_position
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The keys and values to attend to: those before, and these."""
@@ -90,12 +90,12 @@ class KeysValues(Fork):
         """See `Layout.mask`."""
         return self.layout.mask(length, window_size or self.window, return_array)
 
-    def fork(self, layout: Layout, of: Sequence[int]) -> KeysValues:
-        return type(self)(layout, self.window, _rows(self.arrays, of))
+    def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixKVCache:
+        return type(self)(layout, self.window, _rows(self.arrays, prompt_indices))
 
     def size(self) -> int:
         """Keys before this stage."""
-        return self.layout.before
+        return self.layout.num_prefix_keys
 
     # What some layers read from a cache, or put there, beside updating it.
 
@@ -123,7 +123,7 @@ class KeysValues(Fork):
         self.arrays[1] = values
 
 
-class Chunks(KeysValues):
+class PrefixChunkedCache(PrefixKVCache):
     """Stands for a ChunkedKVCache: nothing is dropped, since the model's own mask keeps each chunk to itself."""
 
     start_position = 0
@@ -132,7 +132,7 @@ class Chunks(KeysValues):
         """Keep what is there."""
 
 
-class States(Fork, ArraysCache):
+class PrefixStateCache(PrefixCache, ArraysCache):
     """mlx-lm's ArraysCache, whose entries are replaced and never written into."""
 
     @property
@@ -144,13 +144,13 @@ class States(Fork, ArraysCache):
     def arrays(self, arrays: list[mx.array | None]) -> None:
         self.cache = list(arrays)
 
-    def fork(self, layout: Layout, of: Sequence[int]) -> States:
-        forked = States(len(self.cache))
-        forked.cache = _rows(self.cache, of)
+    def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixStateCache:
+        forked = PrefixStateCache(len(self.cache))
+        forked.cache = _rows(self.cache, prompt_indices)
         return forked
 
 
-class Several(Fork, CacheList):
+class PrefixCacheList(PrefixCache, CacheList):
     """mlx-lm's CacheList, of stand-ins."""
 
     @property
@@ -165,8 +165,8 @@ class Several(Fork, CacheList):
             count = len(cache.arrays)
             cache.arrays, rest = rest[:count], rest[count:]
 
-    def fork(self, layout: Layout, of: Sequence[int]) -> Several:
-        return Several(*(cache.fork(layout, of) for cache in self.caches))
+    def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixCacheList:
+        return PrefixCacheList(*(cache.fork(layout, prompt_indices) for cache in self.caches))
 
 
 def _rows(arrays: Sequence[mx.array | None], of: Sequence[int]) -> list[mx.array | None]:
@@ -174,20 +174,20 @@ def _rows(arrays: Sequence[mx.array | None], of: Sequence[int]) -> list[mx.array
     return [None if a is None else mx.concatenate([a[i : i + 1] for i in of]) for a in arrays]
 
 
-def prefix_caches(model: nn.Module, layout: Layout, padding: np.ndarray) -> list[Fork]:
+def make_prefix_caches(model: nn.Module, layout: StageLayout, padding: np.ndarray) -> list[PrefixCache]:
     """A stand-in for each cache the model asks for. Raises `Unshareable`."""
     return [_stand_in(cache, layout, padding) for cache in make_prompt_cache(model)]
 
 
-def _stand_in(cache: Any, layout: Layout, padding: np.ndarray) -> Fork:
+def _stand_in(cache: Any, layout: StageLayout, padding: np.ndarray) -> PrefixCache:
     if type(cache) is KVCache:
-        return KeysValues(layout)
+        return PrefixKVCache(layout)
     if type(cache) is ChunkedKVCache:
-        return Chunks(layout)
+        return PrefixChunkedCache(layout)
     if type(cache) is RotatingKVCache and cache.keep == 0:
-        return KeysValues(layout, cache.max_size)
+        return PrefixKVCache(layout, cache.max_size)
     if type(cache) is ArraysCache:
-        return States(len(cache.cache), padding.tolist() if padding.any() else None)
+        return PrefixStateCache(len(cache.cache), padding.tolist() if padding.any() else None)
     if type(cache) is CacheList:
-        return Several(*(_stand_in(one, layout, padding) for one in cache.caches))
-    raise Unshareable(type(cache).__name__)
+        return PrefixCacheList(*(_stand_in(one, layout, padding) for one in cache.caches))
+    raise UnsupportedCacheError(type(cache).__name__)

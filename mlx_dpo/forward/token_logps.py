@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 CHUNK_BYTES = 8 << 20  # of float32 logits
-FAINT = -80.0  # nats, below which a float32 probability loses digits
+MIN_SOFTMAX_LOGP = -80.0  # nats, below which a float32 probability loses digits
 
-Logits = Callable[[mx.array], mx.array]
+HeadFunction = Callable[[mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class TokenTerms:
 
 
 def token_logps(
-    rows: mx.array,
+    hidden_states: mx.array,
     targets: mx.array,
-    logits: Logits,
-    vocabulary: int,
+    logits: HeadFunction,
+    vocab_size: int,
     *,
     slopes: bool,
     collisions: bool = False,
@@ -59,17 +59,17 @@ def token_logps(
         slopes, collisions: whether these terms are wanted.
         others: [rows, hidden], another policy's hidden rows under the same head; then its KL to this one is wanted.
     """
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    size = max(1, CHUNK_BYTES // (4 * vocab_size))
     chunks = []
-    for start in range(0, rows.shape[0], size):
+    for start in range(0, hidden_states.shape[0], size):
         part = slice(start, start + size)
         other = None if others is None else others[part]
-        chunks.append(_chunk(rows[part], targets[part, None], logits, slopes, collisions, other))
+        chunks.append(_chunk(hidden_states[part], targets[part, None], logits, slopes, collisions, other))
     return TokenTerms(**{name: mx.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
 def _chunk(
-    rows: mx.array, targets: mx.array, logits: Logits, slopes: bool, collisions: bool, other: mx.array | None
+    rows: mx.array, targets: mx.array, logits: HeadFunction, slopes: bool, collisions: bool, other: mx.array | None
 ) -> dict[str, mx.array]:
     """As above; targets: [rows, 1]. The exponentials are what takes time, and a softmax takes each of them once."""
     found = {}
@@ -86,12 +86,14 @@ def _chunk(
         found["slopes"] = -_pulled_back(logits, rows, away)
     del p
     mx.eval(logp, found)
-    if mx.any(logp < FAINT).item():
+    if mx.any(logp < MIN_SOFTMAX_LOGP).item():
         logp = _faint(logits(rows), targets)
     return {"logps": logp[:, 0], **found}
 
 
-def _divergence(rows: mx.array, p: mx.array, other: mx.array, logits: Logits, slopes: bool) -> dict[str, mx.array]:
+def _divergence(
+    rows: mx.array, p: mx.array, other: mx.array, logits: HeadFunction, slopes: bool
+) -> dict[str, mx.array]:
     """KL(q || p), q being the other rows' distribution; its gradient with respect to the logits is p - q."""
     log_q = _log_softmax(logits(other))
     q = mx.exp(log_q)
@@ -99,7 +101,7 @@ def _divergence(rows: mx.array, p: mx.array, other: mx.array, logits: Logits, sl
     return found | {"kl_slopes": _pulled_back(logits, rows, p - q)} if slopes else found
 
 
-def _pulled_back(logits: Logits, rows: mx.array, slopes: mx.array) -> mx.array:
+def _pulled_back(logits: HeadFunction, rows: mx.array, slopes: mx.array) -> mx.array:
     """Slopes of the logits as slopes of the hidden rows."""
     return mx.vjp(lambda rows: logits(rows).astype(mx.float32), [rows], [slopes])[1][0]
 

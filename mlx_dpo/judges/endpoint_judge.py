@@ -16,11 +16,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.judges.judge import Judge, Match
-from mlx_dpo.judges.rubric_prompt import judge_messages, read_verdict
+from mlx_dpo.judges.judge import Comparison, Judge
+from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
 
-PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # states that may be another a while later
-LONGEST_WAIT = 120.0
+TRANSIENT_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)  # states that may be another a while later
+MAX_RETRY_DELAY = 120.0
 
 
 @dataclass(frozen=True)
@@ -39,72 +39,72 @@ class EndpointJudge(Judge):
 
     url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"
     timeout: float = 120.0
-    tries: int = 6
-    pause: float = 1.0
-    at_once: int = 4
+    max_attempts: int = 6
+    first_delay: float = 1.0
+    max_concurrency: int = 4
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return f"{self.model} at {self.url}"
 
     def check(self) -> None:
-        self._verdict(Match("What is 1 + 1?", "It is 2.", "It is 3."))
+        self._verdict(Comparison("What is 1 + 1?", "It is 2.", "It is 3."))
 
-    def verdicts(self, matches: Sequence[Match]) -> list[float | None]:
-        with ThreadPoolExecutor(self.at_once) as pool:
-            asked = [pool.submit(self._verdict, match) for match in matches]
+    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        with ThreadPoolExecutor(self.max_concurrency) as pool:
+            asked = [pool.submit(self._verdict, match) for match in comparisons]
             try:
                 return [one.result() for one in asked]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # what is wrong with one is wrong with all
                 raise
 
-    def _verdict(self, match: Match) -> float | None:
-        body = {"model": self.model, "messages": judge_messages(match), "temperature": 0}
+    def _verdict(self, comparison: Comparison) -> float | None:
+        body = {"model": self.model, "messages": judge_messages(comparison), "temperature": 0}
         try:
             said = self._post(body)["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
             raise self._error("its answer is not that of a chat completion") from None
-        return read_verdict(said or "")
+        return parse_verdict(said or "")
 
     def _post(self, body: dict[str, Any]) -> Any:
-        for attempt in range(1, self.tries + 1):
+        for attempt in range(1, self.max_attempts + 1):
             try:
                 with urllib.request.urlopen(self._request(body), timeout=self.timeout) as response:
                     return json.load(response)
             except urllib.error.HTTPError as error:
-                reason, wait = f"HTTP {error.code}: {_said(error)}", _retry_after(error)
-                if error.code not in PASSING:
+                reason, delay = f"HTTP {error.code}: {error_message(error)}", _retry_after(error)
+                if error.code not in TRANSIENT_STATUS:
                     raise self._error(reason, self._hint(error.code)) from None
             except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, cut off, not JSON
-                reason, wait = str(getattr(error, "reason", error)) or type(error).__name__, None
-            if attempt < self.tries:
-                doubled = self.pause * 2 ** (attempt - 1) * (1 + random.random() / 4)
-                time.sleep(min(doubled if wait is None else wait, LONGEST_WAIT))
-        raise self._error(f"it failed {self.tries} times, the last time with: {reason}")
+                reason, delay = str(getattr(error, "reason", error)) or type(error).__name__, None
+            if attempt < self.max_attempts:
+                doubled = self.first_delay * 2 ** (attempt - 1) * (1 + random.random() / 4)
+                time.sleep(min(doubled if delay is None else delay, MAX_RETRY_DELAY))
+        raise self._error(f"it failed {self.max_attempts} times, the last time with: {reason}")
 
     def _request(self, body: dict[str, Any]) -> urllib.request.Request:
         headers = {"Content-Type": "application/json", "User-Agent": "mlx-dpo"}
-        if key := os.environ.get(self.key_variable):
+        if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
         base = self.url.rstrip("/").removesuffix("/chat/completions")
         return urllib.request.Request(f"{base}/chat/completions", json.dumps(body).encode(), headers)
 
     def _hint(self, code: int) -> str | None:
         if code in (401, 403):
-            there = "is set, and was sent" if os.environ.get(self.key_variable) else "is not set"
-            return f"The key is read from the environment variable {self.key_variable}, which {there}."
+            there = "is set, and was sent" if os.environ.get(self.api_key_env) else "is not set"
+            return f"The key is read from the environment variable {self.api_key_env}, which {there}."
         return "Does the URL end where /chat/completions begins, as in https://.../v1?" if code in (404, 405) else None
 
     def _error(self, message: str, hint: str | None = None) -> UserError:
-        key = os.environ.get(self.key_variable)
+        key = os.environ.get(self.api_key_env)
         message = message.replace(key, "***") if key else message  # an endpoint may repeat it
         return UserError(f"the judge can't be asked: {message}", where=Where(self.url), field="judge", hint=hint)
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def error_message(error: urllib.error.HTTPError) -> str:
     """What an endpoint says of its error, in one line."""
     try:
         text = error.read(4096).decode("utf-8", "replace")

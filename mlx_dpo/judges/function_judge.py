@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.judges.judge import Judge, Match
+from mlx_dpo.judges.judge import Comparison, Judge
 from mlx_dpo.utils.user_code import named_in_file
 
 HINT = "A judge is `def name(prompt, first, second)` in that file; it gives 1 where the first is better, 0, or 0.5."
@@ -19,20 +19,20 @@ class FunctionJudge(Judge):
         self.function, self.name, self._where = function, name, where
 
     @classmethod
-    def load(cls, text: str) -> FunctionJudge:
+    def load(cls, spec: str) -> FunctionJudge:
         """From path/to/file.py:name. Raises `UserError`."""
-        found, where = named_in_file(text, field="judge", hint=HINT)
+        found, where = named_in_file(spec, field="judge", hint=HINT)
         if not callable(found):
-            name = text.rpartition(":")[2]
+            name = spec.rpartition(":")[2]
             raise UserError(f"there is no function {name!r} in the file", where=where, field="judge", hint=HINT)
-        return cls(found, text, where)
+        return cls(found, spec, where)
 
-    def verdicts(self, matches: Sequence[Match]) -> list[float | None]:
-        return [self._verdict(match) for match in matches]
+    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        return [self._verdict(match) for match in comparisons]
 
-    def _verdict(self, match: Match) -> float | None:
+    def _verdict(self, comparison: Comparison) -> float | None:
         try:
-            said = self.function(match.question, match.first, match.second)
+            said = self.function(comparison.prompt_text, comparison.first, comparison.second)
             verdict = None if said is None else float(said)
         except Exception as error:
             message = f"{self.name} fails: {type(error).__name__}: {error}"

@@ -6,24 +6,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_dpo.data.conversations import Turns
+from mlx_dpo.data.conversations import TextOrMessages
 
 
 @dataclass(frozen=True)
-class Match:
+class Comparison:
     """Two answers to one prompt, in the order a judge sees them."""
 
-    prompt: Turns
+    prompt: TextOrMessages
     first: str
     second: str
 
     @property
-    def swapped(self) -> Match:
+    def swapped(self) -> Comparison:
         """The other order."""
-        return Match(self.prompt, self.second, self.first)
+        return Comparison(self.prompt, self.second, self.first)
 
     @property
-    def question(self) -> str:
+    def prompt_text(self) -> str:
         """The prompt as one text; of a conversation, its turns under their roles."""
         if isinstance(self.prompt, str):
             return self.prompt
@@ -40,13 +40,13 @@ class Judge(ABC):
     """
 
     name: str
-    sees_order: bool = True
+    order_sensitive: bool = True
 
     def check(self) -> None:  # noqa: B027
         """Raise `UserError` where it can't be asked, before there is much to lose; at most one question."""
 
     @abstractmethod
-    def verdicts(self, matches: Sequence[Match]) -> list[float | None]:
+    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Of each: 1 where the first answer is better, 0 where the second is, 0.5 where neither, or anything between.
 
         None where the judge gave no verdict that could be read.

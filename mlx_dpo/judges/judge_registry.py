@@ -12,7 +12,7 @@ from mlx_dpo.judges.judge import Judge
 HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or the URL of an OpenAI-compatible API."
 
 
-def find_judge(text: str, *, model: str | None = None, key_variable: str = "OPENAI_API_KEY") -> Judge:
+def load_judge(spec: str, *, model: str | None = None, api_key_env: str = "OPENAI_API_KEY") -> Judge:
     """A function, an endpoint, an adapter's implicit reward, or a model.
 
     Args:
@@ -21,20 +21,20 @@ def find_judge(text: str, *, model: str | None = None, key_variable: str = "OPEN
 
     Raises: `UserError` where it is none of these.
     """
-    if text.startswith(("http://", "https://")):
+    if spec.startswith(("http://", "https://")):
         if not model:
             hint = "Name it with --judge-model, as the endpoint calls it."
             raise UserError("an endpoint has several models", field="judge", hint=hint)
-        return EndpointJudge(text, model, key_variable)
-    if ".py:" in text:
-        return FunctionJudge.load(text)
-    from mlx_dpo.forward.model_loading import model_folder
-    from mlx_dpo.judges.model_judge import ModelJudge, RewardJudge
+        return EndpointJudge(spec, model, api_key_env)
+    if ".py:" in spec:
+        return FunctionJudge.load(spec)
+    from mlx_dpo.forward.model_loading import find_model_folder
+    from mlx_dpo.judges.model_judge import ImplicitRewardJudge, ModelJudge
 
-    if (Path(text) / "adapter_config.json").is_file():
-        return RewardJudge(text, model)
+    if (Path(spec) / "adapter_config.json").is_file():
+        return ImplicitRewardJudge(spec, model)
     try:
-        model_folder(text)
+        find_model_folder(spec)
     except UserError as error:
         raise UserError(error.message, where=error.where, field="judge", hint=HINT) from None
-    return ModelJudge(text)
+    return ModelJudge(spec)

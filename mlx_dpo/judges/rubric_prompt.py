@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 
 from mlx_dpo.data.messages import Message
-from mlx_dpo.judges.judge import Match
+from mlx_dpo.judges.judge import Comparison
 
-ASKED = """\
+PAIRWISE_PROMPT = """\
 You are an impartial judge. You see a question and two assistants' answers to it. Decide which answer is better: more \
 helpful, correct, relevant and clear. Don't let the order of the answers, their length or the assistants' names sway \
 you. Explain your reasons in a few sentences. Then end with your verdict in exactly this form: [[A]] if assistant A is \
@@ -31,13 +31,13 @@ _VERDICT = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 _VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
-def judge_messages(match: Match) -> list[Message]:
+def judge_messages(comparison: Comparison) -> list[Message]:
     """The match as a chat model is asked about it."""
-    asked = ASKED.format(question=match.question, first=match.first, second=match.second)
+    asked = PAIRWISE_PROMPT.format(question=comparison.prompt_text, first=comparison.first, second=comparison.second)
     return [{"role": "user", "content": asked}]  # not every template has a system message
 
 
-def read_verdict(text: str) -> float | None:
+def parse_verdict(text: str) -> float | None:
     """The verdict in an answer, as of `Judge.verdicts`; None where there is none, or more than one, or another word.
 
     What a reasoning model thinks before its answer does not count.

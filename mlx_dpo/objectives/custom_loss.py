@@ -8,32 +8,32 @@ import mlx.core as mx
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.objectives.loss_inputs import PairLogps
-from mlx_dpo.objectives.objective import Objective
+from mlx_dpo.objectives.objective import LossFunction
 from mlx_dpo.utils.user_code import named_in_file
 
 HINT = "A custom objective is `def name(pairs, *, beta=0.1)` in that file, and gives one loss a pair; see the README."
 
 
-def load_objective(text: str) -> Objective:
+def load_custom_loss(text: str) -> LossFunction:
     """The objective `path/to/file.py:name`, tried on two pairs. Raises `UserError` where it can't be used."""
     found, where = named_in_file(text, field="loss", hint=HINT)
-    objective = found if isinstance(found, Objective) else Objective(found) if callable(found) else None
+    objective = found if isinstance(found, LossFunction) else LossFunction(found) if callable(found) else None
     if objective is None:
         name = text.rpartition(":")[2]
         raise UserError(f"there is no function {name!r} in the file", where=where, field="loss", hint=HINT)
-    for argument, default in objective.arguments.items():
+    for argument, default in objective.keyword_defaults.items():
         if default is inspect.Parameter.empty:
             raise UserError(f"{objective.name}: {argument!r} has no default", where=where, field="loss", hint=HINT)
     _try(objective, where)
     return objective
 
 
-def _try(objective: Objective, where: Where) -> None:
+def _try(objective: LossFunction, where: Where) -> None:
     """Two made-up pairs, so that a mistake shows before a model is loaded."""
     two = mx.array([0.5, -0.5])
     pairs = PairLogps(two, -two, two - 20, two - 30, mx.array([4.0, 1.0]), mx.array([3.0, 9.0]), 2.5)
     try:
-        losses = objective.losses(pairs, **objective.arguments)
+        losses = objective.function(pairs, **objective.keyword_defaults)
     except Exception as error:
         message = f"{objective.name} fails: {type(error).__name__}: {error}"
         raise UserError(message, where=where, field="loss", hint=HINT) from error

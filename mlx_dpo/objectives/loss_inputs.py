@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-Running: TypeAlias = tuple[float, ...]
+LossState: TypeAlias = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class PairLogps:
     chosen_plain: mx.array | None = None
     rejected_plain: mx.array | None = None
     kl: float = 0.0
-    running: Running = ()
+    running: LossState = ()
 
     @classmethod
-    def of(
+    def from_numpy(
         cls, policy: np.ndarray, reference: np.ndarray, tokens: np.ndarray, mean_chosen_tokens: float, **facts: Any
     ) -> PairLogps:
         """From arrays of [2 * pairs], float64, chosen then rejected; `facts` are more attributes.
@@ -74,7 +74,7 @@ class PairLogps:
         )
 
     @property
-    def variables(self) -> dict[str, tuple[str, ...]]:
+    def gradient_fields(self) -> dict[str, tuple[str, ...]]:
         """Attributes that gradients are taken with respect to, by what of the completions they are made of."""
         every = {
             "sums": ("chosen_logratios", "rejected_logratios"),
@@ -117,7 +117,7 @@ class PairLogps:
         """beta * margins, less what the rows ask for: positive where a pair is as it should be."""
         return beta * self.margins - self.asked_margins
 
-    def labelled(self) -> LabelledLogps:
+    def as_labelled(self) -> LabelledLogps:
         """Each pair as two completions: all chosen ones, which are desirable, then all rejected ones."""
         ones = mx.ones(len(self.chosen_logratios))
         return LabelledLogps(
@@ -152,15 +152,15 @@ class LabelledLogps:
     mean_desirable_tokens: float
     plain: mx.array | None = None
     kl: float = 0.0
-    running: Running = ()
+    running: LossState = ()
 
     @property
-    def variables(self) -> dict[str, tuple[str, ...]]:
+    def gradient_fields(self) -> dict[str, tuple[str, ...]]:
         """See `PairLogps.variables`."""
         return {"sums": ("logratios",)}
 
     @classmethod
-    def of(
+    def from_numpy(
         cls,
         policy: np.ndarray,
         reference: np.ndarray,

@@ -8,10 +8,10 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.objectives import paired, unpaired
 from mlx_dpo.objectives import per_completion as sides
 from mlx_dpo.objectives import reference_free as likelihood
-from mlx_dpo.objectives.custom_loss import load_objective
-from mlx_dpo.objectives.objective import Objective
+from mlx_dpo.objectives.custom_loss import load_custom_loss
+from mlx_dpo.objectives.objective import LossFunction
 
-OBJECTIVES: dict[str, Objective] = {
+LOSS_FUNCTIONS: dict[str, LossFunction] = {
     one.name: one
     for one in (
         paired.sigmoid,
@@ -44,18 +44,18 @@ OBJECTIVES: dict[str, Objective] = {
         unpaired.sft,
     )
 }
-KNOBS = tuple(dict.fromkeys(knob for one in OBJECTIVES.values() for knob in one.knobs))
-ALIASES = {"dpo": "sigmoid"}
+LOSS_SETTINGS = tuple(dict.fromkeys(knob for one in LOSS_FUNCTIONS.values() for knob in one.settings))
+LOSS_ALIASES = {"dpo": "sigmoid"}
 
 
-def find(name: str) -> Objective:
+def find_loss_function(name: str) -> LossFunction:
     """The objective of that name, or `path/to/file.py:name`. Raises `UserError` naming the nearest one."""
     if ".py:" in name:
-        return load_objective(name)
-    known = [*OBJECTIVES, *ALIASES]
+        return load_custom_loss(name)
+    known = [*LOSS_FUNCTIONS, *LOSS_ALIASES]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean `{near[0]}`? " if near else ""
         hint += "`mlx-dpo losses` lists them; one of your own is path/to/file.py:name."
         raise UserError(f"no objective is called {name!r}", field="loss", hint=hint)
-    return OBJECTIVES[ALIASES.get(name, name)]
+    return LOSS_FUNCTIONS[LOSS_ALIASES.get(name, name)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlx_dpo.objectives.loss_inputs import PairLogps
-from mlx_dpo.objectives.objective import Rewards, objective
+from mlx_dpo.objectives.objective import RewardKind, objective
 from mlx_dpo.objectives.paired import log_sigmoid, smoothed_log_loss
 
 CERTAIN = -1e-6  # nats a token, from where an answer counts as certain: its odds are infinite
@@ -21,7 +21,7 @@ def chosen_nll(pairs: PairLogps) -> mx.array:
     "simpo_gamma, e = label_smoothing",
     paper="2405.14734 Meng et al., eq. 6",
     when="No reference is wanted, and length is not to count. beta 2 to 10, simpo_gamma a quarter to half of it",
-    rewards=Rewards.MEAN_LOGP,
+    rewards=RewardKind.MEAN_LOGP,
     reference=False,
     asks_margins=True,
 )
@@ -36,7 +36,7 @@ def simpo(pairs: PairLogps, *, beta: float = 2.0, simpo_gamma: float = 0.5, labe
     "z = beta (log pi(y_w) - log pi(y_l)), e = label_smoothing",
     paper="2401.08417 Xu et al.",
     when="No reference is wanted, and the chosen answers are worth imitating (translation)",
-    rewards=Rewards.LOGP,
+    rewards=RewardKind.LOGP,
     reference=False,
     asks_margins=True,
 )
@@ -51,7 +51,7 @@ def cpo(pairs: PairLogps, *, beta: float = 0.1, cpo_alpha: float = 1.0, label_sm
     "odds = p / (1 - p), log p = log pi(y) / |y|",
     paper="2403.07691 Hong et al., eq. 6 and 7",
     when="SFT and preferences in one stage, from a base model. beta is its lambda",
-    rewards=Rewards.MEAN_LOGP,
+    rewards=RewardKind.MEAN_LOGP,
     reference=False,
 )
 def orpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:

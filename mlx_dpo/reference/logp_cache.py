@@ -26,13 +26,13 @@ import numpy as np
 from mlx_dpo.data.micro_batches import MicroBatch
 
 if TYPE_CHECKING:
-    from mlx_dpo.distributed.tensor_parallel import Shards
+    from mlx_dpo.distributed.tensor_parallel import TensorParallelism
 
 KEY, COUNT, CHECK = 16, struct.Struct("<I"), struct.Struct("<I")
 MOST = 1 << 16  # sequences in a micro-batch; more is damage
 
 
-def cache_folder() -> Path:
+def logp_cache_folder() -> Path:
     """Where the files are: under XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx-dpo" / "references"
 
@@ -43,7 +43,7 @@ class LogpCache:
     def __init__(self, fingerprint: str, model: str) -> None:
         """model: its name, for people."""
         self.fingerprint = fingerprint
-        self.path = cache_folder() / f"{fingerprint}.logps"
+        self.path = logp_cache_folder() / f"{fingerprint}.logps"
         self.header = json.dumps({"format": 1, "model": model}).encode() + b"\n"
         self.known: dict[bytes, np.ndarray] = {}
         with suppress(OSError):
@@ -77,10 +77,10 @@ class LogpCache:
                 file.write(record if file.tell() else self.header + record)
 
 
-class FirstRanksCache:
+class MainRankLogpCache:
     """The first rank's cache for all ranks of a model that is shared out: they compute together, or not at all."""
 
-    def __init__(self, shards: Shards, fingerprint: str, model: str) -> None:
+    def __init__(self, shards: TensorParallelism, fingerprint: str, model: str) -> None:
         """model: its name, for people."""
         name = f"{fingerprint}-{shards.group.size()}"  # sums over so many ranks are rounded otherwise
         self.shards, self.fingerprint = shards, fingerprint
@@ -88,12 +88,12 @@ class FirstRanksCache:
 
     def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
         """See `LogpCache.of`."""
-        known = self.shards.least(self.known is None or batch in self.known)
+        known = self.shards.all_min(self.known is None or batch in self.known)
         values = np.zeros(len(batch.sequences)) if known else compute(batch)
         if self.known is not None:
             computed = values
             values = self.known.of(batch, lambda _: computed)
-        return self.shards.from_first(values)
+        return self.shards.broadcast(values)
 
 
 def _key(batch: MicroBatch) -> bytes:
@@ -101,8 +101,8 @@ def _key(batch: MicroBatch) -> bytes:
     for prompt, completion in batch.sequences:
         for ids in (prompt, completion):
             digest.update(COUNT.pack(len(ids)) + np.array(ids, "<i4").tobytes())
-    if batch.tail != 1:
-        digest.update(struct.pack("<d", batch.tail))
+    if batch.ld_alpha != 1:
+        digest.update(struct.pack("<d", batch.ld_alpha))
     return digest.digest()
 
 
@@ -131,7 +131,7 @@ def _records(content: bytes) -> Iterator[tuple[bytes, np.ndarray, int]]:
 
 
 @dataclass(frozen=True)
-class CacheFile:
+class LogpCacheFile:
     """One file of the cache, for people."""
 
     path: Path
@@ -141,10 +141,10 @@ class CacheFile:
     modified: float
 
 
-def cache_files() -> list[CacheFile]:
+def list_logp_caches() -> list[LogpCacheFile]:
     """All of the cache, last written first."""
     found = []
-    for path in cache_folder().glob("*.logps"):
+    for path in logp_cache_folder().glob("*.logps"):
         with suppress(OSError):
             content, stat = path.read_bytes(), path.stat()
             pairs = sum(len(values) for _, values, _ in _records(content)) // 2
@@ -152,5 +152,5 @@ def cache_files() -> list[CacheFile]:
                 model = _header(content)[0]
             except ValueError:
                 model = "damaged"
-            found.append(CacheFile(path, model, pairs, stat.st_size, stat.st_mtime))
+            found.append(LogpCacheFile(path, model, pairs, stat.st_size, stat.st_mtime))
     return sorted(found, key=lambda file: -file.modified)

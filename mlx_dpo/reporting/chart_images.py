@@ -7,31 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.reporting.charts import Chart, Series, charts
-from mlx_dpo.reporting.run_statistics import RunNumbers
+from mlx_dpo.reporting.charts import Chart, Series, build_charts
+from mlx_dpo.reporting.run_statistics import RunStatistics
 
-FOLDER = "plots"
-KINDS = ("png", "svg", "pdf")
+PLOTS_FOLDER = "plots"
+IMAGE_FORMATS = ("png", "svg", "pdf")
 WIDTH, HEIGHT, DPI = 3.4, 2.4, 200  # inches: a column of a two-column paper
 
 
-def kinds_of(text: str | None) -> list[str]:
+def parse_image_formats(text: str | None) -> list[str]:
     """What --plots asks for: png,svg. Raises `UserError`, also where matplotlib is missing."""
     kinds = [kind.strip() for kind in (text or "").split(",") if kind.strip()]
     for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"{kind!r} is not one of {', '.join(KINDS)}", field="plots")
+        if kind not in IMAGE_FORMATS:
+            raise UserError(f"{kind!r} is not one of {', '.join(IMAGE_FORMATS)}", field="plots")
     if kinds:
         _matplotlib()
     return kinds
 
 
-def write_pictures(runs: Sequence[RunNumbers], folder: Path, kinds: Sequence[str]) -> list[Path]:
+def write_chart_images(runs: Sequence[RunStatistics], folder: Path, formats: Sequence[str]) -> list[Path]:
     """One picture a chart and kind, and the charts of a run's course together as `curves`."""
-    if not kinds:
+    if not formats:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    pyplot, shown, written = _matplotlib(), charts(runs), []
+    pyplot, shown, written = _matplotlib(), build_charts(runs), []
     for name, some in [("curves", shown[:4]), *((chart.name, [chart]) for chart in shown)]:
         columns = min(2, len(some))
         rows = -(-len(some) // columns)
@@ -42,7 +42,7 @@ def write_pictures(runs: Sequence[RunNumbers], folder: Path, kinds: Sequence[str
             for axis, chart in zip(axes.flat, some, strict=False):
                 _draw(axis, chart)
             figure.tight_layout()
-            for kind in kinds:
+            for kind in formats:
                 file = folder / f"{name}.{kind}"
                 figure.savefig(file, dpi=DPI)
                 written.append(file)
@@ -53,7 +53,7 @@ def write_pictures(runs: Sequence[RunNumbers], folder: Path, kinds: Sequence[str
 def _draw(axis: Any, chart: Chart) -> None:
     for one in chart.series:
         _draw_series(axis, chart, one)
-    axis.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
+    axis.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
     axis.spines["right"].set_visible(False)
     if len(chart.series) > 1:
         axis.legend(frameon=False, fontsize=6)

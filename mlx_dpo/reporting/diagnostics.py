@@ -14,29 +14,29 @@ from typing import Literal
 import numpy as np
 
 from mlx_dpo.reporting import metric_intervals as statistics
-from mlx_dpo.reporting.metric_intervals import Estimate, correlation, paired_p
-from mlx_dpo.reporting.run_statistics import Moment, RunNumbers
+from mlx_dpo.reporting.metric_intervals import Estimate, correlation, paired_p_value
+from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 
-SURE = 0.05  # p-value under which a change is taken for one
-DISPLACED = 0.1  # nats a token that chosen answers lose
-MOVED = 0.02  # nats a token that log-probs part by, under which nothing is said of who moved
-CHOSEN_SHARE = 0.1  # of the margin that comes from the chosen answers rising
-LENGTH_R = 0.5  # correlation of margin and difference in length
-SHORTER_RIGHT = 0.6  # accuracy on pairs whose chosen answer is not the longer one
-LONGER = 1.25  # sampled answers, after over before
-FALLEN = 0.1  # share of its best margin that is lost again
-KL_STAYS = 0.8  # of the KL at the best margin: less, and the policy is on its way back
-ENOUGH = 20  # examples under which a share says little
-CHANCE_FROM = 0.5  # share of the steps before which accuracy may still rise
-STILL_STEPS, STILL_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have moved
-STILL_LOSS, STILL_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, that are no move
-REPEATED, REPEATED_MORE = 0.2, 0.1  # share of repeated 4-grams in samples, and how much more than before
-SUREST = 0.5  # share of pairs, by size of margin, on which label noise is estimated
-NOISE = 0.05  # share of flipped labels that is worth a look
+SIGNIFICANCE_LEVEL = 0.05  # p-value under which a change is taken for one
+DISPLACEMENT_NATS = 0.1  # nats a token that chosen answers lose
+MIN_MARGIN_NATS = 0.02  # nats a token that log-probs part by, under which nothing is said of who moved
+MIN_CHOSEN_SHARE = 0.1  # of the margin that comes from the chosen answers rising
+LENGTH_CORRELATION = 0.5  # correlation of margin and difference in length
+MIN_SHORTER_ACCURACY = 0.6  # accuracy on pairs whose chosen answer is not the longer one
+SAMPLE_GROWTH = 1.25  # sampled answers, after over before
+MARGIN_DROP = 0.1  # share of its best margin that is lost again
+MIN_KL_SHARE = 0.8  # of the KL at the best margin: less, and the policy is on its way back
+MIN_EXAMPLES = 20  # examples under which a share says little
+CHANCE_START = 0.5  # share of the steps before which accuracy may still rise
+STALLED_STEPS, STALLED_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have moved
+STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, that are no move
+REPETITION_SHARE, REPETITION_INCREASE = 0.2, 0.1  # share of repeated 4-grams in samples, and how much more than before
+CONFIDENT_SHARE = 0.5  # share of pairs, by size of margin, on which label noise is estimated
+LABEL_NOISE_SHARE = 0.05  # share of flipped labels that is worth a look
 
 
 @dataclass(frozen=True)
-class Fault:
+class Diagnostic:
     """A way to go wrong.
 
     Attributes:
@@ -49,23 +49,27 @@ class Fault:
     name: str
     title: str
     advice: str
-    found: Callable[[RunNumbers], str | None]
-    needs: Literal["pairs", "samples", "reports"] = "pairs"
+    check: Callable[[RunStatistics], str | None]
+    requires: Literal["pairs", "samples", "reports"] = "pairs"
 
-    def looks_at(self, run: RunNumbers) -> bool:
+    def applies_to(self, run: RunStatistics) -> bool:
         """Whether the run has what it is told from."""
-        if self.needs == "pairs":
-            return run.after is not None and run.after.paired
-        return len(run.samples) > 1 if self.needs == "samples" else bool(run.reports)
+        if self.requires == "pairs":
+            return run.after is not None and run.after.is_paired
+        return len(run.samples) > 1 if self.requires == "samples" else bool(run.train_metrics)
 
 
-def displacement(run: RunNumbers) -> str | None:
+def check_likelihood_displacement(run: RunStatistics) -> str | None:
     """Chosen and rejected answers both lose: Razin et al. 2024 (arXiv 2410.08847), Pal et al. 2024 (2402.13228)."""
     if (two := _pairs(run)) is None:
         return None
     before, after = two
     chosen, rejected = _per_token(after, 0) - _per_token(before, 0), _per_token(after, 1) - _per_token(before, 1)
-    if chosen > -DISPLACED or rejected >= 0 or paired_p(before.logps[:, 0], after.logps[:, 0]) > SURE:
+    if (
+        chosen > -DISPLACEMENT_NATS
+        or rejected >= 0
+        or paired_p_value(before.logps[:, 0], after.logps[:, 0]) > SIGNIFICANCE_LEVEL
+    ):
         return None
     return (
         f"Both answers get less likely, the chosen ones by {-chosen:.2f} nats a token (perplexity "
@@ -74,14 +78,14 @@ def displacement(run: RunNumbers) -> str | None:
     )
 
 
-def rejected_alone(run: RunNumbers) -> str | None:
+def check_margin_from_rejected(run: RunStatistics) -> str | None:
     """The margin grows and the chosen answers gain nothing."""
-    if (two := _pairs(run)) is None or displacement(run):
+    if (two := _pairs(run)) is None or check_likelihood_displacement(run):
         return None
     before, after = two
     chosen, rejected = ((after.logps - before.logps)[:, side].mean() for side in (0, 1))
     margin = chosen - rejected
-    if margin < MOVED * after.lengths.mean() or rejected >= 0 or chosen > CHOSEN_SHARE * margin:
+    if margin < MIN_MARGIN_NATS * after.lengths.mean() or rejected >= 0 or chosen > MIN_CHOSEN_SHARE * margin:
         return None
     return (
         f"The margin comes from the rejected answers alone: their log-prob fell by {-rejected:.2f} nats, that of the "
@@ -89,38 +93,42 @@ def rejected_alone(run: RunNumbers) -> str | None:
     )
 
 
-def length(run: RunNumbers) -> str | None:
+def check_length_bias(run: RunStatistics) -> str | None:
     """The reward prefers long answers: Singhal et al. 2023 (arXiv 2310.03716), Park et al. 2024 (2403.19159)."""
-    if (two := _pairs(run)) is None or len(two[1].margins) < ENOUGH:
+    if (two := _pairs(run)) is None or len(two[1].margins) < MIN_EXAMPLES:
         return None
     after, longer = two[1], two[1].lengths[:, 0] - two[1].lengths[:, 1]
     r = correlation(after.margins, longer)
-    if not r >= LENGTH_R:
+    if not r >= LENGTH_CORRELATION:
         return None
     right = after.margins[longer <= 0] > 0
     grown = _growth_of_samples(run)
-    if len(right) and right.mean() < SHORTER_RIGHT:
+    if len(right) and right.mean() < MIN_SHORTER_ACCURACY:
         seen = f"of the {len(right)} pairs whose chosen answer is not the longer one, {right.mean():.0%} come out right"
-    elif grown is not None and grown >= LONGER:
+    elif grown is not None and grown >= SAMPLE_GROWTH:
         seen = f"sampled answers are {grown:.1f} times as long as before"
     else:
         return None
     return f"The margin follows length (correlation {r:.2f} with how much longer the chosen answer is), and {seen}."
 
 
-def over_optimised(run: RunNumbers) -> str | None:
+def check_over_optimization(run: RunStatistics) -> str | None:
     """The policy goes on moving away and the margin falls: Gao et al. 2022 (arXiv 2210.10760), Rafailov et al. 2024
     (2406.02900)."""
-    measured = [moment for moment in run.moments if moment.step > 0]
-    if len(measured) < 2 or not measured[0].paired:
+    measured = [moment for moment in run.eval_records if moment.step > 0]
+    if len(measured) < 2 or not measured[0].is_paired:
         return None
     best, last = max(measured, key=lambda moment: moment.margins.mean()), measured[-1]
     fall = best.margins.mean() - last.margins.mean()
-    if best.margins.mean() <= 0 or fall < FALLEN * best.margins.mean() or paired_p(best.margins, last.margins) > SURE:
+    if (
+        best.margins.mean() <= 0
+        or fall < MARGIN_DROP * best.margins.mean()
+        or paired_p_value(best.margins, last.margins) > SIGNIFICANCE_LEVEL
+    ):
         return None
     kls = best.kl_per_token, last.kl_per_token
     if kls[0] is not None and kls[1] is not None:
-        if kls[1] < KL_STAYS * kls[0]:
+        if kls[1] < MIN_KL_SHARE * kls[0]:
             return None
         kl = f" while the KL to the reference went from {kls[0]:.3g} to {kls[1]:.3g} nats a token"
     else:
@@ -131,10 +139,10 @@ def over_optimised(run: RunNumbers) -> str | None:
     )
 
 
-def chance(run: RunNumbers) -> str | None:
+def check_accuracy_at_chance(run: RunStatistics) -> str | None:
     """Held-out accuracy at a half, or under it."""
     accuracy = _accuracy(run)
-    if accuracy is None or run.step < CHANCE_FROM * run.steps or accuracy.low > 0.5:
+    if accuracy is None or run.step < CHANCE_START * run.steps or accuracy.low > 0.5:
         return None
     told = f"{accuracy.value:.0%} [{accuracy.low:.0%}, {accuracy.high:.0%}]"
     if accuracy.high < 0.5:
@@ -144,27 +152,27 @@ def chance(run: RunNumbers) -> str | None:
     return f"Held-out reward accuracy is at chance, {told}, after {run.step} steps."
 
 
-def standing_still(run: RunNumbers) -> str | None:
+def check_stalled_loss(run: RunStatistics) -> str | None:
     """The loss is where it began, at log 2 for a loss of the margin, and so are the rewards."""
-    starts = [*run.evaluations[:1], *run.reports[:1]]
-    if run.config.get("reference") == "none" or not run.reports or not starts:
+    starts = [*run.eval_metrics[:1], *run.train_metrics[:1]]
+    if run.config.get("reference") == "none" or not run.train_metrics or not starts:
         return None
-    step, last, start = run.reports[-1]["step"], run.reports[-1], starts[0]["loss"]
+    step, last, start = run.train_metrics[-1]["step"], run.train_metrics[-1], starts[0]["loss"]
     moved = max(abs(last.get(f"rewards/{side}", 0.0)) for side in ("chosen", "rejected"))
-    if step < max(STILL_STEPS, STILL_SHARE * run.steps) or moved > STILL_REWARD:
+    if step < max(STALLED_STEPS, STALLED_SHARE * run.steps) or moved > STALLED_REWARD:
         return None
-    if abs(last["loss"] - start) > STILL_LOSS * abs(start):
+    if abs(last["loss"] - start) > STALLED_LOSS_CHANGE * abs(start):
         return None
-    place = "log 2" if abs(start - math.log(2)) < STILL_LOSS else "where it began"
+    place = "log 2" if abs(start - math.log(2)) < STALLED_LOSS_CHANGE else "where it began"
     return f"After {step} steps the loss is still at {place} ({last['loss']:.4f}), and rewards within {moved:.2g} of 0."
 
 
-def repetition(run: RunNumbers) -> str | None:
+def check_repetition(run: RunStatistics) -> str | None:
     """Samples repeat themselves; share of repeated 4-grams as in Welleck et al. 2019 (arXiv 1908.04319)."""
     if len(run.samples) < 2:
         return None
     before, after = (float(np.mean(samples.repeated)) for samples in (run.samples[0], run.samples[-1]))
-    if after < REPEATED or after < before + REPEATED_MORE:
+    if after < REPETITION_SHARE or after < before + REPETITION_INCREASE:
         return None
     return (
         f"Sampled answers repeat themselves: {after:.0%} of their runs of four tokens stand in them already "
@@ -172,10 +180,10 @@ def repetition(run: RunNumbers) -> str | None:
     )
 
 
-def label_noise(run: RunNumbers) -> str | None:
+def check_label_noise(run: RunStatistics) -> str | None:
     """Pairs that the policy is sure of, the other way round."""
-    flipped = flipped_share(run)
-    if flipped is None or flipped.low < NOISE:
+    flipped = estimate_flipped_share(run)
+    if flipped is None or flipped.low < LABEL_NOISE_SHARE:
         return None
     return (
         f"About {flipped.value:.0%} [{flipped.low:.0%}, {flipped.high:.0%}] of the held-out pairs look flipped: of the "
@@ -183,7 +191,7 @@ def label_noise(run: RunNumbers) -> str | None:
     )
 
 
-def flipped_share(run: RunNumbers) -> Estimate | None:
+def estimate_flipped_share(run: RunStatistics) -> Estimate | None:
     """Estimated share of flipped pairs: of the half with the largest margins, those with the rejected answer ahead.
     None where the policy is no judge: at chance, or with too few pairs.
 
@@ -194,86 +202,90 @@ def flipped_share(run: RunNumbers) -> Estimate | None:
     if after is None or accuracy is None or accuracy.low <= 0.5:
         return None
     size = np.abs(after.margins)
-    return statistics.share(after.margins[size >= np.quantile(size, 1 - SUREST)] < 0)
+    return statistics.estimate_share(after.margins[size >= np.quantile(size, 1 - CONFIDENT_SHARE)] < 0)
 
 
-FAULTS = (
-    Fault(
+DIAGNOSTICS = (
+    Diagnostic(
         "likelihood_displacement",
         "likelihood displacement",
         "Add the chosen answers' likelihood (--loss sigmoid=1,sft=0.1), or try --loss dpop or apo_zero; a lower "
         "--learning-rate; pairs whose answers differ more. It can be harmless where only the order counts.",
-        displacement,
+        check_likelihood_displacement,
     ),
-    Fault(
+    Diagnostic(
         "rejected_alone",
         "margin from the rejected alone",
         "Look whether samples got better. If not: --loss sigmoid=1,sft=0.1, apo_zero or nca_pair push the chosen up.",
-        rejected_alone,
+        check_margin_from_rejected,
     ),
-    Fault(
+    Diagnostic(
         "length",
         "reward hacking by length",
         "Try --loss sigmoid_norm --beta 5 or rdpo, --ld-alpha 0.5, or balance the lengths of chosen and rejected.",
-        length,
+        check_length_bias,
     ),
-    Fault(
+    Diagnostic(
         "over_optimised",
         "over-optimisation",
         "Stop earlier: use an earlier checkpoint of checkpoints/, fewer --epochs, a lower --learning-rate or a higher "
         "--beta; --loss ipo does not push margins without end.",
-        over_optimised,
+        check_over_optimization,
     ),
-    Fault(
+    Diagnostic(
         "chance",
         "accuracy at chance",
         "Are chosen and rejected swapped in one of the files? Is the template right (`mlx-dpo data show`)? Do held-out "
         "pairs prefer what the others do?",
-        chance,
+        check_accuracy_at_chance,
     ),
-    Fault(
+    Diagnostic(
         "standing_still",
         "loss stands still",
         "Raise --learning-rate (5 to 10 times), or train longer.",
-        standing_still,
-        needs="reports",
+        check_stalled_loss,
+        requires="reports",
     ),
-    Fault(
+    Diagnostic(
         "repetition",
         "repetition in samples",
         "Lower --learning-rate or --epochs, raise --beta; look whether chosen answers repeat themselves.",
-        repetition,
-        needs="samples",
+        check_repetition,
+        requires="samples",
     ),
-    Fault(
+    Diagnostic(
         "label_noise",
         "label noise",
         "Look at the pairs it gets most wrong. Mend them, or --label-smoothing 0.1, --loss robust.",
-        label_noise,
+        check_label_noise,
     ),
 )
 
 
-def _pairs(run: RunNumbers) -> tuple[Moment, Moment] | None:
+def _pairs(run: RunStatistics) -> tuple[EvalRecord, EvalRecord] | None:
     """Before and after, of pairs."""
-    if run.before is None or run.after is None or not run.after.paired:
+    if run.before is None or run.after is None or not run.after.is_paired:
         return None
     return run.before, run.after
 
 
-def _per_token(moment: Moment, side: int) -> float:
+def _per_token(moment: EvalRecord, side: int) -> float:
     return float(moment.logps[:, side].sum() / moment.lengths[:, side].sum())
 
 
-def _accuracy(run: RunNumbers) -> Estimate | None:
+def _accuracy(run: RunStatistics) -> Estimate | None:
     after = run.after
-    if after is None or not after.paired or after.is_reference or len(after.margins) < ENOUGH:
+    if after is None or not after.is_paired or after.is_reference or len(after.margins) < MIN_EXAMPLES:
         return None
-    return statistics.share(after.margins > 0)
+    return statistics.estimate_share(after.margins > 0)
 
 
-def _growth_of_samples(run: RunNumbers) -> float | None:
+def _growth_of_samples(run: RunStatistics) -> float | None:
     if len(run.samples) < 2:
         return None
     before, after = (np.array(samples.tokens, np.float64) for samples in (run.samples[0], run.samples[-1]))
-    return float(after.mean() / before.mean()) if before.mean() and paired_p(before, after) < SURE else None
+    return (
+        float(after.mean() / before.mean())
+        if before.mean() and paired_p_value(before, after) < SIGNIFICANCE_LEVEL
+        else None
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from mlx_dpo.reporting.diagnostics import FAULTS
-from mlx_dpo.reporting.run_statistics import RunNumbers
+from mlx_dpo.reporting.diagnostics import DIAGNOSTICS
+from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
 
@@ -25,29 +25,29 @@ class Finding:
         return asdict(self)
 
 
-def diagnose(run: RunNumbers) -> list[Finding]:
+def diagnose(run: RunStatistics) -> list[Finding]:
     """All that looks wrong with a run as it stands."""
-    found = [(fault, fault.found(run)) for fault in FAULTS]
+    found = [(fault, fault.check(run)) for fault in DIAGNOSTICS]
     return [Finding(one.name, one.title, text, one.advice, run.step) for one, text in found if text]
 
 
-class Watch(Listener):
+class DiagnosticsListener(Listener):
     """Tells of each fault when it first shows; comes after the listeners that write a run's numbers down."""
 
-    def __init__(self, tell: Callable[[Finding], None]) -> None:
-        self.tell = tell
+    def __init__(self, on_finding: Callable[[Finding], None]) -> None:
+        self.on_finding = on_finding
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.run, self.told = plan.run, set[str]()
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         self._look()
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
         self._look()
 
     def _look(self) -> None:
-        for finding in diagnose(RunNumbers.read(self.run)):
+        for finding in diagnose(RunStatistics.read(self.run)):
             if finding.fault not in self.told:
                 self.told.add(finding.fault)
-                self.tell(finding)
+                self.on_finding(finding)

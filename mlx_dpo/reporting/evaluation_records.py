@@ -10,9 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-FOLDER = "report"
-ABOUT, EVALUATIONS, PAIRS, SAMPLES = "about.json", "evaluations.jsonl", "pairs.json", "samples.jsonl"
-SAMPLED = 16  # held-out prompts that are answered before and after
+REPORT_FOLDER = "report"
+METADATA_FILE, EVALUATIONS_FILE, EXAMPLES_FILE, SAMPLES_FILE = (
+    "about.json",
+    "evaluations.jsonl",
+    "pairs.json",
+    "samples.jsonl",
+)
+DEFAULT_NUM_SAMPLES = 16  # held-out prompts that are answered before and after
 
 
 def to_json(value: Any) -> str:
@@ -40,16 +45,16 @@ def read_json(file: Path) -> Any:
         return None
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
     """The objects in a file of lines, without one that was cut off; none where it is missing."""
     if not file.exists():
         return []
     return list(_objects(file.read_text(encoding="utf-8").splitlines()))
 
 
-def keep_lines(file: Path, last_step: int) -> None:
+def drop_lines_after(file: Path, last_step: int) -> None:
     """Drop the lines of later steps."""
-    kept = [line for line in read_lines(file) if line["step"] <= last_step]
+    kept = [line for line in read_jsonl(file) if line["step"] <= last_step]
     write_whole(file, "".join(to_json(line) + "\n" for line in kept))
 
 
@@ -71,7 +76,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def typed() -> str | None:
+def command_line() -> str | None:
     """What was typed to start this process; None where it is not ours."""
     ours = sys.argv[0].endswith(("mlx-dpo", "mlx_dpo/__main__.py"))
     return shlex.join(["mlx-dpo", *sys.argv[1:]]) if ours else None

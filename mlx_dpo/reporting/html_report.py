@@ -13,48 +13,48 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from mlx_dpo.reporting.charts import Chart, charts
+from mlx_dpo.reporting.charts import Chart, build_charts
 from mlx_dpo.reporting.evaluation_records import write_whole
-from mlx_dpo.reporting.report_sections import headline, run_parts, table_of_changes
-from mlx_dpo.reporting.run_statistics import RunNumbers
+from mlx_dpo.reporting.report_sections import changes_table, headline, run_sections
+from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
-FILE = "report.html"
-RELOAD = 15  # seconds after which a live page reads itself again
+REPORT_FILE = "report.html"
+RELOAD_SECONDS = 15  # seconds after which a live page reads itself again
 SCRIPTS = ("vendor/chart-4.6.1.umd.min.js", "charts.js")
 
 
 def write_report(run: Path, *, live: bool = False) -> Path:
     """Write a run's page into its folder; a live one reads itself again every few seconds. Raises `UserError`."""
-    file = run / FILE
-    write_whole(file, page([RunNumbers.read(run)], live=live))
+    file = run / REPORT_FILE
+    write_whole(file, render_report([RunStatistics.read(run)], live=live))
     return file
 
 
 class LiveReport(Listener):
     """Writes the page at every report and evaluation; comes after the listeners that write the numbers down."""
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.run = plan.run
         write_report(self.run, live=True)
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         write_report(self.run, live=True)
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
         write_report(self.run, live=True)
 
 
-def page(runs: Sequence[RunNumbers], *, live: bool = False) -> str:
+def render_report(runs: Sequence[RunStatistics], *, live: bool = False) -> str:
     """The page of some runs; several are overlaid in its charts."""
     title = escape(" and ".join(run.name for run in runs))
-    shown, scripts = charts(runs), [_asset(name) for name in SCRIPTS]
+    shown, scripts = build_charts(runs), [_asset(name) for name in SCRIPTS]
     body = [
         f"<h1>{title}</h1>",
-        *(part for run in runs for part in headline(run, named=len(runs) > 1)),
-        *table_of_changes(runs),
+        *(part for run in runs for part in headline(run, show_name=len(runs) > 1)),
+        *changes_table(runs),
         *_charts(shown),
-        *(part for run in runs for part in run_parts(run, named=len(runs) > 1)),
+        *(part for run in runs for part in run_sections(run, show_name=len(runs) > 1)),
     ]
     told = json.dumps({chart.name: chart.to_mapping() for chart in shown}).replace("<", "\\u003c")
     return "\n".join([*_head(title, scripts, live), *body, *_tail(told, scripts)])
@@ -69,7 +69,7 @@ def _head(title: str, scripts: Sequence[str], live: bool) -> Iterator[str]:
     yield "<meta charset=utf-8>"
     yield f'<meta http-equiv=Content-Security-Policy content="{policy}">'
     if live:
-        yield f"<meta http-equiv=refresh content={RELOAD}>"
+        yield f"<meta http-equiv=refresh content={RELOAD_SECONDS}>"
     yield "<meta name=viewport content='width=device-width, initial-scale=1'>"
     yield "<link rel=icon href='data:,'>"
     yield f"<title>{title}: mlx-dpo</title>"
@@ -98,7 +98,7 @@ def _charts(shown: Sequence[Chart]) -> Iterator[str]:
 
 
 def _figure(chart: Chart) -> str:
-    title, meaning = escape(chart.title), escape(chart.meaning)
+    title, meaning = escape(chart.title), escape(chart.description)
     said = f"<figcaption>{meaning}</figcaption>" if meaning else ""
     canvas = f"<div class=plot><canvas role=img aria-label='{title}'></canvas></div>"
     return f"<figure data-chart={escape(chart.name)}><h3>{title}</h3>{canvas}{said}</figure>"

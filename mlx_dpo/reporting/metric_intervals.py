@@ -23,34 +23,34 @@ class Estimate:
     count: int
 
     @classmethod
-    def of(cls, value: float, interval: Interval, count: int) -> Estimate:
+    def from_interval(cls, value: float, interval: Interval, count: int) -> Estimate:
         """Of fewer than two examples, or where all are alike, an interval has no width."""
         low, high = (value if math.isnan(end) else end for end in interval)
         return cls(value, low, high, count)
 
 
-def mean(values: np.ndarray) -> Estimate | None:
+def estimate_mean(values: np.ndarray) -> Estimate | None:
     """The mean of [examples]; None of nothing."""
-    return ratio(values, np.ones(len(values)))
+    return estimate_ratio(values, np.ones(len(values)))
 
 
-def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate | None:
+def estimate_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate | None:
     """sum(numerators) / sum(denominators) over [examples], such as nats a token; None of nothing."""
     of_all = denominators.sum()
     if not len(numerators) or not of_all:
         return None
     value = float(numerators.sum() / of_all)
-    return Estimate.of(value, ratio_interval(numerators, denominators), len(numerators))
+    return Estimate.from_interval(value, ratio_interval(numerators, denominators), len(numerators))
 
 
-def share(hits: np.ndarray) -> Estimate | None:
+def estimate_share(successes: np.ndarray) -> Estimate | None:
     """The share of true among [examples]; None of nothing."""
-    if not len(hits):
+    if not len(successes):
         return None
-    return Estimate.of(float(np.mean(hits)), win_rate_interval(hits), len(hits))
+    return Estimate.from_interval(float(np.mean(successes)), win_rate_interval(successes), len(successes))
 
 
-def paired_p(before: np.ndarray, after: np.ndarray) -> float:
+def paired_p_value(before: np.ndarray, after: np.ndarray) -> float:
     """Two-sided p-value of no change between [examples] before and after."""
     return paired_test(before, after).p
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from mlx_dpo.training.run_planner import Plan
+from mlx_dpo.training.run_planner import RunEstimate
 
 
-def show_plan(console: Console, plan: Plan) -> None:
+def print_plan(console: Console, plan: RunEstimate) -> None:
     """A table, whether it fits, and what to change where it does not."""
     table = Table(show_header=False)
     for name, value in _rows(plan):
@@ -20,7 +20,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
-def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+def _rows(plan: RunEstimate) -> Iterator[tuple[str, str]]:
     read = "" if plan.pairs_read >= plan.pairs else f" (lengths of {plan.pairs_read:,} looked at)"
     yield "pairs", f"{plan.pairs:,} to train on{read}, {plan.held_out:,} held out; {plan.steps:,} steps"
     yield "prompt tokens", "median {:,}, longest {:,}".format(*plan.prompt_tokens)
@@ -41,7 +41,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "in all", _duration(sum(plan.seconds.values()))
 
 
-def _verdict(plan: Plan) -> Iterator[str]:
+def _verdict(plan: RunEstimate) -> Iterator[str]:
     limit = _size(plan.memory["limit"])
     if plan.fits:
         yield f"It fits: {_size(plan.memory['peak'])} of {limit}."

@@ -9,32 +9,32 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.reporting.changes import Change, changes
-from mlx_dpo.reporting.diagnostics import FAULTS, flipped_share
+from mlx_dpo.reporting.changes import MetricChange, compute_changes
+from mlx_dpo.reporting.diagnostics import DIAGNOSTICS, estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import Finding, diagnose
-from mlx_dpo.reporting.run_statistics import RunNumbers, Samples
-from mlx_dpo.reporting.word_changes import interval, p_value, rewards_answer, verdict
+from mlx_dpo.reporting.run_statistics import RunStatistics, SampledCompletions
+from mlx_dpo.reporting.word_changes import explain_falling_rewards, format_interval, format_p_value, verdict
 
 SAMPLES_SHOWN = 6  # before the rest is folded away
 TOKENS_SHOWN, PROMPT_SHOWN = 400, 1_200  # tokens of an answer, characters of a prompt
 STRONGEST, FAINTEST = 0.6, 0.02  # opacity of the largest log-ratio, and log-ratios that get no colour, nats
 
 
-def headline(run: RunNumbers, *, named: bool) -> Iterator[str]:
+def headline(run: RunStatistics, *, show_name: bool) -> Iterator[str]:
     """What was trained on what, the verdict and the diagnosis."""
-    config, found, findings = run.config, changes(run), diagnose(run)
+    config, found, findings = run.config, compute_changes(run), diagnose(run)
     data, model = str(config.get("data") or "rows in memory"), str(config.get("model") or "a model in memory")
-    if named:
+    if show_name:
         yield f"<h2>{escape(run.name)}</h2>"
     yield f"<p class=faint>{escape(str(config.get('loss')))} on {escape(data)}, starting from {escape(model)}</p>"
     wrong = " wrong" if findings else ""
     yield f"<p class='verdict{wrong}'>{escape(verdict(run, found, findings))}</p>"
-    if answer := rewards_answer(run, findings):
+    if answer := explain_falling_rewards(run, findings):
         yield f"<p><b>Both rewards go down, is it broken?</b> {escape(answer)}</p>"
     yield from _diagnosis(run, findings)
 
 
-def _diagnosis(run: RunNumbers, findings: Sequence[Finding]) -> Iterator[str]:
+def _diagnosis(run: RunStatistics, findings: Sequence[Finding]) -> Iterator[str]:
     if findings:
         yield "<ul class=findings>"
         for one in findings:
@@ -42,16 +42,16 @@ def _diagnosis(run: RunNumbers, findings: Sequence[Finding]) -> Iterator[str]:
             yield f"<span class=faint>Try: {escape(one.advice)}</span></li>"
         yield "</ul>"
     names = {finding.fault for finding in findings}
-    passed = ", ".join(fault.title for fault in FAULTS if fault.looks_at(run) and fault.name not in names)
-    flipped = flipped_share(run)
-    noise = "" if flipped is None else f" Estimated share of flipped pairs: {interval(flipped, '{:.0%}')}."
+    passed = ", ".join(fault.title for fault in DIAGNOSTICS if fault.applies_to(run) and fault.name not in names)
+    flipped = estimate_flipped_share(run)
+    noise = "" if flipped is None else f" Estimated share of flipped pairs: {format_interval(flipped, '{:.0%}')}."
     if passed or noise:
         yield f"<p><small>Looked for and not seen: {escape(passed)}.{noise}</small></p>"
 
 
-def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
+def changes_table(runs: Sequence[RunStatistics]) -> Iterator[str]:
     """Before and after on held-out examples, with 95% intervals."""
-    every = [(run, changes(run)) for run in runs]
+    every = [(run, compute_changes(run)) for run in runs]
     if not any(found for _, found in every):
         return
     yield "<h2>Held out, before and after</h2>"
@@ -61,7 +61,7 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
     for name in dict.fromkeys(change.name for _, found in every for change in found):
         alike = [(run, change) for run, found in every for change in found if change.name == name]
         for i, (run, change) in enumerate(alike):
-            yield _row(change, f"{run.name}: " if len(runs) > 1 else "", change.meaning if i == 0 else "")
+            yield _row(change, f"{run.name}: " if len(runs) > 1 else "", change.description if i == 0 else "")
     yield "</table>"
     yield (
         "<p><small>In brackets: 95% intervals, of shares Wilson's, else by bootstrap over examples (studentized, 2,000 "
@@ -69,8 +69,11 @@ def table_of_changes(runs: Sequence[RunNumbers]) -> Iterator[str]:
     )
 
 
-def _row(change: Change, who: str, meaning: str) -> str:
-    told = [*(interval(each, change.form) for each in (change.before, change.after)), p_value(change.p)]
+def _row(change: MetricChange, who: str, meaning: str) -> str:
+    told = [
+        *(format_interval(each, change.number_format) for each in (change.before, change.after)),
+        format_p_value(change.p),
+    ]
     name = f"{escape(who + change.title)}<br><small>{escape(meaning)}</small>"
     return f"<tr><td>{name}</td>{''.join(map(_number, told))}</tr>"
 
@@ -81,19 +84,19 @@ def _number(told: str) -> str:
     return f"<td class=number>{escape(number)}" + (f"<br><small>[{escape(rest)}</small></td>" if bracket else "</td>")
 
 
-def run_parts(run: RunNumbers, *, named: bool) -> Iterator[str]:
+def run_sections(run: RunStatistics, *, show_name: bool) -> Iterator[str]:
     """Pairs, samples and config of a run."""
-    of = f" of {escape(run.name)}" if named else ""
+    of = f" of {escape(run.name)}" if show_name else ""
     yield from _examples(run, of)
     yield from _samples(run, of)
     yield f"<h2>Config{of}</h2>"
     yield from _config(run)
 
 
-def _examples(run: RunNumbers, of: str) -> Iterator[str]:
-    if not run.pairs:
+def _examples(run: RunStatistics, of: str) -> Iterator[str]:
+    if not run.extreme_examples:
         return
-    scale = _scale(run.pairs)
+    scale = _scale(run.extreme_examples)
     for right, title in ((False, "most wrong"), (True, "most right")):
         yield f"<h2>What it gets {title}{of}</h2>"
         if not right and scale:
@@ -102,7 +105,7 @@ def _examples(run: RunNumbers, of: str) -> Iterator[str]:
                 "<span style='--color: rgb(var(--down))'>less likely</span>"
                 f"<small>full colour: its log-prob moved {scale:.2g} nats; point at a token for its own</small></p>"
             )
-        for one in run.pairs:
+        for one in run.extreme_examples:
             if one["right"] == right:
                 yield from _example(one, scale)
 
@@ -148,7 +151,7 @@ def _scale(pairs: Iterable[dict[str, Any]]) -> float:
     return max(0.05, float(np.quantile(ratios, 0.98))) if ratios else 0.0
 
 
-def _samples(run: RunNumbers, of: str) -> Iterator[str]:
+def _samples(run: RunStatistics, of: str) -> Iterator[str]:
     if not run.samples:
         return
     first, last = run.samples[0], run.samples[-1]
@@ -162,7 +165,7 @@ def _samples(run: RunNumbers, of: str) -> Iterator[str]:
         yield "</details>"
 
 
-def _sample(first: Samples, last: Samples, i: int) -> str:
+def _sample(first: SampledCompletions, last: SampledCompletions, i: int) -> str:
     both = [("before", first)] if last is first else [("before", first), ("after", last)]
     answers = "".join(
         f"<div><small class=faint>{name}</small><div class=answer>{escape(samples.answers[i])}</div></div>"
@@ -171,8 +174,8 @@ def _sample(first: Samples, last: Samples, i: int) -> str:
     return f"<h3>{escape(_cut(first.prompts[i], PROMPT_SHOWN))}</h3><div class=two>{answers}</div>"
 
 
-def _config(run: RunNumbers) -> Iterator[str]:
-    about = run.about
+def _config(run: RunStatistics) -> Iterator[str]:
+    about = run.metadata
     again = shlex.join(["mlx-dpo", "train", "-c", str(run.path / "config.yaml"), "--adapter-path", f"{run.path}-again"])
     commands = [about["command"]] if about.get("command") else []
     yield f"<pre>{escape(chr(10).join([*commands, again]))}</pre>"

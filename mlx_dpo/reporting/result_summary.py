@@ -9,18 +9,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_dpo.reporting.changes import Change, changes
-from mlx_dpo.reporting.diagnostics import flipped_share
+from mlx_dpo.reporting.changes import MetricChange, compute_changes
+from mlx_dpo.reporting.diagnostics import estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import Finding, diagnose
-from mlx_dpo.reporting.run_statistics import RunNumbers
-from mlx_dpo.reporting.word_changes import interval, p_value, verdict
+from mlx_dpo.reporting.run_statistics import RunStatistics
+from mlx_dpo.reporting.word_changes import format_interval, format_p_value, verdict
 from mlx_dpo.training.listener import TrainResult
 
 
-def show_result(console: Console, result: TrainResult, model: str) -> None:
+def print_result(console: Console, result: TrainResult, model: str) -> None:
     """The table of held-out numbers, the verdict, and the next commands."""
-    run = RunNumbers.read(result.run)
-    show_run(console, run, changes(run), diagnose(run))
+    run = RunStatistics.read(result.run)
+    print_run(console, run, compute_changes(run), diagnose(run))
     if not result.after:
         console.print("Nothing was held out, so what changed was not measured: give some with --valid-data.")
     console.print(f"Done in {result.seconds:.0f} s. The adapter is in {result.run}. Next:", soft_wrap=True)
@@ -28,24 +28,26 @@ def show_result(console: Console, result: TrainResult, model: str) -> None:
         console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
-def show_run(console: Console, run: RunNumbers, found: list[Change], findings: list[Finding]) -> None:
+def print_run(console: Console, run: RunStatistics, found: list[MetricChange], findings: list[Finding]) -> None:
     """A run's numbers with their intervals, and the verdict."""
     if found:
-        console.print(before_and_after(found))
+        console.print(held_out_table(found))
     console.print(verdict(run, found, findings), soft_wrap=True, markup=False)
     for finding in findings:
         console.print(f"  {finding.title}: {finding.sentence} Try: {finding.advice}", soft_wrap=True, markup=False)
 
 
-def before_and_after(found: list[Change]) -> Table:
+def held_out_table(found: list[MetricChange]) -> Table:
     """Held-out numbers before and after with 95% intervals, for people."""
     table = Table(title="Held out, with 95% intervals", title_justify="left")
     table.add_column("")
     for name in ("before", "after", "p-value"):
         table.add_column(name, justify="right")
     for change in found:
-        numbers = (interval(each, change.form).replace(" ", "\n", 1) for each in (change.before, change.after))
-        table.add_row(change.title, *numbers, p_value(change.p))
+        numbers = (
+            format_interval(each, change.number_format).replace(" ", "\n", 1) for each in (change.before, change.after)
+        )
+        table.add_row(change.title, *numbers, format_p_value(change.p))
     return table
 
 
@@ -59,9 +61,9 @@ def next_commands(run: Path, model: str) -> list[str]:
     ]
 
 
-def summary(run: RunNumbers) -> dict[str, Any]:
+def run_summary(run: RunStatistics) -> dict[str, Any]:
     """A run's numbers, intervals and diagnoses, for JSON."""
-    found, findings, flipped = changes(run), diagnose(run), flipped_share(run)
+    found, findings, flipped = compute_changes(run), diagnose(run), estimate_flipped_share(run)
     return {
         "run": str(run.path),
         "step": run.step,

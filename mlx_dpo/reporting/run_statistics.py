@@ -14,11 +14,11 @@ from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.listener import Metrics
 
-UNMOVED = 1e-4  # a policy whose mean reward is smaller is its reference, up to rounding
+ZERO_REWARD = 1e-4  # a policy whose mean reward is smaller is its reference, up to rounding
 
 
 @dataclass(frozen=True)
-class Moment:
+class EvalRecord:
     """The held-out examples as one evaluation found them. Arrays have one row an example.
 
     Attributes:
@@ -35,14 +35,14 @@ class Moment:
     kl: np.ndarray | None
 
     @classmethod
-    def of(cls, line: dict[str, Any]) -> Moment:
+    def from_record(cls, line: dict[str, Any]) -> EvalRecord:
         """From a line of evaluations.jsonl."""
         metrics = {name: np.array(values, np.float64) for name, values in line["metrics"].items()}  # null becomes NaN
         kl = None if line["kl"] is None else np.array(line["kl"], np.float64)
         return cls(line["step"], metrics, np.array(line["lengths"]), np.array(line["logps"], np.float64), kl)
 
     @property
-    def paired(self) -> bool:
+    def is_paired(self) -> bool:
         """Whether the examples are pairs."""
         return self.lengths.shape[1] == 2
 
@@ -65,11 +65,11 @@ class Moment:
     def is_reference(self) -> bool:
         """Whether the policy is its reference still, so that there are no rewards to compare."""
         rewards = np.concatenate([self.metrics["rewards/chosen"], self.metrics["rewards/rejected"]])
-        return bool(np.nanmax(np.abs(rewards), initial=0.0) < UNMOVED)
+        return bool(np.nanmax(np.abs(rewards), initial=0.0) < ZERO_REWARD)
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampledCompletions:
     """Answers drawn at one step, their lengths in tokens, and the share of repeated 4-grams of tokens in each."""
 
     step: int
@@ -80,7 +80,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class RunNumbers:
+class RunStatistics:
     """A run.
 
     Attributes:
@@ -92,30 +92,32 @@ class RunNumbers:
 
     path: Path
     config: dict[str, Any]
-    reports: list[Metrics]
-    evaluations: list[Metrics]
-    moments: list[Moment] = field(default_factory=list)
-    pairs: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[Samples] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
+    train_metrics: list[Metrics]
+    eval_metrics: list[Metrics]
+    eval_records: list[EvalRecord] = field(default_factory=list)
+    extreme_examples: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[SampledCompletions] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | Path) -> RunNumbers:
+    def read(cls, path: str | Path) -> RunStatistics:
         """A run's folder. Raises `UserError` where it holds none."""
         path = Path(path)
         if not (path / "config.yaml").exists():
             hint = "Name a folder that `mlx-dpo train` wrote (its --adapter-path)."
             raise UserError("there is no run here: no config.yaml", where=Where(str(path)), hint=hint)
-        lines, folder = read_metrics(path), path / records.FOLDER
+        lines, folder = read_metrics(path), path / records.REPORT_FOLDER
         return cls(
             path=path,
             config=read_yaml(path / "config.yaml"),
-            reports=[line for line in lines if "loss" in line],
-            evaluations=[plain(line) for line in lines if "eval_loss" in line],
-            moments=[Moment.of(line) for line in records.read_lines(folder / records.EVALUATIONS)],
-            pairs=records.read_json(folder / records.PAIRS) or [],
-            samples=[Samples(**line) for line in records.read_lines(folder / records.SAMPLES)],
-            about=records.read_json(folder / records.ABOUT) or {},
+            train_metrics=[line for line in lines if "loss" in line],
+            eval_metrics=[strip_eval_prefix(line) for line in lines if "eval_loss" in line],
+            eval_records=[
+                EvalRecord.from_record(line) for line in records.read_jsonl(folder / records.EVALUATIONS_FILE)
+            ],
+            extreme_examples=records.read_json(folder / records.EXAMPLES_FILE) or [],
+            samples=[SampledCompletions(**line) for line in records.read_jsonl(folder / records.SAMPLES_FILE)],
+            metadata=records.read_json(folder / records.METADATA_FILE) or {},
         )
 
     @property
@@ -126,29 +128,29 @@ class RunNumbers:
     @property
     def step(self) -> int:
         """Steps done as far as was written."""
-        return int(max((line["step"] for line in [*self.reports, *self.evaluations]), default=0))
+        return int(max((line["step"] for line in [*self.train_metrics, *self.eval_metrics]), default=0))
 
     @property
     def steps(self) -> int:
         """Steps in all."""
-        return int(self.about.get("steps") or self.step)
+        return int(self.metadata.get("steps") or self.step)
 
     @property
-    def what(self) -> str:
+    def example_noun(self) -> str:
         """What the examples are called."""
-        return str(self.about.get("what", "pairs"))
+        return str(self.metadata.get("what", "pairs"))
 
     @property
-    def before(self) -> Moment | None:
+    def before(self) -> EvalRecord | None:
         """The held-out examples before the first step."""
-        return self.moments[0] if self.moments and self.moments[0].step == 0 else None
+        return self.eval_records[0] if self.eval_records and self.eval_records[0].step == 0 else None
 
     @property
-    def after(self) -> Moment | None:
+    def after(self) -> EvalRecord | None:
         """The held-out examples as last measured, once there was a step."""
-        return self.moments[-1] if self.moments and self.moments[-1].step > 0 else None
+        return self.eval_records[-1] if self.eval_records and self.eval_records[-1].step > 0 else None
 
 
-def plain(metrics: Metrics) -> Metrics:
+def strip_eval_prefix(metrics: Metrics) -> Metrics:
     """An evaluation's metrics without their eval_."""
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}

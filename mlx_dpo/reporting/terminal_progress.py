@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from mlx_dpo.reporting.diagnostics_listener import Finding
-from mlx_dpo.reporting.time_estimate import Clock
+from mlx_dpo.reporting.time_estimate import TimeEstimator
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
-BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 24  # of a sparkline
-UNMOVED = 1e-4  # rewards this small are rounding
+SPARKLINE_BARS = "▁▂▃▄▅▆▇█"
+SPARKLINE_WIDTH = 24  # of a sparkline
+ZERO_REWARD = 1e-4  # rewards this small are rounding
 
 
 class TerminalProgress(Listener):
@@ -29,42 +29,47 @@ class TerminalProgress(Listener):
         self.accuracies: list[float] = []
         self.memory = self.pairs_per_second = self.held_out_reference = self.sampling = 0.0
         self.sent = ""
-        self.clock: Clock | None = None
-        self.bar = Bar(console, self._lines)
+        self.time_estimator: TimeEstimator | None = None
+        self.progress_bar = ProgressBar(console, self._lines)
 
-    def preparing(self, text: str) -> None:
-        self.bar.stop()  # where training is started again
+    def on_preparing(self, text: str) -> None:
+        self.progress_bar.stop()  # where training is started again
         self.status.update(text)
         self.status.start()
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.status.stop()
-        self.plan, self.clock, self.bar = plan, Clock(plan), Bar(self.console, self._lines)
+        self.plan, self.time_estimator, self.progress_bar = (
+            plan,
+            TimeEstimator(plan),
+            ProgressBar(self.console, self._lines),
+        )
         self.held_out_reference = self.sampling = 0.0
-        share = 100 * plan.trained_parameters / plan.all_parameters
-        held_out = plan.pairs.get("held_out", 0)
+        share = 100 * plan.trainable_parameters / plan.total_parameters
+        held_out = plan.num_examples.get("held_out", 0)
         self._say(
-            f"Training {_short(plan.trained_parameters)} of {_short(plan.all_parameters)} parameters ({share:.2g}%) "
-            f"on {plan.pairs['train']:,} {plan.what}, {plan.steps:,} steps; {held_out:,} held out."
+            f"Training {_short(plan.trainable_parameters)} of {_short(plan.total_parameters)} parameters "
+            f"({share:.2g}%) "
+            f"on {plan.num_examples['train']:,} {plan.example_kind}, {plan.steps:,} steps; {held_out:,} held out."
         )
         if plan.ranks > 1:
             megabytes = plan.gradient_bytes / 1e6
             self._say(f"{plan.ranks} processes together; each sends {megabytes:.3g} MB of gradients a step.")
         if plan.first_step:
             self._say(f"Going on after step {plan.first_step:,}.")
-        self.task = self.bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
-        self.bar.start()
+        self.task = self.progress_bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
+        self.progress_bar.start()
 
-    def step(self, step: int, metrics: Metrics) -> None:
-        assert self.clock is not None
-        self.clock.step(step, metrics["reference_seconds"])
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        assert self.time_estimator is not None
+        self.time_estimator.record_step(step, metrics["reference_seconds"])
         self.memory = metrics["peak_memory_gb"]
         for values, name in ((self.margins, "rewards/margins"), (self.accuracies, "rewards/accuracies")):
             if name in metrics:
                 values.append(metrics[name])
-        self.bar.update(self.task, completed=step, numbers=f"loss {metrics['loss']:.4f}", description="train")
+        self.progress_bar.update(self.task, completed=step, numbers=f"loss {metrics['loss']:.4f}", description="train")
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         self.pairs_per_second = metrics["pairs_per_second"]
         self.sent = f"  {metrics['bytes_sent'] / 1e6:.3g} MB sent a step" if "bytes_sent" in metrics else ""
         if not self.console.is_terminal:
@@ -73,35 +78,37 @@ class TerminalProgress(Listener):
                 f"{metrics['pairs_per_second']:.3g} pairs/s  {self._memory()}{self.sent}  {self._time_left()}"
             )
 
-    def evaluating(self, done: int, pairs: int) -> None:
-        self.bar.update(self.task, description=f"held out {done}/{pairs}")
+    def on_evaluation_progress(self, done: int, pairs: int) -> None:
+        self.progress_bar.update(self.task, description=f"held out {done}/{pairs}")
 
-    def evaluation(self, metrics: Metrics) -> None:
+    def on_evaluation_metrics(self, metrics: Metrics) -> None:
         plain = {k.removeprefix("eval_"): v for k, v in metrics.items()}
-        numbers = "the policy is its reference" if is_reference(plain) else _numbers(plain)
+        numbers = "the policy is its reference" if equals_reference(plain) else _numbers(plain)
         if "logps/accuracies" in plain:
             numbers += f"  chosen likelier in {plain['logps/accuracies']:.0%}"
         self._say(f"held out at step {metrics['step']}: {numbers}")
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
-        assert self.clock is not None
-        self.clock.evaluated(reference_seconds - self.held_out_reference, sampling_seconds - self.sampling)
+    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
+        assert self.time_estimator is not None
+        self.time_estimator.record_evaluation(
+            reference_seconds - self.held_out_reference, sampling_seconds - self.sampling
+        )
         self.held_out_reference, self.sampling = reference_seconds, sampling_seconds
-        self.bar.update(self.task, description="train")
+        self.progress_bar.update(self.task, description="train")
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self._say(f"Note: {text}")
 
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         self.status.stop()
-        self.bar.stop()
+        self.progress_bar.stop()
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
 
     def _lines(self) -> Iterable[str]:
         """What stands under the bar."""
-        if self.clock is None:
+        if self.time_estimator is None:
             return
         if self.margins:
             yield f"margin    {sparkline(self.margins)} {self.margins[-1]:+.3f}"
@@ -114,15 +121,15 @@ class TerminalProgress(Listener):
         return f"{self.memory:.2f} of {self.plan.memory_limit / 1e9:.1f} GB"
 
     def _time_left(self) -> str:
-        left = None if self.clock is None else self.clock.left()
+        left = None if self.time_estimator is None else self.time_estimator.remaining_seconds()
         return "" if left is None else f"{_duration(left)} left"
 
 
-class Bar(Progress):
+class ProgressBar(Progress):
     """A progress bar with lines under it; nothing where the console is not a terminal."""
 
     def __init__(self, console: Console, lines: Any) -> None:
-        self.lines = lines
+        self.extra_lines = lines
         columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
         super().__init__(
             *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal
@@ -130,17 +137,19 @@ class Bar(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
-        for line in self.lines():
+        for line in self.extra_lines():
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
-def tell_finding(console: Console, finding: Finding) -> None:
+def print_finding(console: Console, finding: Finding) -> None:
     """A fault, where it first shows."""
     console.print(f"[bold yellow]{finding.title}[/] at step {finding.step}: ", end="", soft_wrap=True)
     console.print(f"{finding.sentence} Try: {finding.advice}", soft_wrap=True, markup=False)
 
 
-def sparkline(values: Sequence[float], low: float | None = None, high: float | None = None, width: int = WIDTH) -> str:
+def sparkline(
+    values: Sequence[float], low: float | None = None, high: float | None = None, width: int = SPARKLINE_WIDTH
+) -> str:
     """Values as a row of bars, from `low` to `high` (or their own least and most); of many, means of even shares."""
     finite = np.array([value for value in values if np.isfinite(value)])
     if not len(finite):
@@ -148,7 +157,9 @@ def sparkline(values: Sequence[float], low: float | None = None, high: float | N
     means = [float(part.mean()) for part in np.array_split(finite, min(width, len(finite)))]
     low, high = min(means) if low is None else low, max(means) if high is None else high
     places = [(mean - low) / (high - low) if high > low else 0.0 for mean in means]
-    return "".join(BARS[min(len(BARS) - 1, max(0, int(place * len(BARS))))] for place in places)
+    return "".join(
+        SPARKLINE_BARS[min(len(SPARKLINE_BARS) - 1, max(0, int(place * len(SPARKLINE_BARS))))] for place in places
+    )
 
 
 def _numbers(metrics: Metrics) -> str:
@@ -173,7 +184,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def is_reference(metrics: Metrics) -> bool:
+def equals_reference(metrics: Metrics) -> bool:
     """Whether the policy has not moved: then there are no rewards to compare."""
     rewards = [metrics.get(name) for name in ("rewards/margins", "rewards/chosen")]
-    return all(reward is not None and abs(reward) < UNMOVED for reward in rewards)
+    return all(reward is not None and abs(reward) < ZERO_REWARD for reward in rewards)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mlx_dpo.training.listener import RunPlan
 
 
-class Clock:
+class TimeEstimator:
     """Times the parts of a run: steps, evaluations, and what is not in each of them.
 
     Asked for the time left, it counts what is still to come of each. A reference is measured once a pair, so that later
@@ -27,7 +27,7 @@ class Clock:
         self.evaluations: list[float] = []
         self.sampling = 0.0
 
-    def step(self, step: int, reference_seconds: float) -> None:
+    def record_step(self, step: int, reference_seconds: float) -> None:
         """An optimizer step is done; the reference took so many seconds of the run so far."""
         took, spent = self._lap(), reference_seconds - self.reference
         if step <= self.plan.steps_per_epoch:
@@ -35,12 +35,12 @@ class Clock:
         self.done, self.reference = step, reference_seconds
         self.steps.append(took - spent)
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+    def record_evaluation(self, reference_seconds: float, sampling_seconds: float) -> None:
         """An evaluation is done; held-out pairs' reference took so long in it, and the samples."""
         self.evaluations.append(self._lap() - reference_seconds - sampling_seconds)
         self.sampling = max(self.sampling, sampling_seconds)
 
-    def left(self) -> float | None:
+    def remaining_seconds(self) -> float | None:
         """Seconds; None before there is a step to tell from."""
         if not self.steps:
             return None

@@ -11,13 +11,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.adapters.adapter_folder import load_adapter
-from mlx_dpo.adapters.swap import policy_as
-from mlx_dpo.data.conversations import Turns
+from mlx_dpo.adapters.swap import swap_adapter
+from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How answers are drawn: greedily at temperature 0, else at random from the seed."""
 
     max_tokens: int = 256
@@ -26,12 +26,14 @@ class Sampling:
     seed: int = 0
 
 
-def answer(model: nn.Module, tokenizer: Any, prompts: Sequence[Turns], sampling: Sampling) -> list[str]:
+def answer(model: nn.Module, tokenizer: Any, prompts: Sequence[TextOrMessages], sampling: SamplingParams) -> list[str]:
     """One answer a prompt; the same seed draws the same answers on the same machine."""
-    return answer_ids(model, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], sampling)
+    return generate_from_ids(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling)
 
 
-def answer_ids(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+def generate_from_ids(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingParams
+) -> list[str]:
     """The same of prompts as token ids."""
     from mlx_lm import batch_generate
     from mlx_lm.sample_utils import make_sampler
@@ -52,7 +54,7 @@ def answer_ids(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]
     return [text.strip() for text in response.texts]
 
 
-def prompt_ids(tokenizer: Any, prompt: Turns) -> list[int]:
+def encode_prompt(tokenizer: Any, prompt: TextOrMessages) -> list[int]:
     """A prompt as the model sees it when it is asked: a user turn, or messages, and the start of the answer."""
     if tokenizer.chat_template is None:
         text = prompt if isinstance(prompt, str) else "\n\n".join(str(m.get("content") or "") for m in prompt)
@@ -61,12 +63,12 @@ def prompt_ids(tokenizer: Any, prompt: Turns) -> list[int]:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
-def compare_answers(
-    model: str, adapter_path: str | Path, prompts: Sequence[Turns], sampling: Sampling
+def generate_before_and_after(
+    model: str, adapter_path: str | Path, prompts: Sequence[TextOrMessages], sampling: SamplingParams
 ) -> tuple[list[str], list[str]]:
     """(the model's answers, the tuned model's answers), drawn with the same seed. Raises `UserError`."""
     network, tokenizer = load_model(model).model, load_tokenizer(model)
     _, base = load_adapter(network, adapter_path)
-    with policy_as(network, base):
+    with swap_adapter(network, base):
         untuned = answer(network, tokenizer, prompts, sampling)
     return untuned, answer(network, tokenizer, prompts, sampling)

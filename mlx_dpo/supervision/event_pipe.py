@@ -14,11 +14,11 @@ from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
 
 DONE, INTERRUPTED, REFUSED = "done", "interrupted", "refused"
 OUT_OF_MEMORY, RANK_LOST = "out of memory", "rank lost"
-NOTHING_LEFT = "nothing left"  # to do on another rank than 0
+ONLY_MAIN_HAS_WORK = "nothing left"  # to do on another rank than 0
 ENDINGS = (DONE, INTERRUPTED, REFUSED, OUT_OF_MEMORY, RANK_LOST)
 
 
-class Sender(Listener):
+class EventSender(Listener):
     """Writes each call to a pipe. Where nobody reads it any more, `lost` is called once: the supervisor is gone."""
 
     def __init__(self, pipe: int, lost: Callable[[], None]) -> None:
@@ -33,31 +33,31 @@ class Sender(Listener):
         except OSError:
             self.lost()
 
-    def preparing(self, text: str) -> None:
+    def on_preparing(self, text: str) -> None:
         self.send("preparing", text)
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.send("begin", asdict(plan))
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def on_step(self, step: int, metrics: Metrics) -> None:
         self.send("step", step, metrics)
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         self.send("report", metrics)
 
-    def evaluating(self, done: int, pairs: int) -> None:
+    def on_evaluation_progress(self, done: int, pairs: int) -> None:
         self.send("evaluating", done, pairs)
 
-    def evaluation(self, metrics: Metrics) -> None:
+    def on_evaluation_metrics(self, metrics: Metrics) -> None:
         self.send("evaluation", metrics)
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
         self.send("evaluated", reference_seconds, sampling_seconds)
 
-    def saved(self, step: int, folder: Path) -> None:
+    def on_checkpoint_saved(self, step: int, folder: Path) -> None:
         self.send("saved", step, folder)
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.send("note", text)
 
     def done(self, result: TrainResult) -> None:
@@ -73,17 +73,17 @@ class Sender(Listener):
         self.send(REFUSED, UserError.to_mapping(error))
 
 
-def deliver(event: str, arguments: list[Any], listener: Listener) -> None:
+def dispatch_event(event: str, arguments: list[Any], listener: Listener) -> None:
     """Make the call that a line stands for."""
     if event == "begin":
-        listener.begin(RunPlan(**_with_path(arguments[0])))
+        listener.on_run_start(RunPlan(**_with_path(arguments[0])))
     elif event == "saved":
-        listener.saved(arguments[0], Path(arguments[1]))
+        listener.on_checkpoint_saved(arguments[0], Path(arguments[1]))
     else:
         getattr(listener, event)(*arguments)
 
 
-def result_of(told: Mapping[str, Any]) -> TrainResult:
+def parse_result(told: Mapping[str, Any]) -> TrainResult:
     """What `Sender.done` sent."""
     return TrainResult(**_with_path(told))
 

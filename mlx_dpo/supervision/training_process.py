@@ -10,15 +10,15 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from mlx_dpo.distributed.rank_environment import leads
-from mlx_dpo.supervision.event_pipe import NOTHING_LEFT, OUT_OF_MEMORY, RANK_LOST, Sender
+from mlx_dpo.distributed.rank_environment import is_main_process
+from mlx_dpo.supervision.event_pipe import ONLY_MAIN_HAS_WORK, OUT_OF_MEMORY, RANK_LOST, EventSender
 from mlx_dpo.training.listener import Listener, RunPlan
 from mlx_dpo.utils.signals import ASKED_TO_STOP
 
 if TYPE_CHECKING:
-    from mlx_dpo.evaluation.eval_snapshot import HeldOut
+    from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 
-MEMORY_WORDS = ("memory", "malloc")  # of mlx, where an allocation fails with an exception
+OUT_OF_MEMORY_WORDS = ("memory", "malloc")  # of mlx, where an allocation fails with an exception
 
 
 class StopOnSignal:
@@ -34,56 +34,60 @@ class StopOnSignal:
         self.stop.set()
 
 
-class ChildSender(Sender):
+class ProcessEventSender(EventSender):
     """Knows when training has begun."""
 
     def __init__(self, pipe: int, signals: StopOnSignal) -> None:
         super().__init__(pipe, lost=signals.stop.set)
         self.signals = signals
 
-    def begin(self, plan: Any) -> None:
+    def on_run_start(self, plan: Any) -> None:
         self.signals.begun = True
-        super().begin(plan)
+        super().on_run_start(plan)
 
 
-class Begins(Listener):
+class SecondaryRankListener(Listener):
     """On another rank than 0, all there is to tell: that training has begun, and that rank 0 alone has work left."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: EventSender) -> None:
         self.sender = sender
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.plan = plan
-        self.sender.begin(plan)
+        self.sender.on_run_start(plan)
 
-    def held_out(self, seen: HeldOut) -> None:
-        if seen.step == self.plan.steps:
-            self.sender.send(NOTHING_LEFT)
+    def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
+        if snapshot.step == self.plan.steps:
+            self.sender.send(ONLY_MAIN_HAS_WORK)
 
 
-def main(pipe: int, order: dict[str, Any]) -> int:
+def main(pipe_fd: int, job: dict[str, Any]) -> int:
     """Train as `order` says; returns the exit code."""
     signals = StopOnSignal()
     for number in ASKED_TO_STOP:
         signal.signal(number, signals)
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError
-    from mlx_dpo.forward.oom_fallback import Caution
+    from mlx_dpo.forward.oom_fallback import OomFallback
     from mlx_dpo.reporting.metrics_log import MetricsLog
-    from mlx_dpo.reporting.run_recorder import Recorder
+    from mlx_dpo.reporting.run_recorder import RunRecorder
     from mlx_dpo.training.listener import Listeners
     from mlx_dpo.training.run import train
 
-    sender = ChildSender(pipe, signals)
-    recorder = Recorder(sender.evaluated, sender.note, samples=order["samples"], command=order["command"])
-    listener = Listeners(MetricsLog(sender.note), recorder, sender) if leads() else Begins(sender)
+    sender = ProcessEventSender(pipe_fd, signals)
+    recorder = RunRecorder(
+        sender.on_evaluation_recorded, sender.on_note, num_samples=job["samples"], command=job["command"]
+    )
+    listener = (
+        Listeners(MetricsLog(sender.on_note), recorder, sender) if is_main_process() else SecondaryRankListener(sender)
+    )
     try:
         result = train(
-            TrainConfig.from_mapping(order["config"]),
+            TrainConfig.from_mapping(job["config"]),
             listener=listener,
-            resume=order["resume"],
-            resume_anyway=order["resume_anyway"],
-            caution=Caution(**order["caution"]),
+            resume=job["resume"],
+            resume_anyway=job["resume_anyway"],
+            oom_fallback=OomFallback(**job["caution"]),
             stop=signals.stop,
         )
     except Interrupted as interruption:
@@ -93,7 +97,7 @@ def main(pipe: int, order: dict[str, Any]) -> int:
     except RankLost as error:
         sender.send(RANK_LOST, str(error))
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in MEMORY_WORDS):
+        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS):
             raise
         sender.send(OUT_OF_MEMORY, str(error))
     else:

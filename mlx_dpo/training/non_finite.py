@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import Encoded
-from mlx_dpo.data.encoded_examples import EncodedPairs
+from mlx_dpo.data.chat_encoding import EncodedExample
+from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.errors import Where
 from mlx_dpo.evaluation.metrics import METRICS
 
-NOT_FINITE = "not_finite.jsonl"  # in the run's folder
+NON_FINITE_FILE = "not_finite.jsonl"  # in the run's folder
 
 
 @dataclass(frozen=True)
-class AtFault:
+class NonFiniteExample:
     """An example of a step whose numbers are not finite."""
 
     where: Where
-    encoded: Encoded
+    encoded: EncodedExample
 
     def to_json(self, step: int) -> str:
         """A line of not_finite.jsonl: the row's place and its tokens."""
@@ -28,7 +28,7 @@ class AtFault:
         return json.dumps({"step": step, "file": self.where.file, "line": self.where.line, **tokens})
 
 
-def not_finite(indices: np.ndarray, rows: np.ndarray, examples: EncodedPairs) -> list[AtFault]:
+def find_non_finite(indices: np.ndarray, metrics: np.ndarray, examples: EncodedExamples) -> list[NonFiniteExample]:
     """The examples whose own loss or log-probs are not finite, or all of a batch where it is none's alone.
 
     Args:
@@ -36,6 +36,6 @@ def not_finite(indices: np.ndarray, rows: np.ndarray, examples: EncodedPairs) ->
         rows: [batch, METRICS], of theirs.
     """
     own = [METRICS.index(name) for name in ("loss", "logps/chosen", "logps/rejected")]
-    infinite = np.isinf(rows[:, own]).any(axis=1) | np.isnan(rows[:, 0])
+    infinite = np.isinf(metrics[:, own]).any(axis=1) | np.isnan(metrics[:, 0])
     at_fault = indices[infinite] if infinite.any() else indices
-    return [AtFault(examples.source.where(int(i)), examples[int(i)]) for i in at_fault]
+    return [NonFiniteExample(examples.source.location(int(i)), examples[int(i)]) for i in at_fault]

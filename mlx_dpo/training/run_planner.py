@@ -16,21 +16,21 @@ import numpy as np
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.evaluation.example_sets import Rows
-from mlx_dpo.evaluation.scored_batch import Batch, batches_of
+from mlx_dpo.evaluation.scored_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.forward.device import parse_memory, usable_memory
-from mlx_dpo.forward.memory_model import Budget, Work, example
+from mlx_dpo.forward.memory_model import BatchCost, MemoryModel, synthetic_pair
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.run import Given, set_up
+from mlx_dpo.training.run import TrainInputs, build_components
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
 
-READ = 20_000  # pairs whose lengths are looked at; of more, the steps of an even share
-SURE = 0.7  # share of the memory there is that an estimate may take
-PROBES = 3  # optimizer steps that are tried
+MAX_PAIRS_READ = 20_000  # pairs whose lengths are looked at; of more, the steps of an even share
+SAFE_MEMORY_SHARE = 0.7  # share of the memory there is that an estimate may take
+PROBE_STEPS = 3  # optimizer steps that are tried
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunEstimate:
     """What a run will take.
 
     Attributes:
@@ -77,14 +77,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Rates:
+class SecondsPerToken:
     """Seconds a slot: of a forward pass with the head, and of a step with the reference known."""
 
     forward: float
     step: float
 
 
-def plan(
+def estimate_run(
     config: TrainConfig,
     *,
     model: nn.Module | None = None,
@@ -92,36 +92,36 @@ def plan(
     rows: Rows | None = None,
     valid_rows: Rows | None = None,
     listener: Listener | None = None,
-) -> Plan:
+) -> RunEstimate:
     """Measure what `train` with the same arguments will take; nothing is written, but for the reference's cache.
 
     A model given in memory is trained a few steps in place. Raises `UserError` as `train` does.
     """
     listener = listener or Listener()
     try:
-        found = set_up(Given(config, model, tokenizer, rows, valid_rows, listener), {})
+        found = build_components(TrainInputs(config, model, tokenizer, rows, valid_rows, listener), {})
         with tempfile.TemporaryDirectory() as folder:
-            return _measure(found.trainer(RunFolder(folder), Listener()), listener)
+            return _measure(found.make_trainer(RunFolder(folder), Listener()), listener)
     finally:
-        listener.end()
+        listener.on_run_end()
 
 
-def _measure(trainer: Trainer, listener: Listener) -> Plan:
-    listener.preparing("Reading the lengths of the pairs")
+def _measure(trainer: Trainer, listener: Listener) -> RunEstimate:
+    listener.on_preparing("Reading the lengths of the pairs")
     budget, config = trainer.budget, trainer.config
     limit = parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
     batches = list(_batches(trainer))
-    micros = [micro for batch in batches for micro in batch.micros]
-    works = [Work.of(micro, budget.network.sharing) for micro in micros]
-    largest = max(micros, key=budget.peak)
-    peak, seconds = int(budget.peak(largest)), dict[str, float]()
+    micros = [micro for batch in batches for micro in batch.micro_batches]
+    works = [BatchCost.from_batch(micro, budget.network.sharing) for micro in micros]
+    largest = max(micros, key=budget.peak_bytes)
+    peak, seconds = int(budget.peak_bytes(largest)), dict[str, float]()
     if measured := peak <= max(limit, usable_memory()):
-        listener.preparing("Trying a few steps")
+        listener.on_preparing("Trying a few steps")
         rates, peak = _probe(trainer, batches, largest)
-        epoch = sum(work.slots for work in works) * trainer.epochs.steps / len(batches)
+        epoch = sum(work.tokens for work in works) * trainer.epochs.steps_per_epoch / len(batches)
         seconds = _seconds(trainer, rates, epoch)
     pairs = [pair for micro in micros for pair in _lengths(micro)]
-    return Plan(
+    return RunEstimate(
         pairs=len(trainer.train_set.indices),
         held_out=_held_out(trainer),
         steps=trainer.steps,
@@ -130,43 +130,43 @@ def _measure(trainer: Trainer, listener: Listener) -> Plan:
         completion_tokens=_median_and_longest([n for _, *completions in pairs for n in completions]),
         pair_slots=_median_and_longest([sum(lengths) - 1 for lengths in pairs]),
         micro_batches=len(micros) / len(batches),
-        needed=sum(work.needed for work in works) / sum(work.slots for work in works),
+        needed=sum(work.useful_tokens for work in works) / sum(work.tokens for work in works),
         shapes=len(set(works)),
-        parts=budget.network.parts,
-        recomputed=budget.recomputed(largest),
+        parts=budget.network.num_checkpointable,
+        recomputed=budget.num_checkpointed(largest),
         sharing=budget.network.sharing.value,
-        memory={"limit": limit, "held": budget.held, "peak": peak},
+        memory={"limit": limit, "held": budget.resident_bytes, "peak": peak},
         measured=measured,
         seconds=seconds,
         max_length_that_fits=None if peak <= limit else _max_length_that_fits(budget, limit),
     )
 
 
-def _batches(trainer: Trainer) -> Iterator[Batch]:
+def _batches(trainer: Trainer) -> Iterator[OptimizerBatch]:
     """The optimizer batches of the first epoch that the run will do; of very many, an even share."""
-    steps = min(trainer.steps, trainer.epochs.steps)
-    every = max(1, steps * trainer.config.batch_size // READ)
+    steps = min(trainer.steps, trainer.epochs.steps_per_epoch)
+    every = max(1, steps * trainer.config.batch_size // MAX_PAIRS_READ)
     order = (trainer.epochs.batch(step) for step in range(0, steps, every))
-    return batches_of(trainer.train_set.pairs, order, trainer.budget, trainer.loss)
+    return optimizer_batches(trainer.train_set.examples, order, trainer.budget, trainer.loss)
 
 
-def _probe(trainer: Trainer, batches: list[Batch], largest: MicroBatch) -> tuple[Rates, int]:
+def _probe(trainer: Trainer, batches: list[OptimizerBatch], largest: MicroBatch) -> tuple[SecondsPerToken, int]:
     """Seconds a slot, and the peak in bytes, of steps on the batch of the largest micro-batch and on middling ones."""
     sharing = trainer.budget.network.sharing
-    slots = [sum(Work.of(micro, sharing).slots for micro in batch.micros) for batch in batches]
+    slots = [sum(BatchCost.from_batch(micro, sharing).tokens for micro in batch.micro_batches) for batch in batches]
     by_size = sorted(range(len(batches)), key=slots.__getitem__)
-    heaviest = next(i for i, batch in enumerate(batches) if largest in batch.micros)
-    tried = [heaviest, *(by_size[len(batches) * i // (PROBES + 1)] for i in range(1, PROBES + 1))]
+    heaviest = next(i for i, batch in enumerate(batches) if largest in batch.micro_batches)
+    tried = [heaviest, *(by_size[len(batches) * i // (PROBE_STEPS + 1)] for i in range(1, PROBE_STEPS + 1))]
     mx.reset_peak_memory()
     took = np.array([_timed(trainer, batches[i]) for i in tried])[1:]  # one warms up
     forward, step = took.sum(axis=0) / sum(slots[i] for i in tried[1:])
-    return Rates(float(forward), float(step)), mx.get_peak_memory()
+    return SecondsPerToken(float(forward), float(step)), mx.get_peak_memory()
 
 
-def _timed(trainer: Trainer, batch: Batch) -> tuple[float, float]:
+def _timed(trainer: Trainer, batch: OptimizerBatch) -> tuple[float, float]:
     """Seconds of a batch's log-probs alone, and of an optimizer step with its reference known."""
     began = time.perf_counter()
-    for micro in batch.micros:
+    for micro in batch.micro_batches:
         trainer.policy.network.logps(micro)
     forward = time.perf_counter() - began
     trainer.step(batch)
@@ -175,12 +175,12 @@ def _timed(trainer: Trainer, batch: Batch) -> tuple[float, float]:
     return forward, time.perf_counter() - began
 
 
-def _seconds(trainer: Trainer, rates: Rates, epoch: float) -> dict[str, float]:
+def _seconds(trainer: Trainer, rates: SecondsPerToken, epoch: float) -> dict[str, float]:
     """What the run's parts take; `epoch` is the slots of one."""
     every, steps = trainer.config.steps_per_eval, trainer.steps
     evaluations = 2 + ((steps - 1) // every if every else 0)
     held_out = epoch * _held_out(trainer) / len(trainer.train_set.indices)
-    run = epoch * steps / trainer.epochs.steps
+    run = epoch * steps / trainer.epochs.steps_per_epoch
     return {
         "reference": rates.forward * min(run, epoch),
         "training": rates.step * run,
@@ -189,12 +189,12 @@ def _seconds(trainer: Trainer, rates: Rates, epoch: float) -> dict[str, float]:
 
 
 def _held_out(trainer: Trainer) -> int:
-    return 0 if trainer.held_out is None else len(trainer.held_out.indices)
+    return 0 if trainer.held_out_set is None else len(trainer.held_out_set.indices)
 
 
 def _lengths(micro: MicroBatch) -> list[tuple[int, ...]]:
     """Tokens of each example's prompt and completions."""
-    sides = np.array([len(completion) for _, completion in micro.sequences]).reshape(micro.sides, -1)
+    sides = np.array([len(completion) for _, completion in micro.sequences]).reshape(micro.completions_per_example, -1)
     prompts = [len(prompt) for prompt, _ in micro.sequences]
     return [(prompt, *map(int, lengths)) for prompt, lengths in zip(prompts, sides.T, strict=False)]
 
@@ -203,13 +203,13 @@ def _median_and_longest(lengths: list[int]) -> tuple[int, int]:
     return int(np.median(lengths)), max(lengths)
 
 
-def _max_length_that_fits(budget: Budget, limit: int) -> int:
+def _max_length_that_fits(budget: MemoryModel, limit: int) -> int:
     """Tokens of prompt and completion, for a pair whose prompt is twice as long as each of its completions."""
-    sure = budget.held + SURE * (limit - budget.held)
+    sure = budget.resident_bytes + SAFE_MEMORY_SHARE * (limit - budget.resident_bytes)
 
     def too_long(length: int) -> bool:
-        pair = example(2 * length // 3, length // 3)
-        return budget.recomputed(pair) == budget.network.parts and budget.peak(pair) > sure
+        pair = synthetic_pair(2 * length // 3, length // 3)
+        return budget.num_checkpointed(pair) == budget.network.num_checkpointable and budget.peak_bytes(pair) > sure
 
     lengths = range(64, 32_768, 64)
     fitting = bisect_right(lengths, False, key=too_long)

@@ -17,7 +17,7 @@ from mlx_dpo.errors import UserError, Where
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens."
+LOGIN_HINT = "Log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens."
 TIMEOUT = 120.0  # seconds without a byte; huggingface_hub's own uploads would wait for ever
 _NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<part>[^:@\s]+))?")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
@@ -25,7 +25,7 @@ _CREDENTIALS = re.compile(r"(?<=//)[^/@:\s]*:[^/@\s]+@")  # user:password@
 
 
 @dataclass(frozen=True)
-class HubName:
+class HubRepoRef:
     """A repository as it is typed: `user/name`, `user/name@revision`, of a data set `user/name@revision:config/split`.
 
     Attributes:
@@ -37,7 +37,7 @@ class HubName:
     part: str | None = None
 
     @classmethod
-    def parse(cls, name: str) -> HubName | None:
+    def parse(cls, name: str) -> HubRepoRef | None:
         """The name in its parts, or None where it can't be one of the Hub's."""
         match = _NAME.fullmatch(name)
         if not match or any(part.startswith(".") for part in match["repo_id"].split("/")):
@@ -45,13 +45,13 @@ class HubName:
         return cls(**match.groupdict())
 
 
-def plain_name(model: str) -> str:
+def without_revision(model: str) -> str:
     """A model's name as other programs take it: without a revision, which mlx_lm's have no way to say."""
-    repo = None if Path(model).exists() else HubName.parse(model)
+    repo = None if Path(model).exists() else HubRepoRef.parse(model)
     return repo.repo_id if repo else model
 
 
-def client() -> HfApi:
+def hub_api() -> HfApi:
     """huggingface_hub's client, under our name and with a limit to waiting."""
     from huggingface_hub import HfApi, get_session
 
@@ -71,12 +71,12 @@ def _never_wait_for_ever(request: Any) -> None:
 
 def _say_no_secrets(record: logging.LogRecord) -> bool:
     """For huggingface_hub's log, which names addresses."""
-    record.msg, record.args = without_secrets(record.getMessage()), None
+    record.msg, record.args = redact_secrets(record.getMessage()), None
     return True
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Without huggingface_hub's bars and warnings inside, for what is small."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
@@ -91,14 +91,14 @@ def quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
-def has_token() -> bool:
+def is_logged_in() -> bool:
     """Whether somebody is logged in."""
     from huggingface_hub import get_token
 
     return get_token() is not None
 
 
-def without_secrets(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """A text with tokens, and passwords in addresses, taken out."""
     from huggingface_hub import get_token
 
@@ -107,7 +107,7 @@ def without_secrets(text: str) -> str:
     return _CREDENTIALS.sub("", _TOKEN.sub("hf_***", text))
 
 
-def hub_place() -> str:
+def hub_description() -> str:
     """What to call the Hub: by its address where HF_ENDPOINT names another."""
     from huggingface_hub import constants
 
@@ -116,7 +116,7 @@ def hub_place() -> str:
 
 
 @contextmanager
-def hub_errors(name: str, *, writing: bool = False, before: str = "") -> Iterator[None]:
+def translate_hub_errors(name: str, *, writing: bool = False, prefix: str = "") -> Iterator[None]:
     """Whatever goes wrong with a repository inside is said as a `UserError` of one sentence, without any secret.
 
     before: how the sentence begins, where the name might have been meant for something else.
@@ -130,11 +130,11 @@ def hub_errors(name: str, *, writing: bool = False, before: str = "") -> Iterato
         if said is None:
             raise
         if not _is_local(error):
-            said = UserError(before + said.message, where=said.where, hint=said.hint)
+            said = UserError(prefix + said.message, where=said.where, hint=said.hint)
         raise said from None  # what is behind it may hold addresses and headers
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient_hub_error(error: BaseException) -> bool:
     """Whether a failure is one that may be gone at the next try: the network's, the server's, a conflict."""
     for one in _causes(error):
         status = _status(one)
@@ -145,7 +145,7 @@ def is_passing(error: BaseException) -> bool:
     return False
 
 
-def retry_after(error: BaseException) -> float | None:
+def retry_after_seconds(error: BaseException) -> float | None:
     """The seconds that a server asks to wait, where it does."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     value = str(headers.get("Retry-After", ""))
@@ -180,7 +180,7 @@ def _said(error: Exception, name: str, writing: bool) -> UserError | None:
 
     for one in _causes(error):
         if isinstance(one, errors.LocalTokenNotFoundError):
-            return UserError("you are not logged in to the Hugging Face Hub", where=Where(name), hint=LOG_IN)
+            return UserError("you are not logged in to the Hugging Face Hub", where=Where(name), hint=LOGIN_HINT)
         if isinstance(one, errors.OfflineModeIsEnabled):
             return _offline(name, writing)
         if isinstance(one, errors.HFValidationError):
@@ -191,14 +191,14 @@ def _said(error: Exception, name: str, writing: bool) -> UserError | None:
             hint = "Check the connection; HF_HUB_OFFLINE=1 keeps to what is downloaded already."
             slow = any(cls.__name__ == "TimeoutException" for cls in type(one).__mro__)
             what = "does not answer" if slow else "can't be reached"
-            return UserError(f"{hub_place()} {what}", where=Where(name), hint=None if writing else hint)
+            return UserError(f"{hub_description()} {what}", where=Where(name), hint=None if writing else hint)
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _offline(name, writing)
     if _is_local(error):
         return UserError(str(error), where=Where(name))
     if isinstance(error, (OSError, ValueError, RuntimeError)):  # xet's own failures, names that leave
-        reason = without_secrets(str(error).strip()).splitlines() or [type(error).__name__]
-        return UserError(f"{hub_place()}: {' '.join(reason)[:400]}", where=Where(name))
+        reason = redact_secrets(str(error).strip()).splitlines() or [type(error).__name__]
+        return UserError(f"{hub_description()}: {' '.join(reason)[:400]}", where=Where(name))
     return None
 
 
@@ -214,24 +214,26 @@ def _refused(error: Any, name: str, writing: bool) -> UserError:
     from huggingface_hub import errors
 
     where, status = Where(name), _status(error) or 0
-    repo = HubName.parse(name)
+    repo = HubRepoRef.parse(name)
     revision = (repo.revision if repo else None) or "main"
     if isinstance(error, errors.GatedRepoError):
         kind = "datasets/" if getattr(error, "repo_type", None) == "dataset" else ""
-        hint = f"Ask for access on {_address()}/{kind}{repo.repo_id if repo else name}. {LOG_IN}"
+        hint = f"Ask for access on {_address()}/{kind}{repo.repo_id if repo else name}. {LOGIN_HINT}"
         return UserError("it is gated: its owner gives access by request", where=where, hint=hint)
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(f"it has no revision `{revision}`", where=where)
     if isinstance(error, errors.EntryNotFoundError):
         return UserError("a file that it was to have is not there", where=where)
-    if status == 401 and has_token() and (writing or "credentials" in str(error)):
-        return UserError(f"{hub_place()} does not accept your token", where=where, hint=f"It may be old. {LOG_IN}")
+    if status == 401 and is_logged_in() and (writing or "credentials" in str(error)):
+        return UserError(
+            f"{hub_description()} does not accept your token", where=where, hint=f"It may be old. {LOGIN_HINT}"
+        )
     if status == 401 and writing:
-        return UserError("you are not logged in to the Hugging Face Hub", where=where, hint=LOG_IN)
+        return UserError("you are not logged in to the Hugging Face Hub", where=where, hint=LOGIN_HINT)
     if status in (401, 404):
-        hint = "Check the name." if has_token() else f"Check the name. {LOG_IN}"
-        return UserError(f"{hub_place()} has none of this name, or it is private", where=where, hint=hint)
-    said = without_secrets(" ".join((getattr(error, "server_message", None) or "").split()))[:300]
+        hint = "Check the name." if is_logged_in() else f"Check the name. {LOGIN_HINT}"
+        return UserError(f"{hub_description()} has none of this name, or it is private", where=where, hint=hint)
+    said = redact_secrets(" ".join((getattr(error, "server_message", None) or "").split()))[:300]
     because = f": {said}" if said else ""
     if status == 403:
         hint = "Take a token with the right to write, and a name below your own or your organisation's."
@@ -240,13 +242,13 @@ def _refused(error: Any, name: str, writing: bool) -> UserError:
     if status in (409, 412):
         return UserError(f"it is being changed by somebody else right now{because}", where=where, hint="Try again.")
     if status == 429:
-        wait = retry_after(error)
+        wait = retry_after_seconds(error)
         hint = f"Wait {wait:.0f} s and try again." if wait else "Wait some minutes and try again."
-        return UserError(f"{hub_place()} takes no more requests from you for now (429)", where=where, hint=hint)
+        return UserError(f"{hub_description()} takes no more requests from you for now (429)", where=where, hint=hint)
     if status >= 500:
         hint = "Try again later; https://status.huggingface.co tells of troubles."
-        return UserError(f"{hub_place()} is in trouble (it answers {status})", where=where, hint=hint)
-    return UserError(f"{hub_place()} refuses ({status}){because}", where=where)
+        return UserError(f"{hub_description()} is in trouble (it answers {status})", where=where, hint=hint)
+    return UserError(f"{hub_description()} refuses ({status}){because}", where=where)
 
 
 def _address() -> str:

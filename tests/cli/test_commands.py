@@ -14,10 +14,10 @@ import mlx_lm
 import pytest
 
 from mlx_dpo.config import TrainConfig, read_yaml
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 
 
 def test_train_prints_a_table_and_what_to_do_next(mlx_dpo: Cli, tmp_path: Path) -> None:

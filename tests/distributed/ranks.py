@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.distributed.launcher import free_ports
+from mlx_dpo.distributed.launcher import find_free_ports
 
 
 def environment(folder: Path, rank: int, size: int, port: int) -> dict[str, str]:
@@ -24,7 +24,7 @@ def environment(folder: Path, rank: int, size: int, port: int) -> dict[str, str]
 def start(folder: Path, size: int, command: list[str]) -> list[subprocess.Popen[str]]:
     """A command on each of `size` ranks."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_ports(size)
+    port = find_free_ports(size)
     return [
         subprocess.Popen(
             command,

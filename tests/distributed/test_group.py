@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.distributed.rank_environment import leads, rank
+from mlx_dpo.distributed.rank_environment import is_main_process, launcher_rank
 from tests.distributed.ranks import run
 
 SIZE = 3
@@ -45,13 +45,13 @@ def test_all_stop_together(tmp_path: Path) -> None:
 def test_who_is_who(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("MLX_RANK", "MLX_HOSTFILE", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert rank() is None and leads()
+    assert launcher_rank() is None and is_main_process()
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "2")
-    assert rank() == 2 and not leads()
+    assert launcher_rank() == 2 and not is_main_process()
     monkeypatch.setenv("MLX_RANK", "0")
-    assert rank() == 0 and leads()
+    assert launcher_rank() == 0 and is_main_process()
     hosts = tmp_path / "hosts.json"
     monkeypatch.setenv("MLX_HOSTFILE", str(hosts))
     for written, alone in (("", True), ('[["127.0.0.1:1"]]', True), ('[["127.0.0.1:1"], ["127.0.0.1:2"]]', False)):
         hosts.write_text(written)  # as mlx.launch does for one process, or by hand
-        assert (rank() is None) == alone
+        assert (launcher_rank() is None) == alone

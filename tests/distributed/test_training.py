@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mlx_dpo.distributed.communicator import ring_bytes
-from mlx_dpo.objectives import OBJECTIVES
-from mlx_dpo.training.gradients import Gradients
+from mlx_dpo.distributed.communicator import ring_all_reduce_bytes
+from mlx_dpo.objectives import LOSS_FUNCTIONS
+from mlx_dpo.training.gradients import GradientComputer
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.distributed.ranks import run
 from tests.distributed.worker import steps, trained
@@ -48,7 +48,7 @@ def of_loss(loss: str, **more: Any) -> dict[str, Any]:
 
 
 RUNS = {
-    **{loss: of_loss(loss) for loss in OBJECTIVES},
+    **{loss: of_loss(loss) for loss in LOSS_FUNCTIONS},
     **{f"{loss} of labelled rows": of_loss(loss, data=str(TRL / "labelled.jsonl")) for loss in LABELLED},
     "a sum": of_loss("sigmoid=0.8,bco_pair=0.2,sft=1"),
     "ld_alpha": of_loss("sigmoid", ld_alpha=0.5),
@@ -62,7 +62,7 @@ RUNS = {
 
 
 # What ranks tell each other of, and one loss that looks at a pair alone; of such ones two ranks run all.
-BY_FOUR = [name for name, one in OBJECTIVES.items() if one.whole_batch or one.kl or one.running]
+BY_FOUR = [name for name, one in LOSS_FUNCTIONS.items() if one.whole_batch or one.kl or one.running]
 BY_FOUR += ["sigmoid", "sft", "kto of labelled rows", "bco of labelled rows", "use_weighting", "short batches"]
 
 
@@ -158,7 +158,7 @@ def test_twenty_steps_are_the_same(tmp_path: Path, twenty: tuple[Path, Any], siz
 
 def test_each_step_of_each_rank_drops_something_else() -> None:
     def drawn(step: int, rank: int, split: bool = True) -> float:
-        Gradients(*[None] * 4, SimpleNamespace(rank=rank, split=split), seed=7)._seed(step)  # type: ignore[arg-type]
+        GradientComputer(*[None] * 4, SimpleNamespace(rank=rank, data_parallel=split), seed=7)._seed(step)  # type: ignore[arg-type]
         return mx.random.uniform().item()
 
     assert len({drawn(step, rank) for step in range(3) for rank in range(3)}) == 9
@@ -222,7 +222,7 @@ def test_bytes_on_the_wire_are_what_the_adapter_predicts(tmp_path: Path, size: i
         wire = one["on_the_wire"]  # within a step; from one to the next is a step's worth
         said = [report["bytes_sent"] for report in one["reports"]]
         assert wire[-1] - wire[0] == sum(said[1:])
-        gradients = ring_bytes(size, [mx.zeros(buffer // 4)])
+        gradients = ring_all_reduce_bytes(size, [mx.zeros(buffer // 4)])
         assert gradients <= min(said) and max(said) <= gradients + 10_000  # the rest is the pairs' metrics
 
 

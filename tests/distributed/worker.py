@@ -16,17 +16,17 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo import TrainConfig, UserError, train
-from mlx_dpo.adapters.adapter_folder import put_tensors
-from mlx_dpo.adapters.attach import trainable
+from mlx_dpo.adapters.adapter_folder import set_tensors
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data import example_sources as sources
-from mlx_dpo.data.encoded_examples import EncodedPairs
-from mlx_dpo.distributed.communicator import Group
-from mlx_dpo.distributed.rank_environment import rank
+from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.distributed.communicator import Communicator
+from mlx_dpo.distributed.rank_environment import launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, Where
-from mlx_dpo.evaluation.scored_batch import batches_of
+from mlx_dpo.evaluation.scored_batch import optimizer_batches
 from mlx_dpo.reference.reference_policy import CachedReference
 from mlx_dpo.training.listener import Listener, Metrics
-from mlx_dpo.training.run import Given, SetUp, make_loss, set_up, with_loss
+from mlx_dpo.training.run import TrainComponents, TrainInputs, build_components, loss_from_config, resolve_loss_settings
 from mlx_dpo.training.run_folder import RunFolder
 
 
@@ -40,16 +40,16 @@ class Watch(Listener):
         self.reports: list[Metrics] = []
         self.on_the_wire: list[int] = []
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def on_step(self, step: int, metrics: Metrics) -> None:
         self.losses.append(metrics["loss"])
         self.on_the_wire.append(bytes_on_the_wire())
         if step == self.stop_after:
             self.stop.set()
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         self.reports.append(metrics)
 
-    def evaluation(self, metrics: Metrics) -> None:
+    def on_evaluation_metrics(self, metrics: Metrics) -> None:
         self.evaluations.append(metrics)
 
 
@@ -94,28 +94,28 @@ def runs(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
 
 def steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
     """The first steps of some runs, with as little else as can be: what runs have in common is set up once."""
-    ready: dict[str, SetUp] = {}
+    ready: dict[str, TrainComponents] = {}
     told = {}
-    group = Group.join()
+    group = Communicator.join()
     for name, knobs in runs.items():
         config = TrainConfig.from_mapping({**knobs, "adapter_path": str(folder / name)})
-        loss = make_loss(config)
+        loss = loss_from_config(config)
         key = json.dumps([knobs.get(each) for each in ("data", "fine_tune_type", "reference", "reference_sync_steps")])
         if key in ready:
-            ready[key].sets["train"].reference.forget()
+            ready[key].example_sets["train"].reference.clear()
         else:
-            ready[key] = set_up(Given(config, None, None, None, None, Listener()), {}, group)
-        found, watch = replace(ready[key], config=with_loss(config, loss), loss=loss), Watch()
-        start = dict(trainable(found.policy.model))
-        trainer = found.trainer(RunFolder(folder / name), watch)
+            ready[key] = build_components(TrainInputs(config, None, None, None, None, Listener()), {}, group)
+        found, watch = replace(ready[key], config=resolve_loss_settings(config, loss), loss=loss), Watch()
+        start = dict(trainable_tensors(found.policy.model))
+        trainer = found.make_trainer(RunFolder(folder / name), watch)
         order = (trainer.epochs.batch(step) for step in range(config.iters or 0))
-        for batch in batches_of(trainer.train_set.pairs, order, trainer.budget, loss, group):
+        for batch in optimizer_batches(trainer.train_set.examples, order, trainer.budget, loss, group):
             trainer.step(batch)
-        if group.leads:
-            trainer.folder.save_adapter(trainable(found.policy.model), found.policy.spec, config.model)
-        put_tensors(found.policy.model, start, Where(name))
-        if trainer.moving:
-            trainer.moving.tensors = start if config.reference == "initial" else found.policy.base
+        if group.is_main:
+            trainer.folder.save_adapter(trainable_tensors(found.policy.model), found.policy.spec, config.model)
+        set_tensors(found.policy.model, start, Where(name))
+        if trainer.moving_reference:
+            trainer.moving_reference.tensors = start if config.reference == "initial" else found.policy.base_tensors
         told[name] = watch.losses
     return told
 
@@ -123,7 +123,7 @@ def steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
 def counted(folder: Path, knobs: dict[str, Any]) -> Any:
     """How many sequences the reference was asked for here, how many lines were parsed, and which examples encoded."""
     sequences, parsed, encoded = 0, 0, list[int]()
-    sums, encode, parse = CachedReference.sums, EncodedPairs.encode, sources.parse_line
+    sums, encode, parse = CachedReference.sums, EncodedExamples.encode, sources.parse_json_line
 
     def counting_parse(line: bytes, where: Where) -> Any:
         nonlocal parsed
@@ -135,51 +135,51 @@ def counted(folder: Path, knobs: dict[str, Any]) -> Any:
         sequences += len(batch.sequences)
         return sums(self, batch)
 
-    def counting_encode(self: EncodedPairs, index: int) -> Any:
+    def counting_encode(self: EncodedExamples, index: int) -> Any:
         encoded.append(index)
         return encode(self, index)
 
-    CachedReference.sums, EncodedPairs.encode = counting_sums, counting_encode  # type: ignore[method-assign]
-    sources.parse_line = counting_parse
+    CachedReference.sums, EncodedExamples.encode = counting_sums, counting_encode  # type: ignore[method-assign]
+    sources.parse_json_line = counting_parse
     trained(folder, "run", knobs)
     return {"sequences": sequences, "parsed": parsed, "encoded": encoded}
 
 
 def other_rows(folder: Path, knobs: dict[str, Any]) -> Any:
     """Rank 1 has another file of that name."""
-    own = folder / str(rank()) / "rows.jsonl"
+    own = folder / str(launcher_rank()) / "rows.jsonl"
     own.parent.mkdir(parents=True)
     lines = Path(knobs["data"]).read_text().splitlines(keepends=True)
-    own.write_text("".join(lines[::-1] if rank() == 1 else lines))
+    own.write_text("".join(lines[::-1] if launcher_rank() == 1 else lines))
     return trained(folder, "run", {**knobs, "data": str(own)})["ended"]
 
 
 def mails(folder: Path) -> Any:
     """Everything that a group is for."""
-    group = Group.join()
+    group = Communicator.join()
     mine = group.rank
-    whole, own = group.pooled({"a": np.full((mine, 2), mine, np.float64), "b": np.arange(mine) > 0})
+    whole, own = group.gather_and_concatenate({"a": np.full((mine, 2), mine, np.float64), "b": np.arange(mine) > 0})
     tree = {"x": mx.full((3, 2), mine + 1.0), "y": [mx.ones(4, mx.bfloat16), mx.arange(5).astype(mx.float32)]}
-    before = group.sent
-    summed = group.sum(tree)
-    sent = group.sent - before
+    before = group.bytes_sent
+    summed = group.all_sum(tree)
+    sent = group.bytes_sent - before
     return {
         "pooled": [whole["a"].tolist(), whole["b"].tolist(), own.start, own.stop],
-        "first": group.of_first(f"from {mine}".encode()).decode(),
-        "any": [any(group.told(mine == 1)), any(group.told(False))],
+        "first": group.broadcast(f"from {mine}".encode()).decode(),
+        "any": [any(group.all_gather_json(mine == 1)), any(group.all_gather_json(False))],
         "x": summed["x"].tolist(),
         "y": [[str(one.dtype), one.tolist()] for one in summed["y"]],
         "sent": sent,
-        "share": group.share(list(range(7))),
-        "turns": [batch.tolist() for batch in group.turns([np.array([i]) for i in range(5)])],
+        "share": group.local_items(list(range(7))),
+        "turns": [batch.tolist() for batch in group.round_robin([np.array([i]) for i in range(5)])],
     }
 
 
 def one_fate(folder: Path, what: str) -> Any:
     """Rank 1 ends in some way, while the others wait for its mail."""
-    group = Group.join()
+    group = Communicator.join()
     try:
-        with group.one_fate():
+        with group.fail_together():
             if group.rank == 1 and what == "refused":
                 raise UserError("that is wrong", where=Where("rows.jsonl", 3), field="prompt", hint="Do this.")
             if group.rank == 1 and what == "killed":
@@ -187,7 +187,7 @@ def one_fate(folder: Path, what: str) -> Any:
                 os._exit(0)
             if what == "stopped":
                 raise Interrupted(3, "somewhere")
-            group.mail({"a": np.zeros(3)})
+            group.all_gather({"a": np.zeros(3)})
     except (UserError, RankLost, Interrupted) as error:
         return [type(error).__name__, str(error)]
     return "done"

@@ -17,7 +17,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
-from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.gguf.gguf_export import write_gguf, write_gguf_lora
@@ -208,8 +208,8 @@ def test_llama3s_rotary_factors(tmp_path: Path) -> None:
 def make_adapter(model: Path, folder: Path, **spec: Any) -> dict[str, np.ndarray]:
     loaded, _ = load_model(model)
     told = {"fine_tune_type": "lora", "num_layers": -1, "rank": 3, "scale": 2.5, **spec}
-    attached = attach(loaded, AdapterSpec(**told))
-    tensors = {name: mx.random.normal(v.shape) for name, v in trainable(loaded).items()}
+    attached = attach_adapter(loaded, AdapterSpec(**told))
+    tensors = {name: mx.random.normal(v.shape) for name, v in trainable_tensors(loaded).items()}
     folder.mkdir()
     RunFolder(folder).save_adapter(tensors, attached, str(model))
     return {name: np.array(v) for name, v in tensors.items()}

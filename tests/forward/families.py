@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo.forward.network import Sharing
+from mlx_dpo.forward.network import PromptSharing
 
 WINDOW = 8  # of every layer that has one
 
@@ -407,11 +407,11 @@ UNTRAINABLE = {  # with LoRA on all layers by mlx-lm itself: what it says, and w
 KEYS = {"gemma3n": ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")}  # with LoRA on these it trains
 
 
-def sharing(family: str) -> Sharing:
+def sharing(family: str) -> PromptSharing:
     """How completions share a prompt in a model of this type."""
     if family in PLAIN:
-        return Sharing.NONE
-    return Sharing.ONE if family in ONE_PROMPT else Sharing.ANY
+        return PromptSharing.NONE
+    return PromptSharing.ONE if family in ONE_PROMPT else PromptSharing.ANY
 
 
 def tiny(family: str) -> nn.Module:

@@ -16,15 +16,15 @@ import numpy as np
 from mlx.optimizers import Adam
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.adapters.swap import policy_as
+from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed import tensor_parallel
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.memory_model import Budget
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model
-from mlx_dpo.forward.network import Sharing
+from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.reference.reference_policy import CachedReference
 from mlx_dpo.utils.random_state import random_state
@@ -72,7 +72,7 @@ def batch_for(policy: Policy) -> tuple[MicroBatch, np.ndarray]:
     """Pairs, and what each of their sequences weighs."""
     rng = random.Random(0)
     prompts = [ids(rng, n) for n in (19, 4, 1, 30)]
-    batch = batch_of(prompts[:1] if policy.network.sharing is Sharing.ONE else prompts, seed=2)
+    batch = batch_of(prompts[:1] if policy.network.sharing is PromptSharing.ONE else prompts, seed=2)
     return batch, np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
 
 
@@ -87,37 +87,39 @@ def summed(gradients: Any, group: Group) -> Any:
 def results(case: Case, group: Group) -> dict[str, np.ndarray]:
     """What is measured of a case, on one rank or on one of several."""
     policy = case.policy(group)
-    found: dict[str, Any] = {f"initial/{name}": v for name, v in policy.initial.items()}
+    found: dict[str, Any] = {f"initial/{name}": v for name, v in policy.initial_tensors.items()}
     found["fingerprint"], found["sharing"] = policy.fingerprint, policy.network.sharing.name
     found["random"] = random_state()
-    frozen = {name: v for name, v in tree_flatten(policy.model.parameters()) if name not in trainable(policy.model)}
+    frozen = {
+        name: v for name, v in tree_flatten(policy.model.parameters()) if name not in trainable_tensors(policy.model)
+    }
     found["bytes"] = sum(v.nbytes for v in frozen.values())
     moved(policy)
     (batch, weights), network = batch_for(policy), policy.network
-    trace = network.trace(batch, round(case.recomputed * network.parts))
+    trace = network.trace(batch, round(case.recomputed * network.num_checkpointable))
     found["sums"] = trace.logps.sums
     gradient = summed(trace.gradient(weights), group)
     found |= {f"gradient/{name}": v for name, v in tree_flatten(gradient)}
-    with policy_as(policy.model, policy.initial):
+    with swap_adapter(policy.model, policy.initial_tensors):
         found["reference"] = network.logps(batch).sums
     optimizer = Adam(learning_rate=1e-3, bias_correction=True, eps=1e-4)
     for _ in range(STEPS):
         optimizer.update(policy.model, summed(network.trace(batch).gradient(weights), group))
         mx.eval(policy.model.trainable_parameters(), optimizer.state)
-    found |= {f"trained/{name}": v for name, v in trainable(policy.model).items()}
+    found |= {f"trained/{name}": v for name, v in trainable_tensors(policy.model).items()}
     return {name: np.array(value) for name, value in found.items()}
 
 
 def memory(case: Case, group: Group) -> dict[str, np.ndarray]:
     """Bytes: of the weights of the whole model's blocks, the rank's, its other tensors, and the most while loading."""
     sizes = [v.nbytes for _, v in tree_flatten(load_model(case.model, lazy=True).model.layers)]
-    tensor_parallel.described = lambda tensor: str(mx.eval(tensor))  # a checksum takes some more, a chunk at a time
+    tensor_parallel.tensor_digest = lambda tensor: str(mx.eval(tensor))  # a checksum takes some more, a chunk at a time
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     model = load_model(case.model, lazy=True).model
-    tensor_parallel.shard(model, attach(model, AdapterSpec("lora", -1)), group)
+    tensor_parallel.shard_model(model, attach_adapter(model, AdapterSpec("lora", -1)), group)
     peak = mx.get_peak_memory() - before
-    trained = trainable(model)
+    trained = trainable_tensors(model)
     frozen = {name: v.nbytes for name, v in tree_flatten(model.parameters()) if name not in trained}
     own = sum(size for name, size in frozen.items() if ".layers." in name)
     rest = sum(frozen.values()) - own + sum(v.nbytes for v in trained.values())
@@ -129,15 +131,19 @@ def together(case: Case, group: Group) -> dict[str, np.ndarray]:
     """What all ranks have to agree about, where each has other memory free, and another cache."""
     policy = case.policy(group)
     usable = mx.get_active_memory() + 3_000_000 + 500_000 * group.rank()
-    budget = Budget.for_training(policy.network, usable, None, False)
+    budget = MemoryModel.for_training(policy.network, usable, None, False)
     batch, _ = batch_for(policy)
     os.environ["XDG_CACHE_HOME"] = str(Path(case.model).parent / f"cache{group.rank()}")
-    sums = [_reference(policy).sums(batch), _reference(policy).known.of(batch, _never)]  # only the first rank has it
-    return {"bytes": np.array(budget.bytes), "kept": np.array(budget.kept.slot), "sums": np.array(sums)}
+    sums = [_reference(policy).sums(batch), _reference(policy).cache.of(batch, _never)]  # only the first rank has it
+    return {
+        "bytes": np.array(budget.activation_limit),
+        "kept": np.array(budget.activation_memory.bytes_per_token),
+        "sums": np.array(sums),
+    }
 
 
 def _reference(policy: Policy) -> CachedReference:
-    return CachedReference(policy.network, policy.initial, "model", policy.fingerprint)
+    return CachedReference(policy.network, policy.initial_tensors, "model", policy.fingerprint)
 
 
 def _never(batch: MicroBatch) -> np.ndarray:

@@ -116,7 +116,7 @@ class Notes(Listener):
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.said.append(text)
 
 

@@ -11,16 +11,20 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from mlx_dpo.adapters.attach import attach
+from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward import attention
-from mlx_dpo.forward.network import Network, Sharing
+from mlx_dpo.forward.network import Network, PromptSharing
 from tests.forward.families import CONFIGS, KEYS, ONE_PROMPT, PLAIN, UNTRAINABLE, WINDOW, sharing, tiny
 from tests.forward.test_network import batch_of, ids, plainly
 
 TRAINABLE = [family for family in CONFIGS if family not in UNTRAINABLE or family in KEYS]
-LENGTHS = {Sharing.ANY: [(19, 4, 1, 30)], Sharing.ONE: [(30,), (1,)], Sharing.NONE: [(19, 4)]}  # of prompts
+LENGTHS = {
+    PromptSharing.ANY: [(19, 4, 1, 30)],
+    PromptSharing.ONE: [(30,), (1,)],
+    PromptSharing.NONE: [(19, 4)],
+}  # of prompts
 
 
 def randomise(model: nn.Module) -> None:
@@ -34,10 +38,10 @@ def randomise(model: nn.Module) -> None:
 def test_a_type_trains_and_shares_as_the_table_says(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr(attention, "QUERIES", 8)
     model = tiny(family)
-    attach(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=KEYS.get(family)))
+    attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=KEYS.get(family)))
     randomise(model)
-    network = Network.of(model.train())
-    assert network.split is not None
+    network = Network.from_model(model.train())
+    assert network.head_split is not None
     assert network.sharing is sharing(family)
     rng = random.Random(0)
     for lengths in LENGTHS[network.sharing]:
@@ -47,7 +51,7 @@ def test_a_type_trains_and_shares_as_the_table_says(monkeypatch: pytest.MonkeyPa
         sums, gradient = plainly(model, batch, weights)
         largest = max(mx.abs(g).max().item() for g in gradient.values())
         assert 0 < largest < np.inf, "mlx-lm's own gradient is not finite"
-        for recomputed in (0, network.parts // 2, network.parts):
+        for recomputed in (0, network.num_checkpointable // 2, network.num_checkpointable):
             trace = network.trace(batch, recomputed)
             ours = dict(tree_flatten(trace.gradient(weights)))
             np.testing.assert_allclose(trace.logps.sums, sums, atol=1e-5 * np.abs(sums).max())
@@ -57,7 +61,7 @@ def test_a_type_trains_and_shares_as_the_table_says(monkeypatch: pytest.MonkeyPa
 
 def test_most_types_share_a_prompt() -> None:
     assert set(ONE_PROMPT) | set(PLAIN) <= set(TRAINABLE)
-    assert sum(sharing(family) is not Sharing.NONE for family in TRAINABLE) >= 45
+    assert sum(sharing(family) is not PromptSharing.NONE for family in TRAINABLE) >= 45
 
 
 @pytest.mark.parametrize("family", UNTRAINABLE)
@@ -69,9 +73,9 @@ def test_mlx_lm_itself_cannot_train_these(family: str) -> None:
 
 def test_a_model_that_its_adapters_break_is_said_so() -> None:
     model = tiny("gemma3n")
-    attach(model, AdapterSpec("lora", -1, rank=4, scale=4.0))
+    attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0))
     with pytest.raises(UserError, match="can't run this model as it is adapted"):
-        Network.of(model)
+        Network.from_model(model)
 
 
 def train_by_mlx_lm(model: nn.Module) -> None:

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 
 import mlx_dpo.utils.hub_client
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.model_loading import load_model, load_tokenizer, model_folder
-from tests.cli.conftest import Ran
+from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
+from tests.cli.conftest import CommandResult
 from tests.cli.conftest import mlx_dpo as cli  # noqa: F401
 from tests.conftest import CHECKPOINT, PAIRS, rows_of
 from tests.hub.server import Hub
@@ -36,7 +36,7 @@ def test_a_model(hub: Hub) -> None:
     loaded, tokenizer = load_model(NAME), load_tokenizer(NAME)
     ids = mx.array([tokenizer.encode("Name three colours.")])
     assert mx.array_equal(loaded.model(ids), load_model(str(CHECKPOINT)).model(ids))
-    assert hub.asked("GET", r"resolve.*(\.bin|\.log)$") == 0
+    assert hub.count_requests("GET", r"resolve.*(\.bin|\.log)$") == 0
 
 
 def test_a_revision(hub: Hub) -> None:
@@ -50,13 +50,13 @@ def test_a_revision(hub: Hub) -> None:
 
 def test_offline_it_is_what_was_downloaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     put(hub)
-    folder = model_folder(NAME)
+    folder = find_model_folder(NAME)
     asked = len(hub.requests)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert model_folder(NAME) == folder and len(hub.requests) == asked
+    assert find_model_folder(NAME) == folder and len(hub.requests) == asked
     for name in ("me/other", f"{NAME}@v2"):
         with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
-            model_folder(name)
+            find_model_folder(name)
 
 
 FAILING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], str]] = {
@@ -78,9 +78,9 @@ def test_failures(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "slow":
         monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
     for method, path, how in faults:
-        hub.fail(method, path, times=1000, **how)
+        hub.inject_fault(method, path, times=1000, **how)
     with pytest.raises(UserError, match=said) as raised:
-        model_folder(model)
+        find_model_folder(model)
     assert len(raised.value.message.splitlines()) == 1
     hub.faults.faults.clear()
     assert load_model(NAME)  # no half of a download is taken for the whole
@@ -88,11 +88,11 @@ def test_failures(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_passes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     put(hub)
-    hub.fail("GET", "model.safetensors", cut="answer", times=2)
-    hub.fail("GET", "/tree/", status=429, headers={"Retry-After": "2"})
-    hub.fail("HEAD", "config.json", status=500)
+    hub.inject_fault("GET", "model.safetensors", cut="answer", times=2)
+    hub.inject_fault("GET", "/tree/", status=429, headers={"Retry-After": "2"})
+    hub.inject_fault("HEAD", "config.json", status=500)
     assert load_model(NAME)
-    assert hub.asked("GET", "model.safetensors") == 3 and 3 in hub.waits
+    assert hub.count_requests("GET", "model.safetensors") == 3 and 3 in hub.waits
 
 
 @pytest.mark.parametrize(("how", "said"), [({"private": True}, "or it is private"), ({"gated": True}, "gated")])
@@ -100,7 +100,7 @@ def test_private_and_gated(how: dict[str, bool], said: str, hub: Hub, monkeypatc
     put(hub, **how)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(UserError, match=said) as raised:
-        model_folder(NAME)
+        find_model_folder(NAME)
     assert "hf auth login" in str(raised.value)
 
 
@@ -108,7 +108,7 @@ def test_a_token_that_is_old(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     put(hub)
     monkeypatch.setenv("HF_TOKEN", "hf_OldOldOldOldOldOldOldOld")
     with pytest.raises(UserError, match=r"does not accept your token(?s:.*)hf auth login"):
-        model_folder(NAME)
+        find_model_folder(NAME)
 
 
 def test_a_disk_that_is_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_disk_that_is_full(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(file_download, "http_get", full)
     with pytest.raises(UserError, match=r"me/tiny: .*No space left on device$"):
-        model_folder(NAME)
+        find_model_folder(NAME)
 
 
 @pytest.mark.parametrize("file", ["../../../evil.json", "/tmp/evil.json", "a/../../../../evil.json"])
@@ -128,12 +128,12 @@ def test_names_that_leave_their_folder(file: str, hub: Hub, tmp_path: Path) -> N
     put(hub)
     hub.store.commit("models", NAME, "main", "evil", {file: b"{}"})
     with pytest.raises(UserError) as raised:
-        model_folder(NAME)
+        find_model_folder(NAME)
     assert "Traceback" not in str(raised.value)
     assert not list(Path(constants.HF_HUB_CACHE).parent.rglob("evil.json")) and not Path("/tmp/evil.json").exists()
 
 
-def test_train_with_all_of_it_from_the_hub(hub: Hub, cli: Callable[..., Ran], tmp_path: Path) -> None:  # noqa: F811
+def test_train_with_all_of_it_from_the_hub(hub: Hub, cli: Callable[..., CommandResult], tmp_path: Path) -> None:  # noqa: F811
     put(hub)
     rows = [{"ask": row["prompt"], "best": row["chosen"], "worst": row["rejected"]} for row in rows_of(PAIRS)]
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, evaluate, train
-from mlx_dpo.adapters.attach import attach
+from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
-from mlx_dpo.reference.logp_cache import LogpCache, cache_files, cache_folder
+from mlx_dpo.reference.logp_cache import LogpCache, list_logp_caches, logp_cache_folder
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
 BATCH = MicroBatch((0,), (((1, 2), (3,)), ((1, 2), (4, 5))))
@@ -47,7 +47,7 @@ def test_what_is_known_is_not_computed_again() -> None:
     again.of(OTHER, compute)
     LogpCache("b", "model").of(BATCH, compute)
     assert compute.calls == 3
-    assert [(file.model, file.pairs) for file in cache_files()] == [("model", 1), ("model", 2)]
+    assert [(file.model, file.pairs) for file in list_logp_caches()] == [("model", 1), ("model", 2)]
 
 
 @pytest.mark.parametrize("kept", [*range(0, 120, 7), None], ids=str)
@@ -68,8 +68,8 @@ def test_a_damaged_file_is_dropped_from_the_damage_on_and_made_again(kept: int |
 
 
 def test_something_else_in_its_place_is_replaced() -> None:
-    cache_folder().mkdir(parents=True)
-    (cache_folder() / "a.logps").write_bytes(b"\x00\xff not ours\n" * 9)
+    logp_cache_folder().mkdir(parents=True)
+    (logp_cache_folder() / "a.logps").write_bytes(b"\x00\xff not ours\n" * 9)
     LogpCache("a", "model").of(BATCH, Counted())
     assert len(LogpCache("a", "model").known) == 1
 
@@ -123,8 +123,8 @@ def test_a_fingerprint_is_of_what_log_probs_follow_from() -> None:
     def digest(adapter: str | None = None, **spec: Any) -> str:
         model, _ = mlx_lm.load(str(CHECKPOINT), adapter_path=adapter)
         if spec:
-            attach(model, AdapterSpec("lora", -1, **spec))
-        return fingerprint(Network.of(model))
+            attach_adapter(model, AdapterSpec("lora", -1, **spec))
+        return fingerprint(Network.from_model(model))
 
     bare = digest()
     assert digest(rank=4) == digest(rank=8, dropout=0.1) == bare, "a fresh adapter changes nothing"
@@ -133,10 +133,10 @@ def test_a_fingerprint_is_of_what_log_probs_follow_from() -> None:
 
 def test_one_weight_makes_another_fingerprint() -> None:
     model, _ = mlx_lm.load(str(CHECKPOINT))
-    before = fingerprint(Network.of(model))
+    before = fingerprint(Network.from_model(model))
     weight = model.model.layers[1].mlp.up_proj.weight
     swapped = weight[[1, 0, *range(2, weight.shape[0])]]  # the same numbers in other places
     model.model.layers[1].mlp.up_proj.weight = swapped
-    assert fingerprint(Network.of(model)) != before
+    assert fingerprint(Network.from_model(model)) != before
     model.model.layers[1].mlp.up_proj.weight = weight
-    assert fingerprint(Network.of(model)) == before
+    assert fingerprint(Network.from_model(model)) == before

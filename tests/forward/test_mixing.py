@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.adapters.interpolation import GROWTH, mixed
+from mlx_dpo.adapters.interpolation import MAX_RANK_GROWTH, interpolate_adapters
 from mlx_dpo.adapters.spec import Tensors
 
 INPUTS, OUTPUTS, RANK = 12, 10, 2
@@ -29,15 +29,17 @@ def test_weights_are_mixed(share: float, experts: tuple[int, ...]) -> None:
     expected, magnitude = update(reference), np.array(reference["l.m"]).astype(np.float64)
     for seed in range(1, 12):
         ours = policy(seed, experts)
-        reference = mixed(ours, reference, share)
+        reference = interpolate_adapters(ours, reference, share)
         expected = share * update(ours) + (1 - share) * expected
         magnitude = share * np.array(ours["l.m"]) + (1 - share) * magnitude
         np.testing.assert_allclose(update(reference), expected, atol=2e-6 * np.abs(expected).max())
         np.testing.assert_allclose(np.array(reference["l.m"]), magnitude, rtol=1e-5, atol=1e-6)
-        assert reference["l.lora_a"].shape[-1] <= min(INPUTS, OUTPUTS) + GROWTH * RANK
+        assert reference["l.lora_a"].shape[-1] <= min(INPUTS, OUTPUTS) + MAX_RANK_GROWTH * RANK
 
 
 def test_a_fresh_adapter_is_the_base_model() -> None:
     fresh = policy(0)
     fresh["l.lora_b"] = mx.zeros_like(fresh["l.lora_b"])
-    np.testing.assert_allclose(update(mixed(policy(1), fresh, 0.3)), 0.3 * update(policy(1)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        update(interpolate_adapters(policy(1), fresh, 0.3)), 0.3 * update(policy(1)), rtol=1e-5, atol=1e-6
+    )

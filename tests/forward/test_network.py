@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_dpo.adapters.attach import attach
+from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.data.micro_batches import Ids, MicroBatch, collate_forked, collate_whole
+from mlx_dpo.data.micro_batches import MicroBatch, TokenIds, collate_sequences, collate_shared_prompts
 from mlx_dpo.forward import attention
 from mlx_dpo.forward import token_logps as head
-from mlx_dpo.forward.network import Network, Sharing
+from mlx_dpo.forward.network import Network, PromptSharing
 from tests.forward.test_architectures import FAMILIES, QUANTIZATIONS, make_model
 
 ONE_PROMPT = {"gemma2"}  # their attention takes no mask of its own for each sequence
 
 
-def ids(rng: random.Random, length: int) -> Ids:
+def ids(rng: random.Random, length: int) -> TokenIds:
     return tuple(rng.randrange(3, 300) for _ in range(length))
 
 
-def batch_of(prompts: list[Ids], seed: int) -> MicroBatch:
+def batch_of(prompts: list[TokenIds], seed: int) -> MicroBatch:
     """Two completions a prompt, from one token to 24."""
     rng = random.Random(seed)
     lengths = [1, 12, 3, 24, 8, 2, 17, 5][: 2 * len(prompts)]
@@ -37,7 +37,7 @@ def batch_of(prompts: list[Ids], seed: int) -> MicroBatch:
 
 def adapted(folder: Path, family: str, bits: str, keys: tuple[str, ...] | None = None) -> nn.Module:
     model, _ = mlx_lm.load(str(make_model(folder / "model", family, QUANTIZATIONS[bits])))
-    attach(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=keys))
+    attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=keys))
     mx.random.seed(1)
     trained = tree_flatten(model.trainable_parameters())
     model.update(tree_unflatten([(name, 0.05 * mx.random.normal(v.shape)) for name, v in trained]))
@@ -46,12 +46,12 @@ def adapted(folder: Path, family: str, bits: str, keys: tuple[str, ...] | None =
 
 def plainly(model: nn.Module, batch: MicroBatch, weights: np.ndarray) -> tuple[np.ndarray, dict[str, mx.array]]:
     """Sequence log-probs, and the gradient of their weighted sum."""
-    whole = collate_whole(batch.sequences)
+    whole = collate_sequences(batch.sequences)
 
     def weighted() -> tuple[mx.array, mx.array]:
         logits = model(mx.array(whole.inputs)).astype(mx.float32)
         logps = nn.losses.cross_entropy(logits, mx.array(whole.targets))
-        sums = -mx.where(mx.array(whole.trained), logps, 0).sum(axis=1)
+        sums = -mx.where(mx.array(whole.completion_mask), logps, 0).sum(axis=1)
         return (sums * mx.array(weights)).sum(), sums
 
     (_, sums), gradient = nn.value_and_grad(model, weighted)()
@@ -67,16 +67,16 @@ def test_log_probs_and_gradients_are_the_plain_ones(
     monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * 320)  # seven rows of logits at a time
     monkeypatch.setattr(attention, "QUERIES", 8)
     model = adapted(tmp_path, family, bits)
-    network = Network.of(model)
-    assert network.split is not None
-    assert network.sharing is (Sharing.ONE if family in ONE_PROMPT else Sharing.ANY)
+    network = Network.from_model(model)
+    assert network.head_split is not None
+    assert network.sharing is (PromptSharing.ONE if family in ONE_PROMPT else PromptSharing.ANY)
     rng = random.Random(0)
     prompts = [ids(rng, n) for n in (19, 4, 1, 30)]
-    for group in [[p] for p in prompts] if network.sharing is Sharing.ONE else [prompts]:
+    for group in [[p] for p in prompts] if network.sharing is PromptSharing.ONE else [prompts]:
         batch = batch_of(group, seed=2)
         weights = np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
         sums, gradient = plainly(model, batch, weights)
-        trace = network.trace(batch, round(share * network.parts))
+        trace = network.trace(batch, round(share * network.num_checkpointable))
         ours = dict(tree_flatten(trace.gradient(weights)))
         np.testing.assert_allclose(trace.logps.sums, sums, rtol=1e-5, atol=1e-4)
         np.testing.assert_array_equal(trace.logps.sums, network.logps(batch).sums)
@@ -93,8 +93,8 @@ def test_a_model_that_cannot_share_takes_the_plain_path(tmp_path: Path, monkeypa
         return call(self, inputs)  # what it was given is forgotten, so sharing gives other numbers
 
     monkeypatch.setattr(type(model), "__call__", without_cache)
-    network = Network.of(model)
-    assert network.sharing is Sharing.NONE and network.split is not None
+    network = Network.from_model(model)
+    assert network.sharing is PromptSharing.NONE and network.head_split is not None
     batch = batch_of([(3, 5, 7, 9), (4, 6)], seed=1)
     weights = np.ones(4, np.float32)
     sums, gradient = plainly(model, batch, weights)
@@ -107,7 +107,7 @@ def test_a_model_that_cannot_share_takes_the_plain_path(tmp_path: Path, monkeypa
 def test_an_adapted_head_gets_its_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setitem(FAMILIES, "llama", {"tie_word_embeddings": key != "lm_head"})
     model = adapted(tmp_path, "llama", "float32", keys=("self_attn.v_proj", key))
-    network = Network.of(model)
+    network = Network.from_model(model)
     batch = batch_of([(3, 5, 7, 9), (4, 6)], seed=1)
     weights = np.linspace(-1, 1, 4).astype(np.float32)
     sums, gradient = plainly(model, batch, weights)
@@ -120,6 +120,6 @@ def test_an_adapted_head_gets_its_gradient(tmp_path: Path, monkeypatch: pytest.M
 def test_a_prompt_goes_through_once_and_little_is_padding() -> None:
     rng = random.Random(0)
     prompt = ids(rng, 100)
-    forked = collate_forked([(prompt, ids(rng, 50)), (prompt, ids(rng, 200))])
+    forked = collate_shared_prompts([(prompt, ids(rng, 50)), (prompt, ids(rng, 200))])
     assert forked.prompts.shape == (1, 99)
-    assert forked.slots == 99 + 50 + 200
+    assert forked.num_tokens == 99 + 50 + 200

@@ -14,8 +14,8 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo import Interrupted, TrainConfig, UserError, evaluate, train
-from mlx_dpo.adapters.attach import attach
-from mlx_dpo.adapters.merging import adapted_layers, fold, precision_of
+from mlx_dpo.adapters.attach import attach_adapter
+from mlx_dpo.adapters.merging import adapted_layers, layer_precision, merge_layer
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
@@ -32,7 +32,7 @@ def attached(
     folder: Path, family: str, kind: str, dtype: mx.Dtype = mx.float32, fuse_bits: int | None = 4
 ) -> nn.Module:
     model, _ = mlx_lm.load(str(make_model(folder / "model", family, BITS, dtype)))
-    attach(model, AdapterSpec(kind, -1, rank=4, scale=4.0, fuse_bits=fuse_bits))
+    attach_adapter(model, AdapterSpec(kind, -1, rank=4, scale=4.0, fuse_bits=fuse_bits))
     return model
 
 
@@ -47,7 +47,7 @@ def moved(model: nn.Module) -> nn.Module:
 def plain(model: nn.Module, folder: Path, family: str, kind: str) -> nn.Module:
     """mlx-lm's own layers with the same tensors."""
     other, _ = mlx_lm.load(str(folder / "model"))
-    attach(other, AdapterSpec(kind, -1, rank=4, scale=4.0))
+    attach_adapter(other, AdapterSpec(kind, -1, rank=4, scale=4.0))
     other.update(tree_unflatten(tree_flatten(model.trainable_parameters())))
     return other
 
@@ -72,7 +72,7 @@ def test_at_the_start_it_is_the_base_to_the_bit(tmp_path: Path, family: str, kin
 def test_it_computes_what_will_be_fused_to_the_bit(tmp_path: Path, family: str, kind: str, dtype: mx.Dtype) -> None:
     model = moved(attached(tmp_path, family, kind, dtype))
     expected, base = model(IDS), mlx_lm.load(str(tmp_path / "model"))[0]
-    layers = {name: fold(layer, precision_of(layer)) for name, layer in adapted_layers(model).items()}
+    layers = {name: merge_layer(layer, layer_precision(layer)) for name, layer in adapted_layers(model).items()}
     for name, layer in layers.items():
         own = dict(base.named_modules())[name]
         assert mx.array_equal(layer.weight, own.weight) and layer.bits == 4  # the base's codes
@@ -100,7 +100,7 @@ def test_values_and_gradients_are_the_plain_adapters(tmp_path: Path, family: str
 
 def test_dropout_drops_in_training_only(tmp_path: Path) -> None:
     model, _ = mlx_lm.load(str(make_model(tmp_path / "model", "llama", BITS)))
-    attach(model, AdapterSpec("lora", -1, rank=4, scale=4.0, dropout=0.5, fuse_bits=4))
+    attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0, dropout=0.5, fuse_bits=4))
     moved(model)
     model.eval()
     whole = model(IDS)
@@ -113,8 +113,8 @@ def test_dropout_drops_in_training_only(tmp_path: Path) -> None:
 def test_its_log_probs_are_cached_apart_from_a_plain_adapters(tmp_path: Path) -> None:
     model = attached(tmp_path, "llama", "lora", mx.bfloat16)
     base = plain(model, tmp_path, "llama", "lora")
-    assert fingerprint(Network.of(model)) == fingerprint(Network.of(base))  # B is zero
-    assert fingerprint(Network.of(moved(model))) != fingerprint(Network.of(moved(base)))
+    assert fingerprint(Network.from_model(model)) == fingerprint(Network.from_model(base))  # B is zero
+    assert fingerprint(Network.from_model(moved(model))) != fingerprint(Network.from_model(moved(base)))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.adapters.attach import trainable
+from mlx_dpo.adapters.attach import trainable_tensors
 from tests.forward import test_architectures
 from tests.forward.sharded import Case, batch_for, moved, on_ranks, results
 from tests.forward.test_architectures import QUANTIZATIONS, make_model
@@ -92,7 +92,7 @@ def starting_from_a_folder(models: Callable[[Any], str]) -> Case:
     if not folder.exists():
         folder.mkdir()
         policy = Case(model, {"dropout": 0.5}).policy(None)
-        mx.save_safetensors(str(folder / "adapters.safetensors"), trainable(moved(policy)))
+        mx.save_safetensors(str(folder / "adapters.safetensors"), trainable_tensors(moved(policy)))
         (folder / "adapter_config.json").write_text(json.dumps(policy.spec.to_json()))
     return Case(model, init_adapter=str(folder))
 

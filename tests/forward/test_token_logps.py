@@ -41,7 +41,7 @@ def test_log_probs_and_slopes(monkeypatch: pytest.MonkeyPatch, spread: float, ca
     logps, slopes = terms.logps, terms.slopes
     alone = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=False)
     expected = in_float64(capped(rows), targets)
-    assert bool(expected.min() < head.FAINT) == (cap is None and spread >= 10)
+    assert bool(expected.min() < head.MIN_SOFTMAX_LOGP) == (cap is None and spread >= 10)
     np.testing.assert_allclose(np.array(logps), expected, rtol=1e-5, atol=1e-5)
     assert alone.slopes is None and mx.array_equal(alone.logps, logps)
 

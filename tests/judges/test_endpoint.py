@@ -14,14 +14,14 @@ import pytest
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
-from mlx_dpo.evaluation.evaluation_run import Examination
+from mlx_dpo.evaluation.evaluation_run import EvaluationRun
 from mlx_dpo.judges.endpoint_judge import EndpointJudge
-from mlx_dpo.judges.judge import Match
+from mlx_dpo.judges.judge import Comparison
 from mlx_dpo.judges.rubric_prompt import judge_messages
-from mlx_dpo.sampling.generation import Sampling
+from mlx_dpo.sampling.generation import SamplingParams
 
 KEY = "sk-not-to-be-seen"
-MATCHES = [Match(f"Question {i}", "good" if i % 2 else "bad", "bad" if i % 2 else "good") for i in range(6)]
+MATCHES = [Comparison(f"Question {i}", "good" if i % 2 else "bad", "bad" if i % 2 else "good") for i in range(6)]
 RIGHT = [float(i % 2) for i in range(6)]
 
 
@@ -152,13 +152,13 @@ def test_what_can_not_pass_is_asked_once(endpoint: Endpoint, failure: Any, messa
 def test_it_is_tried_before_there_is_much_to_lose(endpoint: Endpoint) -> None:
     judge(endpoint).check()
     endpoint.failures = [(401, {}, "no key")]
-    how = Sampling(max_tokens=4)
-    examination = Examination(TrainConfig(), [Path("a")], [], judge(endpoint), 5, how, tasks=[], task_limit=None)
+    how = SamplingParams(max_tokens=4)
+    examination = EvaluationRun(TrainConfig(), [Path("a")], [], judge(endpoint), 5, how, tasks=[], task_limit=None)
     with pytest.raises(UserError, match="HTTP 401: no key"):
-        examination.require()
+        examination.check()
     assert len(endpoint.requests) == 2
 
 
 def test_nobody_is_there() -> None:
     with pytest.raises(UserError, match=r"127.0.0.1:9.*can't be asked: it failed 2 times.*refused"):
-        EndpointJudge("http://127.0.0.1:9/v1", "m", tries=2, pause=0.01).verdicts(MATCHES[:1])
+        EndpointJudge("http://127.0.0.1:9/v1", "m", max_attempts=2, first_delay=0.01).verdicts(MATCHES[:1])

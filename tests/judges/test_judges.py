@@ -13,13 +13,13 @@ from mlx_dpo.evaluation.implicit_rewards import score
 from mlx_dpo.judges import model_judge as model_room
 from mlx_dpo.judges.endpoint_judge import EndpointJudge
 from mlx_dpo.judges.function_judge import FunctionJudge
-from mlx_dpo.judges.judge import Match
-from mlx_dpo.judges.judge_registry import find_judge
-from mlx_dpo.judges.model_judge import ModelJudge, RewardJudge
-from mlx_dpo.judges.rubric_prompt import judge_messages, read_verdict
+from mlx_dpo.judges.judge import Comparison
+from mlx_dpo.judges.judge_registry import load_judge
+from mlx_dpo.judges.model_judge import ImplicitRewardJudge, ModelJudge
+from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
 from tests.conftest import CHECKPOINT, TRL, rows_of
 
-MATCHES = [Match("What is it?", "It is good.", "A."), Match("Hi", "Go away, please, now.", "Hello!")]
+MATCHES = [Comparison("What is it?", "It is good.", "A."), Comparison("Hi", "Go away, please, now.", "Hello!")]
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ MATCHES = [Match("What is it?", "It is good.", "A."), Match("Hi", "Go away, plea
     ],
 )
 def test_verdicts_are_read_strictly(text: str, verdict: float | None) -> None:
-    assert read_verdict(text) == verdict
+    assert parse_verdict(text) == verdict
 
 
 def test_a_model_is_shown_both_answers_in_order() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2 = {x}"}]
-    (message,) = judge_messages(Match(turns, "four {}", "five"))
+    (message,) = judge_messages(Comparison(turns, "four {}", "five"))
     text = message["content"]
     assert "system: Be brief.\n\nuser: 2 + 2 = {x}" in text
     assert text.index("assistant A's answer]\nfour {}\n") < text.index("assistant B's answer]\nfive\n")
@@ -71,17 +71,21 @@ def test_an_adapter_prefers_what_it_rewards_more(tmp_path: Path) -> None:
     rows = [{"prompt": match.prompt, "completions": [match.first, match.second]} for match in MATCHES]
     score(TrainConfig(model=str(CHECKPOINT)), tmp_path / "s.jsonl", adapter_path=TRL / "adapter", rows=rows)
     expected = [float(one["rewards"][0] > one["rewards"][1]) for one in rows_of(tmp_path / "s.jsonl")]
-    judge = RewardJudge(TRL / "adapter", str(CHECKPOINT))
-    assert judge.verdicts(MATCHES) == expected and not judge.sees_order
+    judge = ImplicitRewardJudge(TRL / "adapter", str(CHECKPOINT))
+    assert judge.verdicts(MATCHES) == expected and not judge.order_sensitive
     assert judge.verdicts([match.swapped for match in MATCHES]) == [1 - verdict for verdict in expected]
-    assert judge.verdicts([Match("Hi", "", "Hello!"), MATCHES[0], Match("Hi", "a", "a")]) == [None, expected[0], 0.5]
+    assert judge.verdicts([Comparison("Hi", "", "Hello!"), MATCHES[0], Comparison("Hi", "a", "a")]) == [
+        None,
+        expected[0],
+        0.5,
+    ]
 
 
 def test_a_function_judges(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def longer(prompt, first, second):\n    return None if not prompt else len(first) > len(second)\n")
-    judge = find_judge(f"{file}:longer")
-    assert judge.verdicts([*MATCHES, Match("", "a", "b")]) == [1, 1, None]
+    judge = load_judge(f"{file}:longer")
+    assert judge.verdicts([*MATCHES, Comparison("", "a", "b")]) == [1, 1, None]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +109,9 @@ def test_a_function_that_is_none(tmp_path: Path, code: str, message: str) -> Non
 
 
 def test_judges_are_found_by_what_they_are(tmp_path: Path) -> None:
-    assert isinstance(find_judge(str(TRL / "adapter"), model=str(CHECKPOINT)), RewardJudge)
-    assert isinstance(find_judge(str(CHECKPOINT)), ModelJudge)
-    assert isinstance(find_judge("https://example.org/v1", model="m"), EndpointJudge)
+    assert isinstance(load_judge(str(TRL / "adapter"), model=str(CHECKPOINT)), ImplicitRewardJudge)
+    assert isinstance(load_judge(str(CHECKPOINT)), ModelJudge)
+    assert isinstance(load_judge("https://example.org/v1", model="m"), EndpointJudge)
     for text, message in (
         (str(tmp_path / "mine.py:judge"), "no such file"),
         (str(tmp_path), "not a model folder"),
@@ -116,4 +120,4 @@ def test_judges_are_found_by_what_they_are(tmp_path: Path) -> None:
         (str(TRL / "adapter"), "which model the adapter is for"),
     ):
         with pytest.raises(UserError, match=message):
-            find_judge(text)
+            load_judge(text)

@@ -9,16 +9,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mlx_dpo.data.data_check import QUANTILES, Lengths, Places, Survey
-from mlx_dpo.data.messages import shown
+from mlx_dpo.data.data_check import QUANTILES, DataCheck, Occurrences, TokenLengths
+from mlx_dpo.data.messages import printable
 from mlx_dpo.errors import RowError
 
 
-def parts(survey: Survey) -> Iterator[RenderableType]:
+def data_check_report(survey: DataCheck) -> Iterator[RenderableType]:
     """Everything worth saying, the verdict last."""
-    yield Text(", ".join(shown(name, 400) for name in survey.files), "bold")
+    yield Text(", ".join(printable(name, 400) for name in survey.files), "bold")
     yield _rows(survey)
-    if survey.lengths and survey.lengths.columns:
+    if survey.lengths and survey.lengths.by_column:
         yield _lengths(survey.lengths)
     yield _notable(survey)
     if survey.problems:
@@ -47,11 +47,11 @@ def _table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _rows(survey: Survey) -> Table:
+def _rows(survey: DataCheck) -> Table:
     table = _table("Rows", "shape", numbers=("count",))
-    for shape, count in survey.shapes.most_common():
+    for shape, count in survey.row_formats.most_common():
         table.add_row(shape, f"{count:,}")
-    if bad := survey.rows - survey.shapes.total():
+    if bad := survey.rows - survey.row_formats.total():
         table.add_row("(not readable)", f"{bad:,}")
     table.add_section()
     table.add_row("rows", f"{survey.rows:,}")
@@ -60,30 +60,30 @@ def _rows(survey: Survey) -> Table:
     return table
 
 
-def _lengths(lengths: Lengths) -> Table:
+def _lengths(lengths: TokenLengths) -> Table:
     table = _table("Tokens", "", numbers=tuple(QUANTILES))
     for name, quantiles in lengths.quantiles().items():
         table.add_row(name, *(f"{value:,}" for value in quantiles.values()))
     return table
 
 
-def _notable(survey: Survey) -> Table:
+def _notable(survey: DataCheck) -> Table:
     table = _table("To know", "", numbers=("count",))
     table.add_column("first on line", overflow="fold")
 
-    def add(what: str, places: Places) -> None:
+    def add(what: str, places: Occurrences) -> None:
         several = len(survey.files) > 1
-        at = [f"{shown(Path(w.file).name)}:{w.line}" if several else f"{w.line}" for w in places.first]
+        at = [f"{printable(Path(w.file).name)}:{w.line}" if several else f"{w.line}" for w in places.first]
         more = ["..."] if places.count > len(places.first) else []
         table.add_row(what, f"{places.count:,}", Text(", ".join(at + more)))
 
     add("duplicates of an earlier one", survey.duplicates())
-    add("pairs whose two sides are equal", survey.equal_sides)
-    if survey.without_pairs.count:
-        add("rows without a pair (all scored alike)", survey.without_pairs)
+    add("pairs whose two sides are equal", survey.identical_completions)
+    if survey.rows_without_pairs.count:
+        add("rows without a pair (all scored alike)", survey.rows_without_pairs)
     if survey.lengths:
-        add(f"cut at --max-length {survey.lengths.max_length:,}", survey.lengths.cut)
-        add("prompts that are no prefix under the template", survey.lengths.prefix_not_held)
+        add(f"cut at --max-length {survey.lengths.max_length:,}", survey.lengths.truncated)
+        add("prompts that are no prefix under the template", survey.lengths.prefix_mismatches)
     return table
 
 
@@ -96,7 +96,7 @@ def _problem(error: RowError) -> Text:
     return text
 
 
-def _kinds(survey: Survey) -> Table:
+def _kinds(survey: DataCheck) -> Table:
     table = _table("Problems by kind", "kind", numbers=("count",))
     for kind, count in survey.problem_kinds.most_common():
         table.add_row(kind, f"{count:,}")

@@ -8,44 +8,44 @@ from typing import Any
 
 from rich.text import Text
 
-from mlx_dpo.cli.console import results
-from mlx_dpo.data.chat_encoding import Encoded, Ids, end_tokens
+from mlx_dpo.cli.console import stdout_console
+from mlx_dpo.data.chat_encoding import EncodedExample, TokenIds, end_token_ids
 from mlx_dpo.data.row_formats import Pair
 
 _PROMPT, _TRAINED, _END = "dim", "green", "bold reverse magenta"
 
 
-def answers_of(encoded: Encoded) -> dict[str, Ids]:
+def completions_by_name(encoded: EncodedExample) -> dict[str, TokenIds]:
     """The trained tokens, by the answers' names in rows."""
     names = ("chosen", "rejected") if isinstance(encoded.example, Pair) else ("completion",)
     return dict(zip(names, encoded.completions, strict=True))
 
 
-def pair_json(pair: Encoded, tokenizer: Any) -> dict[str, Any]:
+def example_json(pair: EncodedExample, tokenizer: Any) -> dict[str, Any]:
     """Ids and texts of the parts, and what happened to them."""
-    answers = answers_of(pair)
+    answers = completions_by_name(pair)
     parts = {"prompt": pair.prompt, **answers}
     told: dict[str, Any] = {
         name: {"tokens": len(ids), "ids": list(ids), "text": _decode(tokenizer, ids)} for name, ids in parts.items()
     }
     for name in answers:
-        told[name]["end_of_turn"] = [i for i in parts[name] if i in end_tokens(tokenizer)]
-    return {**told, "cut": pair.cut, "prefix_held": pair.prefix_held}
+        told[name]["end_of_turn"] = [i for i in parts[name] if i in end_token_ids(tokenizer)]
+    return {**told, "cut": pair.cut, "prefix_held": pair.prompt_is_prefix}
 
 
-def print_pair(pair: Encoded, tokenizer: Any, title: str, *, colours: bool) -> None:
+def print_example(pair: EncodedExample, tokenizer: Any, title: str, *, colours: bool) -> None:
     """The prompt, then the answers. Without colours, trained text stands in «» and an end of turn in ⟦⟧."""
-    results.print(Text(title, "bold"), soft_wrap=True)
-    results.print(_legend(colours), soft_wrap=True)
+    stdout_console.print(Text(title, "bold"), soft_wrap=True)
+    stdout_console.print(_legend(colours), soft_wrap=True)
     _heading("prompt", f"{len(pair.prompt):,} tokens, given")
-    results.print(Text(_visible(_decode(tokenizer, pair.prompt)), _PROMPT), soft_wrap=True)
-    for name, ids in answers_of(pair).items():
+    stdout_console.print(Text(_visible(_decode(tokenizer, pair.prompt)), _PROMPT), soft_wrap=True)
+    for name, ids in completions_by_name(pair).items():
         _heading(name, f"{len(ids):,} tokens, trained")
-        results.print(Text.assemble(*_answer(ids, tokenizer, colours)), soft_wrap=True)
+        stdout_console.print(Text.assemble(*_answer(ids, tokenizer, colours)), soft_wrap=True)
     if pair.cut:
-        results.print(Text("\nToo long for --max-length: tokens were cut.", "yellow"))
-    if not pair.prefix_held:
-        results.print(
+        stdout_console.print(Text("\nToo long for --max-length: tokens were cut.", "yellow"))
+    if not pair.prompt_is_prefix:
+        stdout_console.print(
             Text("\nThe prompt as rendered for generation is not how prompt and answer together begin:", "yellow"),
             Text("what is trained starts where they part.", "yellow"),
         )
@@ -57,11 +57,11 @@ def _legend(colours: bool) -> Text:
 
 
 def _heading(name: str, note: str) -> None:
-    results.print(Text.assemble("\n", (name, "bold"), f" ({note})"))
+    stdout_console.print(Text.assemble("\n", (name, "bold"), f" ({note})"))
 
 
 def _answer(ids: Sequence[int], tokenizer: Any, colours: bool) -> Iterator[tuple[str, str]]:
-    ends = end_tokens(tokenizer)
+    ends = end_token_ids(tokenizer)
     for is_end, run in groupby(ids, key=lambda i: i in ends):
         text = _visible(_decode(tokenizer, list(run)))
         if not colours:

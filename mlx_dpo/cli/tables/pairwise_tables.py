@@ -9,29 +9,29 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-COUNTS = {
+COUNT_ROWS = {
     "prompts": "prompts",
     "tuned won": "wins",
     "tied": "ties",
     "base won": "losses",
     "swayed by the order": "swayed_by_order",
 }
-RATES = {
+RATE_ROWS = {
     "win rate": ("win_rate", "win_rate_interval"),
     "length-controlled": ("length_controlled_win_rate", "length_controlled_interval"),
 }
 
 
-def tournament_table(summaries: Mapping[str, dict[str, Any]]) -> Table:
+def pairwise_table(summaries: Mapping[str, dict[str, Any]]) -> Table:
     """How answers were judged, a column for each adapter."""
     judge = next(iter(summaries.values()))["judge"]
     table = Table("answers", title=f"Judged by {escape(judge)}", title_justify="left")
     for name in summaries:
         table.add_column(Text(name or "tuned against base"), justify="right")
-    for label, key in COUNTS.items():
+    for label, key in COUNT_ROWS.items():
         table.add_row(label, *(f"{one[key]:,}" for one in summaries.values()))
     table.add_row("without a verdict", *(f"{one['prompts'] - one['judged']:,}" for one in summaries.values()))
-    for label, (key, ends) in RATES.items():
+    for label, (key, ends) in RATE_ROWS.items():
         table.add_row(label, *(_rate(one[key], one[ends]) for one in summaries.values()))
     lengths = [one["mean_characters"] for one in summaries.values()]
     table.add_row("characters, base and tuned", *(f"{one['base']:.0f}, {one['tuned']:.0f}" for one in lengths))

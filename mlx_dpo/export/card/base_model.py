@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.utils.hub_client import HubName, client, quietly
+from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, quiet_hub
 
 _IN_CACHE = re.compile(r"models--(?P<user>.+)--(?P<name>.+)")
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModelInfo:
     """A base model.
 
     Attributes:
@@ -25,11 +25,11 @@ class Base:
 
     repo_id: str | None
     revision: str | None
-    name: str
-    copied: dict[str, Any]
+    display_name: str
+    inherited_metadata: dict[str, Any]
 
 
-def base_of(model: str, *, on_hub: bool = True, ask_hub: bool = False) -> Base:
+def describe_base_model(model: str, *, may_be_hub_id: bool = True, fetch_card: bool = False) -> BaseModelInfo:
     """The base by the name it was given as --model: a folder or a Hub id. Nothing unknown is guessed.
 
     on_hub: whether the name may be one of the Hub's.
@@ -39,11 +39,11 @@ def base_of(model: str, *, on_hub: bool = True, ask_hub: bool = False) -> Base:
     if model and folder.is_dir():
         data = _metadata(folder / "README.md")
         repo_id = _cached_id(folder) or _first_id(data.get("base_model"))
-        return Base(repo_id, None, repo_id or _plain(folder.resolve().name), _copied(data))
-    name = HubName.parse(model) if on_hub else None
+        return BaseModelInfo(repo_id, None, repo_id or _plain(folder.resolve().name), _copied(data))
+    name = HubRepoRef.parse(model) if may_be_hub_id else None
     if name is None:
-        return Base(None, None, _plain(folder.name) or "a model in memory", {})
-    return Base(name.repo_id, name.revision, name.repo_id, _copied(_from_hub(name, ask_hub)))
+        return BaseModelInfo(None, None, _plain(folder.name) or "a model in memory", {})
+    return BaseModelInfo(name.repo_id, name.revision, name.repo_id, _copied(_from_hub(name, fetch_card)))
 
 
 def _plain(name: str) -> str:
@@ -61,14 +61,14 @@ def _cached_id(folder: Path) -> str | None:
 
 def _first_id(value: Any) -> str | None:
     first = value[0] if isinstance(value, list) and value else value
-    name = HubName.parse(first) if isinstance(first, str) else None
+    name = HubRepoRef.parse(first) if isinstance(first, str) else None
     return name.repo_id if name else None
 
 
-def _from_hub(name: HubName, ask_hub: bool) -> dict[str, Any]:
+def _from_hub(name: HubRepoRef, ask_hub: bool) -> dict[str, Any]:
     try:
-        with quietly():
-            fetch = client().hf_hub_download
+        with quiet_hub():
+            fetch = hub_api().hf_hub_download
             card = fetch(name.repo_id, "README.md", revision=name.revision, local_files_only=not ask_hub)
     except Exception:  # a card that can't be had costs the license line and nothing else
         return {}

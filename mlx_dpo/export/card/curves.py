@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlx_dpo.training.listener import Metrics
 
-FILE = "curves.png"
+CURVES_FILE = "curves.png"
 _REWARDS = {"rewards/chosen": "chosen", "rewards/rejected": "rejected", "rewards/margins": "margin"}
 
 

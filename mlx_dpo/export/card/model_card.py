@@ -11,17 +11,25 @@ from typing import Any
 
 import yaml
 
-from mlx_dpo.export.card.base_model import Base, base_of
-from mlx_dpo.export.card.curves import FILE as CURVES
+from mlx_dpo.export.card.base_model import BaseModelInfo, describe_base_model
+from mlx_dpo.export.card.curves import CURVES_FILE as CURVES
 from mlx_dpo.export.card.curves import draw_curves
-from mlx_dpo.export.card.training_record import on_hub, read_record
-from mlx_dpo.export.card.usage_section import how_to_run
-from mlx_dpo.export.push.upload_files import Kind, kind_of, mapping_in, shown_place, without_places
-from mlx_dpo.utils.hub_client import HubName, without_secrets
+from mlx_dpo.export.card.training_record import read_training_record, settings_on_hub
+from mlx_dpo.export.card.usage_section import usage_section
+from mlx_dpo.export.push.upload_files import (
+    FolderKind,
+    detect_folder_kind,
+    read_mapping_file,
+    strip_local_path,
+    strip_local_paths,
+)
+from mlx_dpo.utils.hub_client import HubRepoRef, redact_secrets
 
-FILE = "README.md"
-MARK = "<!-- Written by mlx-dpo, and written anew by the next push; take this line out to keep the card as it is. -->"
-METRICS = {
+CARD_FILE = "README.md"
+GENERATED_MARKER = (
+    "<!-- Written by mlx-dpo, and written anew by the next push; take this line out to keep the card as it is. -->"
+)
+METRIC_LABELS = {
     "logps/accuracies": "chosen likelier than rejected",
     "rewards/accuracies": "reward accuracy",
     "rewards/margins": "reward margin",
@@ -36,7 +44,7 @@ _RELATION = {"adapter": "adapter", "peft": "adapter", "model": "finetune"}
 
 
 @dataclass(frozen=True)
-class Known:
+class CardInputs:
     """What a card is made of; what is not known is empty, and goes unsaid.
 
     Attributes:
@@ -47,102 +55,104 @@ class Known:
         quantized: whether a model's weights are, in MLX's way.
     """
 
-    kind: Kind
+    kind: FolderKind
     name: str
     repo_id: str | None
-    base: Base
+    base: BaseModelInfo
     record: Mapping[str, Any]
-    curves: bool = False
-    quantized: bool = False
+    has_curves: bool = False
+    is_quantized: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
         """The run's config.yaml, without where things lie on this machine."""
-        return without_places(dict(self.record.get("config") or {}))
+        return strip_local_paths(dict(self.record.get("config") or {}))
 
     @property
-    def dataset(self) -> HubName | None:
+    def hub_dataset(self) -> HubRepoRef | None:
         """The data set of the Hub that was trained on, if it was one."""
         data = str((self.record.get("config") or {}).get("data") or "")
-        return HubName.parse(data) if "data" in _on_hub(self.record) else None
+        return HubRepoRef.parse(data) if "data" in _on_hub(self.record) else None
 
 
 def _on_hub(record: Mapping[str, Any]) -> list[str]:
     known = record.get("on_hub")
-    return on_hub(record.get("config") or {}) if known is None else known
+    return settings_on_hub(record.get("config") or {}) if known is None else known
 
 
-def known_of(folder: str | Path, repo_id: str | None = None, *, ask_hub: bool = False) -> Known:
+def collect_card_inputs(folder: str | Path, repo_id: str | None = None, *, fetch_base_card: bool = False) -> CardInputs:
     """What is known of a finished run's folder, or of a fused model's. Raises `UserError` where it is neither."""
     root = Path(folder)
-    kind, record = kind_of(root), read_record(root)
+    kind, record = detect_folder_kind(root), read_training_record(root)
     model = str((record.get("config") or {}).get("model") or "")
     name = repo_id.split("/")[-1] if repo_id else root.resolve().name
-    quantized = kind == "model" and "quantization" in mapping_in(root / "config.json")
-    base = base_of(model, on_hub="model" in _on_hub(record), ask_hub=ask_hub)
-    return Known(kind, name, repo_id, base, record, quantized=quantized)
+    quantized = kind == "model" and "quantization" in read_mapping_file(root / "config.json")
+    base = describe_base_model(model, may_be_hub_id="model" in _on_hub(record), fetch_card=fetch_base_card)
+    return CardInputs(kind, name, repo_id, base, record, is_quantized=quantized)
 
 
-def made_for(folder: str | Path, repo_id: str | None = None, *, ask_hub: bool = False) -> dict[str, bytes]:
+def render_card_files(
+    folder: str | Path, repo_id: str | None = None, *, fetch_base_card: bool = False
+) -> dict[str, bytes]:
     """The card and the curves of a folder by file name; nothing where its README.md is somebody's own."""
-    if not is_ours(folder):
+    if not may_overwrite_card(folder):
         return {}
-    known = known_of(folder, repo_id, ask_hub=ask_hub)
+    known = collect_card_inputs(folder, repo_id, fetch_base_card=fetch_base_card)
     curves = draw_curves(known.record.get("lines") or [])
-    known = replace(known, curves=curves is not None)
-    made = {FILE: card_text(known).encode()}
+    known = replace(known, has_curves=curves is not None)
+    made = {CARD_FILE: render_card(known).encode()}
     return made if curves is None else {**made, CURVES: curves}
 
 
-def is_ours(folder: str | Path) -> bool:
+def may_overwrite_card(folder: str | Path) -> bool:
     """Whether the card may be written: there is none, or it is one of ours, or the bare metadata that mlx-lm leaves."""
     try:
-        text = (Path(folder) / FILE).read_text(encoding="utf-8")
+        text = (Path(folder) / CARD_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return True
     except (OSError, UnicodeDecodeError):
         return False
     body = text.split("\n---", 1)[-1].strip() if text.startswith("---") else text
-    return MARK in text or not body
+    return GENERATED_MARKER in text or not body
 
 
 def write_card(folder: str | Path) -> Path:
     """Write README.md, and curves.png where matplotlib is there, into a finished run's or a fused model's folder."""
-    for name, content in made_for(folder).items():
+    for name, content in render_card_files(folder).items():
         (Path(folder) / name).write_bytes(content)
-    return Path(folder) / FILE
+    return Path(folder) / CARD_FILE
 
 
-def card_text(known: Known) -> str:
+def render_card(known: CardInputs) -> str:
     """The card as Markdown with the YAML head that the Hub reads."""
-    head = yaml.safe_dump(metadata(known), sort_keys=False, allow_unicode=True)
+    head = yaml.safe_dump(card_metadata(known), sort_keys=False, allow_unicode=True)
     parts = [
         f"# {known.name}",
         *_what(known),
         *_results(known),
         *_fused(known.record.get("fuse") or {}),
         *_how(known),
-        *how_to_run(known),
+        *usage_section(known),
         *_limits(known),
-        MARK,
+        GENERATED_MARKER,
     ]
-    return without_secrets(f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n")
+    return redact_secrets(f"---\n{head}---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def metadata(known: Known) -> dict[str, Any]:
+def card_metadata(known: CardInputs) -> dict[str, Any]:
     """The head: what the Hub lists and filters by."""
-    head: dict[str, Any] = dict(known.base.copied)
+    head: dict[str, Any] = dict(known.base.inherited_metadata)
     if known.base.repo_id:
         head |= {"base_model": known.base.repo_id, "base_model_relation": _RELATION[known.kind]}
     head["library_name"] = "peft" if known.kind == "peft" else "mlx"
     head["pipeline_tag"] = "text-generation"
     head["tags"] = list(dict.fromkeys(["mlx", "mlx-dpo", "preference-tuning", *_tags(known)]))
-    if known.dataset:
-        head["datasets"] = [known.dataset.repo_id]
+    if known.hub_dataset:
+        head["datasets"] = [known.hub_dataset.repo_id]
     return head | _model_index(known)
 
 
-def _tags(known: Known) -> Iterator[str]:
+def _tags(known: CardInputs) -> Iterator[str]:
     losses = str(known.config.get("loss") or "").split(",")
     named = (loss.partition("=")[0] for loss in losses if loss and ":" not in loss)
     yield from ("dpo" if loss == "sigmoid" else loss for loss in named)
@@ -150,28 +160,28 @@ def _tags(known: Known) -> Iterator[str]:
         yield str(known.config.get("fine_tune_type") or "lora")
 
 
-def _model_index(known: Known) -> dict[str, Any]:
+def _model_index(known: CardInputs) -> dict[str, Any]:
     after = known.record.get("after") or {}
     values = {name: after[name] for name in _INDEXED if math.isfinite(after.get(name, math.nan))}
     if not values:
         return {}
-    where = {"type": known.dataset.repo_id if known.dataset else "preference-pairs", "name": _data(known)}
-    if known.dataset and known.dataset.part:
-        where["split"] = known.dataset.part.rpartition("/")[2]
+    where = {"type": known.hub_dataset.repo_id if known.hub_dataset else "preference-pairs", "name": _data(known)}
+    if known.hub_dataset and known.hub_dataset.part:
+        where["split"] = known.hub_dataset.part.rpartition("/")[2]
     measured = [
-        {"type": name, "name": f"{METRICS[name]}, held out", "value": round(v, 4)} for name, v in values.items()
+        {"type": name, "name": f"{METRIC_LABELS[name]}, held out", "value": round(v, 4)} for name, v in values.items()
     ]
     result = {"task": {"type": "text-generation"}, "dataset": where, "metrics": measured}
     return {"model-index": [{"name": known.name, "results": [result]}]}
 
 
-def _data(known: Known) -> str:
+def _data(known: CardInputs) -> str:
     return str(known.config.get("data") or "rows in memory")
 
 
-def _what(known: Known) -> Iterator[str]:
+def _what(known: CardInputs) -> Iterator[str]:
     config, base = known.config, known.base
-    link = f"[{base.repo_id}](https://huggingface.co/{base.repo_id})" if base.repo_id else _code(base.name)
+    link = f"[{base.repo_id}](https://huggingface.co/{base.repo_id})" if base.repo_id else _code(base.display_name)
     at = f" at revision {_code(base.revision)}" if base.revision else ""
     kind = str(config.get("fine_tune_type") or "lora")
     whats = {"lora": "A LoRA adapter of", "dora": "A DoRA adapter of", "full": "All weights of the last layers of"}
@@ -182,8 +192,8 @@ def _what(known: Known) -> Iterator[str]:
     pairs = known.record.get("pairs") or {}
     count = f"{pairs['train']:,} rows of " if pairs.get("train") else ""
     data = _code(_data(known))
-    if known.dataset:
-        data = f"[{_data(known)}](https://huggingface.co/datasets/{known.dataset.repo_id})"
+    if known.hub_dataset:
+        data = f"[{_data(known)}](https://huggingface.co/datasets/{known.hub_dataset.repo_id})"
     yield (
         f"{what} {link}{at}, trained on preferences (the answer to want, the answer not to want) from {count}"
         f"{data}. Objective: {_code(config.get('loss'))}, beta {config.get('beta')}, against "
@@ -197,7 +207,7 @@ def _reference(config: Mapping[str, Any]) -> str:
     return named.get(reference, _code(reference))
 
 
-def _results(known: Known) -> Iterator[str]:
+def _results(known: CardInputs) -> Iterator[str]:
     before, after = (known.record.get(name) or {} for name in ("before", "after"))
     yield "## What it came to"
     if not after:
@@ -205,12 +215,12 @@ def _results(known: Known) -> Iterator[str]:
         return
     count = (known.record.get("pairs") or {}).get("held_out")
     lines = [f"| on {f'{count:,} ' if count else ''}held-out pairs | before | after |", "| --- | --- | --- |"]
-    for metric, name in METRICS.items():
+    for metric, name in METRIC_LABELS.items():
         if metric in after:
             lines.append(f"| {name} | {_number(before.get(metric))} | {_number(after[metric])} |")
     yield "\n".join(lines)
     yield "Rewards are beta times the log-ratio to the reference, summed over an answer's tokens."
-    if known.curves:
+    if known.has_curves:
         yield f"![Loss and rewards by step]({CURVES})"
 
 
@@ -259,13 +269,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _how(known: Known) -> Iterator[str]:
+def _how(known: CardInputs) -> Iterator[str]:
     record = known.record
     if not known.config:
         return
     yield "## How it was trained"
     if command := record.get("command"):
-        yield _fence(shlex.join(shown_place(word) for word in command), "")
+        yield _fence(shlex.join(strip_local_path(word) for word in command), "")
     facts = [f"seed {known.config.get('seed')}"]
     if record.get("steps"):
         facts.append(f"{record['steps']:,} steps of {known.config.get('batch_size')} rows")
@@ -295,9 +305,9 @@ def _fence(text: str, language: str) -> str:
     return f"{ticks}{language}\n{text.strip()}\n{ticks}"
 
 
-def _limits(known: Known) -> Iterator[str]:
+def _limits(known: CardInputs) -> Iterator[str]:
     yield "## Limits"
-    limits = [f"What holds for {known.base.name} holds here: its license, its languages, its faults."]
+    limits = [f"What holds for {known.base.display_name} holds here: its license, its languages, its faults."]
     before, after = (known.record.get(name) or {} for name in ("before", "after"))
     if after:
         limits.append(

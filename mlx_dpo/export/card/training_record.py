@@ -14,66 +14,66 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.config import read_yaml
-from mlx_dpo.data.hub_datasets import hub_name
+from mlx_dpo.data.hub_datasets import parse_hub_name
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
-from mlx_dpo.utils.hub_client import HubName, without_secrets
+from mlx_dpo.utils.hub_client import HubRepoRef, redact_secrets
 
-FILE = "training.json"
+RECORD_FILE = "training.json"
 _PACKAGES = ("mlx-dpo", "mlx", "mlx-lm")
 
 
-class Recorder(Listener):
+class TrainingRecorder(Listener):
     """Hears what a run is, and writes it down at its end."""
 
     def __init__(self, command: Sequence[str] = ()) -> None:
         """command: what was typed, where something was."""
         self.command = list(command)
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.plan = plan
 
     def write(self, result: TrainResult) -> Path:
         """Write the file into the run's folder."""
-        files = of_files(result.run)
+        files = record_from_run_files(result.run)
         told = {
-            "command": [without_secrets(word) for word in self.command],
-            "on_hub": on_hub(files.get("config") or {}),
-            "versions": versions(),
+            "command": [redact_secrets(word) for word in self.command],
+            "on_hub": settings_on_hub(files.get("config") or {}),
+            "versions": package_versions(),
             "machine": f"{platform.system()} {platform.machine()}",
             "ranks": self.plan.ranks,
             "steps": result.steps,
             "first_step": self.plan.first_step,
             "seconds": result.seconds,
-            "pairs": self.plan.pairs,
-            "trained_parameters": self.plan.trained_parameters,
-            "all_parameters": self.plan.all_parameters,
+            "pairs": self.plan.num_examples,
+            "trained_parameters": self.plan.trainable_parameters,
+            "all_parameters": self.plan.total_parameters,
             "notes": result.notes,
         }
-        file = result.run / FILE
+        file = result.run / RECORD_FILE
         file.write_text(json.dumps({**files, **told}, indent=1, ensure_ascii=False), encoding="utf-8")
         return file
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
+def read_training_record(folder: str | Path) -> dict[str, Any]:
     """What training.json says, and else what a run's other files do; empty where there is neither."""
-    file = Path(folder) / FILE
+    file = Path(folder) / RECORD_FILE
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return of_files(Path(folder))
+        return record_from_run_files(Path(folder))
     return told if isinstance(told, dict) else {}
 
 
-def carry_record(run: str | Path, model: str | Path, fuse: dict[str, Any] | None = None) -> None:
+def copy_training_record(run: str | Path, model: str | Path, fuse: dict[str, Any] | None = None) -> None:
     """Put what is known of a run beside the model that was fused of it, and what the fusing measured as `fuse`."""
-    told = read_record(run)
+    told = read_training_record(run)
     told |= {"fuse": fuse} if fuse else {}
-    (Path(model) / FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    (Path(model) / RECORD_FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def of_files(run: Path) -> dict[str, Any]:
+def record_from_run_files(run: Path) -> dict[str, Any]:
     """`config`, the held-out metrics `before` and `after`, and `lines`, all of metrics.jsonl, of a run's folder."""
     try:
         lines, config = read_metrics(run), read_yaml(run / "config.yaml")
@@ -86,18 +86,18 @@ def of_files(run: Path) -> dict[str, Any]:
     return {"config": config, "before": before, "after": after, "lines": lines, "steps": steps}
 
 
-def on_hub(config: Mapping[str, Any]) -> list[str]:
+def settings_on_hub(config: Mapping[str, Any]) -> list[str]:
     """Which of `model` and `data` are names of the Hub, seen from where the run was started."""
     model, data = (str(config.get(name) or "") for name in ("model", "data"))
     local = Path(model).expanduser().exists()
-    return [*(["model"] if not local and HubName.parse(model) else []), *(["data"] if hub_name(data) else [])]
+    return [*(["model"] if not local and HubRepoRef.parse(model) else []), *(["data"] if parse_hub_name(data) else [])]
 
 
 def _plain(line: Metrics) -> Metrics:
     return {name.removeprefix("eval_"): value for name, value in line.items()}
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of Python and the packages that a run's numbers come from, where they are installed."""
     found = {"python": sys.version.split()[0]}
     for package in _PACKAGES:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlx_dpo.export.card.model_card import Known
+    from mlx_dpo.export.card.model_card import CardInputs
 
 _CHAT = """\
 prompt = tokenizer.apply_chat_template(
@@ -15,7 +15,7 @@ prompt = tokenizer.apply_chat_template(
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256)[0]))"""
 
 
-def how_to_run(known: Known) -> Iterator[str]:
+def usage_section(known: CardInputs) -> Iterator[str]:
     """The section, part by part."""
     yield "## How to run it"
     yield from {"adapter": _adapter, "peft": _peft, "model": _model}[known.kind](known)
@@ -25,19 +25,19 @@ def _block(text: str, language: str = "") -> str:
     return f"```{language}\n{text}\n```"
 
 
-def _repo(known: Known) -> str:
+def _repo(known: CardInputs) -> str:
     return known.repo_id or f"USER/{known.name}"
 
 
-def _base(known: Known) -> str:
-    return known.base.repo_id or f"PATH/TO/{known.base.name}".replace(" ", "-")
+def _base(known: CardInputs) -> str:
+    return known.base.repo_id or f"PATH/TO/{known.base.display_name}".replace(" ", "-")
 
 
-def _download(known: Known) -> str:
+def _download(known: CardInputs) -> str:
     return f"hf download {_repo(known)} --local-dir {known.name}"
 
 
-def _adapter(known: Known) -> Iterator[str]:
+def _adapter(known: CardInputs) -> Iterator[str]:
     base, name = _base(known), known.name
     yield "With [mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac (Linux: `pip install 'mlx-lm[cpu]'`):"
     generate = f"mlx_lm.generate --model {base} --adapter-path {name} --prompt 'Your question'"
@@ -66,7 +66,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}")
 {_CHAT}"""
 
 
-def _peft(known: Known) -> Iterator[str]:
+def _peft(known: CardInputs) -> Iterator[str]:
     yield "With transformers and peft:"
     yield _block(_with_peft(_base(known), _repo(known)), "python")
     yield "With llama.cpp:"
@@ -74,7 +74,7 @@ def _peft(known: Known) -> Iterator[str]:
     yield _block(f"{_download(known)}\n{convert}\nllama-cli -m BASE.gguf --lora {known.name}.gguf")
 
 
-def _model(known: Known) -> Iterator[str]:
+def _model(known: CardInputs) -> Iterator[str]:
     yield "With [mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac (Linux: `pip install 'mlx-lm[cpu]'`):"
     yield _block(f"mlx_lm.generate --model {_repo(known)} --prompt 'Your question'")
     yield "In LM Studio on a Mac, once it is downloaded:"
@@ -82,7 +82,7 @@ def _model(known: Known) -> Iterator[str]:
     gguf = f"mlx-dpo export --format gguf --model {known.name} {known.name}.gguf\nllama-cli -m {known.name}.gguf"
     yield "With llama.cpp:"
     yield _block(f"{_download(known)}\n{gguf}")
-    if known.quantized:
+    if known.is_quantized:
         yield "Its weights are quantized as MLX has it, which transformers doesn't read."
         return
     yield "With transformers:"

@@ -9,29 +9,35 @@ from typing import Any, Literal
 
 import mlx.nn as nn
 
-from mlx_dpo.adapters.merging import adapted_layers, precision_of
+from mlx_dpo.adapters.merging import adapted_layers, layer_precision
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.evaluation.calibration import find_calibration
+from mlx_dpo.evaluation.calibration import find_calibration_set
 from mlx_dpo.export.fuse.adapted_model import AdaptedModel
-from mlx_dpo.export.fuse.bit_search import Plan, plan_at, precisions
-from mlx_dpo.export.fuse.candidate_search import Say, Trials
-from mlx_dpo.export.fuse.fuse_result import FLOOR, Fused, Row, TooLittleKept, describe
-from mlx_dpo.export.fuse.model_writer import whole_in_float, write_model
+from mlx_dpo.export.fuse.bit_search import PrecisionPlan, precision_options, uniform_plan
+from mlx_dpo.export.fuse.candidate_search import CandidateSearch, Say
+from mlx_dpo.export.fuse.fuse_result import (
+    MIN_KEPT_MARGIN,
+    FusedModelReport,
+    MarginLostError,
+    ModelMeasurement,
+    describe_bits,
+)
+from mlx_dpo.export.fuse.model_writer import unquantized_plan, write_fused_model
 from mlx_dpo.forward.model_loading import load_tokenizer
 
-Bits = Literal["auto", "same", "5", "6", "8", "none"]
+FuseBits = Literal["auto", "same", "5", "6", "8", "none"]
 
 
-def fuse(
+def fuse_adapter(
     model: str,
     adapter_path: str | Path,
     save_path: str | Path,
     *,
-    bits: Bits = "auto",
+    bits: FuseBits = "auto",
     calibrate: str | None = None,
     force: bool = False,
-    say: Say = lambda text: None,
-) -> Fused:
+    on_progress: Say = lambda text: None,
+) -> FusedModelReport:
     """Fold an adapter into its model and save a folder that mlx-lm loads.
 
     Args:
@@ -51,54 +57,59 @@ def fuse(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("this exists already", where=Where(str(target)), hint="Choose another --save-path.")
     source, tokenizer = AdaptedModel(model, Path(adapter_path)), load_tokenizer(model)
-    pairs = find_calibration(adapter_path, calibrate, tokenizer)
+    pairs = find_calibration_set(adapter_path, calibrate, tokenizer)
     if isinstance(pairs, str):
         fused = _unmeasured(source, target, bits, pairs)
     else:
-        trials = Trials(source, pairs, say)
-        plan = trials.smallest() if bits == "auto" else _forced(trials.model, bits)
-        fused = Fused(
-            target, plan, trials.rows(plan), trials.note and f"Nothing can be said of what is kept: {trials.note}."
+        trials = CandidateSearch(source, pairs, on_progress)
+        plan = trials.find_smallest_plan() if bits == "auto" else _forced(trials.model, bits)
+        fused = FusedModelReport(
+            target,
+            plan,
+            trials.measurements(plan),
+            trials.note and f"Nothing can be said of what is kept: {trials.note}.",
         )
-    if fused.row.kept is not None and not fused.row.kept >= FLOOR and not force:
-        raise TooLittleKept(fused, source.adapter)
-    say("Writing")
+    if fused.fused_model.kept is not None and not fused.fused_model.kept >= MIN_KEPT_MARGIN and not force:
+        raise MarginLostError(fused, source.adapter_path)
+    on_progress("Writing")
     size = _write(source, fused, tokenizer)
-    return replace(fused, rows=[*fused.rows[:-1], replace(fused.row, bytes=size)])
+    return replace(fused, measurements=[*fused.measurements[:-1], replace(fused.fused_model, bytes=size)])
 
 
-def _unmeasured(source: AdaptedModel, target: Path, bits: Bits, why: str) -> Fused:
+def _unmeasured(source: AdaptedModel, target: Path, bits: FuseBits, why: str) -> FusedModelReport:
     """The plan where there are no pairs to choose by."""
-    model = source.open()[0].model
-    if bits == "auto" and any(len(precisions(module)) > 1 for module in adapted_layers(model).values()):
+    model = source.load()[0].model
+    if bits == "auto" and any(len(precision_options(module)) > 1 for module in adapted_layers(model).values()):
         hint = "Give preference pairs it was not trained on with --calibrate FILE, or the bits yourself with --bits."
-        raise UserError(f"nothing to measure the fused model on: {why}", where=Where(str(source.adapter)), hint=hint)
+        raise UserError(
+            f"nothing to measure the fused model on: {why}", where=Where(str(source.adapter_path)), hint=hint
+        )
     plan = _forced(model, bits)
     note = f"Not measured: {why}. --calibrate FILE measures on other pairs."
-    return Fused(target, plan, [Row("fused", describe(plan), 0)], note)
+    return FusedModelReport(target, plan, [ModelMeasurement("fused", describe_bits(plan), 0)], note)
 
 
-def _forced(model: nn.Module, bits: Bits) -> Plan:
+def _forced(model: nn.Module, bits: FuseBits) -> PrecisionPlan:
     """The plan that `bits` names; auto where there is no choice."""
     layers = adapted_layers(model)
     if bits == "none":
-        return whole_in_float(model)
+        return unquantized_plan(model)
     if bits in ("auto", "same"):
-        return plan_at(layers, 0)
-    bases = {name: precision_of(module) for name, module in layers.items()}
+        return uniform_plan(layers, 0)
+    bases = {name: layer_precision(module) for name, module in layers.items()}
     if any(base.bits is None for base in bases.values()):
         hint = "Fuse it as it is, and quantize the result with `mlx_lm.convert -q`."
         raise UserError("the model is not quantized, so there are no bits to choose", field="bits", hint=hint)
-    return {name: base if base.bits == int(bits) else base.at(int(bits)) for name, base in bases.items()}
+    return {name: base if base.bits == int(bits) else base.with_bits(int(bits)) for name, base in bases.items()}
 
 
-def _write(source: AdaptedModel, fused: Fused, tokenizer: Any) -> int:
+def _write(source: AdaptedModel, fused: FusedModelReport, tokenizer: Any) -> int:
     """Write the folder aside and move it into place; returns the bytes of its tensors."""
     partial = fused.path.with_name(f".{fused.path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    loaded, _ = source.open()
+    loaded, _ = source.load()
     try:
-        size = write_model(partial, loaded, fused.plan, tokenizer)
+        size = write_fused_model(partial, loaded, fused.plan, tokenizer)
         if fused.path.exists():
             fused.path.rmdir()
         partial.rename(fused.path)

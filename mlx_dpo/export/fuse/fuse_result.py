@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.fuse.bit_search import Plan
-from mlx_dpo.forward.network import block_of
+from mlx_dpo.export.fuse.bit_search import PrecisionPlan
+from mlx_dpo.forward.network import block_prefix
 
-FLOOR = 0.95  # share of the adapter's margin that a fused model is to keep
-COLUMNS = ("model", "bits", "MB", "margin", "kept", "accuracy", "KL/token")
+MIN_KEPT_MARGIN = 0.95  # share of the adapter's margin that a fused model is to keep
+FUSE_TABLE_COLUMNS = ("model", "bits", "MB", "margin", "kept", "accuracy", "KL/token")
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelMeasurement:
     """A model, measured on the held-out pairs or not.
 
     Attributes:
@@ -37,12 +37,12 @@ class Row:
     kl: float | None = None
 
     @property
-    def keeps(self) -> bool:
+    def keeps_margin(self) -> bool:
         """Whether it keeps `FLOOR`, and by two standard errors more, so that it holds of other pairs too."""
-        return self.kept is not None and self.kept - 2 * (self.kept_error or 0.0) >= FLOOR
+        return self.kept is not None and self.kept - 2 * (self.kept_error or 0.0) >= MIN_KEPT_MARGIN
 
     @property
-    def cells(self) -> list[str]:
+    def table_cells(self) -> list[str]:
         """As `COLUMNS` name them."""
         numbers = ((self.margin, ".3f"), (self.kept, ".1%"), (self.accuracy, ".1%"), (self.kl, ".2g"))
         shown = ["-" if value is None else format(value, form) for value, form in numbers]
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedModelReport:
     """What was fused.
 
     Attributes:
@@ -61,41 +61,47 @@ class Fused:
     """
 
     path: Path
-    plan: Plan
-    rows: list[Row] = field(default_factory=list)
+    plan: PrecisionPlan
+    measurements: list[ModelMeasurement] = field(default_factory=list)
     note: str = ""
 
     @property
-    def row(self) -> Row:
+    def fused_model(self) -> ModelMeasurement:
         """The fused model's."""
-        return self.rows[-1]
+        return self.measurements[-1]
 
     def to_mapping(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        rows = [{k: _plain(v) for k, v in asdict(row).items()} for row in self.rows]
+        rows = [{k: _plain(v) for k, v in asdict(row).items()} for row in self.measurements]
         layers = {name: precision.to_json() for name, precision in self.plan.items()}
-        return {"path": str(self.path), "bytes": self.row.bytes, "kept": rows[-1]["kept"], "floor": FLOOR} | {
+        return {
+            "path": str(self.path),
+            "bytes": self.fused_model.bytes,
+            "kept": rows[-1]["kept"],
+            "floor": MIN_KEPT_MARGIN,
+        } | {
             "note": self.note,
             "models": rows,
             "layers": layers,
-            "blocks": by_block(self.plan),
+            "blocks": bits_by_block(self.plan),
         }
 
 
-class TooLittleKept(UserError):
+class MarginLostError(UserError):
     """A fused model that forgets too much, and was not saved; `fused` says what was measured."""
 
-    def __init__(self, fused: Fused, adapter: Path) -> None:
-        self.fused = fused
-        kept = fused.row.kept or 0.0
+    def __init__(self, fused: FusedModelReport, adapter: Path) -> None:
+        self.report = fused
+        kept = fused.fused_model.kept or 0.0
         super().__init__(
-            f"fused, the model keeps {kept:.1%} of the adapter's margin, less than {FLOOR:.0%}, and was not saved",
+            f"fused, the model keeps {kept:.1%} of the adapter's margin, less than {MIN_KEPT_MARGIN:.0%}, "
+            "and was not saved",
             hint=f"The adapter itself loses nothing: ship {adapter} beside its base model. Or use --bits auto or none, "
             "train with --fuse-bits, or save it all the same with --force.",
         )
 
 
-def describe(plan: Plan) -> str:
+def describe_bits(plan: PrecisionPlan) -> str:
     """The bits of a plan's layers: one number, or how many layers have which."""
     counts = Counter(precision.bits for precision in plan.values())
     if len(counts) == 1:
@@ -104,12 +110,12 @@ def describe(plan: Plan) -> str:
     return ", ".join(f"{_name(bits)}: {count}" for bits, count in some)
 
 
-def by_block(plan: Plan) -> dict[str, str]:
+def bits_by_block(plan: PrecisionPlan) -> dict[str, str]:
     """The bits of each block's layers, where they are not all the same."""
-    blocks: dict[str, Plan] = {}
+    blocks: dict[str, PrecisionPlan] = {}
     for name, precision in plan.items():
-        blocks.setdefault(block_of(name), {})[name] = precision
-    told = {name: describe(part) for name, part in blocks.items()}
+        blocks.setdefault(block_prefix(name), {})[name] = precision
+    told = {name: describe_bits(part) for name, part in blocks.items()}
     return told if len(set(told.values())) > 1 else {}
 
 

@@ -13,14 +13,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_dpo.adapters.merging import FLOAT, adapted_layers, fold, precision_of
-from mlx_dpo.export.fuse.bit_search import Plan
+from mlx_dpo.adapters.merging import FLOAT_PRECISION, adapted_layers, layer_precision, merge_layer
+from mlx_dpo.export.fuse.bit_search import PrecisionPlan
 from mlx_dpo.forward.model_loading import LoadedModel
 
-SHARD = 256 << 20  # bytes
+SHARD_BYTES = 256 << 20  # bytes
 
 
-def fused_tensors(model: nn.Module, plan: Plan) -> Iterator[tuple[str, mx.array]]:
+def iter_fused_tensors(model: nn.Module, plan: PrecisionPlan) -> Iterator[tuple[str, mx.array]]:
     """(name, tensor) of the fused model. All but the layers of the plan keep the base's own, bit for bit.
 
     The model is taken apart on the way, so that what was given can be let go of: keep no other hold of it.
@@ -32,11 +32,11 @@ def fused_tensors(model: nn.Module, plan: Plan) -> Iterator[tuple[str, mx.array]
     for name in list(rest):
         yield name, rest.pop(name)
     for name in list(layers):
-        folded = fold(layers.pop(name), plan[name])
+        folded = merge_layer(layers.pop(name), plan[name])
         yield from ((f"{name}.{k}", v) for k, v in tree_flatten(folded.parameters()))
 
 
-def write_tensors(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
+def write_shards(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
     """Write shards and their index as mlx-lm reads them. Returns the bytes of all tensors."""
     shards: list[list[str]] = []
     held: dict[str, mx.array] = {}
@@ -52,7 +52,7 @@ def write_tensors(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
         mx.clear_cache()
 
     for name, tensor in tensors:
-        if held and sum(v.nbytes for v in held.values()) + tensor.nbytes > SHARD:
+        if held and sum(v.nbytes for v in held.values()) + tensor.nbytes > SHARD_BYTES:
             close()
         held[name] = tensor
         total += tensor.nbytes
@@ -68,34 +68,34 @@ def write_tensors(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
     return total
 
 
-def whole_in_float(model: nn.Module) -> Plan:
+def unquantized_plan(model: nn.Module) -> PrecisionPlan:
     """A plan that leaves nothing quantized."""
     adapted = list(adapted_layers(model))
     inside = tuple(f"{name}." for name in adapted)
     quantized = [name for name, module in model.named_modules() if "scales" in module and not name.startswith(inside)]
-    return dict.fromkeys([*adapted, *quantized], FLOAT)
+    return dict.fromkeys([*adapted, *quantized], FLOAT_PRECISION)
 
 
-def fused_config(loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
+def fused_config(loaded: LoadedModel, plan: PrecisionPlan) -> dict[str, Any]:
     """config.json of the fused model: names every layer that has another precision than in the base."""
     config, modules = deepcopy(loaded.config), dict(loaded.model.named_modules())
-    changed = {name: precision for name, precision in plan.items() if precision != precision_of(modules[name])}
+    changed = {name: precision for name, precision in plan.items() if precision != layer_precision(modules[name])}
     if "quantization" in config:
         config["quantization"] |= {name: precision.to_json() for name, precision in changed.items()}
-    if plan == whole_in_float(loaded.model):
+    if plan == unquantized_plan(loaded.model):
         for key in ("quantization", "quantization_config"):
             config.pop(key, None)
     return config
 
 
-def write_model(folder: Path, loaded: LoadedModel, plan: Plan, tokenizer: Any) -> int:
+def write_fused_model(folder: Path, loaded: LoadedModel, plan: PrecisionPlan, tokenizer: Any) -> int:
     """Write a model folder; the model with the adapter on it is taken apart. Returns the bytes of its tensors."""
     from mlx_lm.utils import save_config
 
     config = fused_config(loaded, plan)
     vision = "vision_tower" in loaded.model.get("model", {})  # as in mlx-lm's `save`
     folder.mkdir(parents=True)
-    size = write_tensors(folder, fused_tensors(loaded.model, plan))
+    size = write_shards(folder, iter_fused_tensors(loaded.model, plan))
     save_config(config, folder / "config.json", keep_vision_config=vision)
     tokenizer.save_pretrained(folder)
     for file in [*loaded.path.glob("*.py"), *loaded.path.glob("generation_config.json")]:

@@ -16,19 +16,25 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.gguf.gguf_families import WRAPPER, Described, add_parameters, rope_factors, row_order
+from mlx_dpo.export.gguf.gguf_families import (
+    TEXT_MODEL_PREFIX,
+    GGUFModelDescription,
+    add_parameters,
+    rope_factors,
+    rope_row_permutation,
+)
 from mlx_dpo.export.gguf.gguf_tokenizer import add_tokenizer
-from mlx_dpo.export.peft.lora_factors import read_factors, refuse_layers
+from mlx_dpo.export.peft.lora_factors import load_adapter_factors, reject_layers
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.utils.atomic_write import write_new
 
-Kind = Literal["f16", "q8_0"]
+GGUFMatrixType = Literal["f16", "q8_0"]
 CHUNK = 2**22  # elements converted at a time
-BLOCK = 32  # of Q8_0; rows of another length stay float16
+Q8_0_BLOCK = 32  # of Q8_0; rows of another length stay float16
 
 
 @dataclass(frozen=True)
-class Weight:
+class TensorSource:
     """One tensor, read when its rows are asked for.
 
     Attributes:
@@ -39,19 +45,22 @@ class Weight:
     """
 
     shape: tuple[int, ...]
-    read: Callable[[Any], mx.array]
-    order: np.ndarray | None = None
-    plus: float = 0.0
+    read_rows: Callable[[Any], mx.array]
+    row_permutation: np.ndarray | None = None
+    offset: float = 0.0
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Its rows in float32, a few million elements at a time."""
         step = max(1, CHUNK * self.shape[0] // int(np.prod(self.shape)))
         for start in range(0, self.shape[0], step):
             which = slice(start, start + step)
-            yield np.array(self.read(which if self.order is None else mx.array(self.order[which])) + self.plus)
+            yield np.array(
+                self.read_rows(which if self.row_permutation is None else mx.array(self.row_permutation[which]))
+                + self.offset
+            )
 
 
-def write_gguf(model: str | Path, file: str | Path, kind: Kind = "f16") -> Path:
+def write_gguf(model: str | Path, file: str | Path, matrix_type: GGUFMatrixType = "f16") -> Path:
     """Write a model with its tokenizer and chat template as one GGUF file.
 
     Matrices become float16, or Q8_0 (blocks of 32 8-bit numbers with a float16 scale); norms and biases float32.
@@ -64,21 +73,21 @@ def write_gguf(model: str | Path, file: str | Path, kind: Kind = "f16") -> Path:
     Raises:
         UserError: something given is wrong, or llama.cpp can't compute what this model does.
     """
-    gguf = require_gguf()
+    gguf = import_gguf()
     loaded = load_model(str(model), lazy=True)
-    described = Described.of(loaded)
+    described = GGUFModelDescription.from_loaded_model(loaded)
     weights = _model_weights(loaded.model, described)
     rows = weights["token_embd.weight"].shape[0]
     writer = gguf.GGUFWriter(None, described.family.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(Path(model).resolve().name)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"])
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{matrix_type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_parameters(writer, described)
     writer.add_vocab_size(rows)
     add_tokenizer(writer, load_tokenizer(str(model)), rows, described.where)
     del loaded  # its weights would stay in memory once they are read
-    _write(writer, file, weights, kind, described.where)
+    _write(writer, file, weights, matrix_type, described.where)
     return Path(file)
 
 
@@ -88,18 +97,18 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
     Raises:
         UserError: something given is wrong, or llama.cpp can't hold it.
     """
-    gguf = require_gguf()
-    adapter, where = read_factors(str(model), adapter_path), Where(str(adapter_path))
+    gguf = import_gguf()
+    adapter, where = load_adapter_factors(str(model), adapter_path), Where(str(adapter_path))
     if adapter.spec.fine_tune_type == "dora":
         hint = "Fuse it into the model, and write that with --format gguf."
         raise UserError("llama.cpp's adapters are LoRA only, and this is DoRA", where=where, hint=hint)
-    described = Described.of(adapter.model)
+    described = GGUFModelDescription.from_loaded_model(adapter.loaded_model)
     names = _names([f"{name}.weight" for name in adapter.layers], described)
     weights = {}
     for name, factors in adapter.layers.items():
-        weights[f"{names[f'{name}.weight']}.lora_a"] = _plain(factors.a.T)
-        order = row_order(f"{name}.weight", factors.b.shape[1], described)
-        weights[f"{names[f'{name}.weight']}.lora_b"] = replace(_plain(factors.b.T), order=order)
+        weights[f"{names[f'{name}.weight']}.lora_a"] = _plain(factors.lora_a.T)
+        order = rope_row_permutation(f"{name}.weight", factors.lora_b.shape[1], described)
+        weights[f"{names[f'{name}.weight']}.lora_b"] = replace(_plain(factors.lora_b.T), row_permutation=order)
     writer = gguf.GGUFWriter(None, described.family.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -108,7 +117,7 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
     return Path(file)
 
 
-def require_gguf() -> Any:
+def import_gguf() -> Any:
     """The package that writes the files. Raises `UserError` where it is not installed."""
     try:
         import gguf
@@ -121,9 +130,9 @@ def require_gguf() -> Any:
 # What is written
 
 
-def _model_weights(model: nn.Module, described: Described) -> dict[str, Weight]:
+def _model_weights(model: nn.Module, described: GGUFModelDescription) -> dict[str, TensorSource]:
     """All weights of a model by llama.cpp's names, in its order and with its conventions."""
-    own: dict[str, Weight] = {}
+    own: dict[str, TensorSource] = {}
     for name, module in reversed(model.named_modules()):  # which names the last first
         tensors = {key: value for key, value in module.items() if isinstance(value, mx.array)}
         if "scales" in tensors:
@@ -134,8 +143,8 @@ def _model_weights(model: nn.Module, described: Described) -> dict[str, Weight]:
     weights = {
         names[name]: replace(
             weight,
-            order=row_order(name, weight.shape[0], described),
-            plus=float(described.family.norms_plus_one and name.endswith("norm.weight")),
+            row_permutation=rope_row_permutation(name, weight.shape[0], described),
+            offset=float(described.family.adds_one_to_norms and name.endswith("norm.weight")),
         )
         for name, weight in own.items()
     }
@@ -144,11 +153,11 @@ def _model_weights(model: nn.Module, described: Described) -> dict[str, Weight]:
     return weights
 
 
-def _plain(tensor: mx.array) -> Weight:
-    return Weight(tensor.shape, lambda which: tensor[which].astype(mx.float32))
+def _plain(tensor: mx.array) -> TensorSource:
+    return TensorSource(tensor.shape, lambda which: tensor[which].astype(mx.float32))
 
 
-def _dequantized(module: nn.Module) -> Weight:
+def _dequantized(module: nn.Module) -> TensorSource:
     packed, scales, biases = module["weight"], module["scales"], module.get("biases")
     bits, others = module.bits, {"group_size": module.group_size, "mode": module.mode}
     others["global_scale"] = module.get("global_scale")
@@ -159,24 +168,26 @@ def _dequantized(module: nn.Module) -> Weight:
         of_rows = (scales[which].astype(mx.float32), biases[which].astype(mx.float32))  # nothing rounded to bfloat16
         return mx.dequantize(packed[which], *of_rows, bits=bits, **others)
 
-    return Weight((packed.shape[0], packed.shape[1] * 32 // bits), read)
+    return TensorSource((packed.shape[0], packed.shape[1] * 32 // bits), read)
 
 
-def _names(own: Iterable[str], described: Described) -> dict[str, str]:
+def _names(own: Iterable[str], described: GGUFModelDescription) -> dict[str, str]:
     """llama.cpp's names of tensors. Raises `UserError` naming those it has no place for."""
-    gguf = require_gguf()
+    gguf = import_gguf()
     architecture = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == described.family.architecture)
-    table = gguf.get_tensor_name_map(architecture, described.args.num_hidden_layers)
-    names = {name: table.get_name(name.removeprefix(WRAPPER), try_suffixes=(".weight", ".bias")) for name in own}
+    table = gguf.get_tensor_name_map(architecture, described.model_args.num_hidden_layers)
+    names = {
+        name: table.get_name(name.removeprefix(TEXT_MODEL_PREFIX), try_suffixes=(".weight", ".bias")) for name in own
+    }
     why = f"llama.cpp's {described.family.architecture} has no place for"
-    refuse_layers([name for name, other in names.items() if other is None], why, described.where)
+    reject_layers([name for name, other in names.items() if other is None], why, described.where)
     return names
 
 
 # How it is written
 
 
-def _write(writer: Any, file: str | Path, weights: dict[str, Weight], kind: str, where: Where) -> None:
+def _write(writer: Any, file: str | Path, weights: dict[str, TensorSource], kind: str, where: Where) -> None:
     """Write a file aside, tensor by tensor; `weights` is empty afterwards."""
     types = {name: _type(name, weight, kind) for name, weight in weights.items()}
     for name, weight in weights.items():
@@ -196,13 +207,13 @@ def _write(writer: Any, file: str | Path, weights: dict[str, Weight], kind: str,
             writer.close()
 
 
-def _type(name: str, weight: Weight, kind: str) -> Any:
+def _type(name: str, weight: TensorSource, kind: str) -> Any:
     """The gguf.GGMLQuantizationType that llama.cpp expects of such a tensor."""
     from gguf import GGMLQuantizationType
 
     if len(weight.shape) == 1:
         return GGMLQuantizationType.F32
-    if kind == "q8_0" and weight.shape[-1] % BLOCK:
+    if kind == "q8_0" and weight.shape[-1] % Q8_0_BLOCK:
         return GGMLQuantizationType.F16
     return GGMLQuantizationType[kind.upper()]
 

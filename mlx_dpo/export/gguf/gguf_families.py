@@ -17,7 +17,7 @@ from mlx_dpo.forward.model_loading import LoadedModel
 
 
 @dataclass(frozen=True)
-class Family:
+class GGUFFamily:
     """How a file holds the models of one mlx-lm type.
 
     Attributes:
@@ -27,78 +27,80 @@ class Family:
     """
 
     architecture: str
-    adjacent: bool = False
-    norms_plus_one: bool = False
+    interleaved_rope: bool = False
+    adds_one_to_norms: bool = False
 
 
-FAMILIES = {
-    "llama": Family("llama", adjacent=True),
-    "mistral": Family("llama", adjacent=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3"),
-    "gemma": Family("gemma", norms_plus_one=True),
-    "gemma2": Family("gemma2", norms_plus_one=True),
-    "gemma3_text": Family("gemma3", norms_plus_one=True),
-    "gemma3": Family("gemma3", norms_plus_one=True),
+GGUF_FAMILIES = {
+    "llama": GGUFFamily("llama", interleaved_rope=True),
+    "mistral": GGUFFamily("llama", interleaved_rope=True),
+    "qwen2": GGUFFamily("qwen2"),
+    "qwen3": GGUFFamily("qwen3"),
+    "gemma": GGUFFamily("gemma", adds_one_to_norms=True),
+    "gemma2": GGUFFamily("gemma2", adds_one_to_norms=True),
+    "gemma3_text": GGUFFamily("gemma3", adds_one_to_norms=True),
+    "gemma3": GGUFFamily("gemma3", adds_one_to_norms=True),
 }
-WRAPPER = "language_model."  # around the text model of one that sees images too
-GEMMA3_PATTERN = 6  # every sixth layer looks further than the window; llama.cpp has it built in
+TEXT_MODEL_PREFIX = "language_model."  # around the text model of one that sees images too
+GEMMA3_SLIDING_WINDOW_PATTERN = 6  # every sixth layer looks further than the window; llama.cpp has it built in
 
 
 @dataclass(frozen=True)
-class Described:
+class GGUFModelDescription:
     """A model with its family, and its parameters as mlx-lm resolved them from config.json."""
 
-    family: Family
-    args: Any
+    family: GGUFFamily
+    model_args: Any
     head_dim: int
-    context: int
-    window: int
+    context_length: int
+    sliding_window: int
     where: Where
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> Described:
+    def from_loaded_model(cls, loaded: LoadedModel) -> GGUFModelDescription:
         """Raises `UserError` where the type is not in the table, or llama.cpp would compute something else."""
         where, kind = Where(str(loaded.path)), loaded.config["model_type"]
-        if kind not in FAMILIES:
-            known = ", ".join(FAMILIES)
+        if kind not in GGUF_FAMILIES:
+            known = ", ".join(GGUF_FAMILIES)
             raise UserError(
                 f"models of type {kind!r} can't be written as GGUF", where=where, hint=f"Known are {known}."
             )
         args = loaded.model.language_model.args if kind == "gemma3" else loaded.model.args
         text = loaded.config | loaded.config.get("text_config", {})
         described = cls(
-            family=FAMILIES[kind],
-            args=args,
+            family=GGUF_FAMILIES[kind],
+            model_args=args,
             head_dim=getattr(args, "head_dim", None) or args.hidden_size // args.num_attention_heads,
-            context=getattr(args, "max_position_embeddings", None) or text.get("max_position_embeddings") or 8192,
-            window=text.get("sliding_window") or 4096,
+            context_length=getattr(args, "max_position_embeddings", None)
+            or text.get("max_position_embeddings")
+            or 8192,
+            sliding_window=text.get("sliding_window") or 4096,
             where=where,
         )
         described._require_the_same_computation()
         return described
 
     @property
-    def rope(self) -> dict[str, Any]:
+    def rope_scaling(self) -> dict[str, Any]:
         """The scaling of rotary positions, with its kind as `type`; empty for none."""
-        scaling = getattr(self.args, "rope_scaling", None) or {}
+        scaling = getattr(self.model_args, "rope_scaling", None) or {}
         kind = scaling.get("type") or scaling.get("rope_type", "default")
         return {} if kind == "default" else {**scaling, "type": kind}
 
     @property
-    def adjacent(self) -> bool:
+    def permutes_rope_rows(self) -> bool:
         """Whether rows of q and k are to be brought into llama.cpp's order."""
-        return self.family.adjacent and not getattr(self.args, "rope_traditional", False)
+        return self.family.interleaved_rope and not getattr(self.model_args, "rope_traditional", False)
 
     def _require_the_same_computation(self) -> None:
-        args = self.args
-        if self.rope and self.rope["type"] not in ("linear", "llama3", "yarn"):
-            self._refuse(f"its rotary scaling {self.rope['type']!r}")
-        if getattr(args, "rope_traditional", False) and not self.family.adjacent:
+        args = self.model_args
+        if self.rope_scaling and self.rope_scaling["type"] not in ("linear", "llama3", "yarn"):
+            self._refuse(f"its rotary scaling {self.rope_scaling['type']!r}")
+        if getattr(args, "rope_traditional", False) and not self.family.interleaved_rope:
             self._refuse("its rope_traditional")
         if "sliding_attention" in (getattr(args, "layer_types", None) or []):
             self._refuse("its sliding window")
-        if self.family.architecture == "gemma3" and args.sliding_window_pattern != GEMMA3_PATTERN:
+        if self.family.architecture == "gemma3" and args.sliding_window_pattern != GEMMA3_SLIDING_WINDOW_PATTERN:
             self._refuse(f"its sliding_window_pattern {args.sliding_window_pattern}")
         scalar = getattr(args, "query_pre_attn_scalar", self.head_dim)
         large = (self.family.architecture, args.num_hidden_layers) in (("gemma2", 46), ("gemma3", 62))
@@ -109,11 +111,11 @@ class Described:
         raise UserError(f"llama.cpp's {self.family.architecture} can't do {what}", where=self.where)
 
 
-def add_parameters(writer: Any, model: Described) -> None:
+def add_parameters(writer: Any, model: GGUFModelDescription) -> None:
     """Write what llama.cpp builds the network from. `writer` is a gguf.GGUFWriter."""
-    args = model.args
+    args = model.model_args
     writer.add_block_count(args.num_hidden_layers)
-    writer.add_context_length(model.context)
+    writer.add_context_length(model.context_length)
     writer.add_embedding_length(args.hidden_size)
     writer.add_feed_forward_length(args.intermediate_size)
     writer.add_head_count(args.num_attention_heads)
@@ -126,11 +128,11 @@ def add_parameters(writer: Any, model: Described) -> None:
     if model.family.architecture == "gemma2":
         writer.add_attn_logit_softcapping(args.attn_logit_softcapping)
         writer.add_final_logit_softcapping(args.final_logit_softcapping)
-        writer.add_sliding_window(model.window)  # which mlx-lm leaves out: the two part on longer texts
+        writer.add_sliding_window(model.sliding_window)  # which mlx-lm leaves out: the two part on longer texts
     if model.family.architecture == "gemma3":
         writer.add_sliding_window(args.sliding_window)  # the args' own, which may be a default
         writer.add_rope_freq_base_swa(args.rope_local_base_freq)
-    _add_rope_scaling(writer, model.rope)
+    _add_rope_scaling(writer, model.rope_scaling)
 
 
 def _add_rope_scaling(writer: Any, rope: dict[str, Any]) -> None:
@@ -144,19 +146,19 @@ def _add_rope_scaling(writer: Any, rope: dict[str, Any]) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
-def rope_factors(model: nn.Module, described: Described) -> mx.array | None:
+def rope_factors(model: nn.Module, described: GGUFModelDescription) -> mx.array | None:
     """What Llama 3 divides each of its frequencies by [head_dim / 2], or None for other models."""
-    if described.rope.get("type") != "llama3":
+    if described.rope_scaling.get("type") != "llama3":
         return None
     dims = described.head_dim
-    plain = described.args.rope_theta ** (np.arange(0, dims, 2) / dims)
+    plain = described.model_args.rope_theta ** (np.arange(0, dims, 2) / dims)
     return mx.array(np.array(model.layers[0].self_attn.rope._freqs, np.float64) / plain, mx.float32)
 
 
-def row_order(name: str, rows: int, described: Described) -> np.ndarray | None:
+def rope_row_permutation(name: str, rows: int, described: GGUFModelDescription) -> np.ndarray | None:
     """The order [rows] that llama.cpp wants the rows of a q or k tensor in, or None where it is mlx-lm's."""
-    heads = {"q_proj": described.args.num_attention_heads, "k_proj": described.args.num_key_value_heads}
+    heads = {"q_proj": described.model_args.num_attention_heads, "k_proj": described.model_args.num_key_value_heads}
     layer = name.split(".")[-2]
-    if layer not in heads or not described.adjacent:
+    if layer not in heads or not described.permutes_rope_rows:
         return None
     return np.arange(rows).reshape(heads[layer], 2, -1).swapaxes(1, 2).reshape(-1)

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlx_dpo.errors import UserError, Where
 
-SPACE = "▁"  # SentencePiece's
+SENTENCEPIECE_SPACE = "▁"  # SentencePiece's
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,7 +38,7 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GGUFVocabulary:
     """Tokens [vocabulary], each with its gguf.TokenType, and what joins them.
 
     Attributes:
@@ -50,13 +50,13 @@ class Vocabulary:
 
     tokens: list[str]
     types: list[int]
-    pre: str = "default"
+    pre_tokenizer: str = "default"
     merges: list[str] | None = None
     scores: list[float] | None = None
-    space_first: bool = False
+    add_space_prefix: bool = False
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, rows: int, where: Where) -> None:
+def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, where: Where) -> None:
     """Write a tokenizer to a gguf.GGUFWriter.
 
     Args:
@@ -66,17 +66,17 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int, where: Where) -> None:
     Raises:
         UserError: llama.cpp has no such tokenizer.
     """
-    vocabulary = read_vocabulary(tokenizer, rows, where)
+    vocabulary = read_vocabulary(tokenizer, vocab_size, where)
     writer.add_tokenizer_model("llama" if vocabulary.merges is None else "gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
     if vocabulary.scores is not None:
         writer.add_token_scores(vocabulary.scores)
-        writer.add_add_space_prefix(vocabulary.space_first)
-    _add_special_tokens(writer, tokenizer, rows)
+        writer.add_add_space_prefix(vocabulary.add_space_prefix)
+    _add_special_tokens(writer, tokenizer, vocab_size)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
@@ -96,7 +96,7 @@ def _add_special_tokens(writer: Any, tokenizer: Any, rows: int) -> None:
     writer.add_add_eos_token(len(ids) > 1 and ids[-1] == numbers["eos"])
 
 
-def read_vocabulary(tokenizer: Any, rows: int, where: Where) -> Vocabulary:
+def read_vocabulary(tokenizer: Any, vocab_size: int, where: Where) -> GGUFVocabulary:
     """What llama.cpp is to know of a tokenizer; see `add_tokenizer`."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -109,19 +109,19 @@ def read_vocabulary(tokenizer: Any, rows: int, where: Where) -> Vocabulary:
     added = {token["id"]: token for token in told["added_tokens"]}
     bytes_as_tokens = bool(model.get("byte_fallback"))
     unknown = tokenizer.unk_token if bytes_as_tokens else None  # elsewhere it is a token of use, as Qwen's end of text
-    tokens = [names.get(number, f"[PAD{number}]") for number in range(rows)]
-    types = [_type(names.get(number), added.get(number), unknown, bytes_as_tokens) for number in range(rows)]
+    tokens = [names.get(number, f"[PAD{number}]") for number in range(vocab_size)]
+    types = [_type(names.get(number), added.get(number), unknown, bytes_as_tokens) for number in range(vocab_size)]
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     if not bytes_as_tokens:
         _require_no_normalizer(told.get("normalizer"), where)
         pre = _pre_tokenizer(told["pre_tokenizer"], bool(model.get("ignore_merges")), where)
-        return Vocabulary(tokens, types, pre=pre, merges=[f"{left} {right}" for left, right in merges])
+        return GGUFVocabulary(tokens, types, pre_tokenizer=pre, merges=[f"{left} {right}" for left, right in merges])
     scores = _scores(merges, set(model["vocab"]) - {token["content"] for token in added.values()}, where)
-    return Vocabulary(
-        tokens=[t.replace(SPACE, " ") if number in added else t for number, t in enumerate(tokens)],
+    return GGUFVocabulary(
+        tokens=[t.replace(SENTENCEPIECE_SPACE, " ") if number in added else t for number, t in enumerate(tokens)],
         types=types,
-        scores=[scores.get(names.get(number, ""), 0.0) for number in range(rows)],
-        space_first=_space_first(told, tokenizer, where),
+        scores=[scores.get(names.get(number, ""), 0.0) for number in range(vocab_size)],
+        add_space_prefix=_space_first(told, tokenizer, where),
     )
 
 
@@ -201,8 +201,8 @@ def _space_first(told: dict[str, Any], tokenizer: Any, where: Where) -> bool:
     normalizer, pre = told.get("normalizer"), told.get("pre_tokenizer")
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     for step in steps:
-        prepends = step == {"type": "Prepend", "prepend": SPACE}
-        if not prepends and step != {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}:
+        prepends = step == {"type": "Prepend", "prepend": SENTENCEPIECE_SPACE}
+        if not prepends and step != {"type": "Replace", "pattern": {"String": " "}, "content": SENTENCEPIECE_SPACE}:
             raise UserError(f"llama.cpp can't do the {step['type']} of its tokenizer", where=where)
     if pre and not (pre["type"] == "Metaspace" or (pre["type"] == "Split" and pre["pattern"] == {"String": " "})):
         raise UserError(f"llama.cpp can't do the {pre['type']} of its tokenizer", where=where)

@@ -10,17 +10,17 @@ import mlx.nn as nn
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 
-from mlx_dpo.adapters.adapter_folder import put_tensors, read_adapter
-from mlx_dpo.adapters.attach import attach
+from mlx_dpo.adapters.adapter_folder import read_adapter, set_tensors
+from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.forward.model_loading import LoadedModel, load_model
 
-SHOWN = 3
+MAX_LISTED_LAYERS = 3
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoraFactors:
     """What is added to one linear layer: W + scale (A B)^T, its rows then brought to DoRA's magnitude if there is one.
 
     Attributes:
@@ -29,13 +29,13 @@ class Factors:
         m: magnitude [outputs], or None for plain LoRA.
     """
 
-    a: mx.array
-    b: mx.array
-    m: mx.array | None = None
+    lora_a: mx.array
+    lora_b: mx.array
+    magnitude: mx.array | None = None
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterFactors:
     """An adapter with its model, whose weights are read only where they are used.
 
     Attributes:
@@ -43,12 +43,12 @@ class Adapter:
         layers: the factors of every adapted linear layer, by its name in the model.
     """
 
-    model: LoadedModel
+    loaded_model: LoadedModel
     spec: AdapterSpec
-    layers: dict[str, Factors]
+    layers: dict[str, LoraFactors]
 
 
-def read_factors(model: str, adapter_path: str | Path) -> Adapter:
+def load_adapter_factors(model: str, adapter_path: str | Path) -> AdapterFactors:
     """The adapter folder of a run, or of mlx-lm.
 
     Raises:
@@ -60,23 +60,23 @@ def read_factors(model: str, adapter_path: str | Path) -> Adapter:
         hint = "`mlx-dpo fuse` makes a model folder of it."
         raise UserError("this run trained the model's own weights: it has no adapter", where=where, hint=hint)
     loaded = load_model(model, lazy=True)
-    spec = attach(loaded.model, spec)
-    put_tensors(loaded.model, tensors, where)
+    spec = attach_adapter(loaded.model, spec)
+    set_tensors(loaded.model, tensors, where)
     adapted = {name: module for name, module in loaded.model.named_modules() if "lora_a" in module}
-    refuse_layers(
+    reject_layers(
         [name for name, module in adapted.items() if not isinstance(module, (LoRALinear, DoRALinear))],
         "what is adapted is not a linear layer (experts, embeddings), which only mlx-lm's adapters can hold",
         where,
     )
-    return Adapter(loaded, spec, {name: _factors(module) for name, module in adapted.items()})
+    return AdapterFactors(loaded, spec, {name: _factors(module) for name, module in adapted.items()})
 
 
-def _factors(module: nn.Module) -> Factors:
-    return Factors(module.lora_a, module.lora_b, module.get("m"))
+def _factors(module: nn.Module) -> LoraFactors:
+    return LoraFactors(module.lora_a, module.lora_b, module.get("m"))
 
 
-def refuse_layers(names: list[str], why: str, where: Where, hint: str | None = None) -> None:
+def reject_layers(names: list[str], reason: str, where: Where, hint: str | None = None) -> None:
     """Raises `UserError` naming the first of them, if there are any."""
     if names:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        raise UserError(f"{why}: {', '.join(names[:SHOWN])}{more}", where=where, hint=hint)
+        more = f" and {len(names) - MAX_LISTED_LAYERS} more" if len(names) > MAX_LISTED_LAYERS else ""
+        raise UserError(f"{reason}: {', '.join(names[:MAX_LISTED_LAYERS])}{more}", where=where, hint=hint)

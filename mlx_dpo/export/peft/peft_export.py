@@ -19,44 +19,44 @@ from yaml import YAMLError
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.peft.lora_factors import Factors, read_factors, refuse_layers
+from mlx_dpo.export.peft.lora_factors import LoraFactors, load_adapter_factors, reject_layers
 from mlx_dpo.forward.model_loading import LoadedModel
 from mlx_dpo.utils.atomic_write import write_new
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
 
 # Model types whose linear layers have the same names in mlx-lm and in transformers; tests/export/test_peft_live.py
 # holds the logits of each against PEFT's.
 # fmt: off
-SAME_NAMES = frozenset({
+SAME_LAYER_NAMES = frozenset({
     "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "helium", "llama", "mistral",
     "mixtral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
 })
 # fmt: on
 # How the names of the text model's layers start in transformers, for types where mlx-lm's start with INNER.
-INNER = "language_model.model."
-WRAPPED = {"gemma3": "model.language_model.", "qwen3_5": "model."}
+TEXT_LAYERS_PREFIX = "language_model.model."
+TRANSFORMERS_PREFIXES = {"gemma3": "model.language_model.", "qwen3_5": "model."}
 ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")  # no linear layers in transformers
 
 
-def peft_name(kind: str, name: str) -> str:
+def transformers_layer_name(model_type: str, name: str) -> str:
     """What a linear layer of a model of this type is called in transformers."""
-    if kind not in WRAPPED:
+    if model_type not in TRANSFORMERS_PREFIXES:
         return name
-    if name.startswith(INNER):
-        return WRAPPED[kind] + name.removeprefix(INNER)
+    if name.startswith(TEXT_LAYERS_PREFIX):
+        return TRANSFORMERS_PREFIXES[model_type] + name.removeprefix(TEXT_LAYERS_PREFIX)
     return name.removeprefix("language_model.")
 
 
-def require_known_names(loaded: LoadedModel) -> str:
+def require_supported_model_type(loaded: LoadedModel) -> str:
     """The model's type. Raises `UserError` where its layers' names in transformers are not known."""
     kind = loaded.config["model_type"]
-    if kind not in SAME_NAMES and kind not in WRAPPED:
+    if kind not in SAME_LAYER_NAMES and kind not in TRANSFORMERS_PREFIXES:
         raise UserError(
             f"which layers of a model of type {kind!r} are which in transformers is not known here",
             where=Where(str(loaded.path)),
-            hint=f"Known are {', '.join(sorted(SAME_NAMES | WRAPPED.keys()))}.",
+            hint=f"Known are {', '.join(sorted(SAME_LAYER_NAMES | TRANSFORMERS_PREFIXES.keys()))}.",
         )
     return kind
 
@@ -74,44 +74,48 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     Raises:
         UserError: something given is wrong, or PEFT can't hold it.
     """
-    adapter = read_factors(model, adapter_path)
+    adapter = load_adapter_factors(model, adapter_path)
     where = Where(str(adapter_path))
-    kind = require_known_names(adapter.model)
-    refuse_layers([n for n in adapter.layers if n.endswith(ROUTERS)], "PEFT can't adapt the router of experts", where)
-    whole = {peft_name(kind, name): factors for name, factors in adapter.layers.items()}
+    kind = require_supported_model_type(adapter.loaded_model)
+    reject_layers([n for n in adapter.layers if n.endswith(ROUTERS)], "PEFT can't adapt the router of experts", where)
+    whole = {transformers_layer_name(kind, name): factors for name, factors in adapter.layers.items()}
     trimmed = {name: _trimmed(factors) for name, factors in whole.items()}
-    layers = {name: factors for name, factors in trimmed.items() if factors.a.shape[1]}
+    layers = {name: factors for name, factors in trimmed.items() if factors.lora_a.shape[1]}
     if not layers:
         raise UserError("this adapter is zero in every layer", where=where)
-    config = _config(adapter.spec, layers, list(whole), base_model or _base_of(adapter.model.path, model))
+    config = _config(adapter.spec, layers, list(whole), base_model or _base_of(adapter.loaded_model.path, model))
     with write_new(save_path) as folder:
         folder.mkdir()
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        mx.save_safetensors(str(folder / WEIGHTS), _to_peft(layers), metadata={"format": "pt"})
+        (folder / PEFT_CONFIG_FILE).write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        mx.save_safetensors(str(folder / PEFT_WEIGHTS_FILE), _to_peft(layers), metadata={"format": "pt"})
     return Path(save_path)
 
 
-def _trimmed(factors: Factors) -> Factors:
-    used = mx.any(factors.a != 0, axis=0) | mx.any(factors.b != 0, axis=1)
+def _trimmed(factors: LoraFactors) -> LoraFactors:
+    used = mx.any(factors.lora_a != 0, axis=0) | mx.any(factors.lora_b != 0, axis=1)
     rank = int(mx.max(mx.where(used, mx.arange(1, used.size + 1), 0)))
-    if factors.m is not None:
+    if factors.magnitude is not None:
         rank = max(rank, 1)  # PEFT has no layer of rank 0, and DoRA's magnitude counts without one
-    return Factors(factors.a[:, :rank], factors.b[:rank], factors.m)
+    return LoraFactors(factors.lora_a[:, :rank], factors.lora_b[:rank], factors.magnitude)
 
 
-def _to_peft(layers: Mapping[str, Factors]) -> Tensors:
+def _to_peft(layers: Mapping[str, LoraFactors]) -> Tensors:
     tensors = {}
     for name, factors in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = mx.contiguous(factors.a.T)
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = mx.contiguous(factors.b.T)
-        if factors.m is not None:
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.m
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = mx.contiguous(factors.lora_a.T)
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = mx.contiguous(factors.lora_b.T)
+        if factors.magnitude is not None:
+            tensors[f"{PEFT_PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude
     return tensors
 
 
-def _config(spec: AdapterSpec, layers: Mapping[str, Factors], before_trimming: list[str], base: str) -> dict[str, Any]:
+def _config(
+    spec: AdapterSpec, layers: Mapping[str, LoraFactors], before_trimming: list[str], base: str
+) -> dict[str, Any]:
     """PEFT's LoraConfig for these layers."""
-    ranks = {name: factors.a.shape[1] for name, factors in layers.items()}
+    ranks = {name: factors.lora_a.shape[1] for name, factors in layers.items()}
     rank = max(ranks.values())
     others = {name: r for name, r in ranks.items() if r != rank}
     return {

@@ -12,19 +12,25 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.adapters.adapter_folder import read_tensors
-from mlx_dpo.adapters.attach import attach, trainable
+from mlx_dpo.adapters.adapter_folder import read_safetensors
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.peft.lora_factors import Factors, refuse_layers
-from mlx_dpo.export.peft.peft_export import CONFIG, PREFIX, WEIGHTS, peft_name, require_known_names
+from mlx_dpo.export.peft.lora_factors import LoraFactors, reject_layers
+from mlx_dpo.export.peft.peft_export import (
+    PEFT_CONFIG_FILE,
+    PEFT_PREFIX,
+    PEFT_WEIGHTS_FILE,
+    require_supported_model_type,
+    transformers_layer_name,
+)
 from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.utils.atomic_write import write_new
 from mlx_dpo.utils.json_files import read_json
 
 # Options of PEFT's LoraConfig that, once set, make more of an adapter than a low-rank product.
-BEYOND_LORA = (
+UNSUPPORTED_LORA_OPTIONS = (
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -37,7 +43,7 @@ BEYOND_LORA = (
     "use_qalora",
     "velora_config",
 )
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights
 
 
 def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None = None) -> AdapterSpec:
@@ -58,7 +64,7 @@ def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None 
     name = model or found.base_model
     loaded = load_model(name, lazy=True)
     where = Where(str(folder))
-    found = found.renamed(_names(loaded.model, require_known_names(loaded)), where)
+    found = found.renamed(_names(loaded.model, require_supported_model_type(loaded)), where)
     spec, tensors = _for_mlx_lm(found, loaded.model, where)
     with write_new(save_path) as partial:
         partial.mkdir()
@@ -67,20 +73,20 @@ def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None 
 
 
 @dataclass(frozen=True)
-class _Found:
+class _PeftAdapter:
     """A PEFT adapter as it was read: factors as mlx-lm has them, and each layer's own scale."""
 
     base_model: str
     dora: bool
     dropout: float
-    layers: dict[str, Factors]
+    layers: dict[str, LoraFactors]
     scales: dict[str, float]
 
-    def renamed(self, names: Mapping[str, str], where: Where) -> _Found:
+    def renamed(self, names: Mapping[str, str], where: Where) -> _PeftAdapter:
         """The same by mlx-lm's names. Raises `UserError` naming layers that are in no such model."""
         hint = "Give the --model that the adapter was trained on; tied embeddings have no lm_head."
         unknown = [name for name in self.layers if name not in names]
-        refuse_layers(unknown, "the model has no such linear layers", where, hint)
+        reject_layers(unknown, "the model has no such linear layers", where, hint)
         return replace(
             self,
             layers={names[name]: factors for name, factors in self.layers.items()},
@@ -91,25 +97,25 @@ class _Found:
 def _names(model: nn.Module, kind: str) -> dict[str, str]:
     """mlx-lm's name of every linear layer, by transformers' and by its own, which older versions wrote for some."""
     own = list(_places(model))
-    return {name: name for name in own} | {peft_name(kind, name): name for name in own}
+    return {name: name for name in own} | {transformers_layer_name(kind, name): name for name in own}
 
 
-def _read(folder: Path) -> _Found:
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        hint = f"A PEFT adapter is a folder with {CONFIG} and {WEIGHTS}."
+def _read(folder: Path) -> _PeftAdapter:
+    if not (folder / PEFT_CONFIG_FILE).is_file() or not (folder / PEFT_WEIGHTS_FILE).is_file():
+        hint = f"A PEFT adapter is a folder with {PEFT_CONFIG_FILE} and {PEFT_WEIGHTS_FILE}."
         if (folder / "adapter_model.bin").is_file():
-            hint = f"This one is pickled: load it in PEFT and `save_pretrained` it, which writes {WEIGHTS}."
+            hint = f"This one is pickled: load it in PEFT and `save_pretrained` it, which writes {PEFT_WEIGHTS_FILE}."
         raise UserError("not a PEFT adapter", where=Where(str(folder)), hint=hint)
-    config, where = read_json(folder / CONFIG), Where(str(folder / CONFIG))
+    config, where = read_json(folder / PEFT_CONFIG_FILE), Where(str(folder / PEFT_CONFIG_FILE))
     _require_lora(config, where)
-    layers = _from_peft(read_tensors(folder / WEIGHTS), Where(str(folder / WEIGHTS)))
+    layers = _from_peft(read_safetensors(folder / PEFT_WEIGHTS_FILE), Where(str(folder / PEFT_WEIGHTS_FILE)))
     try:
-        return _Found(
+        return _PeftAdapter(
             base_model=config.get("base_model_name_or_path") or "",
             dora=bool(config.get("use_dora")),
             dropout=float(config.get("lora_dropout") or 0),
             layers=layers,
-            scales={name: _scale(config, name, factors.a.shape[1]) for name, factors in layers.items()},
+            scales={name: _scale(config, name, factors.lora_a.shape[1]) for name, factors in layers.items()},
         )
     except (KeyError, TypeError, ValueError, re.error) as error:
         raise UserError(f"not a LoRA config of PEFT's: {error!r}", where=where) from None
@@ -119,11 +125,11 @@ def _require_lora(config: Mapping[str, Any], where: Where) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(f"only LoRA (rsLoRA, DoRA) can be imported, not {kind}", where=where, field="peft_type")
-    for option in BEYOND_LORA:
+    for option in UNSUPPORTED_LORA_OPTIONS:
         if config.get(option):
             raise UserError("mlx-lm's adapters have no such thing", where=where, field=option)
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
+    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING_INITS):
         hint = "PEFT can save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         raise UserError(
             f"{start} changed the base model's weights, so the adapter does not fit the base model as it is",
@@ -133,7 +139,7 @@ def _require_lora(config: Mapping[str, Any], where: Where) -> None:
         )
 
 
-def _from_peft(tensors: Tensors, where: Where) -> dict[str, Factors]:
+def _from_peft(tensors: Tensors, where: Where) -> dict[str, LoraFactors]:
     parts: dict[str, dict[str, mx.array]] = {}
     others = []
     for key, tensor in tensors.items():
@@ -143,13 +149,13 @@ def _from_peft(tensors: Tensors, where: Where) -> dict[str, Factors]:
         if name and tensor.ndim == (1 if name[3] else 2):
             parts.setdefault(name[1], {})[name[2] or "m"] = tensor.astype(mx.float32)
         else:
-            others.append(key.removeprefix(PREFIX))
+            others.append(key.removeprefix(PEFT_PREFIX))
     why = "mlx-lm's adapters hold linear layers only, and this one holds more (modules_to_save, embeddings, biases)"
-    refuse_layers(others, why, where, "Train it without these, or fuse it with PEFT's merge_and_unload.")
-    refuse_layers([n for n, p in parts.items() if not {"A", "B"} <= set(p)], "the file lacks a factor of", where)
+    reject_layers(others, why, where, "Train it without these, or fuse it with PEFT's merge_and_unload.")
+    reject_layers([n for n, p in parts.items() if not {"A", "B"} <= set(p)], "the file lacks a factor of", where)
     if not parts:
         raise UserError("there is no LoRA layer in it", where=where)
-    return {name: Factors(p["A"].T, p["B"].T, p.get("m")) for name, p in parts.items()}
+    return {name: LoraFactors(p["A"].T, p["B"].T, p.get("m")) for name, p in parts.items()}
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
@@ -159,7 +165,7 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _for_mlx_lm(found: _Found, model: nn.Module, where: Where) -> tuple[AdapterSpec, Tensors]:
+def _for_mlx_lm(found: _PeftAdapter, model: nn.Module, where: Where) -> tuple[AdapterSpec, Tensors]:
     """The adapter's spec, and the tensors of every layer that mlx-lm will attach for it."""
     places = _places(model)
     blocks = [block for name in found.layers if (block := places[name][0]) is not None]
@@ -167,18 +173,18 @@ def _for_mlx_lm(found: _Found, model: nn.Module, where: Where) -> tuple[AdapterS
     spec = AdapterSpec(
         fine_tune_type="dora" if found.dora else "lora",
         num_layers=len(model.layers) - min(blocks, default=len(model.layers) - 1),
-        rank=max(factors.a.shape[1] for factors in found.layers.values()),
+        rank=max(factors.lora_a.shape[1] for factors in found.layers.values()),
         scale=scale,
         dropout=found.dropout,
         keys=tuple(sorted({places[name][1] for name in found.layers})),
     )
-    spec = attach(model, spec)
+    spec = attach_adapter(model, spec)
     tensors = {}
-    for name, fresh in trainable(model).items():
+    for name, fresh in trainable_tensors(model).items():
         tensors[name] = fresh if name.endswith(".m") else mx.zeros(fresh.shape)
     for name, factors in found.layers.items():
-        b = factors.b if found.scales[name] == scale else factors.b * (found.scales[name] / scale)
-        own = {"lora_a": factors.a, "lora_b": b} | ({} if factors.m is None else {"m": factors.m})
+        b = factors.lora_b if found.scales[name] == scale else factors.lora_b * (found.scales[name] / scale)
+        own = {"lora_a": factors.lora_a, "lora_b": b} | ({} if factors.magnitude is None else {"m": factors.magnitude})
         for kind, tensor in own.items():
             tensors[f"{name}.{kind}"] = _padded(tensor, tensors[f"{name}.{kind}"].shape, f"{name}.{kind}", where)
     return spec, tensors

@@ -11,48 +11,48 @@ from threading import Thread
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.push.hub_push import (
-    CHECKPOINTS,
-    Pushed,
-    Say,
-    check_ready,
+    CHECKPOINT_BRANCH,
+    MessageCallback,
+    PushResult,
+    check_push_allowed,
     checkpoint_files,
-    full_name,
     push_files,
     push_folder,
+    qualified_repo_id,
 )
 from mlx_dpo.training.listener import Listener, RunPlan
 
 
-def repository_of(config: TrainConfig) -> str:
+def target_repository(config: TrainConfig) -> str:
     """Where a run is to go: --hub-model-id, or its folder's name under whoever is logged in (without the user)."""
     return config.hub_model_id or Path(config.adapter_path).resolve().name
 
 
-def check_before(config: TrainConfig) -> None:
+def check_push_settings(config: TrainConfig) -> None:
     """Raise `UserError`, before anything is trained, where pushing can't work: nobody is logged in, or no such name."""
     if config.push_to_hub or config.push_checkpoints:
-        check_ready(config.hub_model_id if "/" in (config.hub_model_id or "") else None)
+        check_push_allowed(config.hub_model_id if "/" in (config.hub_model_id or "") else None)
 
 
 class CheckpointPusher(Listener):
     """Sends checkpoints as they are saved, beside the training; of those that wait meanwhile, only the newest."""
 
-    def __init__(self, config: TrainConfig, say: Say) -> None:
-        self.config, self.say = config, say
+    def __init__(self, config: TrainConfig, on_message: MessageCallback) -> None:
+        self.config, self.on_message = config, on_message
         self.jobs: Queue[tuple[int, Path] | None] = Queue()
         self.thread: Thread | None = None
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         if self.thread is None:  # a run that is started again begins again
             self.thread = Thread(target=self._work, daemon=True)  # which a second Ctrl-C does not wait for
             self.thread.start()
 
-    def saved(self, step: int, folder: Path) -> None:
+    def on_checkpoint_saved(self, step: int, folder: Path) -> None:
         with suppress(Empty):
             self.jobs.get_nowait()
         self.jobs.put((step, folder))
 
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         if self.thread is not None:
             self.jobs.put(None)
             self.thread.join()
@@ -64,21 +64,23 @@ class CheckpointPusher(Listener):
 
     def _push(self, step: int, folder: Path) -> None:
         try:
-            repo_id = full_name(repository_of(self.config))
+            repo_id = qualified_repo_id(target_repository(self.config))
             private = self.config.hub_private_repo
             message = f"Step {step}"
-            push_files(checkpoint_files(folder), repo_id, private=private, branch=CHECKPOINTS, message=message)
-            self.say(f"The checkpoint of step {step:,} is on the Hub: {repo_id}, branch {CHECKPOINTS}.")
+            push_files(checkpoint_files(folder), repo_id, private=private, branch=CHECKPOINT_BRANCH, message=message)
+            self.on_message(f"The checkpoint of step {step:,} is on the Hub: {repo_id}, branch {CHECKPOINT_BRANCH}.")
         except (UserError, OSError) as error:  # the folder may be gone, cleared for a later one
-            self.say(f"The checkpoint of step {step:,} did not get to the Hub: {error}")
+            self.on_message(f"The checkpoint of step {step:,} did not get to the Hub: {error}")
 
 
-def push_at_end(config: TrainConfig, run: Path, say: Say) -> Pushed | None:
+def push_finished_run(config: TrainConfig, run: Path, on_message: MessageCallback) -> PushResult | None:
     """Push a finished run; None where that failed, and `say` has heard why and how to do it later."""
-    name = repository_of(config)
+    name = target_repository(config)
     try:
-        return push_folder(run, full_name(name), private=config.hub_private_repo, say=say)
+        return push_folder(run, qualified_repo_id(name), private=config.hub_private_repo, on_message=on_message)
     except (UserError, OSError) as error:
         later = ["mlx-dpo", "push", str(run), "--repo-id", name, *([] if config.hub_private_repo else ["--public"])]
-        say(f"The run is whole, in {run}, but did not get to the Hub: {error}\nPush it later: {shlex.join(later)}")
+        on_message(
+            f"The run is whole, in {run}, but did not get to the Hub: {error}\nPush it later: {shlex.join(later)}"
+        )
         return None

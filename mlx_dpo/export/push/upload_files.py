@@ -16,9 +16,9 @@ from typing import Any, Literal
 import yaml
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.utils.hub_client import without_secrets
+from mlx_dpo.utils.hub_client import redact_secrets
 
-Kind = Literal["adapter", "peft", "model"]
+FolderKind = Literal["adapter", "peft", "model"]
 
 _LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _TOKENIZER = (
@@ -26,7 +26,7 @@ _TOKENIZER = (
     *("vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "chat_template.jinja", "chat_template.json"),
 )
 _CARD = ("README.md", "curves.png", *_LICENSES)
-WHAT_GOES: dict[Kind, tuple[str, ...]] = {
+UPLOAD_PATTERNS: dict[FolderKind, tuple[str, ...]] = {
     "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", *_CARD),
     "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", *_TOKENIZER, *_CARD),
     "model": (
@@ -50,7 +50,7 @@ _SEARCHED_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
-class File:
+class UploadFile:
     """A file to upload: its path in the repository, and a file on disk or bytes made for the Hub."""
 
     path: str
@@ -62,7 +62,7 @@ class File:
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
-def kind_of(folder: str | Path) -> Kind:
+def detect_folder_kind(folder: str | Path) -> FolderKind:
     """What a folder holds. Raises `UserError` where it is nothing that can be pushed."""
     path = Path(folder)
     if (path / "adapter_config.json").is_file():
@@ -76,7 +76,9 @@ def kind_of(folder: str | Path) -> Kind:
     raise UserError("neither an adapter nor a model is here", where=Where(str(folder)), hint=hint)
 
 
-def files_of(folder: str | Path, include: Sequence[str] = (), made: dict[str, bytes] | None = None) -> list[File]:
+def select_upload_files(
+    folder: str | Path, include: Sequence[str] = (), generated_files: dict[str, bytes] | None = None
+) -> list[UploadFile]:
     """The files that go, by path.
 
     Args:
@@ -87,16 +89,16 @@ def files_of(folder: str | Path, include: Sequence[str] = (), made: dict[str, by
     Raises: `UserError`, where a pattern matches nothing, or a file holds a secret.
     """
     root = Path(folder)
-    found = {File(path.name, path) for path in _named(root, WHAT_GOES[kind_of(root)])}
-    found |= {File(name, root / name) for name in _code(root)}
+    found = {UploadFile(path.name, path) for path in _named(root, UPLOAD_PATTERNS[detect_folder_kind(root)])}
+    found |= {UploadFile(name, root / name) for name in _code(root)}
     for pattern in include:
         asked = [path for path in _all(root) if fnmatchcase(path.relative_to(root).as_posix(), pattern)]
         if not asked:
             raise UserError(f"no file matches --include {pattern}", where=Where(str(root)))
-        found |= {File(path.relative_to(root).as_posix(), path) for path in asked}
+        found |= {UploadFile(path.relative_to(root).as_posix(), path) for path in asked}
     files = {file.path: file for file in found}
-    files = {name: File(name, shareable(file.content)) for name, file in files.items()}
-    files |= {name: File(name, content) for name, content in (made or {}).items()}
+    files = {name: UploadFile(name, shareable_content(file.content)) for name, file in files.items()}
+    files |= {name: UploadFile(name, content) for name, content in (generated_files or {}).items()}
     for file in files.values():
         _check_secrets(file)
     return [files[name] for name in sorted(files)]
@@ -118,9 +120,9 @@ def _all(root: Path) -> Iterator[Path]:
 
 def _code(root: Path) -> Iterator[str]:
     """Python files that a model's config.json names as its own."""
-    if kind_of(root) != "model":
+    if detect_folder_kind(root) != "model":
         return
-    config = mapping_in(root / "config.json")
+    config = read_mapping_file(root / "config.json")
     named = [config.get("model_file"), *(config.get("auto_map") or {}).values()]
     for name in {str(one).partition("--")[2] or str(one) for one in named if isinstance(one, str)}:
         file = name if name.endswith(".py") else name.rpartition(".")[0] + ".py"
@@ -128,7 +130,7 @@ def _code(root: Path) -> Iterator[str]:
             yield file
 
 
-def mapping_in(file: Path) -> dict[str, Any]:
+def read_mapping_file(file: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file; empty where it holds another thing. Raises `UserError`."""
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
@@ -137,7 +139,7 @@ def mapping_in(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def shown_place(value: str) -> str:
+def strip_local_path(value: str) -> str:
     """Paths of this machine by their last part; the Hub's names and plain words as they are."""
     path = Path(value).expanduser()
     try:
@@ -148,26 +150,26 @@ def shown_place(value: str) -> str:
     return _FOLDERS.sub("", value)  # --data=/x/pairs.jsonl, sigmoid,/x/mine.py:loss
 
 
-def without_places(config: dict[str, Any]) -> dict[str, Any]:
+def strip_local_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A config without where things lie on this machine."""
-    return {k: shown_place(v) if k in _PLACES and isinstance(v, str) and v else v for k, v in config.items()}
+    return {k: strip_local_path(v) if k in _PLACES and isinstance(v, str) and v else v for k, v in config.items()}
 
 
-def shareable(file: Path | bytes) -> Path | bytes:
+def shareable_content(file: Path | bytes) -> Path | bytes:
     """A file as it goes to the Hub: configs without where things lie on this machine."""
     if isinstance(file, bytes) or file.name not in ("config.yaml", "adapter_config.json"):
         return file
-    values = without_places(mapping_in(file))
+    values = strip_local_paths(read_mapping_file(file))
     if file.suffix == ".json":
         return (json.dumps(values, indent=4, ensure_ascii=False) + "\n").encode()
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
 
 
-def _check_secrets(file: File) -> None:
+def _check_secrets(file: UploadFile) -> None:
     if not file.path.endswith(_SEARCHED) or file.size > _SEARCHED_BYTES:
         return
     data = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
     text = data.decode("utf-8", errors="replace")
-    if without_secrets(text) != text:
+    if redact_secrets(text) != text:
         hint = "Take it out of that file (and make it invalid, if others may have seen it)."
         raise UserError("holds a token or a password, so nothing was sent", where=Where(file.path), hint=hint)
