@@ -108,5 +108,6 @@ class CandidateSearch:
     def _nothing(self) -> str:
         return (
             f"on the pairs of {self.calibration.name} the adapter's reward margin, "
-            f"{self.adapter_measurement.mean_margin:.3f}, is not above the base's, {self.base_measurement.mean_margin:.3f}, so there is nothing to keep"
+            f"{self.adapter_measurement.mean_margin:.3f}, is not above the base's, "
+            f"{self.base_measurement.mean_margin:.3f}, so there is nothing to keep"
         )
