@@ -164,7 +164,7 @@ def _pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, rows with problems not counted, and its place."""
     from mlx_dpo.data.column_mapping import with_renamed_columns
     from mlx_dpo.data.example_sources import read_rows
-    from mlx_dpo.data.row_formats import parse_examples
+    from mlx_dpo.data.row_parsing import parse_examples
     from mlx_dpo.errors import RowError, UserError, Where
 
     seen = 0

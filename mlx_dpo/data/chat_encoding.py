@@ -13,8 +13,8 @@ from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from mlx_dpo.data.conversations import as_messages
+from mlx_dpo.data.examples import Example
 from mlx_dpo.data.messages import Message, format_hh_dialogue
-from mlx_dpo.data.row_formats import Example
 from mlx_dpo.errors import RowError, Where
 
 Overlong = Literal["truncate", "drop", "error"]

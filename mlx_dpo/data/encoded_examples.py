@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
-from mlx_dpo.data.row_formats import Example
+from mlx_dpo.data.examples import Example
 from mlx_dpo.errors import RowError, Where
 
 ENCODING_FLAGS = ("cut", "unclear", "dropped")

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mlx_dpo.data.examples import Example, Pair
 from mlx_dpo.data.hub_datasets import HubDataset, parse_hub_name
 from mlx_dpo.data.row_files import (
     RowStream,
@@ -22,7 +23,7 @@ from mlx_dpo.data.row_files import (
     os_error_to_user_error,
     parse_json_line,
 )
-from mlx_dpo.data.row_formats import Example, Pair, RowParser, parse_examples, parse_pairs
+from mlx_dpo.data.row_parsing import RowParser, parse_examples, parse_pairs
 from mlx_dpo.errors import RowError, UserError, Where
 
 OnBadRow = Callable[[RowError], None]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlx_dpo.data.conversations import TextOrMessages
-from mlx_dpo.data.messages import check_text
+from mlx_dpo.data.json_values import check_text
 from mlx_dpo.data.row_files import iter_lines, open_rows, parse_json_line
-from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import UserError, Where
 
 

@@ -16,7 +16,7 @@ from typing import IO
 from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.example_sources import OnProgress, read_rows
 from mlx_dpo.data.row_files import expand_path
-from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import RowError, UserError, Where
 
 Write = Callable[[bytes], object]

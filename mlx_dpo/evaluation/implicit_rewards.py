@@ -24,8 +24,8 @@ from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.encoded_examples import EncodedExamples, ExampleSource
 from mlx_dpo.data.examples import Candidates, Example
-from mlx_dpo.data.micro_batches import prefetch
-from mlx_dpo.data.row_formats import RowParser
+from mlx_dpo.data.prefetching import prefetch
+from mlx_dpo.data.row_parsing import RowParser
 from mlx_dpo.evaluation.completion_chunks import ChunkedRows
 from mlx_dpo.evaluation.example_sets import Rows, open_evaluation_source
 from mlx_dpo.evaluation.measuring import index_batches

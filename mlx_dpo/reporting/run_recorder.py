@@ -14,7 +14,7 @@ import numpy as np
 
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.data.encoded_examples import EncodedExamples
-from mlx_dpo.data.row_formats import Completion
+from mlx_dpo.data.examples import Completion
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.evaluation.metrics import METRICS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlx_dpo.data.row_formats import Completion, Pair
+from mlx_dpo.data.examples import Completion, Pair
 from mlx_dpo.evaluation.example_sets import ExampleSet, ExampleSets
 from mlx_dpo.objectives import WeightedLoss
 

@@ -15,7 +15,7 @@ from mlx.optimizers import clip_grad_norm
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config import TrainConfig, dump_yaml
-from mlx_dpo.data.micro_batches import ShuffledEpochs
+from mlx_dpo.data.shuffled_epochs import ShuffledEpochs
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.errors import Diverged, Interrupted, UserError, Where
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
 from mlx_dpo.data.example_sources import ExampleFile
-from mlx_dpo.data.row_formats import Pair, parse_pairs
+from mlx_dpo.data.examples import Pair
+from mlx_dpo.data.row_parsing import parse_pairs
 from mlx_dpo.errors import RowError, Where
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.data.example_sources import ExampleFile, find_data_files
-from mlx_dpo.data.row_formats import Pair
+from mlx_dpo.data.examples import Pair
 from mlx_dpo.errors import RowError, UserError, Where
 
 DEMO = Path("/work/shared/data/dpo_en_demo.json")

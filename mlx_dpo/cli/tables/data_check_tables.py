@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_dpo.data.data_check import QUANTILES, DataCheck, Occurrences, TokenLengths
-from mlx_dpo.data.messages import printable
+from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import RowError
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
 from mlx_dpo.data.chat_encoding import EncodedExample, TokenIds, end_token_ids
-from mlx_dpo.data.row_formats import Pair
+from mlx_dpo.data.examples import Pair
 
 _PROMPT, _TRAINED, _END = "dim", "green", "bold reverse magenta"
 
