@@ -139,8 +139,9 @@ def convert(
 
 def _files(name: str) -> list[str]:
     """The files to check: the one given, or a folder's train and valid files."""
-    from mlx_dpo.data.example_sources import TRAIN_NAMES, VALID_NAMES, find_in_folder
-    from mlx_dpo.data.row_files import expand_path
+    from mlx_dpo.data.files.hub_splits import VALIDATION_NAMES
+    from mlx_dpo.data.files.local_files import expand_path
+    from mlx_dpo.data.files.row_files import TRAIN_NAMES, find_in_folder
     from mlx_dpo.errors import UserError, Where
 
     try:
@@ -148,7 +149,7 @@ def _files(name: str) -> list[str]:
             return [name]
     except OSError:  # the opening of it will say why
         return [name]
-    found = [file for names in (TRAIN_NAMES, VALID_NAMES) if (file := find_in_folder(name, names))]
+    found = [file for names in (TRAIN_NAMES, VALIDATION_NAMES) if (file := find_in_folder(name, names))]
     if not found:
         raise UserError("there is no train.jsonl or valid.jsonl in this folder", where=Where(name))
     return found
@@ -163,8 +164,8 @@ def _tokenizer(model: str) -> Any:
 def _pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, rows with problems not counted, and its place."""
     from mlx_dpo.data.column_mapping import with_renamed_columns
-    from mlx_dpo.data.example_sources import read_rows
     from mlx_dpo.data.row_parsing import parse_examples
+    from mlx_dpo.data.row_reading import read_rows
     from mlx_dpo.errors import RowError, UserError, Where
 
     seen = 0

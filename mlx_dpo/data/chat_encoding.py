@@ -39,7 +39,7 @@ class EncodedExample:
     prompt: TokenIds
     completions: tuple[TokenIds, ...]
     example: Example = field(compare=False)
-    cut: bool = False
+    truncated: bool = False
     prompt_is_prefix: bool = True
 
     @property
@@ -215,7 +215,7 @@ class ExampleEncoder:
         if room < len(whole.prompt) and room > 1 and whole.prompt[0] == self._special_token_id("bos"):
             prompt = (whole.prompt[0], *prompt[1:])
         left = self.max_length - len(prompt)
-        return replace(whole, prompt=prompt, completions=tuple(ids[:left] for ids in whole.completions), cut=True)
+        return replace(whole, prompt=prompt, completions=tuple(ids[:left] for ids in whole.completions), truncated=True)
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:

@@ -22,7 +22,8 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.candidate_rows import parse_candidates
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
-from mlx_dpo.data.encoded_examples import EncodedExamples, ExampleSource
+from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.data.examples import Candidates, Example
 from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.data.row_parsing import RowParser

@@ -30,7 +30,7 @@ def example_json(pair: EncodedExample, tokenizer: Any) -> dict[str, Any]:
     }
     for name in answers:
         told[name]["end_of_turn"] = [i for i in parts[name] if i in end_token_ids(tokenizer)]
-    return {**told, "cut": pair.cut, "prefix_held": pair.prompt_is_prefix}
+    return {**told, "cut": pair.truncated, "prefix_held": pair.prompt_is_prefix}
 
 
 def print_example(pair: EncodedExample, tokenizer: Any, title: str, *, colours: bool) -> None:
@@ -42,7 +42,7 @@ def print_example(pair: EncodedExample, tokenizer: Any, title: str, *, colours: 
     for name, ids in completions_by_name(pair).items():
         _heading(name, f"{len(ids):,} tokens, trained")
         stdout_console.print(Text.assemble(*_answer(ids, tokenizer, colours)), soft_wrap=True)
-    if pair.cut:
+    if pair.truncated:
         stdout_console.print(Text("\nToo long for --max-length: tokens were cut.", "yellow"))
     if not pair.prompt_is_prefix:
         stdout_console.print(
