@@ -71,7 +71,7 @@ class TrainConfig:
     data: str = setting(
         "",
         "Data",
-        "Preference pairs: a file, a folder with train.jsonl, - (stdin), or a Hub data set user/name[@revision][:split].",
+        "Preference pairs: file, folder with train.jsonl, - (stdin), or Hub data set user/name[@revision][:split].",
     )
     valid_data: str | None = setting(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
     valid_pairs: int = setting(
