@@ -23,7 +23,7 @@ from mlx_dpo.config import TrainConfig, dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator, ring_all_reduce_bytes
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, ExampleSets, Rows, open_example_sets
-from mlx_dpo.evaluation.loss_config import loss_from_config, resolve_for_examples, resolve_loss_settings
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, attach_reference, precompute_with_reference_model
 from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
