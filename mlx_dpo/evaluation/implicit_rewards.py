@@ -78,7 +78,8 @@ def score(
         adapter_path: adapter folder to load onto the model.
         length_normalise: divide rewards by the answer's number of tokens.
         by: columns of the rows to group the summary by.
-        model, tokenizer: a model in memory instead of `config.model`; adapters that it has are the policy.
+        model: a model in memory instead of `config.model`; adapters that it has are the policy.
+        tokenizer: of the model in memory.
         rows: rows in memory instead of `config.data`.
         progress: is called with the number of rows done and the number of all rows.
 
@@ -135,7 +136,8 @@ class RewardScorer:
         source: the rows, as `Candidates`.
         adapter_path: adapter folder to load onto the model.
         length_normalise: whether rewards are divided by the completion's tokens.
-        model, tokenizer: a model in memory instead of `config.model`.
+        model: a model in memory instead of `config.model`.
+        tokenizer: of the model in memory.
 
     Attributes:
         scorer_digest: of everything that the rewards depend on beside the rows.

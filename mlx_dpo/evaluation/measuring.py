@@ -138,7 +138,8 @@ def evaluate_examples(
 
     Args:
         memory_model: of the policy; sizes the micro-batches.
-        examples, indices: which examples to measure.
+        examples: from which some are measured.
+        indices: of the examples to measure.
         reference: the reference's log-probs; those still missing are computed and kept.
         loss: gives the rewards and the loss.
         batch_size: examples that are measured together.

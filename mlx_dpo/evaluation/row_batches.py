@@ -54,6 +54,7 @@ def by_example(batch: OptimizerBatch, values: Sequence[np.ndarray]) -> dict[int,
     """Collect each example's completions from the micro-batches of a batch.
 
     Args:
+        batch: of examples, some of which may be in chunks.
         values: for each micro-batch, [sequences].
 
     Returns:

@@ -182,10 +182,10 @@ def test_a_complete_file_is_not_computed_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"beta": 0.2}, "s.jsonl:1: another model, adapter, reference or setting"),
+        ({"beta": 0.2}, "s.jsonl:1: this line was scored with another model, adapter, reference or setting"),
         ({"batch_size": 2}, "another model, adapter, reference or setting"),
         ({"reference": "none"}, "another model, adapter, reference or setting"),
-        ({"data": str(TRL / "raw_pairs.jsonl")}, "s.jsonl:1: this line is of another row"),
+        ({"data": str(TRL / "raw_pairs.jsonl")}, "s.jsonl:1: this line has another row"),
     ],
 )
 def test_another_scorers_file_stays_as_it_is(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
