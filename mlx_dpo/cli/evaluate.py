@@ -111,6 +111,7 @@ def evaluate(
         raise UserError("--generate and --judge go together", field="generate", hint=hint)
     from mlx_dpo.evaluation.evaluation_run import EvaluationRun
     from mlx_dpo.evaluation.evaluator import find_adapters
+    from mlx_dpo.evaluation.implicit_rewards import adapter_rewards
     from mlx_dpo.judges.judge_registry import load_judge
     from mlx_dpo.sampling.generation import SamplingParams
 
@@ -122,7 +123,9 @@ def evaluate(
         config,
         adapters or [None],
         by=by or [],
-        judge=load_judge(judge, model=judge_model, api_key_env=judge_key_env) if judge else None,
+        judge=load_judge(judge, model=judge_model, api_key_env=judge_key_env, adapter_rewards=adapter_rewards)
+        if judge
+        else None,
         num_prompts=generate or 0,
         sampling=SamplingParams(max_tokens, temp, top_p, seed),
         tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],

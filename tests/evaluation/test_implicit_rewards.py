@@ -1,4 +1,4 @@
-"""Implicit rewards of whole files, against `evaluate`, against the plain way, and after interruptions."""
+"""Implicit rewards of whole files, against `evaluate`, against mlx-lm's log-probs, and after interruptions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from mlx_dpo.data.chat_encoding import EncodedExample
 from mlx_dpo.data.examples import Candidates
 from mlx_dpo.demo import load_pairs
 from mlx_dpo.errors import RowError, UserError
-from mlx_dpo.evaluation.completion_chunks import ChunkedRows
 from mlx_dpo.evaluation.evaluator import evaluate
 from mlx_dpo.evaluation.implicit_rewards import score
+from mlx_dpo.evaluation.measuring import measure
+from mlx_dpo.evaluation.row_batches import make_row_batch
 from mlx_dpo.forward.memory_model import BatchCost, MemoryModel
 from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.forward.network import Network
@@ -81,22 +82,22 @@ def test_rewards_of_completions_are_evaluates(tmp_path: Path) -> None:
     rows = [{**row, "scores": list(range(len(row["completions"])))} for row in RANKED if len(row["completions"]) > 1]
     expected = evaluate(CONFIG, adapter_path=ADAPTER, rows=rows)
     rewards = [line["rewards"] for line in scored(tmp_path / "s.jsonl", rows=rows)]
-    chosen = [of[i] for of in rewards for i in range(len(of)) for _ in range(i)]
+    chosen = [row[i] for row in rewards for i in range(len(row)) for _ in range(i)]
     assert np.mean(chosen) == pytest.approx(expected["rewards/chosen"], abs=1e-6)
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-def test_every_answer_gets_what_the_plain_way_gives(tmp_path: Path, per_token: bool) -> None:
+@pytest.mark.parametrize("length_normalise", [False, True])
+def test_rewards_match_mlx_lms_log_probs(tmp_path: Path, length_normalise: bool) -> None:
     policy, tokenizer = mlx_lm.load(str(CHECKPOINT), adapter_path=str(ADAPTER))
     base, _ = mlx_lm.load(str(CHECKPOINT))
     rows = [*RANKED, *rows_of(TRL / "labelled.jsonl")[:2]]
-    lines = scored(tmp_path / "s.jsonl", rows=rows, length_normalise=per_token)
+    lines = scored(tmp_path / "s.jsonl", rows=rows, length_normalise=length_normalise)
     assert [{**row, **line} for row, line in zip(rows, lines, strict=True)] == lines
     for row, line in zip(rows, lines, strict=True):
         answers = row.get("completions") or [row["completion"]]
         for answer, reward in zip(answers, line["rewards"], strict=True):
             ids = completion_ids(tokenizer, row["prompt"], answer)
-            expected = 0.1 * (logp(policy, *ids) - logp(base, *ids)) / (len(ids[1]) if per_token else 1)
+            expected = 0.1 * (logp(policy, *ids) - logp(base, *ids)) / (len(ids[1]) if length_normalise else 1)
             assert reward == pytest.approx(expected, abs=2e-5)
 
 
@@ -117,9 +118,9 @@ def test_a_rewardbench_file_by_subset(tmp_path: Path) -> None:
     lines = rows_of(tmp_path / "s.jsonl")
     assert summary["rows"] == 9 and set(summary["by"]["subset"]) == {"s0", "s1", "s2", "(none)"}
     for subset, counted in summary["by"]["subset"].items():
-        of_it = [line["rewards"] for line in lines if (line["subset"] or "(none)") == subset]
-        right = [min(r[: len(r) // 2]) > max(r[len(r) // 2 :]) for r in of_it]
-        assert (counted["rows"], counted["rewards/accuracies"]) == (len(of_it), np.mean(right))
+        of_subset = [line["rewards"] for line in lines if (line["subset"] or "(none)") == subset]
+        right = [min(r[: len(r) // 2]) > max(r[len(r) // 2 :]) for r in of_subset]
+        assert (counted["rows"], counted["rewards/accuracies"]) == (len(of_subset), np.mean(right))
     with pytest.raises(UserError, match=r"no row has the column 'sort'.*\n.*subset"):
         score(CONFIG.replace(data=str(data)), tmp_path / "t.jsonl", by=["sort"])
 
@@ -134,14 +135,14 @@ def test_what_is_too_long_is_cut_dropped_or_refused(tmp_path: Path) -> None:
         scored(tmp_path / "error.jsonl", short.replace(overlong="error"), rows=rows)
 
 
-# Going on where it was left
+# Resuming
 
 
 MANY = [{**row, "n": i % 7} for i, row in enumerate(load_pairs("train")[:90])]
 SMALL = CONFIG.replace(batch_size=4, beta=0.2)
 
 
-def test_killed_and_resumed_ends_as_never_killed(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_file(tmp_path: Path) -> None:
     data, whole, killed = write_rows(tmp_path / "data.jsonl", MANY), tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     config = SMALL.replace(data=str(data))
     summary = score(config, whole, adapter_path=ADAPTER, by=["n"])
@@ -161,7 +162,7 @@ def test_killed_and_resumed_ends_as_never_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.31, 0.77, 0.999])
-def test_torn_anywhere_it_ends_the_same(tmp_path: Path, share: float) -> None:
+def test_a_file_cut_anywhere_is_completed_to_the_same_bytes(tmp_path: Path, share: float) -> None:
     file = tmp_path / "s.jsonl"
     summary = score(SMALL, file, adapter_path=ADAPTER, rows=MANY[:22])
     content = file.read_bytes()
@@ -170,7 +171,7 @@ def test_torn_anywhere_it_ends_the_same(tmp_path: Path, share: float) -> None:
     assert file.read_bytes() == content
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_a_complete_file_is_not_computed_again(tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
     first, content = score(CONFIG, file, adapter_path=ADAPTER), file.read_bytes()
     seen: list[int] = []
@@ -181,10 +182,10 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"beta": 0.2}, "s.jsonl:1: another model, adapter, reference or setting"),
+        ({"beta": 0.2}, "s.jsonl:1: this line was scored with another model, adapter, reference or setting"),
         ({"batch_size": 2}, "another model, adapter, reference or setting"),
         ({"reference": "none"}, "another model, adapter, reference or setting"),
-        ({"data": str(TRL / "raw_pairs.jsonl")}, "s.jsonl:1: this line is of another row"),
+        ({"data": str(TRL / "raw_pairs.jsonl")}, "s.jsonl:1: this line has another row"),
     ],
 )
 def test_another_scorers_file_stays_as_it_is(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -207,45 +208,43 @@ def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, content: bytes)
     assert file.read_bytes() == content
 
 
-# What it costs
+# Costs
 
 
-def _answers(prompt: int, completions: list[int]) -> EncodedExample:
-    """Of so many tokens."""
+def _row(prompt: int, completions: list[int]) -> EncodedExample:
+    """A row of random tokens, by the lengths of its prompt and completions."""
     rng = random.Random(0)
     ids = [tuple(rng.randrange(9, 200) for _ in range(n)) for n in (prompt, *completions)]
     return EncodedExample(ids[0], tuple(ids[1:]), Candidates({}, "", ()))
 
 
-def _slots(rows: list[EncodedExample], budget: MemoryModel) -> int:
-    return sum(
-        BatchCost.from_batch(micro, budget.network.sharing).tokens
-        for micro, _ in ChunkedRows.from_rows(rows, budget).micro_batches
-    )
+def _num_tokens(row: EncodedExample, memory_model: MemoryModel) -> int:
+    batch = make_row_batch({0: row}, memory_model)
+    return sum(BatchCost.from_batch(micro, memory_model.network.sharing).tokens for micro in batch.micro_batches)
 
 
-def _alone(row: EncodedExample) -> list[EncodedExample]:
+def _one_completion_each(row: EncodedExample) -> list[EncodedExample]:
     return [replace(row, completions=(ids,)) for ids in row.completions]
 
 
 def test_eight_answers_cost_a_quarter_of_scoring_them_one_at_a_time() -> None:
-    budget, row = MemoryModel(Network.from_model(load_model(str(CHECKPOINT)).model)), _answers(512, [64] * 8)
-    one_at_a_time = sum(_slots([one], budget) for one in _alone(row))
+    memory_model, row = MemoryModel(Network.from_model(load_model(str(CHECKPOINT)).model)), _row(512, [64] * 8)
+    one_at_a_time = sum(_num_tokens(single, memory_model) for single in _one_completion_each(row))
     assert one_at_a_time == 8 * (511 + 64)
-    assert _slots([row], budget) <= one_at_a_time / 4
+    assert _num_tokens(row, memory_model) <= one_at_a_time / 4
 
 
 @pytest.mark.parametrize("lengths", [[7] * 5, [90, 3, 40, 1, 64, 64, 2], [700] * 3, [30] * 60])
-def test_a_row_in_pieces_is_as_answers_by_themselves(lengths: list[int]) -> None:
+def test_a_row_in_chunks_is_as_answers_by_themselves(lengths: list[int]) -> None:
     network = Network.from_model(load_model(str(CHECKPOINT)).model)
-    budget, row = MemoryModel(network), _answers(20, lengths)
-    other = _answers(30, [5, 6])
-    cut = ChunkedRows.from_rows([other, None, row], budget)
-    assert (
-        max(BatchCost.from_batch(micro, network.sharing).tokens for micro, _ in cut.micro_batches)
-        <= 2 * max(576, max(lengths)) + 20
-    )
-    found = cut.sums_by_row(lambda micro: network.logps(micro).sums)
-    alone = ChunkedRows.from_rows(_alone(row), budget).sums_by_row(lambda micro: network.logps(micro).sums)
-    assert (len(found[0]), len(found[1])) == (2, 0)
-    np.testing.assert_allclose(found[2], np.concatenate(alone), rtol=1e-5, atol=1e-4)
+    memory_model, row = MemoryModel(network), _row(20, lengths)
+    batch = make_row_batch({5: _row(30, [5, 6]), 3: None, 7: row}, memory_model)
+    largest = max(BatchCost.from_batch(micro, network.sharing).tokens for micro in batch.micro_batches)
+    assert largest <= 2 * max(576, max(lengths)) + 20
+    ((pair, chunked),) = (sorted(rows, key=lambda row: row.index) for rows in measure([batch], network))
+    assert (pair.index, chunked.index) == (5, 7) and len(pair.logps) == 2
+    assert chunked.lengths.tolist() == lengths
+    alone = make_row_batch(dict(enumerate(_one_completion_each(row))), memory_model)
+    (singles,) = measure([alone], network)
+    expected = np.concatenate([single.logps for single in sorted(singles, key=lambda single: single.index)])
+    np.testing.assert_allclose(chunked.logps, expected, rtol=1e-5, atol=1e-4)

@@ -50,7 +50,7 @@ def test_verdicts_that_could_not_be_read_are_left_out_and_counted() -> None:
 
 
 class Blind(Judge):
-    name, sees_order = "blind", False
+    name, order_sensitive = "blind", False
 
     def __init__(self) -> None:
         self.asked: list[Comparison] = []
