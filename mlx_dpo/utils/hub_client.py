@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 LOGIN_HINT = "Log in with `hf auth login`, or set HF_TOKEN to a token from https://huggingface.co/settings/tokens."
-TIMEOUT = 120.0  # seconds without a byte; huggingface_hub's own uploads would wait for ever
-_NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<part>[^:@\s]+))?")
+REQUEST_TIMEOUT = 120.0  # seconds without a byte; huggingface_hub's own uploads would wait for ever
+_NAME = re.compile(r"(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<config_and_split>[^:@\s]+))?")
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _CREDENTIALS = re.compile(r"(?<=//)[^/@:\s]*:[^/@\s]+@")  # user:password@
 
@@ -29,12 +29,12 @@ class HubRepoRef:
     """A repository as it is typed: `user/name`, `user/name@revision`, of a data set `user/name@revision:config/split`.
 
     Attributes:
-        part: what stands behind the colon.
+        config_and_split: `config/split` or `split`, after the colon.
     """
 
     repo_id: str
     revision: str | None = None
-    part: str | None = None
+    config_and_split: str | None = None
 
     @classmethod
     def parse(cls, name: str) -> HubRepoRef | None:
@@ -66,7 +66,9 @@ def hub_api() -> HfApi:
 def _never_wait_for_ever(request: Any) -> None:
     """A request without limits gets ours; many of huggingface_hub's say that they want none."""
     limits = request.extensions.get("timeout") or {}
-    request.extensions["timeout"] = {kind: limits.get(kind) or TIMEOUT for kind in ("connect", "read", "write", "pool")}
+    request.extensions["timeout"] = {
+        kind: limits.get(kind) or REQUEST_TIMEOUT for kind in ("connect", "read", "write", "pool")
+    }
 
 
 def _say_no_secrets(record: logging.LogRecord) -> bool:

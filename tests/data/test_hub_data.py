@@ -137,7 +137,7 @@ def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     method, path, how = PASSING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(500))})
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 1.0)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
     hub.inject_fault(method, path, **how)
     assert pairs(NAME) == [pair(i) for i in range(500)]
@@ -164,7 +164,7 @@ def test_what_stays_is_one_sentence(name: str, hub: Hub, monkeypatch: pytest.Mon
     data, faults, words = LASTING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(50))})
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.inject_fault(method, path, **{"times": 1000, **how})
     with pytest.raises(UserError) as raised:

@@ -134,7 +134,7 @@ def test_how_texts_are_cut_up_is_named(numbers: str, whole_words: bool, name: st
     }
     sequence = {"type": "Sequence", "pretokenizers": [split, BYTES]}
     found = vocabulary_of(BPE, {"ignore_merges": whole_words}, pre_tokenizer=sequence, normalizer={"type": "NFC"})
-    assert found.pre == name
+    assert found.pre_tokenizer == name
 
 
 def test_merges_that_no_scores_say_are_refused() -> None:

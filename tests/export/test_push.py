@@ -137,7 +137,7 @@ def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, mo
     method, path, how = PASSING[name]
     big(run, "adapters.safetensors", 0)
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 1.0)
     hub.inject_fault(method, path, **how)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
@@ -187,7 +187,7 @@ def test_what_stays_is_one_sentence_and_no_commit(
     token, repo, faults, words = LASTING[name]
     big(run, "adapters.safetensors", 0)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
     for method, path, how in faults:
         hub.inject_fault(method, path, **{"times": 1000, **how})

@@ -76,7 +76,7 @@ def test_failures(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     model, faults, said = FAILING[name]
     put(hub)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.inject_fault(method, path, times=1000, **how)
     with pytest.raises(UserError, match=said) as raised:

@@ -166,8 +166,8 @@ def _model_index(known: CardInputs) -> dict[str, Any]:
     if not values:
         return {}
     where = {"type": known.hub_dataset.repo_id if known.hub_dataset else "preference-pairs", "name": _data(known)}
-    if known.hub_dataset and known.hub_dataset.part:
-        where["split"] = known.hub_dataset.part.rpartition("/")[2]
+    if known.hub_dataset and known.hub_dataset.config_and_split:
+        where["split"] = known.hub_dataset.config_and_split.rpartition("/")[2]
     measured = [
         {"type": name, "name": f"{METRIC_LABELS[name]}, held out", "value": round(v, 4)} for name, v in values.items()
     ]

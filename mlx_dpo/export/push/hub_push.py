@@ -54,7 +54,7 @@ class PushResult:
 def check_push_allowed(repo_id: str | None) -> None:
     """What can be known before anything is sent: somebody is logged in, and the name is one. Raises `UserError`."""
     name = None if repo_id is None else HubRepoRef.parse(repo_id)
-    if repo_id is not None and (name is None or name.revision or name.part):
+    if repo_id is not None and (name is None or name.revision or name.config_and_split):
         raise UserError("is not a name for a repository; names are like user/name", where=Where(repo_id))
     if not is_logged_in():
         raise UserError("you are not logged in to the Hugging Face Hub", hint=LOGIN_HINT)
