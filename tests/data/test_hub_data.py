@@ -145,11 +145,11 @@ def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 LASTING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], tuple[str, ...]]] = {
-    "missing": ("me/nothing", [], ("no such file or folder here, and", "none of this name, or it is private")),
+    "missing": ("me/nothing", [], ("no such file or folder here, and", "no repository of this name, or it is private")),
     "no such revision": (f"{NAME}@old", [], ("no revision `old`",)),
     "no such split": (f"{NAME}:tset", [], ("no split `tset`", "train")),
-    "500": (NAME, [("GET", "/api/datasets/", {"status": 500})], ("in trouble (it answers 500)",)),
-    "500 on the file": (NAME, [("GET", "train.jsonl", {"status": 500})], ("in trouble (it answers 500)",)),
+    "500": (NAME, [("GET", "/api/datasets/", {"status": 500})], ("server error (status 500)",)),
+    "500 on the file": (NAME, [("GET", "train.jsonl", {"status": 500})], ("server error (status 500)",)),
     "429": (NAME, [("GET", "/tree/", {"status": 429})], ("429",)),
     "403": (NAME, [("GET", "/api/datasets/", {"status": 403})], ("may not read", "on purpose")),
     "cut": (NAME, [("GET", "/api/datasets/", {"cut": "request"})], ("can't be reached",)),

@@ -60,11 +60,11 @@ def test_offline_it_is_what_was_downloaded(hub: Hub, monkeypatch: pytest.MonkeyP
 
 
 FAILING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], str]] = {
-    "missing": ("me/nothing", [], "no such folder, and .* has none of this name, or it is private"),
+    "missing": ("me/nothing", [], "no such folder, and .* has no repository of this name, or it is private"),
     "no revision": (f"{NAME}@v9", [], "no such folder, and it has no revision `v9`"),
     "a part": (f"{NAME}:train", [], "not a Hub id"),
-    "500": (NAME, [("GET", "/api/models/", {"status": 500})], "in trouble"),
-    "500 on a file": (NAME, [("GET", "model.safetensors", {"status": 500})], "in trouble"),
+    "500": (NAME, [("GET", "/api/models/", {"status": 500})], "server error"),
+    "500 on a file": (NAME, [("GET", "model.safetensors", {"status": 500})], "server error"),
     "429 on a file": (NAME, [("GET", "model.safetensors", {"status": 429})], "429"),
     "cut": (NAME, [("GET", "/api/models/", {"cut": "request"})], "can't be reached"),
     "slow": (NAME, [("GET", "/api/models/", {"delay": 1})], "does not answer"),
