@@ -46,8 +46,9 @@ def push(
 
       mlx-dpo push runs/a --repo-id user/name --include metrics.jsonl --include 'checkpoints/*'
     """
+    from mlx_dpo.export.folder_kind import detect_folder_kind
     from mlx_dpo.export.push.hub_push import check_push_allowed, push_folder, qualified_repo_id
-    from mlx_dpo.export.push.upload_files import detect_folder_kind, select_upload_files
+    from mlx_dpo.export.push.upload_files import select_upload_files
 
     detect_folder_kind(path)
     if dry_run:

@@ -114,7 +114,7 @@ def test_a_failed_push_leaves_the_run_and_says_how_to_push_later(
     hub.inject_fault("POST", "/preupload/", times=1000, **how)
     ran = train(mlx_dpo, run, "--push-to-hub", "--push-checkpoints", "--hub-model-id", "tester/mine")
     assert ran.code == 1 and "Traceback" not in ran.err
-    assert "The checkpoint of step 2 did not get to the Hub" in ran.err
+    assert "The checkpoint of step 2 could not be pushed to the Hub" in ran.err
     later = next(line for line in ran.err.splitlines() if line.startswith("Push it later: "))
     hub.faults.faults.clear()
     assert later == f"Push it later: mlx-dpo push {run} --repo-id tester/mine"

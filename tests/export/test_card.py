@@ -18,15 +18,9 @@ from huggingface_hub import ModelCard
 
 from mlx_dpo.export.card import training_record as record
 from mlx_dpo.export.card.base_model import describe_base_model
-from mlx_dpo.export.card.model_card import (
-    GENERATED_MARKER,
-    METRIC_LABELS,
-    CardInputs,
-    collect_card_inputs,
-    render_card,
-    render_card_files,
-    write_card,
-)
+from mlx_dpo.export.card.card_inputs import CardInputs, collect_card_inputs
+from mlx_dpo.export.card.card_metadata import METRIC_LABELS
+from mlx_dpo.export.card.model_card import GENERATED_MARKER, render_card, render_card_files, write_card
 from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT
@@ -84,7 +78,7 @@ def test_it_says_what_the_files_say(run: Path) -> None:
         "adapter_path": run.name,
     } == knobs
     assert fenced(text, "")[0] == "mlx-dpo train --model checkpoint --data pairs.jsonl --iters 6\n"
-    assert "8 held-out pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
+    assert "8 validation pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
     for package, number in record.package_versions().items():
         assert f"{package} {number}" in text
     assert "mlx_lm.generate" in text and "PeftModel" in text and "llama.cpp" in text and "LM Studio" in text
@@ -163,13 +157,13 @@ def test_the_base_of_a_folder(tmp_path: Path, hub: Hub) -> None:
 def test_of_a_fused_model(fused: Path) -> None:
     text = (fused / "README.md").read_text()
     card = parsed(text)
-    assert GENERATED_MARKER in text and "A model: an adapter folded into" in text
+    assert GENERATED_MARKER in text and "A model: an adapter fused into" in text
     assert "lora" not in card.data.tags and card.data.eval_results
     assert f"mlx_lm.generate --model USER/{fused.name}" in text and "AutoModelForCausalLM" in text
     known = collect_card_inputs(fused)
     on_hub = replace(known, base=replace(known.base, repo_id="big/base"), is_quantized=True)
     assert parsed(render_card(on_hub)).data.get("base_model_relation") == "finetune"
-    assert "AutoModelForCausalLM" not in render_card(on_hub) and "doesn't read" in render_card(on_hub)
+    assert "AutoModelForCausalLM" not in render_card(on_hub) and "can't read" in render_card(on_hub)
     models = [
         {"model": "base", "bits": "4", "bytes": 700, "margin": 0.0, "kept": None, "accuracy": 0.5, "kl": 0.1},
         {
@@ -229,7 +223,7 @@ def test_a_card_can_not_be_broken_by_what_is_in_it(hub: Hub, run: Path) -> None:
     card = parsed(text)
     card.validate()
     assert card.data.license is None and card.data.library_name == "mlx"
-    assert "\n# Injected" not in card.text and "\n# Heading" not in card.text.split("## How it was trained")[0]
+    assert "\n# Injected" not in card.text and "\n# Heading" not in card.text.split("## Training")[0]
 
 
 def test_no_secret_in_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +249,7 @@ def test_the_commands_it_names_work(
     """Where the repository is downloaded as the card says, and the base stands where it says."""
     base = Path(shutil.copytree(CHECKPOINT, tmp_path / "PATH" / "TO" / CHECKPOINT.name))
     monkeypatch.chdir(tmp_path)
-    section = (run / "README.md").read_text().split("## How to run it")[1]
+    section = (run / "README.md").read_text().split("## Usage")[1]
     commands = [line for line in section.splitlines() if line.startswith("mlx-dpo ")]
     assert [command.split()[1] for command in commands] == ["fuse", "export", "export"] and base.is_dir()
     for command in commands:

@@ -148,7 +148,7 @@ def test_rows_that_are_no_whole_blocks_stay_float16(tmp_path: Path) -> None:
 def test_a_large_matrix_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(tmp_path / "model", "llama", {"group_size": 32, "bits": 4})
     write_gguf(folder, tmp_path / "whole.gguf", "q8_0")
-    monkeypatch.setattr(sys.modules["mlx_dpo.export.gguf.gguf_export"], "CHUNK", 1000)
+    monkeypatch.setattr(sys.modules["mlx_dpo.export.gguf.gguf_tensors"], "CHUNK_ELEMENTS", 1000)
     write_gguf(folder, tmp_path / "pieces.gguf", "q8_0")
     assert (tmp_path / "pieces.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 

@@ -134,15 +134,15 @@ def test_how_texts_are_cut_up_is_named(numbers: str, whole_words: bool, name: st
     }
     sequence = {"type": "Sequence", "pretokenizers": [split, BYTES]}
     found = vocabulary_of(BPE, {"ignore_merges": whole_words}, pre_tokenizer=sequence, normalizer={"type": "NFC"})
-    assert found.pre == name
+    assert found.pre_tokenizer == name
 
 
 def test_merges_that_no_scores_say_are_refused() -> None:
     merges = json.loads((SPM / "tokenizer.json").read_text())["model"]["merges"]
     assert vocabulary_of(SPM).scores
-    with pytest.raises(UserError, match="is in none"):
+    with pytest.raises(UserError, match="there is none for"):
         vocabulary_of(SPM, {"merges": merges[:-1]})
-    with pytest.raises(UserError, match="two places"):
+    with pytest.raises(UserError, match="not consecutive"):
         vocabulary_of(SPM, {"merges": [*merges, merges[0]]})
 
 

@@ -80,7 +80,7 @@ def test_a_public_repository_that_is_there_is_told_of(hub: Hub, run: Path) -> No
 
 def test_a_card_of_ones_own_that_the_hub_refuses(hub: Hub, run: Path) -> None:
     (run / "README.md").write_text("---\nlicense: free\n---\n# Mine\n")
-    with pytest.raises(UserError, match=r"refuses \(400\).*license. must be one of"):
+    with pytest.raises(UserError, match=r"refuses the request \(status 400\).*license. must be one of"):
         push(run)
     assert is_untouched(hub)
 
@@ -137,7 +137,7 @@ def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, mo
     method, path, how = PASSING[name]
     big(run, "adapters.safetensors", 0)
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 1.0)
     hub.inject_fault(method, path, **how)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
@@ -158,22 +158,27 @@ LASTING: dict[str, tuple[str | None, str, list[tuple[str, str, dict[str, Any]]],
         [],
         ("not accept your token", "hf auth login"),
     ),
-    "a token that may only read": (READ, REPO, [], ("may not write", "right to write")),
-    "somebody else's name": (WRITE, "other/mine", [], ("may not write", "below your own")),
+    "a token that may only read": (READ, REPO, [], ("may not write", "write permission")),
+    "somebody else's name": (WRITE, "other/mine", [], ("may not write", "of your own")),
     "not a name": (WRITE, "a/b/c", [], ("user/name",)),
     "403 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 403})], ("may not write", "on purpose")),
-    "429 without end": (WRITE, REPO, [("POST", "/commit/", {"status": 429})], ("429", "Wait some minutes")),
+    "429 without end": (WRITE, REPO, [("POST", "/commit/", {"status": 429})], ("429", "Wait a few minutes")),
     "429 for an hour": (
         *(WRITE, REPO),
         [("POST", "/commit/", {"status": 429, "headers": {"Retry-After": "3600"}})],
         ("429", "3600 s"),
     ),
-    "500 on create": (WRITE, REPO, [("POST", "/repos/create", {"status": 500})], ("in trouble", "500")),
-    "500 in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"status": 500, "skip": 2})], ("in trouble", "500")),
-    "500 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 500})], ("in trouble", "500")),
-    "409 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 409})], ("being changed", "Try again")),
-    "400 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 400})], ("refuses (400)", "on purpose")),
-    "413 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 413})], ("refuses (413)",)),
+    "500 on create": (WRITE, REPO, [("POST", "/repos/create", {"status": 500})], ("server error", "500")),
+    "500 in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"status": 500, "skip": 2})], ("server error", "500")),
+    "500 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 500})], ("server error", "500")),
+    "409 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 409})], ("somebody else is changing", "Try again")),
+    "400 on commit": (
+        WRITE,
+        REPO,
+        [("POST", "/commit/", {"status": 400})],
+        ("refuses the request (status 400)", "on purpose"),
+    ),
+    "413 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 413})], ("refuses the request (status 413)",)),
     "cut in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"cut": "request", "skip": 2})], ("can't be reached",)),
     "cut in mid-commit": (WRITE, REPO, [("POST", "/commit/", {"cut": "request"})], ("can't be reached",)),
     "slow": (WRITE, REPO, [("POST", "/preupload/", {"delay": 1})], ("does not answer",)),
@@ -187,7 +192,7 @@ def test_what_stays_is_one_sentence_and_no_commit(
     token, repo, faults, words = LASTING[name]
     big(run, "adapters.safetensors", 0)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
     for method, path, how in faults:
         hub.inject_fault(method, path, **{"times": 1000, **how})
