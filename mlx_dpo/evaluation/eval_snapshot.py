@@ -55,7 +55,7 @@ class EvalSnapshot:
             with without_dropout(network.model):
                 rows = network.hidden_states(micro)
                 with swap_adapter(network.model, tensors):
-                    found = network.logps(micro, others=rows).kls
+                    found = network.logps(micro, reference_hidden_states=rows).kls
             kls[list(micro.batch_indices)] = found.reshape(micro.completions_per_example, -1).T
         return kls
 

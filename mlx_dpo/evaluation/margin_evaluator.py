@@ -105,7 +105,7 @@ class MarginEvaluator:
         network = Network.from_model(model)
         with without_dropout(model):
             for micro, rows in zip_longest(self._micros, others):
-                yield network.logps(micro, others=rows)
+                yield network.logps(micro, reference_hidden_states=rows)
 
     def _measured(self, logps: Sequence[np.ndarray], kl: float | None) -> MarginMeasurement:
         """From [2 * pairs] log-probs of each micro-batch."""

@@ -15,7 +15,7 @@ from mlx_dpo.evaluation.implicit_rewards import RewardScorer
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.judges.judge import Comparison, Judge
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
-from mlx_dpo.sampling.generation import SamplingParams, answer
+from mlx_dpo.sampling.generation import SamplingParams, generate_responses
 
 
 class ModelJudge(Judge):
@@ -27,7 +27,7 @@ class ModelJudge(Judge):
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         tokenizer, model = load_tokenizer(self.name), load_model(self.name).model
         asked = [judge_messages(match) for match in comparisons]
-        answers = answer(model, tokenizer, list(asked), SamplingParams(self.max_tokens))
+        answers = generate_responses(model, tokenizer, list(asked), SamplingParams(self.max_tokens))
         mx.clear_cache()
         return [parse_verdict(text) for text in answers]
 

@@ -58,7 +58,7 @@ def test_a_model_judges(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.extend(prompts)
         return ["[[A]]", "Hm."]
 
-    monkeypatch.setattr(model_room, "answer", say)
+    monkeypatch.setattr(model_room, "generate_responses", say)
     assert ModelJudge(str(CHECKPOINT)).verdicts(MATCHES) == [1, None]
     assert asked == [judge_messages(match) for match in MATCHES]
 
