@@ -74,14 +74,14 @@ def test_whole_distributions(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
     def terms(**asked: Any) -> head.TokenTerms:
         return token_logps(mx.array(rows), targets, lambda rows: rows @ mx.array(weight).T, VOCABULARY, **asked)
 
-    found = terms(gradients=True, collisions=True, others=mx.array(others))
+    found = terms(gradients=True, collision_logps=True, reference_hidden_states=mx.array(others))
     assert found.kls is not None and found.kl_grads is not None and found.collision_logps is not None
     np.testing.assert_allclose(np.array(found.collision_logps), np.log(np.exp(2 * logp(rows)).sum(axis=1)), atol=1e-5)
     np.testing.assert_allclose(np.array(found.kls), kl(rows), rtol=2e-5, atol=2e-6)
     plain = terms(gradients=True)
     assert mx.array_equal(plain.logps, found.logps) and mx.array_equal(plain.logp_grads, found.logp_grads)
     assert plain.kls is None and plain.kl_grads is None and plain.collision_logps is None
-    assert terms(gradients=False, others=mx.array(others)).kl_grads is None
+    assert terms(gradients=False, reference_hidden_states=mx.array(others)).kl_grads is None
 
     step = 1e-6
     for i in range(HIDDEN):
