@@ -58,7 +58,7 @@ class EvalSnapshot:
             (measurements,) = measure(
                 row_batches(self.example_set.examples, [indices], self.budget),
                 network,
-                options=lambda micro: {"others": policy.hidden_states(micro)},
+                options=lambda micro: {"reference_hidden_states": policy.hidden_states(micro)},
             )
         kls = {measurement.index: measurement.kls for measurement in measurements}
         return np.array([kls[index] for index in indices])

@@ -92,8 +92,11 @@ class MarginEvaluator:
         """Measure all pairs, and the KL on the first micro-batches, for which there are hidden states."""
         remaining = iter(hidden_states)
         network = Network.from_model(model)
-        batches = measure(self.batches, network, options=lambda micro: {"others": next(remaining, None)})
-        return [measurement for batch in batches for measurement in batch]
+
+        def options(micro: MicroBatch) -> dict[str, mx.array | None]:
+            return {"reference_hidden_states": next(remaining, None)}
+
+        return [example for batch in measure(self.batches, network, options=options) for example in batch]
 
     def _summarize(self, pairs: Sequence[ExampleMeasurement]) -> MarginMeasurement:
         rewards = [

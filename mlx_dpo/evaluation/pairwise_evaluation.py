@@ -15,7 +15,7 @@ from mlx_dpo.evaluation.head_to_head import HeadToHeadResult, judge_head_to_head
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.judges.judge import Judge
-from mlx_dpo.sampling.generation import SamplingParams, answer, generate_before_and_after
+from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after, generate_responses
 
 
 def pairwise_evaluation(
@@ -44,8 +44,8 @@ def pairwise_evaluation(
         base, tuned = generate_before_and_after(config.model, adapter_path, prompts, sampling)
     else:
         tokenizer = load_tokenizer(config.model)
-        base = answer(load_model(config.reference).model, tokenizer, prompts, sampling)
-        tuned = answer(load_model(config.model).model, tokenizer, prompts, sampling)
+        base = generate_responses(load_model(config.reference).model, tokenizer, prompts, sampling)
+        tuned = generate_responses(load_model(config.model).model, tokenizer, prompts, sampling)
     mx.clear_cache()  # the judge may be a model too
     return judge_head_to_head(prompts, base, tuned, judge)
 

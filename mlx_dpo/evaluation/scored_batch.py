@@ -80,8 +80,8 @@ def _batch(
 def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
     """What a loss asks of a network beside log-probs, as `Network.logps` takes it."""
     return {
-        "collisions": loss.use_weighting,
-        "others": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
+        "collision_logps": loss.use_weighting,
+        "reference_hidden_states": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
     }
 
 

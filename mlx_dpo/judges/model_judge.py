@@ -10,7 +10,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
-from mlx_dpo.sampling.generation import SamplingParams, answer
+from mlx_dpo.sampling.generation import SamplingParams, generate_responses
 
 HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or the URL of an OpenAI-compatible API."
 
@@ -39,6 +39,6 @@ class ModelJudge(Judge):
         """Generate an answer to the rubric prompt for each comparison, in batches."""
         tokenizer, model = load_tokenizer(self.name), load_model(self.name).model
         prompts = [judge_messages(comparison) for comparison in comparisons]
-        answers = answer(model, tokenizer, list(prompts), SamplingParams(self.max_tokens))
+        answers = generate_responses(model, tokenizer, list(prompts), SamplingParams(self.max_tokens))
         mx.clear_cache()
         return [parse_verdict(text) for text in answers]

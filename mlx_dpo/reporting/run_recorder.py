@@ -19,7 +19,7 @@ from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.reporting import evaluation_records as records
-from mlx_dpo.sampling.generation import SamplingParams, generate_from_ids
+from mlx_dpo.sampling.generation import SamplingParams, generate_from_token_ids
 from mlx_dpo.training.listener import Listener, RunPlan
 from mlx_dpo.training.run_folder import append_line
 
@@ -92,7 +92,7 @@ class RunRecorder(Listener):
         asked = [pairs[one.index] for one in seen.measurements[: self.num_samples]]
         tokenizer = pairs.encoder.tokenizer
         sampling = SamplingParams(MAX_SAMPLE_TOKENS, temperature=1.0)
-        answers = generate_from_ids(seen.policy.model, tokenizer, [one.prompt for one in asked], sampling)
+        answers = generate_from_token_ids(seen.policy.model, tokenizer, [one.prompt for one in asked], sampling)
         ids = [tokenizer.encode(text, add_special_tokens=False)[:MAX_SAMPLE_TOKENS] for text in answers]
         return {
             "step": seen.step,

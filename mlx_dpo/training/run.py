@@ -314,7 +314,7 @@ def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[s
 def _run(trainer: Trainer) -> TrainResult:
     began, listener = time.perf_counter(), trainer.listener
     listener.on_run_start(_plan(trainer))
-    if trainer.policy.network.sharing is not PromptSharing.ANY:
+    if trainer.policy.network.sharing is not PromptSharing.ANY_PROMPTS:
         family = type(trainer.model).__module__.rpartition(".")[2]
         listener.on_note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
     for note in row_notes(trainer.train_set, trainer.loss, trainer.config.loss):

@@ -41,7 +41,7 @@ def adapted(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> tupl
 @pytest.mark.parametrize("bits", ["same", "8", "none"])
 def test_memory_is_a_shards_and_a_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Any) -> None:
     model, run = adapted(tmp_path, monkeypatch, **SIZES)
-    monkeypatch.setattr(folding, "PIECE", 1 << 18)
+    monkeypatch.setattr(folding, "SLICE_WEIGHTS", 1 << 18)
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()

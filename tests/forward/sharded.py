@@ -72,7 +72,7 @@ def batch_for(policy: Policy) -> tuple[MicroBatch, np.ndarray]:
     """Pairs, and what each of their sequences weighs."""
     rng = random.Random(0)
     prompts = [ids(rng, n) for n in (19, 4, 1, 30)]
-    batch = batch_of(prompts[:1] if policy.network.sharing is PromptSharing.ONE else prompts, seed=2)
+    batch = batch_of(prompts[:1] if policy.network.sharing is PromptSharing.ONE_PROMPT else prompts, seed=2)
     return batch, np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
 
 
@@ -134,7 +134,10 @@ def together(case: Case, group: Group) -> dict[str, np.ndarray]:
     budget = MemoryModel.for_training(policy.network, usable, None, False)
     batch, _ = batch_for(policy)
     os.environ["XDG_CACHE_HOME"] = str(Path(case.model).parent / f"cache{group.rank()}")
-    sums = [_reference(policy).sums(batch), _reference(policy).cache.of(batch, _never)]  # only the first rank has it
+    sums = [
+        _reference(policy).sums(batch),
+        _reference(policy).cache.get_or_compute(batch, _never),
+    ]  # only the first rank has it
     return {
         "bytes": np.array(budget.activation_limit),
         "kept": np.array(budget.activation_memory.bytes_per_token),

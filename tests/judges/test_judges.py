@@ -59,7 +59,7 @@ def test_a_model_judges(monkeypatch: pytest.MonkeyPatch) -> None:
         prompts_seen.extend(prompts)
         return ["[[A]]", "Hm."]
 
-    monkeypatch.setattr(model_judge, "answer", generate)
+    monkeypatch.setattr(model_judge, "generate_responses", generate)
     assert ModelJudge(str(CHECKPOINT)).verdicts(COMPARISONS) == [1, None]
     assert prompts_seen == [judge_messages(comparison) for comparison in COMPARISONS]
 

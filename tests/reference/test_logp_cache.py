@@ -40,12 +40,12 @@ class Counted:
 
 def test_what_is_known_is_not_computed_again() -> None:
     compute = Counted()
-    first = LogpCache("a", "model").of(BATCH, compute)
+    first = LogpCache("a", "model").get_or_compute(BATCH, compute)
     again = LogpCache("a", "model")
-    np.testing.assert_array_equal(again.of(BATCH, compute), first)
+    np.testing.assert_array_equal(again.get_or_compute(BATCH, compute), first)
     assert compute.calls == 1
-    again.of(OTHER, compute)
-    LogpCache("b", "model").of(BATCH, compute)
+    again.get_or_compute(OTHER, compute)
+    LogpCache("b", "model").get_or_compute(BATCH, compute)
     assert compute.calls == 3
     assert [(file.model, file.pairs) for file in list_logp_caches()] == [("model", 1), ("model", 2)]
 
@@ -54,7 +54,7 @@ def test_what_is_known_is_not_computed_again() -> None:
 def test_a_damaged_file_is_dropped_from_the_damage_on_and_made_again(kept: int | None) -> None:
     compute = Counted()
     cache = LogpCache("a", "model")
-    values = [cache.of(batch, compute).copy() for batch in (BATCH, OTHER)]
+    values = [cache.get_or_compute(batch, compute).copy() for batch in (BATCH, OTHER)]
     whole = cache.path.read_bytes()
     if kept is None:  # a byte of the second record's log-probs
         cache.path.write_bytes(whole[:-10] + bytes([whole[-10] ^ 1]) + whole[-9:])
@@ -62,7 +62,7 @@ def test_a_damaged_file_is_dropped_from_the_damage_on_and_made_again(kept: int |
         cache.path.write_bytes(whole[:kept])
     damaged = LogpCache("a", "model")
     for batch, value in zip((BATCH, OTHER), values, strict=True):
-        assert damaged.of(batch, lambda _, value=value: value) is not None
+        assert damaged.get_or_compute(batch, lambda _, value=value: value) is not None
     repaired = LogpCache("a", "model")
     assert len(repaired.known) == 2 and repaired.path.read_bytes() == whole
 
@@ -70,13 +70,13 @@ def test_a_damaged_file_is_dropped_from_the_damage_on_and_made_again(kept: int |
 def test_something_else_in_its_place_is_replaced() -> None:
     logp_cache_folder().mkdir(parents=True)
     (logp_cache_folder() / "a.logps").write_bytes(b"\x00\xff not ours\n" * 9)
-    LogpCache("a", "model").of(BATCH, Counted())
+    LogpCache("a", "model").get_or_compute(BATCH, Counted())
     assert len(LogpCache("a", "model").known) == 1
 
 
 def test_a_file_in_the_folders_place_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
-    assert LogpCache("a", "model").of(BATCH, Counted()) is not None
+    assert LogpCache("a", "model").get_or_compute(BATCH, Counted()) is not None
 
 
 def config(run: Path, **knobs: Any) -> TrainConfig:
@@ -87,12 +87,12 @@ def config(run: Path, **knobs: Any) -> TrainConfig:
 def reference_passes(monkeypatch: pytest.MonkeyPatch) -> list[MicroBatch]:
     """Micro-batches that go through a network without a gradient and are not evaluations' own."""
     seen: list[MicroBatch] = []
-    of = LogpCache.of
+    of = LogpCache.get_or_compute
 
     def watched(self: LogpCache, batch: MicroBatch, compute: Any) -> np.ndarray:
         return of(self, batch, lambda batch: seen.append(batch) or compute(batch))
 
-    monkeypatch.setattr(LogpCache, "of", watched)
+    monkeypatch.setattr(LogpCache, "get_or_compute", watched)
     return seen
 
 
