@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.objectives.loss_function import LossFunction, declared_loss
 from mlx_dpo.objectives.loss_inputs import example_pairs
-from mlx_dpo.utils.user_code import named_in_file
+from mlx_dpo.utils.user_code import load_from_file
 
 HINT = "A custom loss is `def name(pairs, *, beta=0.1)` in that file, and returns one loss per pair; see the README."
 
@@ -20,7 +20,7 @@ def load_custom_loss(text: str) -> LossFunction:
     Raises:
         UserError: it can't be used.
     """
-    function, where = named_in_file(text, field="loss", hint=HINT)
+    function, where = load_from_file(text, field="loss", hint=HINT)
     if not callable(function):
         name = text.rpartition(":")[2]
         raise UserError(f"there is no function {name!r} in the file", where=where, field="loss", hint=HINT)

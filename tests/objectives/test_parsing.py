@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, UserError
+from mlx_dpo.cli.loss_defaults import loss_default_text
 from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS, losses
 from mlx_dpo.objectives.loss_registry import declared_losses
 from mlx_dpo.training.run import loss_from_config, resolve_loss_settings
@@ -110,9 +110,8 @@ def test_rewards() -> None:
 
 
 def test_help_states_the_defaults_of_signatures() -> None:
-    helps = {f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}
     for setting in LOSS_SETTINGS:
-        stated = re.search(r"Default: (\S+?)(?:,.*| \((\w+): (\S+)\))?\.$", helps[setting])
+        stated = re.fullmatch(r"(\S+)(?: \((\w+): (\S+)\))?", loss_default_text(setting))
         assert stated, setting
         for name, function in LOSS_FUNCTIONS.items():
             if setting in function.settings:
