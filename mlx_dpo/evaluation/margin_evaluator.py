@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
 from mlx_dpo.evaluation.row_batches import index_batches
