@@ -31,10 +31,10 @@ def report(
 
       mlx-dpo report adapters --json
     """
-    from mlx_dpo.reporting.changes import compute_changes
+    from mlx_dpo.reporting.metric_changes import compute_changes
     from mlx_dpo.reporting.chart_images import PLOTS_FOLDER, parse_image_formats, write_chart_images
     from mlx_dpo.reporting.diagnostics_listener import diagnose
-    from mlx_dpo.reporting.evaluation_records import write_whole
+    from mlx_dpo.reporting.evaluation_records import write_text_atomically
     from mlx_dpo.reporting.html_report import REPORT_FILE, render_report
     from mlx_dpo.reporting.result_summary import print_run, run_summary
     from mlx_dpo.reporting.run_statistics import RunStatistics
@@ -42,7 +42,7 @@ def report(
     kinds, read = parse_image_formats(plots), [RunStatistics.read(run) for run in runs]
     file = output or (runs[0] / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, render_report(read))
+    write_text_atomically(file, render_report(read))
     pictures = [str(picture) for picture in write_chart_images(read, file.parent / PLOTS_FOLDER, kinds)]
     if json:
         print_json({"page": str(file), "plots": pictures, "runs": [run_summary(run) for run in read]})
@@ -50,7 +50,7 @@ def report(
     for run in read:
         if len(read) > 1:
             stdout_console.print(f"[bold]{run.name}[/]")
-        print_run(stdout_console, run, compute_changes(run), diagnose(run))
+        print_run(stdout_console, run)
     stdout_console.print(
         f"The page is {file}" + (f", pictures are in {file.parent / PLOTS_FOLDER}." if pictures else ".")
     )
