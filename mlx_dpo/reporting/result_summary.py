@@ -14,7 +14,7 @@ from mlx_dpo.reporting.diagnostics import estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import Finding, diagnose
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.reporting.word_changes import format_interval, format_p_value, verdict
-from mlx_dpo.training.listener import TrainResult
+from mlx_dpo.training.events import TrainResult
 
 
 def print_result(console: Console, result: TrainResult, model: str) -> None:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,9 +20,11 @@ from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.reporting import evaluation_records as records
+from mlx_dpo.reporting.metrics_log import MetricsLog
 from mlx_dpo.sampling.generation import SamplingParams, generate_from_ids
-from mlx_dpo.training.listener import Listener, RunPlan
-from mlx_dpo.training.run_folder import append_line
+from mlx_dpo.training.events import Note
+from mlx_dpo.training.listener import Listener, Listeners, RunPlan
+from mlx_dpo.utils.atomic_write import append_line
 
 NUM_KL_EXAMPLES = 64  # held-out examples whose KL is measured; each costs two forward passes an evaluation
 NUM_TOKEN_EXAMPLES = 256  # whose token log-probs before training are kept; the page's examples are among them
@@ -34,22 +37,20 @@ class RunRecorder(Listener):
     """Fills a run's report/ folder.
 
     Args:
-        told: hears, as `Listener.evaluated` does, when all of an evaluation is written down.
-        say: hears where it can't be, which costs the page and not the run.
-        samples: held-out prompts to answer before the first and after the last step, at temperature 1.
-        command: what was typed.
+        notify: receives a sentence where a file can't be written, which costs the page and not the run.
+        num_samples: held-out prompts to answer before the first and after the last step, at temperature 1.
+        command: the command line, for the page.
     """
 
     def __init__(
         self,
-        on_recorded: Callable[[float, float], None] = lambda reference, sampling: None,
         notify: Callable[[str], None] = lambda text: None,
         *,
         num_samples: int = records.DEFAULT_NUM_SAMPLES,
         command: str | None = None,
     ) -> None:
-        self.on_recorded, self.notify, self.num_samples, self.command = on_recorded, notify, num_samples, command
-        self.sampling_seconds, self.failed = 0.0, False
+        self.notify, self.num_samples, self.command = notify, num_samples, command
+        self.failed = False
 
     def on_run_start(self, plan: RunPlan) -> None:
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
@@ -61,7 +62,6 @@ class RunRecorder(Listener):
     def on_evaluation_snapshot(self, seen: EvalSnapshot) -> None:
         with self._on_a_good_disk():
             self._write(seen)
-        self.on_recorded(seen.example_set.reference.seconds, self.sampling_seconds)
 
     @contextmanager
     def _on_a_good_disk(self) -> Iterator[None]:
@@ -75,7 +75,7 @@ class RunRecorder(Listener):
 
     def _write(self, seen: EvalSnapshot) -> None:
         examples = sorted(seen.measurements, key=lambda one: one.index)
-        seen = EvalSnapshot(seen.step, examples, seen.example_set, seen.policy, seen.budget)
+        snapshot, seen = seen, replace(seen, measurements=examples)
         line = evaluation_record(seen)
         if seen.step == 0:
             line["tokens"] = [[_rounded(side) for side in one.token_logps] for one in examples[:NUM_TOKEN_EXAMPLES]]
@@ -85,7 +85,7 @@ class RunRecorder(Listener):
         if self.num_samples and seen.can_run_policy and seen.step in (0, self.plan.steps):
             began = time.perf_counter()
             append_line(self.folder / records.SAMPLES_FILE, records.to_json(self._sampled(seen)))
-            self.sampling_seconds += time.perf_counter() - began
+            snapshot.sampling_seconds += time.perf_counter() - began
 
     def _sampled(self, seen: EvalSnapshot) -> dict[str, Any]:
         pairs = seen.example_set.examples
@@ -101,6 +101,21 @@ class RunRecorder(Listener):
             "tokens": [len(one) for one in ids],
             "repeated": [repeated_ngram_share(one) for one in ids],
         }
+
+
+def recording_listeners(forward: Listener, num_samples: int, command: str | None) -> Listener:
+    """Returns those that write a run's numbers down, in the process that has the model.
+
+    Args:
+        forward: receives their notes.
+        num_samples: held-out prompts to answer before the first and after the last step.
+        command: the command line, for the page.
+    """
+
+    def notify(text: str) -> None:
+        forward.handle(Note(text))
+
+    return Listeners(MetricsLog(notify), RunRecorder(notify, num_samples=num_samples, command=command))
 
 
 def evaluation_record(seen: EvalSnapshot) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Tracker(Listener):
             with self._guarded("was given up"):
                 self.log(with_split_prefix(metrics), int(metrics["step"]))
 
-    evaluation = on_metrics
+    on_evaluation_metrics = on_metrics
 
     def on_run_end(self) -> None:
         if self.active:
