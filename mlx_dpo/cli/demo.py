@@ -25,14 +25,16 @@ def demo(
 
       mlx-dpo demo --adapter-path demo-run
     """
-    from mlx_dpo.cli.run_listeners import display_listeners, recording_listeners, write_run_outputs
+    from mlx_dpo.cli.run_listeners import display_listeners, write_run_outputs
     from mlx_dpo.demo.demo_run import demo_config, run_demo
+    from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES, command_line
     from mlx_dpo.reporting.result_summary import print_result
+    from mlx_dpo.reporting.run_recorder import recording_listeners
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))
     watching = display_listeners()
-    done = run_demo(config, Listeners(recording_listeners(watching), watching))
+    done = run_demo(config, Listeners(recording_listeners(watching, DEFAULT_NUM_SAMPLES, command_line()), watching))
     told = write_run_outputs(done.train_result, watching)
     if json:
         print_json(

@@ -13,14 +13,13 @@ from mlx_dpo.export.card.training_record import TrainingRecorder as TrainingReco
 from mlx_dpo.export.push.checkpoint_pusher import CheckpointPusher
 from mlx_dpo.reporting.chart_images import PLOTS_FOLDER, write_chart_images
 from mlx_dpo.reporting.diagnostics_listener import DiagnosticsListener
-from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES, command_line
 from mlx_dpo.reporting.html_report import LiveReport, write_report
-from mlx_dpo.reporting.metrics_log import MetricsLog
 from mlx_dpo.reporting.result_summary import run_summary
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.reporting.terminal_progress import TerminalProgress, print_finding
 from mlx_dpo.reporting.trackers import create_trackers
-from mlx_dpo.training.listener import Listener, Listeners, TrainResult
+from mlx_dpo.training.events import TrainResult
+from mlx_dpo.training.listener import Listener, Listeners
 
 
 class NotePrinter(Listener):
@@ -50,16 +49,6 @@ def display_listeners(
         told += [CheckpointPusher(config, print_note)] if config.push_checkpoints else []
     told.append(NotePrinter() if warnings_only else TerminalProgress(stderr_console))
     return RunListeners(TrainingRecord(["mlx-dpo", *sys.argv[1:]]), *told)
-
-
-def recording_listeners(watching: Listener, samples: int = DEFAULT_NUM_SAMPLES) -> Listener:
-    """Those that write a run's numbers down, beside the model."""
-    from mlx_dpo.reporting.run_recorder import RunRecorder
-
-    recorder = RunRecorder(
-        watching.on_evaluation_recorded, watching.on_note, num_samples=samples, command=command_line()
-    )
-    return Listeners(MetricsLog(watching.on_note), recorder)
 
 
 def write_run_outputs(result: TrainResult, watching: RunListeners, plots: Sequence[str] = ()) -> dict[str, Any]:

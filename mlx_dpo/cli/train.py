@@ -19,8 +19,9 @@ from mlx_dpo.config import TrainConfig, config_from
 from mlx_dpo.distributed.launcher import launch_workers
 from mlx_dpo.distributed.rank_environment import is_main_process, launcher_rank
 from mlx_dpo.errors import Interrupted, UserError
-from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES
-from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
+from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES, command_line
+from mlx_dpo.training.events import RunPlan, TrainResult
+from mlx_dpo.training.listener import Listener, Listeners
 from mlx_dpo.utils.hub_client import without_revision
 
 
@@ -129,18 +130,25 @@ def _supervised(
     """Train in a process of its own."""
     from mlx_dpo.supervision import supervise
 
-    return supervise(config, listener=watching, resume=resume, resume_anyway=resume_anyway, samples=samples)
+    return supervise(
+        config,
+        listener=watching,
+        resume=resume,
+        resume_anyway=resume_anyway,
+        recorder="mlx_dpo.reporting.run_recorder:recording_listeners",
+        recorder_options={"num_samples": samples, "command": command_line()},
+    )
 
 
 def _here(config: TrainConfig, watching: Listener, resume: bool, resume_anyway: bool, samples: int) -> TrainResult:
     """Train in this process."""
-    from mlx_dpo.cli.run_listeners import recording_listeners
+    from mlx_dpo.reporting.run_recorder import recording_listeners
     from mlx_dpo.training.run import train as run
 
     interrupt = StopOnInterrupt()
-    listener = (
-        Listeners(recording_listeners(watching, samples), watching, interrupt) if is_main_process() else interrupt
-    )
+    listener: Listener = interrupt
+    if is_main_process():
+        listener = Listeners(recording_listeners(watching, samples, command_line()), watching, interrupt)
     return run(config, listener=listener, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
 
 

@@ -12,8 +12,8 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.example_sources import ExampleFile, find_data_files
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import HELD_OUT, ExampleSet, open_example_sets
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
 from mlx_dpo.objectives import WeightedLoss
-from mlx_dpo.training.run import loss_from_config, resolve_loss_settings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mlx_dpo.forward.policy import Policy, without_dropout
 from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvalSnapshot:
     """An evaluation, example by example.
 
@@ -25,6 +25,7 @@ class EvalSnapshot:
         examples: what was measured of each.
         held_out: where they come from.
         policy: as it was measured.
+        sampling_seconds: time spent on generating completions for it; a listener that does so adds its own.
     """
 
     step: int
@@ -32,6 +33,7 @@ class EvalSnapshot:
     example_set: ExampleSet
     policy: Policy
     budget: MemoryModel
+    sampling_seconds: float = 0.0
 
     @property
     def can_run_policy(self) -> bool:

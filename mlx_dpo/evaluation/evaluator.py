@@ -15,6 +15,7 @@ from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.evaluation.example_sets import ExampleSet, Rows, example_reader, open_evaluation_source
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, precompute_with_reference_model
@@ -24,7 +25,6 @@ from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
-from mlx_dpo.training.run import loss_from_config, resolve_for_examples, resolve_loss_settings
 
 ProgressCallback = Callable[[int, int], None]
 

@@ -28,6 +28,7 @@ from mlx_dpo.data.micro_batches import prefetch
 from mlx_dpo.data.row_formats import RowParser
 from mlx_dpo.evaluation.completion_chunks import ChunkedRows
 from mlx_dpo.evaluation.example_sets import Rows, open_evaluation_source
+from mlx_dpo.evaluation.loss_setup import loss_from_config
 from mlx_dpo.evaluation.measuring import index_batches
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, load_reference_model
@@ -40,7 +41,6 @@ from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
-from mlx_dpo.training.run import loss_from_config
 
 REWARD_METRICS = (
     "rewards/chosen",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mlx_dpo.reporting.diagnostics import DIAGNOSTICS
 from mlx_dpo.reporting.run_statistics import RunStatistics
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 
 
 @dataclass(frozen=True)

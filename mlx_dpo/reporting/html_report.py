@@ -17,7 +17,8 @@ from mlx_dpo.reporting.charts import Chart, build_charts
 from mlx_dpo.reporting.evaluation_records import write_text_atomically
 from mlx_dpo.reporting.report_sections import changes_table, headline, run_sections
 from mlx_dpo.reporting.run_statistics import RunStatistics
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 
 REPORT_FILE = "report.html"
 RELOAD_SECONDS = 15  # after which a live page reloads itself

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mlx_dpo.reporting.evaluation_records import read_jsonl
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run_folder import RunFolder, SaveError
 
 METRICS_FILE = "metrics.jsonl"

@@ -14,7 +14,7 @@ from mlx_dpo.reporting.diagnostics_listener import diagnose
 from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.reporting.verdict import format_interval, format_p_value, verdict
-from mlx_dpo.training.listener import TrainResult
+from mlx_dpo.training.events import TrainResult
 from mlx_dpo.utils.formatting import format_duration
 
 

@@ -20,8 +20,10 @@ from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.reporting import evaluation_records as records
+from mlx_dpo.reporting.metrics_log import MetricsLog
 from mlx_dpo.sampling.generation import SamplingParams, generate_from_ids
-from mlx_dpo.training.listener import Listener, RunPlan
+from mlx_dpo.training.events import Note, RunPlan
+from mlx_dpo.training.listener import Listener, Listeners
 from mlx_dpo.utils.atomic_write import append_line
 
 NUM_KL_EXAMPLES = 64  # held-out examples whose KL is measured; each takes two forward passes per evaluation
@@ -35,7 +37,6 @@ class RunRecorder(Listener):
     """Writes a run's report/ folder.
 
     Args:
-        on_recorded: called with the same arguments as `Listener.on_evaluation_recorded` when an evaluation is recorded.
         on_message: receives a warning if the folder can't be written. The run continues, its page is incomplete.
         num_samples: number of held-out prompts for which completions are sampled, at temperature 1, before the first
             and after the last step.
@@ -44,15 +45,13 @@ class RunRecorder(Listener):
 
     def __init__(
         self,
-        on_recorded: Callable[[float, float], None] = lambda reference_seconds, sampling_seconds: None,
         on_message: Callable[[str], None] = lambda text: None,
         *,
         num_samples: int = records.DEFAULT_NUM_SAMPLES,
         command: str | None = None,
     ) -> None:
-        self.on_recorded, self.on_message = on_recorded, on_message
-        self.num_samples, self.command = num_samples, command
-        self.sampling_seconds, self.warned = 0.0, False
+        self.on_message, self.num_samples, self.command = on_message, num_samples, command
+        self.warned = False
 
     def on_run_start(self, plan: RunPlan) -> None:
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
@@ -64,7 +63,6 @@ class RunRecorder(Listener):
     def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
         with self._warning_on_write_errors():
             self._record(snapshot)
-        self.on_recorded(snapshot.example_set.reference.seconds, self.sampling_seconds)
 
     @contextmanager
     def _warning_on_write_errors(self) -> Iterator[None]:
@@ -79,18 +77,18 @@ class RunRecorder(Listener):
 
     def _record(self, snapshot: EvalSnapshot) -> None:
         in_order = sorted(snapshot.measurements, key=lambda measurement: measurement.index)
-        snapshot = replace(snapshot, measurements=in_order)
-        line = evaluation_record(snapshot)
+        ordered = replace(snapshot, measurements=in_order)
+        line = evaluation_record(ordered)
         if snapshot.step == 0:
             first = in_order[:NUM_TOKEN_EXAMPLES]
             line["tokens"] = [[_rounded(logps) for logps in measurement.token_logps] for measurement in first]
         append_line(self.folder / records.EVALUATIONS_FILE, records.to_json(line))
         first_line = next(iter(records.read_jsonl(self.folder / records.EVALUATIONS_FILE)), {})
-        records.write_json(self.folder / records.EXAMPLES_FILE, extreme_examples(snapshot, first_line.get("tokens")))
+        records.write_json(self.folder / records.EXAMPLES_FILE, extreme_examples(ordered, first_line.get("tokens")))
         if self.num_samples and snapshot.can_run_policy and snapshot.step in (0, self.plan.steps):
             start = time.perf_counter()
-            append_line(self.folder / records.SAMPLES_FILE, records.to_json(self._sample(snapshot)))
-            self.sampling_seconds += time.perf_counter() - start
+            append_line(self.folder / records.SAMPLES_FILE, records.to_json(self._sample(ordered)))
+            snapshot.sampling_seconds += time.perf_counter() - start
 
     def _sample(self, snapshot: EvalSnapshot) -> dict[str, Any]:
         examples = snapshot.example_set.examples
@@ -106,6 +104,21 @@ class RunRecorder(Listener):
             "tokens": list(map(len, ids)),
             "repeated": list(map(repeated_ngram_share, ids)),
         }
+
+
+def recording_listeners(forward: Listener, num_samples: int, command: str | None) -> Listener:
+    """The listeners that record a run's numbers. They must be in the process that holds the model.
+
+    Args:
+        forward: receives their warnings, as notes.
+        num_samples: number of held-out prompts for which completions are sampled.
+        command: the command that started the run.
+    """
+
+    def on_message(text: str) -> None:
+        forward.handle(Note(text))
+
+    return Listeners(MetricsLog(on_message), RunRecorder(on_message, num_samples=num_samples, command=command))
 
 
 def evaluation_record(snapshot: EvalSnapshot) -> dict[str, Any]:

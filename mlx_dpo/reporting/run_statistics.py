@@ -12,7 +12,7 @@ from mlx_dpo.config import read_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import read_metrics
-from mlx_dpo.training.listener import Metrics
+from mlx_dpo.training.events import Metrics
 from mlx_dpo.utils.formatting import strip_eval_prefix
 
 ZERO_REWARD = 1e-4  # rewards of a smaller size are rounding errors of a policy that equals its reference

@@ -12,7 +12,8 @@ from rich.text import Text
 from mlx_dpo.reporting.diagnostics_listener import Finding
 from mlx_dpo.reporting.run_statistics import ZERO_REWARD
 from mlx_dpo.reporting.time_estimate import TimeEstimator
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.utils.formatting import format_bytes, format_count, format_duration, strip_eval_prefix
 
 SPARKLINE_BARS = "▁▂▃▄▅▆▇█"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from mlx_dpo.training.listener import RunPlan
+from mlx_dpo.training.events import RunPlan
 
 
 class TimeEstimator:

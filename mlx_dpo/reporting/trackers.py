@@ -19,7 +19,8 @@ from typing import Any
 from mlx_dpo.config import read_yaml
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.evaluation_records import write_text_atomically
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.utils.formatting import EVAL_PREFIX, did_you_mean
 
 DEFAULT_PROJECT = "mlx-dpo"  # unless the tracker's environment variable names another

@@ -22,7 +22,8 @@ from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.config import TrainConfig, dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator, ring_all_reduce_bytes
 from mlx_dpo.errors import RowError, UserError, Where
-from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, ExampleSet, ExampleSets, Rows, open_example_sets
+from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, ExampleSets, Rows, open_example_sets
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, attach_reference, precompute_with_reference_model
 from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
@@ -30,10 +31,11 @@ from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
-from mlx_dpo.objectives import LOSS_SETTINGS, WeightedLoss
+from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.data_notes import length_notes, row_notes
-from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
+from mlx_dpo.training.events import Note, Preparing, RunEnd, RunPlan, RunStart, TrainResult
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.provenance import changed_settings, compute_provenance, provenance_changes
 from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder, SaveError
 from mlx_dpo.training.trainer import Trainer
@@ -88,7 +90,7 @@ def train(
             return _run(prepared)
     finally:
         folder.unlock()
-        listener.on_run_end()
+        listener.handle(RunEnd())
 
 
 def _check_ranks(communicator: Communicator, config: TrainConfig) -> None:
@@ -171,7 +173,7 @@ def _prepare(
         if checkpoint and exact:
             set_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
             trainer.restore(exact, provenance=now)
-            inputs.listener.on_note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
+            inputs.listener.handle(Note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}."))
     if communicator.is_main:
         _write_config_and_skipped_rows(folder, found, inputs.listener)
     return trainer
@@ -229,8 +231,10 @@ def _write_config_and_skipped_rows(folder: RunFolder, components: TrainComponent
             folder.write_text(
                 SKIPPED_ROWS_FILE, "".join(json.dumps(row) + "\n" for row in map(_skipped_row, components.skipped_rows))
             )
-            listener.on_note(
-                f"{len(components.skipped_rows):,} rows were left out; {folder.path / SKIPPED_ROWS_FILE} lists them."
+            listener.handle(
+                Note(
+                    f"{len(components.skipped_rows):,} rows were left out; {folder.path / SKIPPED_ROWS_FILE} lists them."
+                )
             )
     except SaveError as error:
         raise UserError(f"the output folder can't be written: {error}", where=Where(str(folder.path))) from None
@@ -257,7 +261,14 @@ def build_components(
     tokenizer = tokenizer or load_tokenizer(config.model)
     bad: list[RowError] | None = [] if config.bad_rows == "skip" else None
     sets = open_example_sets(
-        config, loss, tokenizer, inputs.rows, inputs.valid_rows, listener.on_preparing, bad, communicator
+        config,
+        loss,
+        tokenizer,
+        inputs.rows,
+        inputs.valid_rows,
+        lambda text: listener.handle(Preparing(text)),
+        bad,
+        communicator,
     )
     config = resolve_for_examples(config, loss, sets[TRAIN])
     if (config.patience or config.keep_best) and HELD_OUT not in sets:
@@ -267,7 +278,7 @@ def build_components(
         sets[name].reference.table = table
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
-    listener.on_preparing("Loading the model")
+    listener.handle(Preparing("Loading the model"))
     policy = _policy(config, model, communicator)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
     caution = _common_fallback(inputs.oom_fallback, communicator)
@@ -276,46 +287,6 @@ def build_components(
     attach_reference(config, loss, policy, budget, sets, communicator)
     resolved = config.replace(**_resolved_adapter_settings(policy.spec, config))
     return TrainComponents(resolved, policy, budget, loss, sets, bad or [], communicator)
-
-
-def loss_from_config(config: TrainConfig) -> WeightedLoss:
-    """The objective of a config, with its knobs. Raises `UserError`."""
-    likelihood = f",sft={config.rpo_alpha}" if config.rpo_alpha else ""
-    return WeightedLoss.parse(
-        config.loss + likelihood,
-        {name: getattr(config, name) for name in LOSS_SETTINGS},
-        use_weighting=config.use_weighting,
-        ld_alpha=1.0 if config.ld_alpha is None else config.ld_alpha,
-    )
-
-
-def resolve_loss_settings(config: TrainConfig, loss: WeightedLoss) -> TrainConfig:
-    """The config with the loss's knobs as they were resolved, and no reference where the loss has none.
-
-    Raises `UserError` where such a loss is given a reference.
-    """
-    if not loss.needs_reference and config.reference not in ("none", TrainConfig().reference):
-        hint = "Leave --reference out; `mlx-dpo losses` tells which losses have one."
-        raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)
-    if loss.needs_kl and config.batch_size == 1:
-        hint = "It is estimated on the answers to other prompts of the batch: --batch-size 8 or more is good."
-        raise UserError(f"the loss {config.loss!r} asks for a batch's KL", field="batch_size", hint=hint)
-    if config.reference_sync_steps and config.reference not in ("initial", "base"):
-        raise UserError("only --reference initial or base can move", field="reference_sync_steps")
-    if config.reference_mixup is not None and not config.reference_sync_steps:
-        raise UserError("nothing is mixed without --reference-sync-steps", field="reference_mixup")
-    knobs = {name: loss.settings[name] for name in LOSS_SETTINGS if name in loss.settings}
-    return config.replace(**knobs, **({} if loss.needs_reference else {"reference": "none"}))
-
-
-def resolve_for_examples(config: TrainConfig, loss: WeightedLoss, examples: ExampleSet) -> TrainConfig:
-    """The config as it holds for such examples. Raises `UserError` where a knob does not go with them."""
-    if not examples.is_unpaired:
-        return config
-    for name, given in (("ld_alpha", config.ld_alpha is not None), ("use_weighting", config.use_weighting)):
-        if given:
-            raise UserError("it is of pairs, and the rows are single completions", field=name)
-    return config.replace(reference="none") if loss.likelihood_only else config
 
 
 def _common_fallback(caution: OomFallback, communicator: Communicator) -> OomFallback:
@@ -352,22 +323,24 @@ def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[s
 
 def _run(trainer: Trainer) -> TrainResult:
     began, listener = time.perf_counter(), trainer.listener
-    listener.on_run_start(_plan(trainer))
+    listener.handle(RunStart(_plan(trainer)))
     if trainer.policy.network.sharing is not PromptSharing.ANY:
         family = type(trainer.model).__module__.rpartition(".")[2]
-        listener.on_note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
+        listener.handle(
+            Note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
+        )
     for note in row_notes(trainer.train_set, trainer.loss, trainer.config.loss):
-        listener.on_note(note)
+        listener.handle(Note(note))
     said = length_notes(trainer.example_sets)  # of what is known before training
     for note in said:
-        listener.on_note(note)
+        listener.handle(Note(note))
     try:
         after = trainer.run()
     finally:
         notes = length_notes(trainer.example_sets)
         for note in notes:
             if note not in said:
-                listener.on_note(note)
+                listener.handle(Note(note))
     return TrainResult(
         run=trainer.folder.path,
         steps=trainer.steps,

@@ -23,10 +23,11 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.distributed.rank_environment import launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, Where
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
 from mlx_dpo.evaluation.scored_batch import optimizer_batches
 from mlx_dpo.reference.reference_policy import CachedReference
 from mlx_dpo.training.listener import Listener, Metrics
-from mlx_dpo.training.run import TrainComponents, TrainInputs, build_components, loss_from_config, resolve_loss_settings
+from mlx_dpo.training.run import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.run_folder import RunFolder
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, UserError
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
 from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS
-from mlx_dpo.training.run import loss_from_config, resolve_loss_settings
 
 TRLS = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired"}
 TRLS |= {"apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft"}

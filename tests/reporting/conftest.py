@@ -49,8 +49,7 @@ def _words(draw: random.Random) -> str:
 
 def record(run: Path, rows: list[Any], held_out: list[Any], *more: Listener, samples: int = 0, **knobs: Any) -> Path:
     """Train with the recorders of the train command, and write the page."""
-    watching = Listeners(*more)
-    listeners = Listeners(MetricsLog(), RunRecorder(watching.on_evaluation_recorded, num_samples=samples), watching)
+    listeners = Listeners(MetricsLog(), RunRecorder(num_samples=samples), *more)
     train(config(run, **knobs), rows=rows, valid_rows=held_out, listener=listeners)
     write_report(run)
     return run

@@ -93,7 +93,7 @@ def test_a_resumed_run_has_every_evaluation_once(tmp_path: Path) -> None:
     stop = threading.Event()
 
     class After(Listener):
-        def step(self, step: int, metrics: Metrics) -> None:
+        def on_step(self, step: int, metrics: Metrics) -> None:
             if step == 3:
                 stop.set()
 

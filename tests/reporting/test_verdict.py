@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_dpo.reporting.metric_changes import compute_changes
 from mlx_dpo.reporting.diagnostics_listener import diagnose
+from mlx_dpo.reporting.metric_changes import compute_changes
 from mlx_dpo.reporting.metric_intervals import Estimate
 from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 from mlx_dpo.reporting.verdict import explain_falling_rewards, format_interval, format_p_value, verdict
