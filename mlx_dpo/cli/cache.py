@@ -29,9 +29,9 @@ def cache(
 
       mlx-dpo cache --clear
     """
-    from mlx_dpo.reference.logp_cache import list_logp_cache_files, logp_cache_folder
+    from mlx_dpo.reference.logp_cache import list_logp_caches, logp_cache_folder
 
-    files = list_logp_cache_files()
+    files = list_logp_caches()
     size = sum(file.bytes for file in files)
     if clear:
         for file in files:
