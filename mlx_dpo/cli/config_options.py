@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from mlx_dpo.config import TrainConfig, unwrap_optional
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_fields import unwrap_optional
 
 Command = Callable[..., None]
 EMPTY: Mapping[str, Any] = MappingProxyType({})

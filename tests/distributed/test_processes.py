@@ -158,7 +158,7 @@ def test_ctrl_c_saves_all(tmp_path: Path, started: Any) -> None:
     _, err = process.communicate(timeout=SOON)
     assert process.returncode == 130
     assert err.count("stopped after step") == err.count("stopping after this step") == 1
-    assert "Go on with: mlx-dpo train --workers 2" in err
+    assert "Resume with: mlx-dpo train --workers 2" in err
     assert f"stopped after step {steps_done(run)}" in err
 
 
