@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperOption
 
 from mlx_dpo.config import TrainConfig
@@ -52,8 +53,9 @@ def with_config_options(
     hints = typing.get_type_hints(TrainConfig)
     options = []
     for name in names or fields:
-        help = helps.get(name, fields[name].metadata["help"]) + _default_text(defaults.get(name, fields[name].default))
-        options.append(_parameter(fields[name], hints[name], help))
+        help = escape(helps.get(name, fields[name].metadata["help"]))  # or [@revision] would be markup
+        default = defaults.get(name, fields[name].default)
+        options.append(_parameter(fields[name], hints[name], help + _default_text(default)))
 
     def decorate(command: Command) -> Command:
         def wrapper(**arguments: Any) -> None:
@@ -88,13 +90,12 @@ class LossDefaultsCommand(TyperCommand):
 
 
 def _loss_default_text(values: Mapping[str, object]) -> str:
-    """The most frequent default of a setting, then the losses with others, such as "0.1; simpo: 2.0"."""
-    counts = Counter(value for value in values.values() if value is not None)
-    if not counts:
+    """The most frequent default of a setting, then the losses with others, such as "0.1; simpo: 2"."""
+    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in values.items() if v is not None}
+    if not texts:
         return ""
-    common = counts.most_common(1)[0][0]
-    others = [f"{name}: {value}" for name, value in values.items() if value not in (None, common)]
-    return "; ".join([str(common), *others])
+    common = Counter(texts.values()).most_common(1)[0][0]
+    return "; ".join([common, *(f"{name}: {text}" for name, text in texts.items() if text != common)])
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.Parameter:
