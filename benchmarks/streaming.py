@@ -25,7 +25,7 @@ from mlx_dpo import Listener, TrainConfig, train
 
 class First(Listener):
     seconds = None
-    def step(self, step, metrics):
+    def on_step(self, step, metrics):
         self.seconds = self.seconds or time.perf_counter() - began
 
 first = First()

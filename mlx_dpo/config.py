@@ -115,12 +115,12 @@ class TrainConfig:
     f_divergence: Divergence | None = setting(
         None,
         "Objective",
-        "Divergence that keeps the policy close to the reference; reverse_kl is DPO's. Default: reverse_kl.",
+        "Divergence that keeps the policy close to the reference; reverse_kl is DPO's.",
     )
     f_alpha_divergence_coef: float | None = setting(
         None,
         "Objective",
-        "Coefficient of the alpha divergence: 1 is the reverse KL, 0 the forward KL. Default: 0.5.",
+        "Coefficient of the alpha divergence: 1 is the reverse KL, 0 the forward KL.",
         low=0,
         high=1,
     )

@@ -27,6 +27,7 @@ class EvalSnapshot:
         example_set: the held-out examples.
         policy: as it was measured.
         budget: memory model of the policy.
+        sampling_seconds: time spent on generating completions for it; a listener that does so adds its own.
     """
 
     step: int
@@ -34,6 +35,7 @@ class EvalSnapshot:
     example_set: ExampleSet
     policy: Policy
     budget: MemoryModel
+    sampling_seconds: float = 0.0
 
     @property
     def can_run_policy(self) -> bool:

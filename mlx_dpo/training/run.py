@@ -34,7 +34,8 @@ from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.data_notes import length_notes, row_notes
-from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
+from mlx_dpo.training.events import Note, Preparing, RunEnd, RunPlan, RunStart, TrainResult
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.provenance import changed_settings, compute_provenance, provenance_changes
 from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder, SaveError
 from mlx_dpo.training.trainer import Trainer
@@ -89,7 +90,7 @@ def train(
             return _run(prepared)
     finally:
         folder.unlock()
-        listener.on_run_end()
+        listener.handle(RunEnd())
 
 
 def _check_ranks(communicator: Communicator, config: TrainConfig) -> None:
@@ -172,7 +173,7 @@ def _prepare(
         if checkpoint and exact:
             set_tensors(found.policy.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
             trainer.restore(exact, provenance=now)
-            inputs.listener.on_note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}.")
+            inputs.listener.handle(Note(f"going on with the run in {folder.path}, after step {exact.progress.step:,}."))
     if communicator.is_main:
         _write_config_and_skipped_rows(folder, found, inputs.listener)
     return trainer
@@ -230,8 +231,10 @@ def _write_config_and_skipped_rows(folder: RunFolder, components: TrainComponent
             folder.write_text(
                 SKIPPED_ROWS_FILE, "".join(json.dumps(row) + "\n" for row in map(_skipped_row, components.skipped_rows))
             )
-            listener.on_note(
-                f"{len(components.skipped_rows):,} rows were left out; {folder.path / SKIPPED_ROWS_FILE} lists them."
+            listener.handle(
+                Note(
+                    f"{len(components.skipped_rows):,} rows were left out; {folder.path / SKIPPED_ROWS_FILE} lists them."
+                )
             )
     except SaveError as error:
         raise UserError(f"the output folder can't be written: {error}", where=Where(str(folder.path))) from None
@@ -258,7 +261,14 @@ def build_components(
     tokenizer = tokenizer or load_tokenizer(config.model)
     bad: list[RowError] | None = [] if config.bad_rows == "skip" else None
     sets = open_example_sets(
-        config, loss, tokenizer, inputs.rows, inputs.valid_rows, listener.on_preparing, bad, communicator
+        config,
+        loss,
+        tokenizer,
+        inputs.rows,
+        inputs.valid_rows,
+        lambda text: listener.handle(Preparing(text)),
+        bad,
+        communicator,
     )
     config = resolve_for_examples(config, loss, sets[TRAIN])
     if (config.patience or config.keep_best) and HELD_OUT not in sets:
@@ -268,7 +278,7 @@ def build_components(
         sets[name].reference.table = table
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
-    listener.on_preparing("Loading the model")
+    listener.handle(Preparing("Loading the model"))
     policy = _policy(config, model, communicator)
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
     caution = _common_fallback(inputs.oom_fallback, communicator)
@@ -313,22 +323,24 @@ def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[s
 
 def _run(trainer: Trainer) -> TrainResult:
     began, listener = time.perf_counter(), trainer.listener
-    listener.on_run_start(_plan(trainer))
+    listener.handle(RunStart(_plan(trainer)))
     if trainer.policy.network.sharing is not PromptSharing.ANY_PROMPTS:
         family = type(trainer.model).__module__.rpartition(".")[2]
-        listener.on_note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
+        listener.handle(
+            Note(f"what goes through a model of this type ({family}): {trainer.policy.network.sharing.value}.")
+        )
     for note in row_notes(trainer.train_set, trainer.loss, trainer.config.loss):
-        listener.on_note(note)
+        listener.handle(Note(note))
     said = length_notes(trainer.example_sets)  # of what is known before training
     for note in said:
-        listener.on_note(note)
+        listener.handle(Note(note))
     try:
         after = trainer.run()
     finally:
         notes = length_notes(trainer.example_sets)
         for note in notes:
             if note not in said:
-                listener.on_note(note)
+                listener.handle(Note(note))
     return TrainResult(
         run=trainer.folder.path,
         steps=trainer.steps,

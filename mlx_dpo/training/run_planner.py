@@ -19,6 +19,7 @@ from mlx_dpo.evaluation.example_sets import Rows
 from mlx_dpo.evaluation.scored_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.forward.device import parse_memory, usable_memory
 from mlx_dpo.forward.memory_model import BatchCost, MemoryModel, synthetic_pair
+from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run import TrainInputs, build_components
 from mlx_dpo.training.run_folder import RunFolder
@@ -103,11 +104,11 @@ def estimate_run(
         with tempfile.TemporaryDirectory() as folder:
             return _measure(found.make_trainer(RunFolder(folder), Listener()), listener)
     finally:
-        listener.on_run_end()
+        listener.handle(RunEnd())
 
 
 def _measure(trainer: Trainer, listener: Listener) -> RunEstimate:
-    listener.on_preparing("Reading the lengths of the pairs")
+    listener.handle(Preparing("Reading the lengths of the pairs"))
     budget, config = trainer.budget, trainer.config
     limit = parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
     batches = list(_batches(trainer))
@@ -116,7 +117,7 @@ def _measure(trainer: Trainer, listener: Listener) -> RunEstimate:
     largest = max(micros, key=budget.peak_bytes)
     peak, seconds = int(budget.peak_bytes(largest)), dict[str, float]()
     if measured := peak <= max(limit, usable_memory()):
-        listener.on_preparing("Trying a few steps")
+        listener.handle(Preparing("Trying a few steps"))
         rates, peak = _probe(trainer, batches, largest)
         epoch = sum(work.tokens for work in works) * trainer.epochs.steps_per_epoch / len(batches)
         seconds = _seconds(trainer, rates, epoch)

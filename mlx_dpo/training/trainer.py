@@ -27,6 +27,7 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import Policy
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import SharedNetworkReference
+from mlx_dpo.training import events
 from mlx_dpo.training.checkpoint import TrainingProgress, TrainingState
 from mlx_dpo.training.gradients import GradientComputer
 from mlx_dpo.training.listener import Listener
@@ -85,6 +86,7 @@ class Trainer:
         self._peak_memory_gb = 0.0
         self._saved_step = -1
         self._save_failed = False
+        self._sampling_seconds = 0.0
 
     @property
     def moving_reference(self) -> SharedNetworkReference | None:
@@ -154,7 +156,9 @@ class Trainer:
         patience = self.config.patience
         if not patience or self.progress.stale < patience:
             return False
-        self.listener.on_note(f"stopped early: the last {patience} evaluations did not lower the held-out loss.")
+        self.listener.handle(
+            events.Note(f"stopped early: the last {patience} evaluations did not lower the held-out loss.")
+        )
         return True
 
     def step(self, batch: OptimizerBatch) -> None:
@@ -182,7 +186,7 @@ class Trainer:
         self._throughput.bytes_sent += self.communicator.bytes_sent - sent
         self._peak_memory_gb = float(told["peak"].max())
         spent = {"peak_memory_gb": self._peak_memory_gb, "reference_seconds": self.train_set.reference.seconds}
-        self.listener.on_step(self.progress.step, {**metrics, **spent})
+        self.listener.handle(events.Step(self.progress.step, {**metrics, **spent}))
 
     def _gather_results(self, batch: OptimizerBatch, rows: np.ndarray) -> Arrays:
         """What every rank is to know of the others' part of a step: metrics and references, work and memory."""
@@ -229,9 +233,11 @@ class Trainer:
             ", ..." if len(at_fault) > MAX_ROWS_NAMED else ""
         )
         what = "loss" if not np.isfinite(loss) else "gradient"
-        self.listener.on_note(
-            f"step {progress.step}: the {what} is not a finite number, so it was skipped. It saw {places}; "
-            f"their tokens are in {self.folder.path / NON_FINITE_FILE}."
+        self.listener.handle(
+            events.Note(
+                f"step {progress.step}: the {what} is not a finite number, so it was skipped. It saw {places}; "
+                f"their tokens are in {self.folder.path / NON_FINITE_FILE}."
+            )
         )
         with suppress(SaveError):  # of two faults at once the first is told
             for one in at_fault if self.communicator.is_main else []:
@@ -294,7 +300,7 @@ class Trainer:
             **({"skipped_steps": self.progress.skipped} if self.progress.skipped else {}),
         }
         self.progress.pending, self.progress.grad_norms, self._throughput = [], [], ThroughputMeter()
-        self.listener.on_metrics(metrics)
+        self.listener.handle(events.MetricsReport(metrics))
 
     def _position(self) -> dict[str, float]:
         return {"step": self.progress.step, "epoch": self.progress.step / self.epochs.steps_per_epoch}
@@ -311,15 +317,18 @@ class Trainer:
             self.loss,
             batch_size=self.config.batch_size,
             loss_state=self.progress.running,
-            on_progress=lambda done: self.listener.on_evaluation_progress(done, count),
+            on_progress=lambda done: self.listener.handle(events.EvaluationProgress(done, count)),
             on_measurement=measured.append,
             communicator=self.communicator,
         )
-        self.listener.on_evaluation_metrics({**self._position(), **{f"eval_{k}": v for k, v in metrics.items()}})
-        self._update_best(metrics["loss"])
-        self.listener.on_evaluation_snapshot(
-            EvalSnapshot(self.progress.step, measured, self.held_out_set, self.policy, self.budget)
+        self.listener.handle(
+            events.EvaluationMetrics({**self._position(), **{f"eval_{k}": v for k, v in metrics.items()}})
         )
+        self._update_best(metrics["loss"])
+        snapshot = EvalSnapshot(self.progress.step, measured, self.held_out_set, self.policy, self.budget)
+        self.listener.handle(events.SnapshotTaken(snapshot))
+        self._sampling_seconds += snapshot.sampling_seconds
+        self.listener.handle(events.EvaluationRecorded(self.held_out_set.reference.seconds, self._sampling_seconds))
         return metrics
 
     def _update_best(self, loss: float) -> None:
@@ -354,7 +363,7 @@ class Trainer:
             return False
         self._saved_step, self._save_failed = step, False
         self.folder.prune_checkpoints(config.keep_checkpoints)
-        self.listener.on_checkpoint_saved(step, path)
+        self.listener.handle(events.CheckpointSaved(step, path))
         return True
 
     def _report_failed_save(self, reason: str, last: bool) -> None:
@@ -366,7 +375,7 @@ class Trainer:
             raise UserError(message, where=Where(str(self.folder.path)), hint=hint)
         if not self._save_failed:
             step = self.progress.step
-            self.listener.on_note(
-                f"step {step} could not be saved: {reason}; {kept}. It is tried again with every report."
+            self.listener.handle(
+                events.Note(f"step {step} could not be saved: {reason}; {kept}. It is tried again with every report.")
             )
         self._save_failed = True

@@ -93,7 +93,7 @@ def test_checkpoints_go_to_a_branch_and_can_be_resumed(mlx_dpo: Cli, hub: Hub, t
     assert set(hub.store.files("models", "tester/run")) == {".gitattributes"}  # main is for the end
     fetched = snapshot_download("tester/run", revision="checkpoints", local_dir=tmp_path / "fetched")
     ran = train(mlx_dpo, Path(fetched), "--resume-anyway", "--iters", 6)  # paths are not what they were there
-    assert ran.code == 0 and "Going on after step" in ran.err, ran.err
+    assert ran.code == 0 and "Resuming after step" in ran.err, ran.err
 
 
 def test_of_checkpoints_that_wait_the_newest_goes(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def test_gguf_types(mlx_dpo: Cli, tmp_path: Path) -> None:
 
 WRONG = [
     (("--format", "gguf"), "--model", "fuse"),
-    (("--format", "gguf", *ADAPTER), "--adapter-path has no part in", "fuse"),
-    (("--format", "gguf-lora", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no part in"),
-    (("--format", "peft", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no part in"),
+    (("--format", "gguf", *ADAPTER), "--adapter-path has no effect with", "fuse"),
+    (("--format", "gguf-lora", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no effect with"),
+    (("--format", "peft", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no effect with"),
     (("--format", "peft", "--adapter-path", "nowhere", "--model", CHECKPOINT), "not an adapter folder"),
     (("--format", "gguf", "--model", TRL), "config.json"),
 ]

@@ -49,7 +49,7 @@ def test_it_says_what_training_does(tmp_path: Path, data: Path) -> None:
     steps = []
 
     class Count(Listener):
-        def step(self, step: int, metrics: dict[str, float]) -> None:
+        def on_step(self, step: int, metrics: dict[str, float]) -> None:
             steps.append(step)
 
     train(config(data, adapter_path=str(tmp_path / "run")), listener=Count())

@@ -197,7 +197,7 @@ def test_labels_of_one_kind_are_noticed(tmp_path: Path, labelled: Path) -> None:
         def __init__(self) -> None:
             self.notes: list[str] = []
 
-        def note(self, text: str) -> None:
+        def on_note(self, text: str) -> None:
             self.notes.append(text)
 
     wanted = write_rows(tmp_path / "wanted.jsonl", [row for row in rows_of(labelled) if row["label"]])

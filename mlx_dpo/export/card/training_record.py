@@ -17,7 +17,8 @@ from mlx_dpo.config import read_yaml
 from mlx_dpo.data.hub_datasets import parse_hub_name
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.metrics_log import read_metrics
-from mlx_dpo.training.listener import Listener, RunPlan, TrainResult
+from mlx_dpo.training.events import RunPlan, TrainResult
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.utils.formatting import strip_eval_prefix
 from mlx_dpo.utils.hub_client import HubRepoRef, redact_secrets
 

@@ -14,20 +14,20 @@ from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from tests.reporting.conftest import HOSTILE, Browser
 
-# The points of every chart as the browser drew them: its data, and where on the canvas each stands.
+# The points of every chart as the browser drew them: their data, and their positions on the canvas.
 DRAWN = """() => Object.fromEntries(Object.entries(window.charts).map(([name, chart]) => [name, {
   type: chart.config.type,
   series: chart.data.datasets.map((set, i) => ({
     label: set.label,
     data: set.data.map(({x, y}) => [x, y]),
-    places: chart.getDatasetMeta(i).data.map(({x, y}) => [x, y]),
+    positions: chart.getDatasetMeta(i).data.map(({x, y}) => [x, y]),
   })),
   area: [chart.chartArea.left, chart.chartArea.right, chart.chartArea.top, chart.chartArea.bottom],
   inked: new Set(chart.ctx.getImageData(0, 0, chart.canvas.width, chart.canvas.height).data).size > 8,
 }]))"""
 
 
-def test_it_opens_without_a_complaint_or_a_request(browser: Browser, hostile_run: Path, answers_run: Path) -> None:
+def test_it_opens_without_errors_or_requests(browser: Browser, hostile_run: Path, answers_run: Path) -> None:
     for run in (hostile_run, answers_run):
         file = run / "report.html"
         opened = browser.open(file)
@@ -37,7 +37,7 @@ def test_it_opens_without_a_complaint_or_a_request(browser: Browser, hostile_run
         opened.page.close()
 
 
-def test_the_page_can_reach_nothing(browser: Browser, hostile_run: Path) -> None:
+def test_the_page_cannot_reach_the_network(browser: Browser, hostile_run: Path) -> None:
     opened = browser.open(hostile_run / "report.html")
     tried = "() => fetch('https://example.com').then(() => 'reached', () => 'refused')"
     assert opened.page.evaluate(tried) == "refused"
@@ -59,17 +59,17 @@ def test_every_chart_has_its_points(browser: Browser, hostile_run: Path, answers
 def _assert_drawn(name: str, chart: dict[str, Any]) -> None:
     left, right, top, bottom = chart["area"]
     assert chart["inked"], f"{name}: the canvas is blank"
-    assert chart["series"] and all(one["data"] for one in chart["series"]), name
-    for one in chart["series"]:
-        places = np.array(one["places"], dtype=float)
-        assert len(places) == len(one["data"]) and np.isfinite(places).all(), (name, one["label"])
-        assert (places[:, 1] >= top - 1).all() and (places[:, 1] <= bottom + 1).all(), (name, one["label"])
-        assert (places[:, 0] >= left - 1).all() and (places[:, 0] <= right + 1).all(), (name, one["label"])
+    assert chart["series"] and all(series["data"] for series in chart["series"]), name
+    for series in chart["series"]:
+        positions = np.array(series["positions"], dtype=float)
+        assert len(positions) == len(series["data"]) and np.isfinite(positions).all(), (name, series["label"])
+        assert (positions[:, 1] >= top - 1).all() and (positions[:, 1] <= bottom + 1).all(), (name, series["label"])
+        assert (positions[:, 0] >= left - 1).all() and (positions[:, 0] <= right + 1).all(), (name, series["label"])
 
 
 def _assert_same_as_metrics(run: Path, drawn: dict[str, Any]) -> None:
     lines = read_metrics(run)
-    train, held_out = (one["data"] for one in drawn["loss"]["series"])
+    train, held_out = (series["data"] for series in drawn["loss"]["series"])
     assert train == [[line["step"], line["loss"]] for line in lines if "loss" in line]
     assert held_out == [[line["step"], line["eval_loss"]] for line in lines if "eval_loss" in line]
     if "margins" in drawn:
@@ -102,7 +102,7 @@ def test_it_fits_a_phone_and_follows_the_theme(browser: Browser, hostile_run: Pa
 
 
 def test_the_preference_is_shown_on_the_tokens(browser: Browser, hostile_run: Path) -> None:
-    """A token's colour is its log-prob after training less before."""
+    """A token's color is its log-prob after training minus that before."""
     opened = browser.open(hostile_run / "report.html")
     pair = RunStatistics.read(hostile_run).extreme_examples[0]["sides"][0]
     tokens = opened.page.locator(".two .answer").first.locator("i")
@@ -120,14 +120,14 @@ def test_several_runs_are_overlaid(browser: Browser, hostile_run: Path, answers_
     opened = browser.open(file)
     assert opened.errors == []
     drawn = opened.page.evaluate(DRAWN)
-    labels = {one["label"] for one in drawn["loss"]["series"]}
+    labels = {series["label"] for series in drawn["loss"]["series"]}
     assert labels == {f"{run.name} {what}" for run in (hostile_run, answers_run) for what in ("train", "held out")}
     assert opened.page.locator(".verdict").count() == 2
     opened.page.close()
 
 
-def test_a_run_without_more_than_metrics_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
-    """As the library leaves it, or a run that was only begun."""
+def test_a_run_with_only_metrics_has_a_page(hostile_run: Path, tmp_path: Path) -> None:
+    """A run that was trained without a recorder, and a run that has only started."""
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / name).write_bytes((hostile_run / name).read_bytes())
     assert "<figure data-chart=loss" in write_report(tmp_path).read_text()
@@ -135,7 +135,7 @@ def test_a_run_without_more_than_metrics_has_a_page(hostile_run: Path, tmp_path:
     assert "<figure data-chart=loss" not in write_report(tmp_path).read_text()
 
 
-def test_a_live_page_reads_itself_again(hostile_run: Path) -> None:
+def test_a_live_page_reloads_itself(hostile_run: Path) -> None:
     run = RunStatistics.read(hostile_run)
     assert "http-equiv=refresh" in render_report([run], live=True)
     assert "http-equiv=refresh" not in render_report([run])
@@ -143,8 +143,8 @@ def test_a_live_page_reads_itself_again(hostile_run: Path) -> None:
 
 def test_data_in_the_page_is_json(hostile_run: Path) -> None:
     text = (hostile_run / "report.html").read_text()
-    told = text.partition("<script type=application/json id=charts>")[2].partition("</script>")[0]
-    assert set(json.loads(told)) >= {
+    data = text.partition("<script type=application/json id=charts>")[2].partition("</script>")[0]
+    assert set(json.loads(data)) >= {
         "loss",
         "rewards",
         "margin",

@@ -13,7 +13,7 @@ from mlx_dpo.reporting.chart_images import parse_image_formats, write_chart_imag
 from mlx_dpo.reporting.run_statistics import RunStatistics
 
 
-def test_one_a_chart_and_kind(answers_run: Path, tmp_path: Path) -> None:
+def test_an_image_per_chart_and_format(answers_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written = write_chart_images([RunStatistics.read(answers_run)], tmp_path, ["png", "svg"])
     names = {file.stem for file in written}
@@ -24,7 +24,7 @@ def test_one_a_chart_and_kind(answers_run: Path, tmp_path: Path) -> None:
     assert len(lines) > 2
 
 
-def test_what_can_not_be_drawn_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_formats_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="'gif' is not one of png, svg"):
         parse_image_formats("png,gif")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

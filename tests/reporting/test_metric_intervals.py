@@ -1,4 +1,4 @@
-"""Intervals and p-values against simulation, and against what is known exactly."""
+"""Intervals and p-values against simulation, and against exact values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _lengths(rng: RNG) -> Estimate | None:
 
 
 def _surprise(rng: RNG) -> Estimate | None:
-    """Nats a token, of answers of unlike length: longer ones are less surprising here, so that both vary together."""
+    """Nats per token of completions of varying length; longer ones are likelier, so that both vary together."""
     tokens = rng.integers(5, 60, EXAMPLES).astype(float)
     return estimate_ratio(tokens * rng.gamma(4.0, 0.5, EXAMPLES) + 3, tokens)
 
@@ -49,19 +49,19 @@ def test_95_percent_intervals_cover_the_truth(
 ) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 1_000)
     rng = np.random.default_rng(5)
-    found = [draw(rng) for _ in range(DATA_SETS)]
-    covered = np.mean([one is not None and one.low <= truth <= one.high for one in found])
+    estimates = [draw(rng) for _ in range(DATA_SETS)]
+    covered = np.mean([estimate is not None and estimate.low <= truth <= estimate.high for estimate in estimates])
     assert 0.93 <= covered <= 0.97
 
 
 def test_p_values_of_no_change_are_uniform() -> None:
     rng = np.random.default_rng(0)
-    found = [paired_p_value(rng.normal(size=24), rng.normal(size=24)) for _ in range(300)]
-    assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.085
-    assert 0.42 <= np.mean(np.array(found) < 0.5) <= 0.58
+    p_values = [paired_p_value(rng.normal(size=24), rng.normal(size=24)) for _ in range(300)]
+    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.085
+    assert 0.42 <= np.mean(np.array(p_values) < 0.5) <= 0.58
 
 
-def test_of_hits_it_is_mcnemars_exact_test() -> None:
+def test_the_test_of_shares_is_mcnemars_exact_test() -> None:
     before, after = np.repeat([0, 1, 0, 1], [9, 2, 5, 7]), np.repeat([1, 0, 0, 1], [9, 2, 5, 7])
     exact = 2 * sum(comb(11, k) for k in range(3)) / 2**11  # 9 gained, 2 lost
     assert paired_p_value(before, after) == pytest.approx(exact, abs=0.01)
@@ -72,7 +72,6 @@ def test_of_hits_it_is_mcnemars_exact_test() -> None:
 def test_degenerate_data_has_an_interval_too() -> None:
     assert estimate_mean(np.array([])) is None and estimate_share(np.array([])) is None
     assert estimate_mean(np.full(9, 3.0)) == Estimate(3.0, 3.0, 3.0, 9)
-    sure = estimate_share(np.ones(64))
-    assert sure is not None and sure.high == 1 and 0.93 < sure.low < 0.95  # never without width
-    one = estimate_mean(np.array([2.0]))
-    assert one == Estimate(2.0, 2.0, 2.0, 1)
+    certain = estimate_share(np.ones(64))
+    assert certain is not None and certain.high == 1 and 0.93 < certain.low < 0.95  # never without width
+    assert estimate_mean(np.array([2.0])) == Estimate(2.0, 2.0, 2.0, 1)

@@ -35,14 +35,14 @@ def plan(steps: int, **facts: int) -> RunPlan:
 
 
 class Simulated:
-    """A run whose parts take what they take on a real model, shaken by noise; seconds by a clock of its own."""
+    """A run whose steps and evaluations take as long as on a real model, with noise, by a simulated clock."""
 
     def __init__(self, plan: RunPlan, seed: int, *, reference: float, evaluation: float, sampling: float) -> None:
         self.plan, self.reference, self.evaluation, self.sampling = plan, reference, evaluation, sampling
         self.time = self.known = 0.0
         self.noise = np.random.default_rng(seed)
         self.clock = TimeEstimator(plan, lambda: self.time)
-        self.told: dict[int, float] = {}
+        self.estimates: dict[int, float] = {}
         self.at: dict[int, float] = {}
 
     def _takes(self, seconds: float) -> float:
@@ -59,7 +59,7 @@ class Simulated:
             if step <= self.plan.steps_per_epoch:
                 self.known += self._takes(self.reference)
             self.clock.record_step(step, self.known)
-            self.told[step], self.at[step] = self.clock.remaining_seconds() or 0.0, self.time
+            self.estimates[step], self.at[step] = self.clock.remaining_seconds() or 0.0, self.time
             last, every = step == self.plan.steps, self.plan.steps_per_eval
             if last or (every and step % every == 0):
                 self._takes(self.evaluation)
@@ -75,7 +75,7 @@ class Simulated:
         (plan(200, steps_per_epoch=100, steps_per_eval=20), {"reference": 0.4, "evaluation": 6.0, "sampling": 10.0}),
         (plan(100, steps_per_eval=50), {"reference": 0.0, "evaluation": 10.0, "sampling": 5.0}),
     ],
-    ids=["one epoch", "three epochs", "many evaluations", "reference known"],
+    ids=["one epoch", "three epochs", "many evaluations", "reference cached"],
 )
 def test_time_left_is_right_within_20_percent_after_the_first_tenth(
     run: RunPlan, parts: dict[str, float], seed: int
@@ -84,7 +84,7 @@ def test_time_left_is_right_within_20_percent_after_the_first_tenth(
     simulated.run()
     for step in range(run.steps // 10, run.steps * 9 // 10):
         truth = simulated.time - simulated.at[step]
-        assert simulated.told[step] == pytest.approx(truth, rel=0.2), step
+        assert simulated.estimates[step] == pytest.approx(truth, rel=0.2), step
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:

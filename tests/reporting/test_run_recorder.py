@@ -1,4 +1,4 @@
-"""What is written down of held-out examples, against the model asked in another way."""
+"""What is recorded of held-out examples, against plain forward passes of the model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_means_over_examples_are_the_metrics(run: Path) -> None:
     numbers = RunStatistics.read(run)
-    assert [moment.step for moment in numbers.eval_records] == [0, 2, 4]
-    for moment, evaluation in zip(numbers.eval_records, numbers.eval_metrics, strict=True):
+    assert [record.step for record in numbers.eval_records] == [0, 2, 4]
+    for eval_record, evaluation in zip(numbers.eval_records, numbers.eval_metrics, strict=True):
         for name in PAIR_METRICS:
-            assert moment.metrics[name].mean() == pytest.approx(evaluation[name], rel=1e-4, abs=1e-6)
+            assert eval_record.metrics[name].mean() == pytest.approx(evaluation[name], rel=1e-4, abs=1e-6)
 
 
 def test_log_probs_and_kl_are_those_of_a_plain_softmax(run: Path) -> None:
-    """Each example alone, prompt and answer in one row, with mlx-lm's model and numpy's float64."""
+    """Each example alone, prompt and completion in one sequence, with mlx-lm's model and numpy's float64."""
     tuned, tokenizer = mlx_lm.load(str(CHECKPOINT), adapter_path=str(run))
     base, _ = mlx_lm.load(str(CHECKPOINT))
     encoded = EncodedExamples(
@@ -68,31 +68,32 @@ def _log_softmax(model: object, ids: list[int]) -> np.ndarray:
 def test_the_most_wrong_and_the_most_right_are_picked(run: Path) -> None:
     numbers = RunStatistics.read(run)
     margins = numbers.eval_records[-1].margins
-    wrong = [one["fit"] for one in numbers.extreme_examples if not one["right"]]
-    right = [one["fit"] for one in numbers.extreme_examples if one["right"]]
+    wrong = [example["fit"] for example in numbers.extreme_examples if not example["right"]]
+    right = [example["fit"] for example in numbers.extreme_examples if example["right"]]
     assert wrong == pytest.approx(sorted(margins)[:3], rel=1e-4)
     assert right == pytest.approx(sorted(margins)[:-4:-1], rel=1e-4)
     rows = {row["prompt"]: row for row in HELD_OUT}
-    for one in numbers.extreme_examples:
-        chosen = "".join(one["sides"][0]["pieces"])
-        assert rows[one["prompt"]]["chosen"] in chosen and chosen.rstrip().endswith("<|im_end|>")
-        assert len(one["sides"][0]["logps"]) == len(one["sides"][0]["before"]) == len(one["sides"][0]["pieces"])
+    for example in numbers.extreme_examples:
+        chosen = "".join(example["sides"][0]["pieces"])
+        assert rows[example["prompt"]]["chosen"] in chosen and chosen.rstrip().endswith("<|im_end|>")
+        completion = example["sides"][0]
+        assert len(completion["logps"]) == len(completion["before"]) == len(completion["pieces"])
 
 
-def test_looking_changes_nothing_that_is_trained(run: Path, tmp_path: Path) -> None:
-    """Samples are drawn at random, and dropout goes on as if they had not been."""
+def test_recording_does_not_change_what_is_trained(run: Path, tmp_path: Path) -> None:
+    """Sampling completions does not change the random numbers of dropout."""
     knobs = {"iters": 4, "steps_per_eval": 2, "dropout": 0.2}
     train(config(tmp_path / "plain", **knobs), rows=pairs(16, 0), valid_rows=HELD_OUT)
-    record(tmp_path / "seen", pairs(16, 0), HELD_OUT, samples=2, **knobs)
-    plain, seen = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("plain", "seen"))
-    assert plain == seen
+    record(tmp_path / "recorded", pairs(16, 0), HELD_OUT, samples=2, **knobs)
+    plain, recorded = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("plain", "recorded"))
+    assert plain == recorded
 
 
 def test_a_resumed_run_has_every_evaluation_once(tmp_path: Path) -> None:
     stop = threading.Event()
 
     class After(Listener):
-        def step(self, step: int, metrics: Metrics) -> None:
+        def on_step(self, step: int, metrics: Metrics) -> None:
             if step == 3:
                 stop.set()
 
@@ -103,9 +104,9 @@ def test_a_resumed_run_has_every_evaluation_once(tmp_path: Path) -> None:
     listener = Listeners(MetricsLog(), RunRecorder(num_samples=2))
     train(config(tmp_path, **knobs), rows=pairs(16, 0), valid_rows=HELD_OUT, listener=listener, resume=True)
     numbers = RunStatistics.read(tmp_path)
-    assert [moment.step for moment in numbers.eval_records] == [0, 2, 4]
+    assert [record.step for record in numbers.eval_records] == [0, 2, 4]
     assert [samples.step for samples in numbers.samples] == [0, 4]
-    assert all(side["before"] for one in numbers.extreme_examples for side in one["sides"])
+    assert all(side["before"] for example in numbers.extreme_examples for side in example["sides"])
 
 
 def test_the_text_of_tokens_is_the_text() -> None:
