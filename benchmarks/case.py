@@ -34,7 +34,7 @@ PROMPT_SPREAD, COMPLETION_SPREAD = 0.4, 0.5  # lengths vary by this share around
 
 
 @dataclass(frozen=True)
-class Shape:
+class CaseShape:
     """What a case is made of; the defaults are those of the comparison with the peers.
 
     Attributes:
@@ -64,23 +64,23 @@ class Shape:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each number of a `Shape`."""
     group = parser.add_argument_group("the case")
-    for f in fields(Shape):
+    for f in fields(CaseShape):
         kind = type(f.default)
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, help=f"default: {f.default}")
 
 
-def shape_of(options: argparse.Namespace) -> Shape:
+def parse_shape(options: argparse.Namespace) -> CaseShape:
     """The shape that the flags of `add_flags` say."""
-    return Shape(**{f.name: getattr(options, f.name) for f in fields(Shape)})
+    return CaseShape(**{f.name: getattr(options, f.name) for f in fields(CaseShape)})
 
 
-def stored_shape(folder: Path) -> Shape | None:
+def read_shape(folder: Path) -> CaseShape | None:
     """The shape of the case in a folder, or None where there is none, or not a whole one."""
     file = folder / "case.json"
-    return Shape(**json.loads(file.read_text())) if file.exists() else None
+    return CaseShape(**json.loads(file.read_text())) if file.exists() else None
 
 
-def make_case(folder: Path, shape: Shape) -> None:
+def make_case(folder: Path, shape: CaseShape) -> None:
     """Write the case. The same shape gives the same model and, with one version of Python, the same pairs."""
     (folder / "model").mkdir(parents=True, exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def write_tokenizer(folder: Path, size: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
 
 
-def model_config(shape: Shape) -> dict[str, Any]:
+def model_config(shape: CaseShape) -> dict[str, Any]:
     """config.json of the model."""
     return {
         "model_type": "qwen3",
@@ -128,7 +128,7 @@ def model_config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def write_model(folder: Path, shape: Shape) -> None:
+def write_model(folder: Path, shape: CaseShape) -> None:
     """Random weights, as mlx-lm initializes them."""
     import mlx.core as mx
     import mlx.nn as nn
@@ -148,7 +148,7 @@ def write_model(folder: Path, shape: Shape) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def write_pairs(folder: Path, shape: Shape) -> None:
+def write_pairs(folder: Path, shape: CaseShape) -> None:
     """Passages of argparse.py's source, prompt and completions drawn apart."""
     words = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text(encoding="utf-8").split()
     rng = random.Random(0)
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     add_flags(parser)
     options = parser.parse_args()
-    make_case(options.folder, shape_of(options))
+    make_case(options.folder, parse_shape(options))
 
 
 if __name__ == "__main__":

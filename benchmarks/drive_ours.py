@@ -24,18 +24,18 @@ from mlx_dpo import Listener, TrainConfig, train
 from mlx_dpo.training.listener import Metrics, RunPlan
 
 
-class Clock(Listener):
+class StepClock(Listener):
     """When training began, and when each step was done, in seconds; and how many parameters are trained."""
 
     def __init__(self) -> None:
         self.stamps: list[float] = []
         self.trained_parameters = 0
 
-    def begin(self, plan: RunPlan) -> None:
-        self.trained_parameters = plan.trained_parameters
+    def on_run_start(self, plan: RunPlan) -> None:
+        self.trained_parameters = plan.trainable_parameters
         self.stamps.append(time.perf_counter())
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def on_step(self, step: int, metrics: Metrics) -> None:
         self.stamps.append(time.perf_counter())
 
 
@@ -43,7 +43,7 @@ def drive(options: argparse.Namespace) -> dict[str, object]:
     """Train, and say the seconds of each step and the peak memory."""
     pairs = options.batch_size * options.steps
     lines = (options.case / "data" / "train.jsonl").read_text().splitlines()[:pairs]
-    clock = Clock()
+    clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             model=str(options.case / "model"),

@@ -34,7 +34,7 @@ Row = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Driven:
+class PeerTiming:
     """What a training came to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Driven:
     trained: int
 
 
-def mlx_lm_lora(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path) -> Driven:
+def mlx_lm_lora(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path) -> PeerTiming:
     """The reference is a second model, measured in every step."""
     if not mx.metal.is_available():
         stand_in_for_metal()
@@ -84,7 +84,7 @@ def mlx_lm_lora(case: Path, rows: list[Row], batch_size: int, steps: int, out: P
     mx.reset_peak_memory()
     stamps.append(time.perf_counter())
     dpo_trainer.train_dpo(model, reference, AdamW(learning_rate=RATE), data, None, arguments, training_callback=Clock())
-    return Driven(stamps, 0.0, trained_parameters(model))
+    return PeerTiming(stamps, 0.0, trained_parameters(model))
 
 
 def stand_in_for_metal() -> None:
@@ -94,9 +94,9 @@ def stand_in_for_metal() -> None:
     mx.set_wired_limit = lambda *_: 0
 
 
-def mlx_tune(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path) -> Driven:
+def mlx_tune(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path) -> PeerTiming:
     """At batch 1 it shares prompts. Its loop tells of itself by print alone, so that is what the clock listens to."""
-    sys.meta_path.append(StandIn())
+    sys.meta_path.append(EmptyModuleFinder())
     from mlx_tune import FastLanguageModel, rl_trainers
 
     model, tokenizer = FastLanguageModel.from_pretrained(str(case / "model"), max_seq_length=LENGTH)
@@ -129,7 +129,7 @@ def mlx_tune(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path
     mx.reset_peak_memory()
     trainer.train()
     start, end = reference
-    return Driven(stamps, end - start, trained_parameters(trainer.model.model))
+    return PeerTiming(stamps, end - start, trained_parameters(trainer.model.model))
 
 
 def trained_parameters(model: Any) -> int:
@@ -144,7 +144,7 @@ def templated(row: Row, tokenizer: Any) -> Row:
     return {"prompt": prompt, **{side: row[side] + "<|im_end|>\n" for side in ("chosen", "rejected")}}
 
 
-class StandIn:
+class EmptyModuleFinder:
     """Finds and loads empty modules in the place of packages that are imported and not used."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:

@@ -21,9 +21,9 @@ import mlx_lm
 
 from mlx_dpo import TrainConfig, evaluate, train
 from mlx_dpo.demo import MODEL, PAIRS
-from mlx_dpo.demo.run import demo_config
-from mlx_dpo.export.fuse import fuse
-from mlx_dpo.model import lora
+from mlx_dpo.demo.demo_run import demo_config
+from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
+from mlx_dpo.forward import lora_products as lora
 
 ABOUT = """# How much of the margin a fused model keeps
 
@@ -64,7 +64,7 @@ def straight_through() -> Iterator[None]:
         lora._in_one_product = plain
 
 
-class Section:
+class LearningRateSection:
     """The rows of one learning rate."""
 
     def __init__(self, folder: Path, rate: float) -> None:
@@ -105,8 +105,8 @@ class Section:
     def fused(self, trained: str, run: Path, bits: Any) -> str:
         """A line of a model fused by ours."""
         into = self.folder / f"{run.name}-{bits}"
-        done = fuse(str(MODEL), run, into, bits=bits, force=True)
-        return self.row(trained, f"`--bits {bits}`", done.row.bits, into)
+        done = fuse_adapter(str(MODEL), run, into, bits=bits, force=True)
+        return self.row(trained, f"`--bits {bits}`", done.fused_model.bits, into)
 
 
 def by_mlx_lm(run: Path) -> Path:
@@ -128,7 +128,7 @@ def lines(rates: list[float]) -> Iterator[str]:
     for rate in rates:
         yield f"\n## At `--learning-rate {rate:g}`\n\n{HEAD}"
         with tempfile.TemporaryDirectory() as folder:
-            yield from Section(Path(folder), rate).rows()
+            yield from LearningRateSection(Path(folder), rate).rows()
 
 
 def main() -> None:

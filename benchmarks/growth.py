@@ -19,22 +19,22 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from case import Shape
-from processes import machine, make_case, measure, say, versions, write_json
+from case import CaseShape
+from processes import machine, make_case, measure, print_status, versions, write_json
 from rich.console import Console
 from rich.table import Table
 
 
 @dataclass(frozen=True)
-class Setting:
+class GrowthSetting:
     """One point to measure: a case, and the pairs of a step."""
 
-    shape: Shape
+    shape: CaseShape
     batch_size: int
 
 
 @dataclass(frozen=True)
-class Point:
+class GrowthPoint:
     """What a setting came to.
 
     Attributes:
@@ -43,7 +43,7 @@ class Point:
         peak_mb, weights_mb: of mlx's allocations, and of the model's weights, which are in it.
     """
 
-    setting: Setting
+    setting: GrowthSetting
     prompt: float
     completion: float
     first: float
@@ -52,8 +52,8 @@ class Point:
     weights_mb: float
 
 
-SHAPE = Shape(hidden=128, layers=4, vocab=8192, pairs=0, prompt_words=80, completion_words=40, spread=0.0)
-BASE = Setting(SHAPE, batch_size=4)
+SHAPE = CaseShape(hidden=128, layers=4, vocab=8192, pairs=0, prompt_words=80, completion_words=40, spread=0.0)
+BASE = GrowthSetting(SHAPE, batch_size=4)
 VARIED: dict[str, tuple[int, ...]] = {
     "prompt": (40, 80, 160, 320),
     "completion": (20, 40, 80, 160),
@@ -70,7 +70,7 @@ def main() -> None:
     options = parse()
     if importlib.util.find_spec("matplotlib") is None:
         sys.exit(NO_PLOT)  # before the minutes, not after
-    before, measured = machine(), Measured(options.steps, options.grad_checkpoint)
+    before, measured = machine(), PointCache(options.steps, options.grad_checkpoint)
     series = {name: [measured.at(varied(name, value)) for value in VARIED[name]] for name in options.only}
     Console(highlight=False).print(table_of(series))
     plot(series, options.out)
@@ -97,34 +97,34 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def varied(name: str, value: int) -> Setting:
+def varied(name: str, value: int) -> GrowthSetting:
     """The base with one thing changed."""
     if name == "batch":
         return replace(BASE, batch_size=value)
     return replace(BASE, shape=replace(BASE.shape, **{FIELDS[name]: value}))
 
 
-def value_of(name: str, point: Point) -> float:
+def value_of(name: str, point: GrowthPoint) -> float:
     """Where a point stands on the axis of what is varied."""
     known = {"prompt": point.prompt, "completion": point.completion, "batch": point.setting.batch_size}
     return known[name] if name in known else getattr(point.setting.shape, FIELDS[name])
 
 
-class Measured:
+class PointCache:
     """Points, each measured once."""
 
     def __init__(self, steps: int, grad_checkpoint: bool) -> None:
         self.steps, self.flags = steps, ["--grad-checkpoint"] if grad_checkpoint else []
-        self.known: dict[Setting, Point] = {}
+        self.known: dict[GrowthSetting, GrowthPoint] = {}
 
-    def at(self, setting: Setting) -> Point:
+    def at(self, setting: GrowthSetting) -> GrowthPoint:
         """The point of a setting."""
         if setting not in self.known:
-            say(f"{setting.shape.name}, {setting.batch_size} pairs a step")
+            print_status(f"{setting.shape.name}, {setting.batch_size} pairs a step")
             self.known[setting] = self._measure(setting)
         return self.known[setting]
 
-    def _measure(self, setting: Setting) -> Point:
+    def _measure(self, setting: GrowthSetting) -> GrowthPoint:
         with tempfile.TemporaryDirectory() as name:
             folder, pairs = Path(name), setting.batch_size * self.steps
             make_case(folder, replace(setting.shape, pairs=pairs).flags())
@@ -133,7 +133,7 @@ class Measured:
             prompt, completion = mean_tokens(folder)
             weights = (folder / "model" / "model.safetensors").stat().st_size / 1e6
         first, later = median(raw["first_epoch"][1:]), median(raw["later_epochs"])
-        return Point(setting, prompt, completion, first, later, raw["peak_mb"], round(weights, 1))
+        return GrowthPoint(setting, prompt, completion, first, later, raw["peak_mb"], round(weights, 1))
 
 
 def mean_tokens(case: Path) -> tuple[float, float]:
@@ -146,7 +146,7 @@ def mean_tokens(case: Path) -> tuple[float, float]:
     return round(mean(lengths["prompt"]), 1), round(mean(lengths["chosen"] + lengths["rejected"]), 1)
 
 
-def table_of(series: dict[str, list[Point]]) -> Table:
+def table_of(series: dict[str, list[GrowthPoint]]) -> Table:
     """A section for each thing varied."""
     table = Table("varied", title="seconds a step, in the first epoch and later, and memory")
     for header in ("", "first", "later", "peak MB", "weights MB"):
@@ -159,7 +159,7 @@ def table_of(series: dict[str, list[Point]]) -> Table:
     return table
 
 
-def plot(series: dict[str, list[Point]], file: Path) -> None:
+def plot(series: dict[str, list[GrowthPoint]], file: Path) -> None:
     """Time above, memory below, a column for each thing varied; from zero, so that what is linear looks it."""
     import matplotlib
 
@@ -180,7 +180,7 @@ def plot(series: dict[str, list[Point]], file: Path) -> None:
     figure.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
-    say(f"wrote {file}")
+    print_status(f"wrote {file}")
 
 
 def draw(axis: Any, x: list[float], lines: dict[str, list[float]]) -> None:

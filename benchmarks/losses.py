@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.demo import MODEL, PAIRS, pairs
-from mlx_dpo.objectives import OBJECTIVES
+from mlx_dpo.demo import MODEL, PAIRS, load_pairs
+from mlx_dpo.objectives import LOSS_FUNCTIONS
 
 STEPS, RATE = 40, 6e-4
 ABOUT = f"""# What every loss makes of the bundled pairs
@@ -42,20 +42,20 @@ def measured(name: str) -> dict[str, float]:
             learning_rate=RATE,
             steps_per_eval=0,
         )
-        if OBJECTIVES[name].scores:
+        if LOSS_FUNCTIONS[name].scores:
             return train(config, rows=scored("train"), valid_rows=scored("valid")).after
         return train(config).after
 
 
 def scored(name: str) -> list[dict[str, object]]:
     """The bundled pairs as if the chosen answer had been given 3 points and the rejected one 1."""
-    return [{**row, "score_chosen": 3, "score_rejected": 1} for row in pairs(name)]
+    return [{**row, "score_chosen": 3, "score_rejected": 1} for row in load_pairs(name)]
 
 
 def row(name: str, after: dict[str, float]) -> str:
     """A loss's line of the table."""
-    one = OBJECTIVES[name]
-    knobs = ", ".join(f"{knob} {one.knobs[knob]:g}" for knob in {"beta": None, **one.arguments})
+    one = LOSS_FUNCTIONS[name]
+    knobs = ", ".join(f"{knob} {one.settings[knob]:g}" for knob in {"beta": None, **one.keyword_defaults})
     shares = [f"{after[metric]:.1%}" for metric in ("rewards/accuracies", "logps/accuracies")]
     return " | ".join([f"| `{name}`", knobs, *shares, f"{after['rewards/margins']:.3f} |\n"])
 
@@ -69,7 +69,7 @@ def lines(names: Iterable[str]) -> Iterable[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(OBJECTIVES), help="names of losses, with commas")
+    parser.add_argument("--only", default=",".join(LOSS_FUNCTIONS), help="names of losses, with commas")
     parser.add_argument("--out", type=Path, help="write the page here, too")
     arguments = parser.parse_args()
     page = ""

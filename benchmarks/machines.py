@@ -3,7 +3,7 @@
     python benchmarks/machines.py [--out docs/machines.md]
 
 Measured, on this machine: what a step of 2 and of 4 ranks sends over a ring (`bytes_sent`, which
-tests/parallel/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
+tests/distributed/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
 paper: the same prediction for models of 1, 8 and 32 billion parameters, whose adapters are attached here without their
 weights being made; the links' and the Macs' speeds are other people's figures, and stand in the table.
 """
@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from case import Shape, make_case
+from case import CaseShape, make_case
 
 from mlx_dpo import Listener, TrainConfig, train
-from mlx_dpo.model.loading import AdapterSpec, attach, trainable
-from mlx_dpo.parallel.group import ring_bytes
-from mlx_dpo.parallel.launch import free_ports
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
+from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.distributed.communicator import ring_all_reduce_bytes
+from mlx_dpo.distributed.launcher import find_free_ports
 from mlx_dpo.training.listener import Metrics, RunPlan
 
-CASE = Shape(hidden=256, layers=4, vocab=4096, pairs=32, prompt_words=40, completion_words=20)
+CASE = CaseShape(hidden=256, layers=4, vocab=4096, pairs=32, prompt_words=40, completion_words=20)
 BATCH = 8
 # A 9-billion-parameter model at 4 bits reads 1,054 tokens a second of a prompt on an M3 Ultra with 60 GPU cores
 # (huggingface.co/allenai/tmax-9b, discussion 2): 2 operations a parameter and token.
@@ -93,16 +94,16 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-class Sent(Listener):
+class BytesSentListener(Listener):
     """Prints what a step sends, measured and predicted."""
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         self.predicted = plan.gradient_bytes
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         self.sent = metrics["bytes_sent"]
 
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         print(json.dumps({"predicted": self.predicted, "sent": self.sent}))
 
 
@@ -118,12 +119,12 @@ def as_a_rank(case: Path) -> None:
             valid_pairs=0,
             save_every=0,
         )
-        train(config, listener=Sent())
+        train(config, listener=BytesSentListener())
 
 
 def measured(case: Path, size: int) -> dict[str, float]:
     """What each of `size` ranks sends a step."""
-    port, ranks = free_ports(size), []
+    port, ranks = find_free_ports(size), []
     hosts = case / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port + i}"] for i in range(size)]))
     for rank in range(size):
@@ -143,14 +144,14 @@ def sizes(config: dict[str, Any]) -> tuple[int, list[mx.array]]:
     model = model_class(args_class.from_dict(config))
     count = sum(array.size for _, array in tree_flatten(model.parameters()))
     knobs = TrainConfig()
-    attach(model, AdapterSpec("lora", num_layers=-1, rank=knobs.rank, scale=knobs.scale))
-    return count, list(trainable(model).values())
+    attach_adapter(model, AdapterSpec("lora", num_layers=-1, rank=knobs.rank, scale=knobs.scale))
+    return count, list(trainable_tensors(model).values())
 
 
 def communication(link: Link, macs: int, adapter: list[mx.array]) -> float:
     """Seconds of a step; a gathering passes a part on size - 1 times, a sum twice that."""
     hops = (macs - 1) * (GATHERS + 2 * SUMS)
-    return hops * link.latency + ring_bytes(macs, adapter) / link.bandwidth
+    return hops * link.latency + ring_all_reduce_bytes(macs, adapter) / link.bandwidth
 
 
 def most_macs(link: Link, pairs: int, parameters: int, adapter: list[mx.array]) -> int:

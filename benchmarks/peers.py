@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from case import Shape, add_flags, shape_of, stored_shape
-from processes import CACHE, Failed, machine, make_case, measure, say, versions, write_json
+from case import CaseShape, add_flags, parse_shape, read_shape
+from processes import CACHE, MeasurementFailed, machine, make_case, measure, print_status, versions, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +34,7 @@ OURS, LORA, TUNE, TUNE_1 = "mlx-dpo", "mlx-lm-lora, batch 4", "mlx-tune, batch 4
 
 
 @dataclass(frozen=True)
-class Run:
+class PeerRun:
     """One process to measure: its name in the tables, whose it is (--only), and its pairs a step."""
 
     name: str
@@ -42,16 +42,16 @@ class Run:
     batch_size: int
 
 
-RUNS = (
-    Run(OURS, "ours", BATCH),
-    Run(LORA, "mlx-lm-lora", BATCH),
-    Run(TUNE, "mlx-tune", BATCH),
-    Run(TUNE_1, "mlx-tune", 1),
+PEER_RUNS = (
+    PeerRun(OURS, "ours", BATCH),
+    PeerRun(LORA, "mlx-lm-lora", BATCH),
+    PeerRun(TUNE, "mlx-tune", BATCH),
+    PeerRun(TUNE_1, "mlx-tune", 1),
 )
 
 
 @dataclass(frozen=True)
-class Figures:
+class RunFigures:
     """What a run came to.
 
     Attributes:
@@ -65,7 +65,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Bar:
+class TargetRatio:
     """What one of our figures, over a peer's, is to be at most."""
 
     text: str
@@ -74,21 +74,21 @@ class Bar:
     at_most: float
 
 
-BARS = (
-    Bar("first epoch", "first_epoch", LORA, 1 / 3),
-    Bar("first epoch", "first_epoch", TUNE, 1 / 3),
-    Bar("first epoch", "first_epoch", TUNE_1, 2 / 3),
-    Bar("later epochs", "later_epochs", TUNE_1, 0.8),
-    Bar("peak memory", "peak_mb", LORA, 1 / 8),
-    Bar("peak memory", "peak_mb", TUNE, 1 / 8),
-    Bar("peak memory", "peak_mb", TUNE_1, 1 / 2),
+TARGETS = (
+    TargetRatio("first epoch", "first_epoch", LORA, 1 / 3),
+    TargetRatio("first epoch", "first_epoch", TUNE, 1 / 3),
+    TargetRatio("first epoch", "first_epoch", TUNE_1, 2 / 3),
+    TargetRatio("later epochs", "later_epochs", TUNE_1, 0.8),
+    TargetRatio("peak memory", "peak_mb", LORA, 1 / 8),
+    TargetRatio("peak memory", "peak_mb", TUNE, 1 / 8),
+    TargetRatio("peak memory", "peak_mb", TUNE_1, 1 / 2),
 )
 
 
 def main() -> None:
     options = parse()
-    case = prepare_case(options.case, shape_of(options), options.steps * BATCH)
-    runs = [run for run in RUNS if options.only in (None, run.of)]
+    case = prepare_case(options.case, parse_shape(options), options.steps * BATCH)
+    runs = [run for run in PEER_RUNS if options.only in (None, run.of)]
     python = peers_python() if any(run.of != "ours" for run in runs) else None
     before = machine()
     raw = {run.name: attempt(run, case, options.steps, python) for run in runs}
@@ -117,14 +117,14 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def prepare_case(folder: Path | None, shape: Shape, pairs: int) -> Path:
+def prepare_case(folder: Path | None, shape: CaseShape, pairs: int) -> Path:
     """The folder of the case, made if need be; it must have that many pairs."""
     folder = (folder or CACHE / "cases" / shape.name).resolve()
-    stored = stored_shape(folder)
+    stored = read_shape(folder)
     if stored is None and not (folder / "data" / "train.jsonl").exists():
-        say(f"making the case in {folder}")
+        print_status(f"making the case in {folder}")
         make_case(folder, shape.flags())
-    elif stored not in (None, shape) and shape != Shape():
+    elif stored not in (None, shape) and shape != CaseShape():
         sys.exit(f"{folder} holds a case of another shape than these flags say; give another --case")
     with (folder / "data" / "train.jsonl").open() as f:
         held = sum(1 for _ in f)
@@ -141,7 +141,7 @@ def peers_python() -> Path:
     python, stamp = folder / "bin" / "python", folder / "installed.txt"
     listed = "\n".join(wanted) + "\n"
     if not stamp.exists() or stamp.read_text() != listed:
-        say(f"installing the peers in {folder}")
+        print_status(f"installing the peers in {folder}")
         pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
         *full, bare = wanted
         for command in ([sys.executable, "-m", "venv", folder], [*pip, *full], [*pip, "--no-deps", bare]):
@@ -167,32 +167,32 @@ def backend() -> str:
     return next((f"[{extra}]" for package, extra in BACKENDS.items() if package in installed), "")
 
 
-def run_named(name: str) -> Run:
+def run_named(name: str) -> PeerRun:
     """One of `RUNS`."""
-    return next(run for run in RUNS if run.name == name)
+    return next(run for run in PEER_RUNS if run.name == name)
 
 
-def attempt(run: Run, case: Path, steps: int, python: Path | None) -> dict[str, Any]:
+def attempt(run: PeerRun, case: Path, steps: int, python: Path | None) -> dict[str, Any]:
     """What a run's process printed, or {"error": why there is nothing}."""
     arguments = (case, "--batch-size", run.batch_size, "--steps", steps * BATCH // run.batch_size)
-    say(f"{run.name}, {steps * BATCH} pairs")
+    print_status(f"{run.name}, {steps * BATCH} pairs")
     try:
         if python is None or run.of == "ours":
             return measure(sys.executable, "drive_ours.py", *arguments)
         return measure(python, "drive_peer.py", run.of, *arguments)
-    except Failed as error:
-        say(str(error))
+    except MeasurementFailed as error:
+        print_status(str(error))
         return {"error": str(error)}
 
 
-def figures_of(raw: dict[str, Any], batch_size: int) -> Figures:
+def figures_of(raw: dict[str, Any], batch_size: int) -> RunFigures:
     """Seconds a pair and peak memory, from what a process printed."""
     steps = median(raw["first_epoch"][1:]) / batch_size
     later = median(raw["later_epochs"]) / batch_size if raw["later_epochs"] else steps
-    return Figures(steps + raw["reference_seconds"] / raw["pairs"], later, raw["peak_mb"])
+    return RunFigures(steps + raw["reference_seconds"] / raw["pairs"], later, raw["peak_mb"])
 
 
-def compare(figures: dict[str, Figures]) -> list[dict[str, Any]]:
+def compare(figures: dict[str, RunFigures]) -> list[dict[str, Any]]:
     """The ratio for each bar whose two runs have figures."""
     return [
         {
@@ -202,12 +202,12 @@ def compare(figures: dict[str, Figures]) -> list[dict[str, Any]]:
             "at_most": bar.at_most,
             "reached": ratio <= bar.at_most,
         }
-        for bar in BARS
+        for bar in TARGETS
         if OURS in figures and bar.peer in figures
     ]
 
 
-def show(figures: dict[str, Figures], failed: list[str], compared: list[dict[str, Any]]) -> None:
+def show(figures: dict[str, RunFigures], failed: list[str], compared: list[dict[str, Any]]) -> None:
     """Both tables, on stdout."""
     console = Console(highlight=False)
     table = Table("", "first epoch", "later epochs", "peak MB", title="seconds a pair, and memory")
@@ -236,12 +236,12 @@ def report(
     steps: int,
     before: dict[str, Any],
     raw: dict[str, dict[str, Any]],
-    figures: dict[str, Figures],
+    figures: dict[str, RunFigures],
     compared: list[dict[str, Any]],
     python: Path | None,
 ) -> dict[str, Any]:
     """All that goes into the JSON file."""
-    stored = stored_shape(case)
+    stored = read_shape(case)
     runs = {name: {**raw[name], **({"figures": asdict(figures[name])} if name in figures else {})} for name in raw}
     return {
         "machine": before,

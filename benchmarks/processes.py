@@ -18,11 +18,11 @@ CACHE = HERE.parent / ".cache"
 BLAS = ("/usr/lib/*/openblas-pthread/libblas.so.3", "/usr/lib64/libopenblasp.so.0")  # as in the Makefile
 
 
-class Failed(Exception):
+class MeasurementFailed(Exception):
     """A measuring process ended without a result; the message holds the end of what it said."""
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """A line of progress."""
     print(text, file=sys.stderr, flush=True)
 
@@ -36,9 +36,9 @@ def measure(python: str | Path, script: str, *arguments: object) -> dict[str, An
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, check=False)
         log.seek(0)
         said = log.read().splitlines()
-    say(f"  {time.perf_counter() - began:.1f} s")
+    print_status(f"  {time.perf_counter() - began:.1f} s")
     if done.returncode:
-        raise Failed(f"{script} ended with {done.returncode}\n" + "\n".join(said[-15:]))
+        raise MeasurementFailed(f"{script} ended with {done.returncode}\n" + "\n".join(said[-15:]))
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -103,4 +103,4 @@ def write_json(file: Path, value: dict[str, Any]) -> None:
     made = {"command": " ".join(["python", *sys.argv]), "date": time.strftime("%Y-%m-%d %H:%M %Z")}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({**made, **value}, indent=2) + "\n")
-    say(f"wrote {file}")
+    print_status(f"wrote {file}")

@@ -20,14 +20,14 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_dpo import Listener, TrainConfig, train
-from mlx_dpo.demo import MODEL, pairs
+from mlx_dpo.demo import MODEL, load_pairs
 
 SETTLED, MOST_GROWTH = 200, 1.05
 
 
 def mixed_rows(count: int) -> list[dict[str, str]]:
     """The bundled pairs with prompts of one to eight questions."""
-    rng, rows = random.Random(0), pairs("train")
+    rng, rows = random.Random(0), load_pairs("train")
     return [
         {**rng.choice(rows), "prompt": " ".join(r["prompt"] for r in rng.sample(rows, rng.randint(1, 8)))}
         for _ in range(count)
@@ -43,14 +43,14 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-class Watch(Listener):
+class MemoryWatch(Listener):
     """Reads memory after every tenth step."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, list[float]] = {}
         self.began = time.monotonic()
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
         if step % 10:
             return
         now = {
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    watch = Watch()
+    watch = MemoryWatch()
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(model=str(MODEL), adapter_path=folder, iters=arguments.steps, batch_size=1, save_every=500)
         train(config.replace(steps_per_eval=500, learning_rate=1e-5), rows=mixed_rows(2000), listener=watch)

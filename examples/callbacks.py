@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 from mlx_dpo import Interrupted, Listener, TrainConfig, train
-from mlx_dpo.demo import MODEL, pairs
+from mlx_dpo.demo import MODEL, load_pairs
 from mlx_dpo.reporting.metrics_log import MetricsLog
-from mlx_dpo.reporting.trackers import trackers_of
+from mlx_dpo.reporting.trackers import create_trackers
 from mlx_dpo.training.listener import Listeners
 
 
@@ -24,10 +24,10 @@ class Table(Listener):
     def __init__(self, file):
         self.file, self.rows = Path(file), []
 
-    def evaluation(self, metrics):
+    def on_evaluation_metrics(self, metrics):
         self.rows.append(metrics)
 
-    def end(self):
+    def on_run_end(self):
         with self.file.open("w", newline="") as f:
             writer = csv.DictWriter(f, self.rows[0].keys())
             writer.writeheader()
@@ -40,7 +40,7 @@ class StopWhenGood(Listener):
     def __init__(self, share):
         self.share, self.stop = share, threading.Event()
 
-    def evaluation(self, metrics):
+    def on_evaluation_metrics(self, metrics):
         if metrics["eval_rewards/accuracies"] >= self.share:
             self.stop.set()
 
@@ -58,9 +58,9 @@ config = TrainConfig(
 try:
     train(
         config,
-        rows=pairs("train")[:120],
-        valid_rows=pairs("valid")[:16],
-        listener=Listeners(MetricsLog(), Table(f"{folder}/held_out.csv"), good, *trackers_of(sys.argv[2:])),
+        rows=load_pairs("train")[:120],
+        valid_rows=load_pairs("valid")[:16],
+        listener=Listeners(MetricsLog(), Table(f"{folder}/held_out.csv"), good, *create_trackers(sys.argv[2:])),
         stop=good.stop,
     )
 except Interrupted as interruption:

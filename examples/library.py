@@ -11,13 +11,13 @@ import tempfile
 import mlx_lm
 
 from mlx_dpo import Listener, TrainConfig, evaluate, train
-from mlx_dpo.demo import MODEL, pairs
+from mlx_dpo.demo import MODEL, load_pairs
 
 
 class Margins(Listener):
     """Prints the reward margin every five steps."""
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
         if step % 5 == 0:
             print(f"step {step}: margin {metrics['rewards/margins']:.3f}")
 
@@ -29,13 +29,13 @@ result = train(
     config,
     model=model,
     tokenizer=tokenizer,
-    rows=pairs("train")[:120],
-    valid_rows=pairs("valid")[:16],
+    rows=load_pairs("train")[:120],
+    valid_rows=load_pairs("valid")[:16],
     listener=Margins(),
 )
 print("held-out reward accuracy:", result.after["rewards/accuracies"])
 
 # The trained model in memory against itself without the adapter, and the same from the folder.
-in_memory = evaluate(config, model=model, tokenizer=tokenizer, rows=pairs("valid")[:16])
-from_folder = evaluate(config, adapter_path=result.run, rows=pairs("valid")[:16])
+in_memory = evaluate(config, model=model, tokenizer=tokenizer, rows=load_pairs("valid")[:16])
+from_folder = evaluate(config, adapter_path=result.run, rows=load_pairs("valid")[:16])
 assert in_memory == from_folder

@@ -16,10 +16,10 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import Interrupted, RowError, UserError
 
 if TYPE_CHECKING:
-    from mlx_dpo.training.evaluate import evaluate
+    from mlx_dpo.evaluation.evaluator import evaluate
+    from mlx_dpo.evaluation.implicit_rewards import score
     from mlx_dpo.training.listener import Listener, TrainResult
     from mlx_dpo.training.run import train
-    from mlx_dpo.training.scoring import score
 
 __all__ = [
     "Interrupted",
@@ -37,13 +37,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    rooms = {
-        "train": "run",
-        "score": "scoring",
-        "evaluate": "evaluate",
-        "Listener": "listener",
-        "TrainResult": "listener",
+    modules = {
+        "train": "training.run",
+        "score": "evaluation.implicit_rewards",
+        "evaluate": "evaluation.evaluator",
+        "Listener": "training.listener",
+        "TrainResult": "training.listener",
     }
-    if name not in rooms:
+    if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"mlx_dpo.training.{rooms[name]}"), name)
+    return getattr(import_module(f"mlx_dpo.{modules[name]}"), name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo import TrainConfig, UserError, evaluate, train
-from mlx_dpo.model.loading import load_model, load_tokenizer
+from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from tests.conftest import CHECKPOINT, PAIRS, rows_of, write_rows
 
 TOKEN = "hf_" + "secretsecretsecretsecretsecret1234"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, stdout_console
 
 
 def cache(
@@ -27,16 +27,16 @@ def cache(
 
       mlx-dpo cache --clear
     """
-    from mlx_dpo.model.logp_cache import cache_files, cache_folder
+    from mlx_dpo.reference.logp_cache import list_logp_caches, logp_cache_folder
 
-    files = cache_files()
+    files = list_logp_caches()
     size = sum(file.bytes for file in files)
     if clear:
         for file in files:
             file.path.unlink(missing_ok=True)
     if json:
         listed = [{**asdict(file), "path": str(file.path)} for file in files]
-        print_json({"folder": str(cache_folder()), "bytes": size, "files": listed, "cleared": clear})
+        print_json({"folder": str(logp_cache_folder()), "bytes": size, "files": listed, "cleared": clear})
         return
     if not clear and files:
         table = Table()
@@ -45,9 +45,11 @@ def cache(
         for file in files:
             written = datetime.fromtimestamp(file.modified).strftime("%Y-%m-%d %H:%M")
             table.add_row(file.model, f"{file.pairs:,}", _size(file.bytes), written)
-        results.print(table)
+        stdout_console.print(table)
     verb = "Deleted" if clear else "In all"
-    results.print(f"{verb} {len(files)} files, {_size(size)}, in {cache_folder()}.", soft_wrap=True, markup=False)
+    stdout_console.print(
+        f"{verb} {len(files)} files, {_size(size)}, in {logp_cache_folder()}.", soft_wrap=True, markup=False
+    )
 
 
 def _size(count: int) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.errors import UserError
 
 
@@ -36,24 +36,24 @@ def compare(
 
       mlx-dpo compare --adapter-path runs/a --prompts valid.jsonl --num-prompts 5 --temp 0.7
     """
-    from mlx_dpo.data.prompts import read_prompts
+    from mlx_dpo.data.prompt_files import read_prompts
 
     asked = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _typed()
-    from mlx_dpo.model.answers import Sampling, compare_answers
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model
+    from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 
-    model = model or model_of(adapter_path)
-    with notes.status("Answering"):
-        both = compare_answers(model, adapter_path, asked, Sampling(max_tokens, temp, top_p, seed))
+    model = model or adapter_base_model(adapter_path)
+    with stderr_console.status("Answering"):
+        both = generate_before_and_after(model, adapter_path, asked, SamplingParams(max_tokens, temp, top_p, seed))
     if json:
         print_json({"answers": [{"prompt": p, "base": b, "tuned": t} for p, b, t in zip(asked, *both, strict=True)]})
     else:
-        results.print(_table(asked, *both))
+        stdout_console.print(_table(asked, *both))
 
 
 def _typed() -> list[Any]:
     if sys.stdin.isatty():
-        notes.print("Type prompts, one a line, and end with Ctrl-D.")
+        stderr_console.print("Type prompts, one a line, and end with Ctrl-D.")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:
         raise UserError("no prompts given", hint="Use --prompt TEXT or --prompts FILE.")

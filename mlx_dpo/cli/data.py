@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.data.survey import Survey
+    from mlx_dpo.data.data_check import DataCheck
 
 app = typer.Typer(
     help="Look at preference pairs before training on them: check, show, convert.",
@@ -33,7 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
-@with_knobs(COLUMN_KNOBS)
+@with_config_options(COLUMN_KNOBS)
 def check(
     flags: dict[str, Any],
     file: Annotated[
@@ -54,14 +54,14 @@ def check(
 
       mlx-dpo data check ./data --model ./Qwen3-4B-4bit --max-length 1024
     """
-    from mlx_dpo.data.survey import Survey
+    from mlx_dpo.data.data_check import DataCheck
 
     files = _files(file)
     columns = TrainConfig.from_mapping(flags).columns
-    survey = Survey(_tokenizer(model) if model else None, max_length=max_length, raw=raw, columns=columns)
+    survey = DataCheck(_tokenizer(model) if model else None, max_length=max_length, raw=raw, columns=columns)
     for name in files:
         with _progress(f"Reading {name}") as progress:
-            survey.read(name, progress)
+            survey.add_file(name, progress)
     if json:
         print_json(survey.to_json())
     else:
@@ -71,7 +71,7 @@ def check(
 
 
 @app.command()
-@with_knobs(COLUMN_KNOBS)
+@with_config_options(COLUMN_KNOBS)
 def show(
     flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Which pair, counted from 1.")],
@@ -90,22 +90,22 @@ def show(
 
       mlx-dpo data show 17 pairs.jsonl --model ./Qwen3-4B-4bit --json
     """
-    from mlx_dpo.data.chat import Encoder
+    from mlx_dpo.data.chat_encoding import ExampleEncoder
 
     pair, where = _pair(number, file, TrainConfig.from_mapping(flags).columns)
     tokenizer = _tokenizer(model)
-    encoded = Encoder(tokenizer, max_length=max_length, overlong="truncate", raw=raw)(pair, where)
+    encoded = ExampleEncoder(tokenizer, max_length=max_length, overlong="truncate", raw=raw)(pair, where)
     assert encoded is not None, "only overlong='drop' drops"
-    from mlx_dpo.cli.pair_view import pair_json, print_pair
+    from mlx_dpo.cli.tables.pair_view import example_json, print_example
 
     if json:
-        print_json({"pair": number, "file": where.file, "line": where.line, **pair_json(encoded, tokenizer)})
+        print_json({"pair": number, "file": where.file, "line": where.line, **example_json(encoded, tokenizer)})
     else:
-        print_pair(encoded, tokenizer, f"Pair {number}, {where}", colours=not no_color and _has_colours())
+        print_example(encoded, tokenizer, f"Pair {number}, {where}", colours=not no_color and _has_colours())
 
 
 @app.command()
-@with_knobs(COLUMN_KNOBS)
+@with_config_options(COLUMN_KNOBS)
 def convert(
     flags: dict[str, Any],
     file: File,
@@ -121,7 +121,7 @@ def convert(
 
       gunzip -c hh.jsonl.gz | mlx-dpo data convert - pairs.jsonl.gz --skip-bad
     """
-    from mlx_dpo.data.convert import convert as run
+    from mlx_dpo.data.row_conversion import convert_rows as run
     from mlx_dpo.errors import UserError
 
     if json and out == "-":
@@ -132,47 +132,47 @@ def convert(
     if json:
         print_json({"pairs": pairs, "skipped_rows": skipped, "out": out})
     else:
-        console, place = (notes, "stdout") if out == "-" else (results, out)
+        console, place = (stderr_console, "stdout") if out == "-" else (stdout_console, out)
         left_out = f", {skipped:,} bad rows left out" if skipped else ""
         console.print(f"{pairs:,} pairs in {place}{left_out}", markup=False, soft_wrap=True)
 
 
 def _files(name: str) -> list[str]:
     """The files to check: the one given, or a folder's train and valid files."""
-    from mlx_dpo.data.lines import local_path
-    from mlx_dpo.data.sources import TRAIN_NAMES, VALID_NAMES, in_folder
+    from mlx_dpo.data.example_sources import TRAIN_NAMES, VALID_NAMES, find_in_folder
+    from mlx_dpo.data.row_files import expand_path
     from mlx_dpo.errors import UserError, Where
 
     try:
-        if name == "-" or not local_path(name).is_dir():
+        if name == "-" or not expand_path(name).is_dir():
             return [name]
     except OSError:  # the opening of it will say why
         return [name]
-    found = [file for names in (TRAIN_NAMES, VALID_NAMES) if (file := in_folder(name, names))]
+    found = [file for names in (TRAIN_NAMES, VALID_NAMES) if (file := find_in_folder(name, names))]
     if not found:
         raise UserError("there is no train.jsonl or valid.jsonl in this folder", where=Where(name))
     return found
 
 
 def _tokenizer(model: str) -> Any:
-    from mlx_dpo.model.loading import load_tokenizer
+    from mlx_dpo.forward.model_loading import load_tokenizer
 
     return load_tokenizer(model)
 
 
 def _pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, rows with problems not counted, and its place."""
-    from mlx_dpo.data.columns import renaming
-    from mlx_dpo.data.records import examples_of
-    from mlx_dpo.data.sources import read_rows
+    from mlx_dpo.data.column_mapping import with_renamed_columns
+    from mlx_dpo.data.example_sources import read_rows
+    from mlx_dpo.data.row_formats import parse_examples
     from mlx_dpo.errors import RowError, UserError, Where
 
     seen = 0
     bad: list[RowError] = []
-    for row in read_rows(file, bad.append, read=renaming(columns, examples_of)):
+    for row in read_rows(file, bad.append, parse=with_renamed_columns(columns, parse_examples)):
         if number <= seen + len(row.examples):
             if bad:
-                notes.print(f"bad rows before it, not counted: {len(bad):,}", markup=False)
+                stderr_console.print(f"bad rows before it, not counted: {len(bad):,}", markup=False)
             return row.examples[number - seen - 1], row.where
         seen += len(row.examples)
     if not seen and bad:
@@ -186,19 +186,19 @@ def _progress(label: str) -> Iterator[Callable[[float], None]]:
     from rich.markup import escape
     from rich.progress import Progress
 
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+    with Progress(console=stderr_console, transient=True, disable=not stderr_console.is_terminal) as bar:
         task = bar.add_task(escape(label), total=1.0)
         yield lambda share: bar.update(task, completed=share)
 
 
 def _has_colours() -> bool:
-    return results.color_system is not None and not results.no_color
+    return stdout_console.color_system is not None and not stdout_console.no_color
 
 
-def _print_survey(survey: Survey) -> None:
+def _print_survey(survey: DataCheck) -> None:
     from rich.text import Text
 
-    from mlx_dpo.cli.survey_tables import parts
+    from mlx_dpo.cli.tables.data_check_tables import data_check_report
 
-    for part in parts(survey):
-        results.print(part, soft_wrap=isinstance(part, Text))
+    for part in data_check_report(survey):
+        stdout_console.print(part, soft_wrap=isinstance(part, Text))

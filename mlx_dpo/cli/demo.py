@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, stdout_console
 
-SHOWN = 3
+NUM_EXAMPLES_SHOWN = 3
 
 
 def demo(
@@ -25,31 +25,31 @@ def demo(
 
       mlx-dpo demo --adapter-path demo-run
     """
-    from mlx_dpo.cli.reporting import finish, watchers, writers
-    from mlx_dpo.demo.run import demo_config, run_demo
-    from mlx_dpo.reporting.result import show_result
+    from mlx_dpo.cli.run_listeners import display_listeners, recording_listeners, write_run_outputs
+    from mlx_dpo.demo.demo_run import demo_config, run_demo
+    from mlx_dpo.reporting.result_summary import print_result
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))
-    watching = watchers()
-    done = run_demo(config, Listeners(writers(watching), watching))
-    told = finish(done.trained, watching)
+    watching = display_listeners()
+    done = run_demo(config, Listeners(recording_listeners(watching), watching))
+    told = write_run_outputs(done.train_result, watching)
     if json:
         print_json(
             {
-                **done.trained.to_mapping(),
+                **done.train_result.to_mapping(),
                 **told,
                 **{f"{when}_{k}": v for when in ("before", "after") for k, v in vars(getattr(done, when)).items()},
             }
         )
         return
-    results.print(_examples(done.examples[:SHOWN]))
-    results.print(
+    stdout_console.print(_examples(done.examples[:NUM_EXAMPLES_SHOWN]))
+    stdout_console.print(
         f"Sampled answers in the polite manner: {done.before.polite:.0%} before, {done.after.polite:.0%} after; "
         f"fluent and to the point: {done.before.fluent:.0%} before, {done.after.fluent:.0%} after.",
         soft_wrap=True,
     )
-    show_result(results, done.trained, config.model)
+    print_result(stdout_console, done.train_result, config.model)
 
 
 def _examples(examples: list[tuple[str, str, str]]) -> Any:

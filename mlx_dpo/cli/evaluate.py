@@ -8,18 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import examination_tables, tell_other_objective
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
+from mlx_dpo.cli.tables.metric_tables import evaluation_tables, warn_about_training_settings
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 from mlx_dpo.errors import UserError
 
-JUDGED, TASKS = "Answers, judged head to head", "Benchmarks"  # panels of --help
-OBJECTIVE = [field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "Objective"]
-KNOBS = (
+JUDGE_PANEL, TASKS_PANEL = "Answers, judged head to head", "Benchmarks"  # panels of --help
+OBJECTIVE_FIELDS = [field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "Objective"]
+OPTIONS = (
     "model",
     "data",
-    *OBJECTIVE,
+    *OBJECTIVE_FIELDS,
     "batch_size",
     "max_length",
     "overlong",
@@ -28,8 +28,8 @@ KNOBS = (
 )
 
 
-@with_knobs(
-    KNOBS,
+@with_config_options(
+    OPTIONS,
     data="Preference pairs: a file, a folder with valid.jsonl, -, or of the Hub: user/name[@revision][:split].",
     reference="base: the model without the adapter (the default). none. Or another model's folder.",
     batch_size="Pairs that are measured together. [dim]\\[default: 8][/]",
@@ -50,32 +50,36 @@ def evaluate(
         typer.Option(
             min=1,
             help="Answer this many of the prompts with and without the adapter, and judge.",
-            rich_help_panel=JUDGED,
+            rich_help_panel=JUDGE_PANEL,
         ),
     ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
             help="Who judges: FILE.py:NAME, a model, an adapter (by its rewards), or the URL of an OpenAI-like API.",
-            rich_help_panel=JUDGED,
+            rich_help_panel=JUDGE_PANEL,
         ),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(help="The model that the API is to use.", rich_help_panel=JUDGED)
+        str | None, typer.Option(help="The model that the API is to use.", rich_help_panel=JUDGE_PANEL)
     ] = None,
     judge_key_env: Annotated[
-        str, typer.Option(help="Environment variable that holds the API's key.", rich_help_panel=JUDGED)
+        str, typer.Option(help="Environment variable that holds the API's key.", rich_help_panel=JUDGE_PANEL)
     ] = "OPENAI_API_KEY",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=JUDGED)] = 512,
-    temp: Annotated[float, typer.Option(min=0, help="Temperature of the answers.", rich_help_panel=JUDGED)] = 0.7,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass to sample from.", rich_help_panel=JUDGED)] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of answers and tasks.", rich_help_panel=JUDGED)] = 0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer, in tokens.", rich_help_panel=JUDGE_PANEL)
+    ] = 512,
+    temp: Annotated[float, typer.Option(min=0, help="Temperature of the answers.", rich_help_panel=JUDGE_PANEL)] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass to sample from.", rich_help_panel=JUDGE_PANEL)] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of answers and tasks.", rich_help_panel=JUDGE_PANEL)] = 0,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Benchmarks of lm-evaluation-harness, a,b,c, run before and after.", rich_help_panel=TASKS),
+        typer.Option(
+            help="Benchmarks of lm-evaluation-harness, a,b,c, run before and after.", rich_help_panel=TASKS_PANEL
+        ),
     ] = None,
     task_limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many examples of each task.", rich_help_panel=TASKS)
+        int | None, typer.Option(min=1, help="Only so many examples of each task.", rich_help_panel=TASKS_PANEL)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -105,30 +109,30 @@ def evaluate(
     if (generate is None) != (judge is None):
         hint = "As in --generate 50 --judge ./Qwen3-4B-4bit."
         raise UserError("--generate and --judge go together", field="generate", hint=hint)
-    from mlx_dpo.judging.examination import Examination
-    from mlx_dpo.judging.find import find_judge
-    from mlx_dpo.model.answers import Sampling
-    from mlx_dpo.training.evaluate import adapters_in
+    from mlx_dpo.evaluation.evaluation_run import EvaluationRun
+    from mlx_dpo.evaluation.evaluator import find_adapters
+    from mlx_dpo.judges.judge_registry import load_judge
+    from mlx_dpo.sampling.generation import SamplingParams
 
     adapters: list[Path | None] = list(
-        dict.fromkeys(adapter for path in adapter_path or () for adapter in adapters_in(path))
+        dict.fromkeys(adapter for path in adapter_path or () for adapter in find_adapters(path))
     )
-    tell_other_objective(flags, ("loss", "beta", "label_smoothing"), adapters)
-    examination = Examination(
+    warn_about_training_settings(flags, ("loss", "beta", "label_smoothing"), adapters)
+    examination = EvaluationRun(
         config,
         adapters or [None],
         by=by or [],
-        judge=find_judge(judge, model=judge_model, key_variable=judge_key_env) if judge else None,
-        prompts=generate or 0,
-        sampling=Sampling(max_tokens, temp, top_p, seed),
+        judge=load_judge(judge, model=judge_model, api_key_env=judge_key_env) if judge else None,
+        num_prompts=generate or 0,
+        sampling=SamplingParams(max_tokens, temp, top_p, seed),
         tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
         task_limit=task_limit,
     )
-    examination.require()
-    with notes.status("Loading") as status:
+    examination.check()
+    with stderr_console.status("Loading") as status:
         told = examination.run(status.update)
     if json:
         print_json(told[0] if len(told) == 1 else {"adapters": told})
     else:
-        for table in examination_tables(told):
-            results.print(table)
+        for table in evaluation_tables(told):
+            stdout_console.print(table)

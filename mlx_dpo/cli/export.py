@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.errors import UserError
 
 
-class Format(str, Enum):
+class ExportFormat(str, Enum):
     """What an export is for."""
 
     peft = "peft"
@@ -27,17 +27,17 @@ class GGUFType(str, Enum):
     q8_0 = "q8_0"
 
 
-NEXT = {
-    Format.peft: "  PeftModel.from_pretrained(model, '{}')",
-    Format.gguf: "  llama-cli -m {} -p 'Your question'",
-    Format.gguf_lora: "  llama-cli -m MODEL.gguf --lora {} -p 'Your question'",
+NEXT_COMMANDS = {
+    ExportFormat.peft: "  PeftModel.from_pretrained(model, '{}')",
+    ExportFormat.gguf: "  llama-cli -m {} -p 'Your question'",
+    ExportFormat.gguf_lora: "  llama-cli -m MODEL.gguf --lora {} -p 'Your question'",
 }
 
 
 def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write: a folder for peft, a .gguf file else.")],
     format: Annotated[
-        Format,
+        ExportFormat,
         typer.Option(
             help="peft: an adapter for PEFT. gguf: a whole model for llama.cpp. gguf-lora: an adapter for it."
         ),
@@ -72,47 +72,47 @@ def export(
       mlx-dpo export --format gguf-lora --adapter-path runs/a ./runs-a.gguf
     """
     _refuse_idle(format, adapter_path=adapter_path, gguf_type=gguf_type, base_model=base_model)
-    with notes.status("Exporting"):
+    with stderr_console.status("Exporting"):
         _write(out, format, adapter_path or Path("adapters"), model, gguf_type or GGUFType.f16, base_model)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     if json:
         print_json({"path": str(out), "format": format.value, "bytes": size})
         return
-    results.print(f"Written to {out} ({size / 1e6:,.1f} MB). Next:", soft_wrap=True, markup=False)
-    results.print(NEXT[format].format(out), soft_wrap=True, markup=False)
+    stdout_console.print(f"Written to {out} ({size / 1e6:,.1f} MB). Next:", soft_wrap=True, markup=False)
+    stdout_console.print(NEXT_COMMANDS[format].format(out), soft_wrap=True, markup=False)
 
 
 def _write(
-    out: Path, format: Format, adapter_path: Path, model: str | None, gguf_type: GGUFType, base_model: str | None
+    out: Path, format: ExportFormat, adapter_path: Path, model: str | None, gguf_type: GGUFType, base_model: str | None
 ) -> None:
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model
 
-    if format is Format.peft:
-        from mlx_dpo.export.peft import export_peft
+    if format is ExportFormat.peft:
+        from mlx_dpo.export.peft.peft_export import export_peft
 
-        export_peft(model or model_of(adapter_path), adapter_path, out, base_model=base_model)
-    elif format is Format.gguf:
-        from mlx_dpo.export.gguf import write_gguf
+        export_peft(model or adapter_base_model(adapter_path), adapter_path, out, base_model=base_model)
+    elif format is ExportFormat.gguf:
+        from mlx_dpo.export.gguf.gguf_export import write_gguf
 
         if model is None:
             hint = "Name a model folder with --model; `mlx-dpo fuse` makes one of an adapter and its model."
             raise UserError("--format gguf writes a whole model", field="model", hint=hint)
         write_gguf(model, out, gguf_type.value)
     else:
-        from mlx_dpo.export.gguf import write_gguf_lora
+        from mlx_dpo.export.gguf.gguf_export import write_gguf_lora
 
-        write_gguf_lora(model or model_of(adapter_path), adapter_path, out)
+        write_gguf_lora(model or adapter_base_model(adapter_path), adapter_path, out)
 
 
-IDLE = {
-    Format.peft: ("gguf_type",),
-    Format.gguf: ("adapter_path", "base_model"),
-    Format.gguf_lora: ("gguf_type", "base_model"),
+UNUSED_OPTIONS = {
+    ExportFormat.peft: ("gguf_type",),
+    ExportFormat.gguf: ("adapter_path", "base_model"),
+    ExportFormat.gguf_lora: ("gguf_type", "base_model"),
 }
 
 
-def _refuse_idle(format: Format, **given: object) -> None:
-    for name in IDLE[format]:
+def _refuse_idle(format: ExportFormat, **given: object) -> None:
+    for name in UNUSED_OPTIONS[format]:
         if given[name] is not None:
             hint = (
                 "Fuse the adapter first: `mlx-dpo fuse`, then --model FUSED_FOLDER." if name == "adapter_path" else None

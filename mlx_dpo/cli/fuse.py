@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.cli.export import GGUFType
-from mlx_dpo.cli.output import notes, print_json, results
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlx_dpo.export.fused import Fused
+    from mlx_dpo.export.fuse.fuse_result import FusedModelReport
 
 
-class Bits(str, Enum):
+class FuseBits(str, Enum):
     """What --bits takes."""
 
     AUTO, SAME, FIVE, SIX, EIGHT, NONE = "auto", "same", "5", "6", "8", "none"
@@ -28,12 +28,12 @@ def fuse(
     adapter_path: Annotated[Path, typer.Option(help="Adapter folder.")] = Path("adapters"),
     save_path: Annotated[Path, typer.Option(help="Folder for the fused model.")] = Path("fused_model"),
     bits: Annotated[
-        Bits,
+        FuseBits,
         typer.Option(
             help="Of the adapted layers. auto: as few as keep 95% of the margin, block by block. same: the base's own. "
             "none: the whole model in float."
         ),
-    ] = Bits.AUTO,
+    ] = FuseBits.AUTO,
     calibrate: Annotated[
         str | None, typer.Option(help="Pairs to measure on, held out from training. Default: those the run held out.")
     ] = None,
@@ -60,55 +60,57 @@ def fuse(
 
       mlx-dpo fuse --model ./Qwen3-4B-4bit --bits none --save-path ./Qwen3-4B-mine-bf16
     """
-    from mlx_dpo.export.card import write_card
-    from mlx_dpo.export.fuse import fuse as run
-    from mlx_dpo.export.fused import TooLittleKept
-    from mlx_dpo.export.record import carry_record
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model
+    from mlx_dpo.export.card.model_card import write_card
+    from mlx_dpo.export.card.training_record import copy_training_record
+    from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter as run
+    from mlx_dpo.export.fuse.fuse_result import MarginLostError
 
     if gguf is not None:
-        from mlx_dpo.export.gguf import require_gguf, write_gguf
+        from mlx_dpo.export.gguf.gguf_export import import_gguf, write_gguf
 
-        require_gguf()
+        import_gguf()
     try:
-        with notes.status("Loading") as status:
+        with stderr_console.status("Loading") as status:
             fused = run(
-                model or model_of(adapter_path),
+                model or adapter_base_model(adapter_path),
                 adapter_path,
                 save_path,
                 bits="none" if dequantize else bits.value,
                 calibrate=calibrate,
                 force=force,
-                say=status.update,
+                on_progress=status.update,
             )
-    except TooLittleKept as error:
-        notes.print(_table(error.fused))
+    except MarginLostError as error:
+        stderr_console.print(_table(error.report))
         raise
-    carry_record(adapter_path, fused.path, fused.to_mapping())
+    copy_training_record(adapter_path, fused.path, fused.to_mapping())
     write_card(fused.path)
     if gguf is not None:
-        with notes.status("Writing the GGUF file"):
+        with stderr_console.status("Writing the GGUF file"):
             write_gguf(fused.path, gguf, gguf_type.value)
     if json:
         print_json({**fused.to_mapping(), **({"gguf": str(gguf)} if gguf else {})})
         return
-    results.print(_table(fused))
+    stdout_console.print(_table(fused))
     if fused.note:
-        results.print(fused.note, soft_wrap=True, markup=False)
-    results.print(f"The fused model is in {fused.path}. Next:", soft_wrap=True)
-    results.print(f"  mlx_lm.generate --model {fused.path} --prompt 'Your question'", soft_wrap=True, markup=False)
+        stdout_console.print(fused.note, soft_wrap=True, markup=False)
+    stdout_console.print(f"The fused model is in {fused.path}. Next:", soft_wrap=True)
+    stdout_console.print(
+        f"  mlx_lm.generate --model {fused.path} --prompt 'Your question'", soft_wrap=True, markup=False
+    )
     if gguf is not None:
-        results.print(f"  llama-cli -m {gguf} -p 'Your question'", soft_wrap=True, markup=False)
+        stdout_console.print(f"  llama-cli -m {gguf} -p 'Your question'", soft_wrap=True, markup=False)
 
 
-def _table(fused: Fused) -> Table:
+def _table(fused: FusedModelReport) -> Table:
     from rich.table import Table
 
-    from mlx_dpo.export.fused import COLUMNS
+    from mlx_dpo.export.fuse.fuse_result import FUSE_TABLE_COLUMNS
 
-    table = Table(COLUMNS[0], COLUMNS[1], title="Held-out pairs", title_justify="left")
-    for column in COLUMNS[2:]:
+    table = Table(FUSE_TABLE_COLUMNS[0], FUSE_TABLE_COLUMNS[1], title="Held-out pairs", title_justify="left")
+    for column in FUSE_TABLE_COLUMNS[2:]:
         table.add_column(column, justify="right")
-    for row in fused.rows:
-        table.add_row(*row.cells, style="bold" if row is fused.row else None)
+    for row in fused.measurements:
+        table.add_row(*row.table_cells, style="bold" if row is fused.fused_model else None)
     return table

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 
 
 def import_(
@@ -28,18 +28,20 @@ def import_(
 
       mlx-dpo import ./peft-adapter ./adapter --model ./Qwen3-4B-4bit
     """
-    from mlx_dpo.export.peft_import import import_peft
-    from mlx_dpo.model.loading import model_of
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model
+    from mlx_dpo.export.peft.peft_import import import_peft
 
-    with notes.status("Importing"):
+    with stderr_console.status("Importing"):
         spec = import_peft(folder, out, model=model)
     if json:
-        print_json({"path": str(out), "model": model_of(out), **spec.to_json()})
+        print_json({"path": str(out), "model": adapter_base_model(out), **spec.to_json()})
         return
-    results.print(
+    stdout_console.print(
         f"The adapter is in {out}: {spec.fine_tune_type}, rank {spec.rank}, scale {spec.scale:g}, "
         f"the last {spec.num_layers} layers. Next:",
         soft_wrap=True,
         markup=False,
     )
-    results.print(f"  mlx-dpo train --init-adapter {out} --model {model_of(out)} --data pairs.jsonl", soft_wrap=True)
+    stdout_console.print(
+        f"  mlx-dpo train --init-adapter {out} --model {adapter_base_model(out)} --data pairs.jsonl", soft_wrap=True
+    )

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, stdout_console
 from mlx_dpo.config import TrainConfig
 
 if TYPE_CHECKING:
-    from mlx_dpo.objectives import Objective
+    from mlx_dpo.objectives import LossFunction
 
 LEGEND = """r = log pi(y|x) - log pi_ref(y|x), the log-ratio of policy and reference, summed over the answer's tokens;
 w is the chosen answer, l the rejected one; |y| is an answer's length in tokens."""
@@ -33,27 +33,27 @@ def losses(
 
       mlx-dpo losses --json
     """
-    from mlx_dpo.objectives import OBJECTIVES, find
+    from mlx_dpo.objectives import LOSS_FUNCTIONS, find_loss_function
 
     if name is None:
         if json:
-            print_json({"losses": [facts(one) for one in OBJECTIVES.values()]})
+            print_json({"losses": [loss_info(one) for one in LOSS_FUNCTIONS.values()]})
         else:
-            _print_all(list(OBJECTIVES.values()))
+            _print_all(list(LOSS_FUNCTIONS.values()))
     elif json:
-        print_json(facts(find(name)))
+        print_json(loss_info(find_loss_function(name)))
     else:
-        _print_one(find(name))
+        _print_one(find_loss_function(name))
 
 
-def facts(one: Objective) -> dict[str, Any]:
+def loss_info(one: LossFunction) -> dict[str, Any]:
     """All there is to know of an objective, as plain values."""
-    from mlx_dpo.objectives import ALIASES
+    from mlx_dpo.objectives import LOSS_ALIASES
 
     return {
         "name": one.name,
-        "aliases": [alias for alias, name in ALIASES.items() if name == one.name],
-        "about": (one.losses.__doc__ or "").strip(),
+        "aliases": [alias for alias, name in LOSS_ALIASES.items() if name == one.name],
+        "about": (one.function.__doc__ or "").strip(),
         "formula": one.formula,
         "rewards": one.rewards.value,
         "unpaired": one.unpaired,
@@ -63,13 +63,13 @@ def facts(one: Objective) -> dict[str, Any]:
         "token_kls": one.token_kls,
         "whole_batch": one.whole_batch,
         "f_divergence": one.any_divergence and one.reference,
-        "knobs": one.knobs,
+        "knobs": one.settings,
         "when": one.when,
         "paper": one.paper,
     }
 
 
-def needs(one: Objective) -> str:
+def loss_requirements(one: LossFunction) -> str:
     """What an objective has to be given, in words."""
     data = "pairs or single answers" if one.unpaired and not one.reference else "pairs or labels"
     all_needs = {
@@ -82,11 +82,11 @@ def needs(one: Objective) -> str:
     return ", ".join(need for need, there in all_needs.items() if there)
 
 
-def _knobs(one: Objective, names: list[str]) -> str:
-    return ", ".join(f"{name} {one.knobs[name]:g}" for name in names)
+def _knobs(one: LossFunction, names: list[str]) -> str:
+    return ", ".join(f"{name} {one.settings[name]:g}" for name in names)
 
 
-def _print_all(objectives: list[Objective]) -> None:
+def _print_all(objectives: list[LossFunction]) -> None:
     from rich.table import Table
 
     table = Table(title="Losses: mlx-dpo train --loss NAME", title_justify="left", title_style="bold", expand=True)
@@ -96,25 +96,25 @@ def _print_all(objectives: list[Objective]) -> None:
     table.add_column("when to use it", ratio=1)
     table.add_column("arXiv", no_wrap=True)
     for one in objectives:
-        names = "\n".join([one.name, *facts(one)["aliases"]])
-        own = list({"beta": None, **one.arguments})
-        table.add_row(names, needs(one), _knobs(one, own), one.when, one.paper.split()[0])
-    results.print(table)
+        names = "\n".join([one.name, *loss_info(one)["aliases"]])
+        own = list({"beta": None, **one.keyword_defaults})
+        table.add_row(names, loss_requirements(one), _knobs(one, own), one.when, one.paper.split()[0])
+    stdout_console.print(table)
     for flag, goes in (
         ("--f-divergence", lambda told: told["f_divergence"]),
         ("A `margin` column", lambda told: told["asks_margins"]),
         ("--ld-alpha", lambda told: True),
         ("--use-weighting", lambda told: not told["name"].startswith("aot")),
     ):
-        without = [one.name for one in objectives if not goes(facts(one))]
-        print_goes_with(flag, [one.name for one in objectives if goes(facts(one))], without)
-    results.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
+        without = [one.name for one in objectives if not goes(loss_info(one))]
+        print_compatible_losses(flag, [one.name for one in objectives if goes(loss_info(one))], without)
+    stdout_console.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
 
 
-def print_goes_with(what: str, names: list[str], without: list[str]) -> None:
+def print_compatible_losses(what: str, names: list[str], without: list[str]) -> None:
     """In the fewer words of the two: what it goes with, or what it does not."""
     goes = f"{', '.join(names)}" if len(names) <= len(without) else "all" + f" but {', '.join(without)}" * bool(without)
-    results.print(f"{what} goes with {goes}.", markup=False)
+    stdout_console.print(f"{what} goes with {goes}.", markup=False)
 
 
 def _knob(name: str, value: Any, help: str | None) -> tuple[str, str]:
@@ -122,23 +122,23 @@ def _knob(name: str, value: Any, help: str | None) -> tuple[str, str]:
     return (f"--{name.replace('_', '-')}", f"{value}: {help}") if help else (name, f"{value}: as the function has it")
 
 
-def _print_one(one: Objective) -> None:
+def _print_one(one: LossFunction) -> None:
     from rich.table import Table
 
     helps = {field.name: field.metadata["help"] for field in dataclasses.fields(TrainConfig)}
     table = Table.grid(padding=(0, 2))
-    told = facts(one)
+    told = loss_info(one)
     rows = {
         one.name: told["about"],
         "loss": one.formula,
         "": LEGEND if one.formula else "",
         "rewards": one.rewards.value,
-        "needs": needs(one),
+        "needs": loss_requirements(one),
         "when": one.when,
         "paper": f"{one.paper}; https://arxiv.org/abs/{one.paper.split()[0]}" if one.paper else "",
-        **dict(_knob(name, value, helps.get(name)) for name, value in one.knobs.items()),
+        **dict(_knob(name, value, helps.get(name)) for name, value in one.settings.items()),
     }
     for label, text in rows.items():
         if text:
             table.add_row(label, " ".join(text.split()))
-    results.print(table, markup=False)
+    stdout_console.print(table, markup=False)

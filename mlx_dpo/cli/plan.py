@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.config import config_from
 
 
-@with_knobs()
+@with_config_options()
 def plan(
     flags: dict[str, Any],
     config: Annotated[
@@ -31,12 +31,12 @@ def plan(
 
       mlx-dpo plan --model ./Qwen3-4B-4bit --data pairs.jsonl --memory-limit 16GB --json
     """
-    from mlx_dpo.reporting.plan import show_plan
-    from mlx_dpo.reporting.progress import TerminalProgress
-    from mlx_dpo.training.plan import plan as measure
+    from mlx_dpo.reporting.plan_text import print_plan
+    from mlx_dpo.reporting.terminal_progress import TerminalProgress
+    from mlx_dpo.training.run_planner import estimate_run as measure
 
-    measured = measure(config_from(config, flags), listener=TerminalProgress(notes))
+    measured = measure(config_from(config, flags), listener=TerminalProgress(stderr_console))
     if json:
         print_json(measured.to_mapping())
     else:
-        show_plan(results, measured)
+        print_plan(stdout_console, measured)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from mlx_dpo.export.hub import Pushed
-    from mlx_dpo.export.upload import File
+    from mlx_dpo.export.push.hub_push import PushResult
+    from mlx_dpo.export.push.upload_files import UploadFile
 
 
 def push(
@@ -46,55 +46,55 @@ def push(
 
       mlx-dpo push runs/a --repo-id user/name --include metrics.jsonl --include 'checkpoints/*'
     """
-    from mlx_dpo.export.hub import check_ready, full_name, push_folder
-    from mlx_dpo.export.upload import files_of, kind_of
+    from mlx_dpo.export.push.hub_push import check_push_allowed, push_folder, qualified_repo_id
+    from mlx_dpo.export.push.upload_files import detect_folder_kind, select_upload_files
 
-    kind_of(path)
+    detect_folder_kind(path)
     if dry_run:
-        from mlx_dpo.export.card import made_for
+        from mlx_dpo.export.card.model_card import render_card_files
 
-        files = files_of(path, include or [], made_for(path, repo_id))
+        files = select_upload_files(path, include or [], render_card_files(path, repo_id))
         _list(files, f"Would go to {repo_id}, {'public' if public else 'private'} if it is new:")
         if json:
             print_json({"repo_id": repo_id, "dry_run": True, "files": _sizes(files)})
         return
-    check_ready(repo_id if "/" in repo_id else None)
+    check_push_allowed(repo_id if "/" in repo_id else None)
     done = push_folder(
         path,
-        full_name(repo_id),
+        qualified_repo_id(repo_id),
         private=not public,
         include=include or [],
         branch=branch,
         message=message,
-        say=lambda text: notes.print(text, soft_wrap=True, markup=False),
-        listing=lambda files: _list(files, "Goes to the Hub:"),
+        on_message=lambda text: stderr_console.print(text, soft_wrap=True, markup=False),
+        on_files_selected=lambda files: _list(files, "Goes to the Hub:"),
     )
     if json:
-        print_json(as_json(done))
+        print_json(push_result_json(done))
     else:
-        results.print(address(done), soft_wrap=True, markup=False)
+        stdout_console.print(push_location(done), soft_wrap=True, markup=False)
 
 
-def address(done: Pushed) -> str:
+def push_location(done: PushResult) -> str:
     """The line that says where it is."""
     return f"{done.url}  ({'private' if done.private else 'public'})"
 
 
-def as_json(done: Pushed) -> dict[str, Any]:
+def push_result_json(done: PushResult) -> dict[str, Any]:
     """What was pushed, as plain values."""
     told = {"repo_id": done.repo_id, "url": done.url, "commit": done.commit, "private": done.private}
     return {**told, "files": _sizes(done.files)}
 
 
-def _sizes(files: Sequence[File]) -> dict[str, int]:
+def _sizes(files: Sequence[UploadFile]) -> dict[str, int]:
     return {file.path: file.size for file in files}
 
 
-def _list(files: Sequence[File], title: str) -> None:
-    notes.print(title, soft_wrap=True, markup=False)
+def _list(files: Sequence[UploadFile], title: str) -> None:
+    stderr_console.print(title, soft_wrap=True, markup=False)
     width = max(len(file.path) for file in files)
     for file in files:
-        notes.print(f"  {file.path:{width}}  {_size(file.size):>10}", soft_wrap=True, markup=False)
+        stderr_console.print(f"  {file.path:{width}}  {_size(file.size):>10}", soft_wrap=True, markup=False)
 
 
 def _size(count: int) -> str:

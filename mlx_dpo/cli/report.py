@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.output import print_json, results
+from mlx_dpo.cli.console import print_json, stdout_console
 
 
 def report(
@@ -31,24 +31,26 @@ def report(
 
       mlx-dpo report adapters --json
     """
-    from mlx_dpo.reporting.changes import changes
-    from mlx_dpo.reporting.diagnosis import diagnose
-    from mlx_dpo.reporting.numbers import RunNumbers
-    from mlx_dpo.reporting.page import FILE, page
-    from mlx_dpo.reporting.pictures import FOLDER, kinds_of, write_pictures
-    from mlx_dpo.reporting.records import write_whole
-    from mlx_dpo.reporting.result import show_run, summary
+    from mlx_dpo.reporting.changes import compute_changes
+    from mlx_dpo.reporting.chart_images import PLOTS_FOLDER, parse_image_formats, write_chart_images
+    from mlx_dpo.reporting.diagnostics_listener import diagnose
+    from mlx_dpo.reporting.evaluation_records import write_whole
+    from mlx_dpo.reporting.html_report import REPORT_FILE, render_report
+    from mlx_dpo.reporting.result_summary import print_run, run_summary
+    from mlx_dpo.reporting.run_statistics import RunStatistics
 
-    kinds, read = kinds_of(plots), [RunNumbers.read(run) for run in runs]
-    file = output or (runs[0] / FILE if len(runs) == 1 else Path(FILE))
+    kinds, read = parse_image_formats(plots), [RunStatistics.read(run) for run in runs]
+    file = output or (runs[0] / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, page(read))
-    pictures = [str(picture) for picture in write_pictures(read, file.parent / FOLDER, kinds)]
+    write_whole(file, render_report(read))
+    pictures = [str(picture) for picture in write_chart_images(read, file.parent / PLOTS_FOLDER, kinds)]
     if json:
-        print_json({"page": str(file), "plots": pictures, "runs": [summary(run) for run in read]})
+        print_json({"page": str(file), "plots": pictures, "runs": [run_summary(run) for run in read]})
         return
     for run in read:
         if len(read) > 1:
-            results.print(f"[bold]{run.name}[/]")
-        show_run(results, run, changes(run), diagnose(run))
-    results.print(f"The page is {file}" + (f", pictures are in {file.parent / FOLDER}." if pictures else "."))
+            stdout_console.print(f"[bold]{run.name}[/]")
+        print_run(stdout_console, run, compute_changes(run), diagnose(run))
+    stdout_console.print(
+        f"The page is {file}" + (f", pictures are in {file.parent / PLOTS_FOLDER}." if pictures else ".")
+    )

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.measured import summary_tables, tell_other_objective
-from mlx_dpo.cli.output import notes, print_json, results
+from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
+from mlx_dpo.cli.tables.metric_tables import summary_tables, warn_about_training_settings
 from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
 
-KNOBS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", "raw", *COLUMN_KNOBS)
+OPTIONS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", "raw", *COLUMN_KNOBS)
 
 
-@with_knobs(
-    KNOBS,
+@with_config_options(
+    OPTIONS,
     data="Rows to score, as train takes them or a prompt with `completions`: a .jsonl, .json or .jsonl.gz file, or -.",
     reference="base: the model without the adapter (the default). none. Or another model's folder.",
     beta="Factor on the rewards. [dim]\\[default: 0.1][/]",
@@ -48,10 +48,10 @@ def score(
       mlx-dpo score --model ./Qwen3-4B-4bit --adapter-path adapters --data rewardbench.jsonl --by subset
     """
     config = TrainConfig.from_mapping(flags)
-    from mlx_dpo.training.scoring import score as run
+    from mlx_dpo.evaluation.implicit_rewards import score as run
 
-    tell_other_objective(flags, ("beta",), [adapter_path])
-    with notes.status("Loading") as status:
+    warn_about_training_settings(flags, ("beta",), [adapter_path])
+    with stderr_console.status("Loading") as status:
         summary = run(
             config,
             output,
@@ -64,5 +64,5 @@ def score(
         print_json({"output": str(output), **summary})
     else:
         for table in summary_tables({"": summary}):
-            results.print(table)
-        results.print(f"The rewards are in {output}.", soft_wrap=True, markup=False)
+            stdout_console.print(table)
+        stdout_console.print(f"The rewards are in {output}.", soft_wrap=True, markup=False)

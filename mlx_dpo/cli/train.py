@@ -12,19 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.knobs import with_knobs
-from mlx_dpo.cli.output import notes, print_json, results, say
-from mlx_dpo.cli.push import address, as_json
+from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.console import print_json, print_note, stderr_console, stdout_console
+from mlx_dpo.cli.push import push_location, push_result_json
 from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.distributed.launcher import launch_workers
+from mlx_dpo.distributed.rank_environment import is_main_process, launcher_rank
 from mlx_dpo.errors import Interrupted, UserError
-from mlx_dpo.hub import plain_name
-from mlx_dpo.parallel.launch import launch
-from mlx_dpo.parallel.rank import leads, rank
-from mlx_dpo.reporting.records import SAMPLED
+from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES
 from mlx_dpo.training.listener import Listener, Listeners, RunPlan, TrainResult
+from mlx_dpo.utils.hub_client import without_revision
 
 
-@with_knobs()
+@with_config_options()
 def train(
     flags: dict[str, Any],
     config: Annotated[
@@ -64,7 +64,7 @@ def train(
     samples: Annotated[
         int,
         typer.Option(min=0, help="Held-out prompts to answer before and after, for the page.", rich_help_panel="Run"),
-    ] = SAMPLED,
+    ] = DEFAULT_NUM_SAMPLES,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Say only what looks wrong.", rich_help_panel="Run")
     ] = False,
@@ -92,33 +92,33 @@ def train(
     The same command again goes on with a run that is unfinished. Where the system ends training (memory, the display's
     watchdog, a crash), it is started again from its last checkpoint; Ctrl-C saves, and a second one stops at once.
     """
-    if workers > 1 and rank() is None:
-        raise typer.Exit(launch(workers))
+    if workers > 1 and launcher_rank() is None:
+        raise typer.Exit(launch_workers(workers))
     resolved = _resolve(config, flags, resume or resume_anyway)
     # What comes by stdin can't be read a second time.
     run = _supervised if supervise and "-" not in (resolved.data, resolved.valid_data) else _here
-    from mlx_dpo.cli.reporting import Notes, finish, watchers
+    from mlx_dpo.cli.run_listeners import NotePrinter, display_listeners, write_run_outputs
 
-    if not leads():
-        _beside(lambda: run(resolved, Notes(), resume, resume_anyway, samples))
+    if not is_main_process():
+        _beside(lambda: run(resolved, NotePrinter(), resume, resume_anyway, samples))
         return
-    from mlx_dpo.export.push_run import check_before, push_at_end
-    from mlx_dpo.reporting.pictures import kinds_of
+    from mlx_dpo.export.push.checkpoint_pusher import check_push_settings, push_finished_run
+    from mlx_dpo.reporting.chart_images import parse_image_formats
 
-    check_before(resolved)
-    kinds, watching = kinds_of(plots), watchers(resolved, live=live_report, quiet=quiet)
+    check_push_settings(resolved)
+    kinds, watching = parse_image_formats(plots), display_listeners(resolved, live=live_report, warnings_only=quiet)
     result = run(resolved, watching, resume, resume_anyway, samples)
-    told = finish(result, watching, kinds)
-    pushed = push_at_end(resolved, result.run, say) if resolved.push_to_hub else None
+    told = write_run_outputs(result, watching, kinds)
+    pushed = push_finished_run(resolved, result.run, print_note) if resolved.push_to_hub else None
     if json:
-        at = {"pushed": pushed and as_json(pushed)} if resolved.push_to_hub else {}
+        at = {"pushed": pushed and push_result_json(pushed)} if resolved.push_to_hub else {}
         print_json({**result.to_mapping(), **told, **at})
     elif not quiet:
-        from mlx_dpo.reporting.result import show_result
+        from mlx_dpo.reporting.result_summary import print_result
 
-        show_result(results, result, plain_name(resolved.model))
+        print_result(stdout_console, result, without_revision(resolved.model))
     if pushed and not json:
-        results.print(f"It is on the Hub: {address(pushed)}", soft_wrap=True, markup=False)
+        stdout_console.print(f"It is on the Hub: {push_location(pushed)}", soft_wrap=True, markup=False)
     if resolved.push_to_hub and not pushed:
         raise typer.Exit(1)
 
@@ -134,11 +134,13 @@ def _supervised(
 
 def _here(config: TrainConfig, watching: Listener, resume: bool, resume_anyway: bool, samples: int) -> TrainResult:
     """Train in this process."""
-    from mlx_dpo.cli.reporting import writers
+    from mlx_dpo.cli.run_listeners import recording_listeners
     from mlx_dpo.training.run import train as run
 
     interrupt = StopOnInterrupt()
-    listener = Listeners(writers(watching, samples), watching, interrupt) if leads() else interrupt
+    listener = (
+        Listeners(recording_listeners(watching, samples), watching, interrupt) if is_main_process() else interrupt
+    )
     return run(config, listener=listener, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
 
 
@@ -164,13 +166,13 @@ class StopOnInterrupt(Listener):
         self.stop = threading.Event()
         self.before = signal.getsignal(signal.SIGINT)
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         signal.signal(signal.SIGINT, self._first)
 
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         signal.signal(signal.SIGINT, self.before)
 
     def _first(self, number: int, frame: FrameType | None) -> None:
-        self.end()
+        self.on_run_end()
         self.stop.set()
-        notes.print("Stopping after this step; once more to stop at once.")
+        stderr_console.print("Stopping after this step; once more to stop at once.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_dpo.data.turns import Turns
+from mlx_dpo.data.conversations import TextOrMessages
 
-SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # columns of a pair's scores
+SCORE_COLUMNS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # columns of a pair's scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,17 @@ class Pair:
         scores: the two answers' scores, where the row has some.
     """
 
-    prompt: Turns
-    chosen: Turns
-    rejected: Turns
+    prompt: TextOrMessages
+    chosen: TextOrMessages
+    rejected: TextOrMessages
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    hh: bool = field(default=False, compare=False)
+    is_hh_dialogue: bool = field(default=False, compare=False)
     margin: float | None = field(default=None, compare=False)
     scores: tuple[float, float] | None = field(default=None, compare=False)
 
     @property
-    def answers(self) -> tuple[Turns, ...]:
+    def completions(self) -> tuple[TextOrMessages, ...]:
         """The chosen and the rejected one."""
         return self.chosen, self.rejected
 
@@ -43,7 +43,7 @@ class Pair:
         if self.margin is not None:
             row["margin"] = self.margin
         if self.scores is not None:
-            row |= dict(zip(SCORES[0], self.scores, strict=True))
+            row |= dict(zip(SCORE_COLUMNS[0], self.scores, strict=True))
         return row | _template_columns(self)
 
 
@@ -55,15 +55,15 @@ class Completion:
         desirable: its label; None where it has none, since it is shown as an example to follow (a demonstration).
     """
 
-    prompt: Turns
-    completion: Turns
+    prompt: TextOrMessages
+    completion: TextOrMessages
     desirable: bool | None = None
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    hh: bool = field(default=False, compare=False)
+    is_hh_dialogue: bool = field(default=False, compare=False)
 
     @property
-    def answers(self) -> tuple[Turns, ...]:
+    def completions(self) -> tuple[TextOrMessages, ...]:
         """The one it is."""
         return (self.completion,)
 
@@ -83,12 +83,12 @@ class Candidates:
     """
 
     row: dict[str, Any] = field(compare=False)
-    prompt: Turns
-    answers: tuple[Turns, ...]
-    good: int | None = None
+    prompt: TextOrMessages
+    completions: tuple[TextOrMessages, ...]
+    num_preferred: int | None = None
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
-    hh: bool = field(default=False, compare=False)
+    is_hh_dialogue: bool = field(default=False, compare=False)
 
     def to_row(self) -> dict[str, Any]:
         """The row."""

@@ -21,13 +21,13 @@ _SHAREGPT_ROLES = {
     **{"observation": "tool", "function": "tool", "function_call": "assistant"},
 }
 # What an assistant turn may carry instead of a content.
-_SAYS_SOMETHING = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+_CONTENT_ALTERNATIVES = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 _TEXT_ONLY = 'Only text can be trained on: a part looks like {"type": "text", "text": "..."}.'
 _MAX_DEPTH = 64
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def type_name(value: Any) -> str:
+def json_type_name(value: Any) -> str:
     """What a JSON value is, in words."""
     if isinstance(value, dict):
         return "an object"
@@ -40,7 +40,7 @@ def type_name(value: Any) -> str:
     return {str: "text", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
 
 
-def shown(text: object, limit: int = 60) -> str:
+def printable(text: object, limit: int = 60) -> str:
     """Text from a row made fit for a terminal: shortened, with control characters and lone surrogates escaped."""
     short = str(text)
     short = short if len(short) <= limit else short[: limit - 3] + "..."
@@ -71,7 +71,7 @@ def check_json(value: Any, field: str, depth: int = 0) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise RowError(f"has a key that is {type_name(key)}, not text", kind="type", field=field)
+                raise RowError(f"has a key that is {json_type_name(key)}, not text", kind="type", field=field)
             check_text(key, field)
             check_json(item, field, depth + 1)
     elif isinstance(value, (list, tuple)):
@@ -80,64 +80,66 @@ def check_json(value: Any, field: str, depth: int = 0) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise RowError(f"holds {value}, which is not a number JSON has", kind="type", field=field)
     elif not (value is None or isinstance(value, (bool, int, float))):
-        raise RowError(f"holds {type_name(value)}, which JSON does not have", kind="type", field=field)
+        raise RowError(f"holds {json_type_name(value)}, which JSON does not have", kind="type", field=field)
 
 
-def messages_of(value: Any, field: str) -> list[Message]:
+def parse_messages(value: Any, field: str) -> list[Message]:
     """Messages from a list of them or from a single one; `from`/`value` (ShareGPT) or `role`/`content`."""
     if isinstance(value, dict):
-        return [_message(value, field)]
+        return [_parse_message(value, field)]
     if not isinstance(value, (list, tuple)):
-        raise RowError(f"must be text or messages, not {type_name(value)}", kind="type", field=field)
+        raise RowError(f"must be text or messages, not {json_type_name(value)}", kind="type", field=field)
     if not value:
         raise RowError("is an empty list", kind="empty", field=field)
-    return [_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
+    return [_parse_message(message, f"{field}[{i}]") for i, message in enumerate(value)]
 
 
-def _message(value: Any, field: str) -> Message:
+def _parse_message(value: Any, field: str) -> Message:
     if not isinstance(value, dict):
-        raise RowError(f"a message must be an object, not {type_name(value)}", kind="type", field=field)
+        raise RowError(f"a message must be an object, not {json_type_name(value)}", kind="type", field=field)
     if "role" not in value and "from" in value:
         value = {"role": _sharegpt_role(value["from"], field), "content": value.get("value"), **value}
         del value["from"]
         value.pop("value", None)
     role = value.get("role")
     if not isinstance(role, str) or not role:
-        found = "is missing" if role is None else "is empty" if role == "" else f"must be text, not {type_name(role)}"
+        found = (
+            "is missing" if role is None else "is empty" if role == "" else f"must be text, not {json_type_name(role)}"
+        )
         raise RowError(found, kind="role", field=f"{field}.role", hint="Each message needs `role` and `content`.")
     check_text(role, f"{field}.role")
     if value.keys() != {"role", "content"}:
         # datasets' files hold every key of the union, most of them null
         value = {key: item for key, item in value.items() if item is not None}
         check_json(value, field)
-    return {**value, "role": _ROLES.get(role, role), "content": _content(value, field)}
+    return {**value, "role": _ROLES.get(role, role), "content": _parse_content(value, field)}
 
 
 def _sharegpt_role(name: Any, field: str) -> str:
     role = _SHAREGPT_ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        found = f"`{shown(name)}`" if isinstance(name, str) else type_name(name)
+        found = f"`{printable(name)}`" if isinstance(name, str) else json_type_name(name)
         hint = "Known are human, user, gpt, assistant, model, bot, system, tool, observation and function."
         raise RowError(f"{found} is no speaker's name", kind="role", field=f"{field}.from", hint=hint)
     return role
 
 
-def _content(message: Message, field: str) -> str:
+def _parse_content(message: Message, field: str) -> str:
     content = message.get("content")
     if isinstance(content, str):
         check_text(content, f"{field}.content")
         return content
     if content is None:
-        if any(message.get(key) for key in _SAYS_SOMETHING):
+        if any(message.get(key) for key in _CONTENT_ALTERNATIVES):
             return ""
         hint = "Each message needs `role` and `content`."
         raise RowError("is missing", kind="content", field=f"{field}.content", hint=hint)
     if isinstance(content, (list, tuple)):
-        return "".join(_part(part, f"{field}.content[{i}]") for i, part in enumerate(content))
-    raise RowError(f"must be text, not {type_name(content)}", kind="content", field=f"{field}.content")
+        return "".join(_parse_content_part(part, f"{field}.content[{i}]") for i, part in enumerate(content))
+    raise RowError(f"must be text, not {json_type_name(content)}", kind="content", field=f"{field}.content")
 
 
-def _part(part: Any, field: str) -> str:
+def _parse_content_part(part: Any, field: str) -> str:
     text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None
     if not isinstance(text, str):
         raise RowError("is a part of a message that is not text", kind="content", field=field, hint=_TEXT_ONLY)
@@ -145,17 +147,17 @@ def _part(part: Any, field: str) -> str:
     return text
 
 
-def says_nothing(message: Message) -> bool:
+def is_empty_message(message: Message) -> bool:
     """Whether a message has nothing in it that could be trained on or answered."""
-    return not message["content"].strip() and not any(message.get(key) for key in _SAYS_SOMETHING)
+    return not message["content"].strip() and not any(message.get(key) for key in _CONTENT_ALTERNATIVES)
 
 
-def is_hh(text: str) -> bool:
+def is_hh_dialogue(text: str) -> bool:
     r"""Whether a text is a dialogue as Anthropic's HH writes it: \n\nHuman: ...\n\nAssistant: ..."""
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
-def hh_messages(text: str) -> list[Message]:
+def parse_hh_dialogue(text: str) -> list[Message]:
     """The turns of an HH dialogue. A last `Assistant:` with nothing behind it is kept, with empty content."""
     _, *parts = _HH_TURN.split(text.strip())
     names, contents = parts[::2], parts[1::2]
@@ -163,6 +165,6 @@ def hh_messages(text: str) -> list[Message]:
     return [{"role": role, "content": text.strip()} for role, text in zip(roles, contents, strict=True)]
 
 
-def hh_text(messages: list[Message]) -> str:
+def format_hh_dialogue(messages: list[Message]) -> str:
     """Turns of user and assistant as an HH dialogue again."""
     return "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in messages)

@@ -12,10 +12,10 @@ MODEL = Path(__file__).parent / "model"
 PAIRS = Path(__file__).parent / "pairs"
 
 
-def pairs(split: str = "train") -> list[dict[str, str]]:
+def load_pairs(split: str = "train") -> list[dict[str, str]]:
     """The rows of pairs/train.jsonl or valid.jsonl: prompt, chosen (the polite manner), rejected (the curt one)."""
     lines = (PAIRS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-__all__ = ["MODEL", "PAIRS", "pairs"]
+__all__ = ["MODEL", "PAIRS", "load_pairs"]

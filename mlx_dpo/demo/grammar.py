@@ -129,7 +129,7 @@ def questions() -> dict[str, Topic]:
     }
 
 
-def answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
+def write_answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
     """One of the topic's answers in this manner, drawn at random."""
     phrases = PHRASES[manner]
     has_opening, has_lead, has_closing = rng.choice(SHAPES)
@@ -139,7 +139,7 @@ def answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
     return (opening + "{body}." + closing).format(name=topic.name, body=body)
 
 
-def manner_of(text: str) -> Manner | None:
+def detect_manner(text: str) -> Manner | None:
     """The manner of an answer; None where it has no mark of one, or marks of both."""
     matches = {manner: _shape(manner).fullmatch(text.strip()) for manner in MANNERS}
     found = [manner for manner, match in matches.items() if match and any(match.groups())]
@@ -151,7 +151,7 @@ def is_fluent(question: str, text: str) -> bool:
     topic = questions().get(question)
     if topic is None:
         return False
-    manner = manner_of(text)
+    manner = detect_manner(text)
     return manner is not None and _shape(manner, topic).fullmatch(text.strip()) is not None
 
 

@@ -25,11 +25,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mlx_dpo.demo import MODEL, PAIRS
-from mlx_dpo.demo.grammar import MANNERS, answer, questions
+from mlx_dpo.demo.grammar import MANNERS, questions, write_answer
 
 TRAIN_PAIRS, VALID_PAIRS = 800, 128
 STEPS, BATCH, PEAK_RATE = 3600, 32, 3e-3
-ROUNDED_FROM = 0.6  # the share of the steps after which the forward pass sees 4-bit weights
+QUANTIZED_FROM = 0.6  # the share of the steps after which the forward pass sees 4-bit weights
 GROUP_SIZE, BITS = 32, 4
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -77,7 +77,7 @@ def _write_pairs(file: Path, asked: list[str], rng: random.Random) -> None:
     """A row for each question: an answer in the polite manner preferred to one in the curt."""
     rows = []
     for question in asked:
-        chosen, rejected = (answer(questions()[question], manner, rng) for manner in MANNERS)
+        chosen, rejected = (write_answer(questions()[question], manner, rng) for manner in MANNERS)
         rows.append(json.dumps({"prompt": question, "chosen": chosen, "rejected": rejected}) + "\n")
     file.write_text("".join(rows), encoding="utf-8")
 
@@ -87,7 +87,7 @@ def conversations(asked: list[str], rng: random.Random) -> Iterator[list[dict[st
     while True:
         for question in rng.sample(asked, len(asked)):
             for manner in MANNERS:
-                reply = answer(questions()[question], manner, rng)
+                reply = write_answer(questions()[question], manner, rng)
                 yield [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
@@ -121,7 +121,7 @@ def next_token_loss(model: nn.Module, ids: mx.array, pad: int, start: int) -> mx
     return (nn.losses.cross_entropy(model(inputs), targets) * weight).sum() / weight.sum()
 
 
-def rounded(weights: Any) -> Any:
+def fake_quantize(weights: Any) -> Any:
     """The weights as quantization will leave them; the gradient passes as if they were not touched."""
 
     def fake(weight: mx.array) -> mx.array:
@@ -142,7 +142,7 @@ def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, start: int
     optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
     weights = model.trainable_parameters()
     for step in range(steps):
-        view = rounded if step >= ROUNDED_FROM * steps else (lambda exact: exact)
+        view = fake_quantize if step >= QUANTIZED_FROM * steps else (lambda exact: exact)
 
         def loss_of(weights: Any, ids: mx.array, view: Any = view) -> mx.array:
             model.update(view(weights))
@@ -157,7 +157,7 @@ def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, start: int
     model.update(weights)
 
 
-def batches_of(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[mx.array]:
+def token_batches(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[mx.array]:
     """Batches of token ids, padded on the right to a multiple of 8."""
     while True:
         chosen = [next(texts) for _ in range(BATCH)]
@@ -175,7 +175,7 @@ def make_model(folder: Path, asked: list[str], seed: int, steps: int) -> None:
     mx.random.seed(seed)
     model = Model(ModelArgs.from_dict(CONFIG))
     pad, start = (tokenizer.convert_tokens_to_ids(token) for token in (PAD, START))
-    pretrain(model, batches_of(texts, tokenizer), pad, start, steps)
+    pretrain(model, token_batches(texts, tokenizer), pad, start, steps)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad}
     model, config = quantize_model(model, {**CONFIG, **ids}, GROUP_SIZE, BITS)
     folder.mkdir(parents=True, exist_ok=True)

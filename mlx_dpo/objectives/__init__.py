@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from mlx_dpo.objectives.loss import AllRunning, Loss
-from mlx_dpo.objectives.objective import Objective, Rewards, objective
-from mlx_dpo.objectives.pairs import LabelledLogps, PairLogps, Running
-from mlx_dpo.objectives.registry import ALIASES, KNOBS, OBJECTIVES, find
+from mlx_dpo.objectives.loss_inputs import LabelledLogps, LossState, PairLogps
+from mlx_dpo.objectives.loss_registry import LOSS_ALIASES, LOSS_FUNCTIONS, LOSS_SETTINGS, find_loss_function
+from mlx_dpo.objectives.objective import LossFunction, RewardKind, objective
+from mlx_dpo.objectives.weighted_loss import LossStates, WeightedLoss
 
 __all__ = [
-    "ALIASES",
-    "KNOBS",
-    "OBJECTIVES",
-    "AllRunning",
+    "LOSS_ALIASES",
+    "LOSS_FUNCTIONS",
+    "LOSS_SETTINGS",
     "LabelledLogps",
-    "Loss",
-    "Objective",
+    "LossFunction",
+    "LossState",
+    "LossStates",
     "PairLogps",
-    "Rewards",
-    "Running",
-    "find",
+    "RewardKind",
+    "WeightedLoss",
+    "find_loss_function",
     "objective",
 ]

@@ -19,7 +19,7 @@ def _exp(x: mx.array) -> mx.array:
     return mx.exp(mx.minimum(x, LARGEST_EXPONENT))
 
 
-def scores(divergence: str, alpha: float) -> Callable[[mx.array], mx.array]:
+def score_function(divergence: str, alpha: float) -> Callable[[mx.array], mx.array]:
     """From log-ratios to rewards without beta.
 
     Args:

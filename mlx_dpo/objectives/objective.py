@@ -10,14 +10,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_dpo.objectives.pairs import Running
+from mlx_dpo.objectives.loss_inputs import LossState
 
 # Of what is not in an objective's own signature: rewards are made with beta, whatever the loss.
-BETA = 0.1
-DIVERGENCE = {"f_divergence": "reverse_kl", "f_alpha_divergence_coef": 0.5}
+DEFAULT_BETA = 0.1
+DIVERGENCE_DEFAULTS = {"f_divergence": "reverse_kl", "f_alpha_divergence_coef": 0.5}
 
 
-class Rewards(Enum):
+class RewardKind(Enum):
     """What a loss's rewards are, as TRL logs them; the values are for people."""
 
     LOGRATIO = "beta * (log pi(y|x) - log pi_ref(y|x)), summed over the answer's tokens"
@@ -26,7 +26,7 @@ class Rewards(Enum):
 
 
 @dataclass(frozen=True)
-class Objective:
+class LossFunction:
     """A function of pairs or of completions, and its facts.
 
     Attributes:
@@ -49,11 +49,11 @@ class Objective:
         any_divergence: whether it stays right where `PairLogps.score` is another f-divergence's.
     """
 
-    losses: Callable[..., mx.array]
+    function: Callable[..., mx.array]
     formula: str = ""
     paper: str = ""
     when: str = ""
-    rewards: Rewards = Rewards.LOGRATIO
+    rewards: RewardKind = RewardKind.LOGRATIO
     reference: bool = True
     whole_batch: bool = False
     any_divergence: bool = False
@@ -63,25 +63,25 @@ class Objective:
     token_kls: bool = False
     scores: bool = False
     asks_margins: bool = False
-    running: Callable[..., Running] | None = None
+    running: Callable[..., LossState] | None = None
 
     @property
     def name(self) -> str:
         """As `--loss` takes it."""
-        return self.losses.__name__
+        return self.function.__name__
 
     @property
-    def arguments(self) -> dict[str, Any]:
+    def keyword_defaults(self) -> dict[str, Any]:
         """What `losses` takes by keyword, with its defaults."""
-        given = inspect.signature(self.losses).parameters.values()
+        given = inspect.signature(self.function).parameters.values()
         return {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
 
     @property
-    def knobs(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """All that can be set of it, with the defaults."""
-        return {"beta": BETA} | self.arguments | (DIVERGENCE if self.any_divergence else {})
+        return {"beta": DEFAULT_BETA} | self.keyword_defaults | (DIVERGENCE_DEFAULTS if self.any_divergence else {})
 
 
-def objective(**facts: Any) -> Callable[[Callable[..., mx.array]], Objective]:
+def objective(**facts: Any) -> Callable[[Callable[..., mx.array]], LossFunction]:
     """Make an `Objective` of the function below it; `facts` are its attributes."""
-    return lambda losses: Objective(losses, **facts)
+    return lambda losses: LossFunction(losses, **facts)

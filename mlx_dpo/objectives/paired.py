@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.objectives.loss_inputs import LossState, PairLogps
 from mlx_dpo.objectives.objective import objective
-from mlx_dpo.objectives.pairs import PairLogps, Running
 
 SQUARE_LIMIT = 1e18  # what float32 can square
 
@@ -157,9 +157,9 @@ def odpo(pairs: PairLogps, *, beta: float = 0.1, odpo_alpha: float = 1.0) -> mx.
     return -log_sigmoid(pairs.reward_margins(beta) - odpo_alpha * mx.log(pairs.score_gaps))
 
 
-def mean_margin_so_far(
-    before: Running, pairs: PairLogps, *, beta: float, beta_dpo_momentum: float, **_: Any
-) -> Running:
+def update_mean_margin(
+    before: LossState, pairs: PairLogps, *, beta: float, beta_dpo_momentum: float, **_: Any
+) -> LossState:
     """The moving mean of batches' reward margins; 0 before the first."""
     earlier = before[0] if before else 0.0
     return (beta_dpo_momentum * earlier + (1 - beta_dpo_momentum) * float((beta * pairs.margins).mean()),)
@@ -172,7 +172,7 @@ def mean_margin_so_far(
     when="Pairs are of mixed quality: batches with large margins stay closer to the reference",
     whole_batch=True,
     asks_margins=True,
-    running=mean_margin_so_far,
+    running=update_mean_margin,
 )
 def beta_dpo(
     pairs: PairLogps, *, beta: float = 0.1, beta_dpo_alpha: float = 0.6, beta_dpo_momentum: float = 0.9
@@ -193,7 +193,7 @@ def beta_dpo(
 )
 def tdpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
     """Token-level DPO, its first form: Zeng et al. 2024 (arXiv 2404.11999), eq. 16."""
-    chosen_kls, rejected_kls = given_kls(pairs)
+    chosen_kls, rejected_kls = require_token_kls(pairs)
     return -log_sigmoid(pairs.reward_margins(beta) - beta * (rejected_kls - chosen_kls))
 
 
@@ -207,11 +207,11 @@ def tdpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
 )
 def tdpo2(pairs: PairLogps, *, beta: float = 0.1, tdpo_alpha: float = 0.5) -> mx.array:
     """Token-level DPO, its second form: Zeng et al. 2024 (arXiv 2404.11999), eq. 17."""
-    chosen_kls, rejected_kls = given_kls(pairs)
+    chosen_kls, rejected_kls = require_token_kls(pairs)
     return -log_sigmoid(pairs.reward_margins(beta) - beta * tdpo_alpha * (rejected_kls - mx.stop_gradient(chosen_kls)))
 
 
-def given_kls(pairs: PairLogps) -> tuple[mx.array, mx.array]:
+def require_token_kls(pairs: PairLogps) -> tuple[mx.array, mx.array]:
     """The chosen and the rejected completions' KL sums."""
     assert pairs.chosen_kls is not None and pairs.rejected_kls is not None, "token_kls asks for them"
     return pairs.chosen_kls, pairs.rejected_kls

@@ -6,17 +6,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.objectives.loss_inputs import LabelledLogps, LossState
 from mlx_dpo.objectives.objective import objective
 from mlx_dpo.objectives.paired import log_sigmoid
-from mlx_dpo.objectives.pairs import LabelledLogps, Running
 
 
-def signs(batch: LabelledLogps) -> mx.array:
+def label_signs(batch: LabelledLogps) -> mx.array:
     """1 for desirable completions, -1 for the others."""
     return 2 * batch.desirable - 1
 
 
-def weights(batch: LabelledLogps, desirable_weight: float, undesirable_weight: float) -> mx.array:
+def label_weights(batch: LabelledLogps, desirable_weight: float, undesirable_weight: float) -> mx.array:
     """Each completion's weight by its label."""
     return mx.where(batch.desirable > 0, desirable_weight, undesirable_weight)
 
@@ -33,11 +33,11 @@ def kto(
     batch: LabelledLogps, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
 ) -> mx.array:
     """KTO, Ethayarajh et al. 2024 (arXiv 2402.01306), eq. 7 and 8, without its constant."""
-    surprise = mx.sigmoid(-signs(batch) * beta * (batch.logratios - batch.kl))
-    return weights(batch, desirable_weight, undesirable_weight) * surprise
+    surprise = mx.sigmoid(-label_signs(batch) * beta * (batch.logratios - batch.kl))
+    return label_weights(batch, desirable_weight, undesirable_weight) * surprise
 
 
-def mean_reward_so_far(before: Running, batch: LabelledLogps, *, beta: float, **_: Any) -> Running:
+def update_mean_reward(before: LossState, batch: LabelledLogps, *, beta: float, **_: Any) -> LossState:
     """(completions so far, the mean of their rewards)."""
     count, mean = before or (0.0, 0.0)
     rewards = beta * batch.logratios
@@ -52,15 +52,15 @@ def mean_reward_so_far(before: Running, batch: LabelledLogps, *, beta: float, **
     when="As kto, as a classifier; without a second answer to compare with. On pairs, bco_pair has no shift",
     unpaired=True,
     whole_batch=True,
-    running=mean_reward_so_far,
+    running=update_mean_reward,
 )
 def bco(
     batch: LabelledLogps, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
 ) -> mx.array:
     """Binary classifier optimization with its reward shift; Jung et al. 2024 (arXiv 2404.04656)."""
     shift = batch.running[1] if batch.running else 0.0
-    losses = -log_sigmoid(signs(batch) * (beta * batch.logratios - shift))
-    return weights(batch, desirable_weight, undesirable_weight) * losses
+    losses = -log_sigmoid(label_signs(batch) * (beta * batch.logratios - shift))
+    return label_weights(batch, desirable_weight, undesirable_weight) * losses
 
 
 @objective(
@@ -74,7 +74,9 @@ def apo_zero_unpaired(
     batch: LabelledLogps, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
 ) -> mx.array:
     """Anchored preference optimization, up, on single completions; D'Oosterlinck et al. 2024 (arXiv 2408.06266)."""
-    return weights(batch, desirable_weight, undesirable_weight) * mx.sigmoid(-signs(batch) * beta * batch.logratios)
+    return label_weights(batch, desirable_weight, undesirable_weight) * mx.sigmoid(
+        -label_signs(batch) * beta * batch.logratios
+    )
 
 
 @objective(

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.reporting import statistics
-from mlx_dpo.reporting.numbers import Moment, RunNumbers
-from mlx_dpo.reporting.statistics import Estimate, paired_p
+from mlx_dpo.reporting import metric_intervals as statistics
+from mlx_dpo.reporting.metric_intervals import Estimate, paired_p_value
+from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 
 
 @dataclass(frozen=True)
-class Change:
+class MetricChange:
     """One number before and after.
 
     Attributes:
@@ -24,8 +24,8 @@ class Change:
 
     name: str
     title: str
-    form: str
-    meaning: str
+    number_format: str
+    description: str
     before: Estimate | None
     after: Estimate | None
     p: float | None
@@ -36,21 +36,21 @@ class Change:
         return {key: told[key] for key in ("name", "title", "before", "after", "p")}
 
 
-def changes(run: RunNumbers) -> list[Change]:
+def compute_changes(run: RunStatistics) -> list[MetricChange]:
     """All that are known of a run; none without held-out examples measured twice."""
     if run.before is None or run.after is None:
         return []
-    found = _of_pairs(run.before, run.after) if run.after.paired else _of_answers(run.before, run.after)
+    found = _of_pairs(run.before, run.after) if run.after.is_paired else _of_answers(run.before, run.after)
     return [*found, *_of_samples(run)]
 
 
-def _of_pairs(before: Moment, after: Moment) -> Iterator[Change]:
+def _of_pairs(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
     yield _change(
         "logps/accuracies",
         "chosen likelier than rejected",
         "{:.1%}",
         "Share of pairs whose chosen answer has the higher log-probability.",
-        statistics.share,
+        statistics.estimate_share,
         before.logp_margins > 0,
         after.logp_margins > 0,
     )
@@ -60,7 +60,7 @@ def _of_pairs(before: Moment, after: Moment) -> Iterator[Change]:
         "reward accuracy",
         "{:.1%}",
         "Share of pairs whose chosen answer has the higher reward; a policy that is its reference has none to compare.",
-        statistics.share,
+        statistics.estimate_share,
         *accuracies,
     )
     yield _change(
@@ -68,7 +68,7 @@ def _of_pairs(before: Moment, after: Moment) -> Iterator[Change]:
         "reward margin",
         "{:.3f}",
         "Reward of the chosen answer less that of the rejected one.",
-        statistics.mean,
+        statistics.estimate_mean,
         before.margins,
         after.margins,
     )
@@ -77,7 +77,7 @@ def _of_pairs(before: Moment, after: Moment) -> Iterator[Change]:
         yield _perplexity(before, after, name, np.arange(len(after.logps)), side)
 
 
-def _of_answers(before: Moment, after: Moment) -> Iterator[Change]:
+def _of_answers(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
     """Of single completions: rewards where they have some."""
     for side, name in (("chosen", "wanted"), ("rejected", "unwanted")):
         rewards = [moment.metrics[f"rewards/{side}"] for moment in (before, after)]
@@ -85,7 +85,7 @@ def _of_answers(before: Moment, after: Moment) -> Iterator[Change]:
         if len(there):
             title, meaning = f"reward of {name} answers", f"Mean reward of the {name} answers."
             values = [each[there] for each in rewards]
-            yield _change(f"rewards/{side}", title, "{:.3f}", meaning, statistics.mean, *values)
+            yield _change(f"rewards/{side}", title, "{:.3f}", meaning, statistics.estimate_mean, *values)
     yield from _kl(before, after)
     for side, name in (("chosen", "wanted"), ("rejected", "unwanted")):
         there = np.flatnonzero(~np.isnan(after.metrics[f"logps/{side}"]))
@@ -93,10 +93,10 @@ def _of_answers(before: Moment, after: Moment) -> Iterator[Change]:
             yield _perplexity(before, after, name, there, 0)
 
 
-def _kl(before: Moment, after: Moment) -> Iterator[Change]:
+def _kl(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
     if before.kl is None or after.kl is None:
         return
-    yield Change(
+    yield MetricChange(
         "kl/reference",
         "KL to the reference",
         "{:.4f}",
@@ -104,28 +104,28 @@ def _kl(before: Moment, after: Moment) -> Iterator[Change]:
         f"{len(after.kl)} held-out examples' answers. Without a reference: to the policy before the first step.",
         _kl_estimate(before),
         _kl_estimate(after),
-        paired_p(before.kl.sum(axis=1), after.kl.sum(axis=1)),
+        paired_p_value(before.kl.sum(axis=1), after.kl.sum(axis=1)),
     )
 
 
-def _kl_estimate(moment: Moment) -> Estimate | None:
+def _kl_estimate(moment: EvalRecord) -> Estimate | None:
     assert moment.kl is not None
-    return statistics.ratio(moment.kl.sum(axis=1), moment.lengths[: len(moment.kl)].sum(axis=1).astype(float))
+    return statistics.estimate_ratio(moment.kl.sum(axis=1), moment.lengths[: len(moment.kl)].sum(axis=1).astype(float))
 
 
-def _perplexity(before: Moment, after: Moment, name: str, which: np.ndarray, side: int) -> Change:
+def _perplexity(before: EvalRecord, after: EvalRecord, name: str, which: np.ndarray, side: int) -> MetricChange:
     before_and_after = [
-        _exp(statistics.ratio(-moment.logps[which, side], moment.lengths[which, side].astype(float)))
+        _exp(statistics.estimate_ratio(-moment.logps[which, side], moment.lengths[which, side].astype(float)))
         for moment in (before, after)
     ]
-    return Change(
+    return MetricChange(
         f"perplexity/{name}",
         f"perplexity of {name} answers",
         "{:.3g}",
         f"exp of the nats a token of the {name} answers: lower is likelier.",
         before_and_after[0],
         before_and_after[1],
-        paired_p(before.logps[which, side], after.logps[which, side]),
+        paired_p_value(before.logps[which, side], after.logps[which, side]),
     )
 
 
@@ -136,13 +136,13 @@ def _exp(estimate: Estimate | None) -> Estimate | None:
     return Estimate(value, low, high, estimate.count)
 
 
-def _of_samples(run: RunNumbers) -> Iterator[Change]:
+def _of_samples(run: RunStatistics) -> Iterator[MetricChange]:
     if len(run.samples) < 2:
         return
     lengths = [np.array(samples.tokens, np.float64) for samples in (run.samples[0], run.samples[-1])]
     count = len(lengths[0])
     meaning = f"Tokens of the answers drawn to {count} held-out prompts at temperature 1."
-    yield _change("length", "length of sampled answers", "{:.1f}", meaning, statistics.mean, *lengths)
+    yield _change("length", "length of sampled answers", "{:.1f}", meaning, statistics.estimate_mean, *lengths)
 
 
 def _change(
@@ -153,7 +153,7 @@ def _change(
     estimate: Callable[[np.ndarray], Estimate | None],
     before: np.ndarray | None,
     after: np.ndarray | None,
-) -> Change:
+) -> MetricChange:
     first, last = (None if values is None else estimate(values) for values in (before, after))
-    p = None if before is None or after is None else paired_p(before, after)
-    return Change(name, title, form, meaning, first, last, p)
+    p = None if before is None or after is None else paired_p_value(before, after)
+    return MetricChange(name, title, form, meaning, first, last, p)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.reporting.numbers import Moment, RunNumbers
+from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 from mlx_dpo.training.listener import Metrics
 
-POINTS = 400  # of a curve; of more, an even share, the last among them
-DOTS = 1_500  # of a cloud
-BINS = 24
+MAX_CURVE_POINTS = 400  # of a curve; of more, an even share, the last among them
+MAX_SCATTER_POINTS = 1_500  # of a cloud
+HISTOGRAM_BINS = 24
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Chart:
     name: str
     title: str
     kind: str
-    x: str
-    y: str
+    x_label: str
+    y_label: str
     series: list[Series]
-    meaning: str = ""
+    description: str = ""
 
     def to_mapping(self) -> dict[str, Any]:
         """As plain values, for the page."""
-        return {"type": self.kind, "x": self.x, "y": self.y, "series": [vars(one) for one in self.series]}
+        return {"type": self.kind, "x": self.x_label, "y": self.y_label, "series": [vars(one) for one in self.series]}
 
 
 # name, title, what is along y, metrics (of several, each in its own colour where there is one run), what to read
@@ -85,12 +85,12 @@ CURVES: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
 )
 
 
-def charts(runs: Sequence[RunNumbers]) -> list[Chart]:
+def build_charts(runs: Sequence[RunStatistics]) -> list[Chart]:
     """All charts that the runs have numbers for."""
     return [chart for chart in (*_curves(runs), *_of_moments(runs)) if any(one.points for one in chart.series)]
 
 
-def _curves(runs: Sequence[RunNumbers]) -> Iterator[Chart]:
+def _curves(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
     for name, title, y, metrics, meaning in CURVES:
         series = [
             one
@@ -104,13 +104,13 @@ def _curves(runs: Sequence[RunNumbers]) -> Iterator[Chart]:
 
 
 def _train_and_held_out(
-    run: RunNumbers, metric: str, metrics: tuple[str, ...], i: int, j: int, runs: int
+    run: RunStatistics, metric: str, metrics: tuple[str, ...], i: int, j: int, runs: int
 ) -> Iterator[Series]:
     """A metric's curve over training batches and over held-out examples, dashed; of several runs a colour each."""
     several = len(metrics) > 1
     part = [metric.partition("/")[2]] if several else []
     color = i if runs > 1 else j
-    for which, lines in (("train", run.reports), ("held out", run.evaluations)):
+    for which, lines in (("train", run.train_metrics), ("held out", run.eval_metrics)):
         label = " ".join([*([run.name] if runs > 1 else []), *part, which])
         points = _thin(_points(lines, metric, _skip_start(run, metric)))
         faint = runs > 1 and several and j == 1
@@ -118,7 +118,7 @@ def _train_and_held_out(
             yield Series(label, points, color, dashed=which == "held out", faint=faint, cross=faint)
 
 
-def _skip_start(run: RunNumbers, metric: str) -> Callable[[Metrics], bool]:
+def _skip_start(run: RunStatistics, metric: str) -> Callable[[Metrics], bool]:
     """A policy that is its reference has no reward accuracy."""
     unmoved = metric == "rewards/accuracies" and run.before is not None and run.before.is_reference
     return lambda line: unmoved and line["step"] == 0
@@ -132,15 +132,15 @@ def _points(lines: Sequence[Metrics], metric: str, skip: Callable[[Metrics], boo
     ]
 
 
-def _limit(run: RunNumbers, i: int, runs: int) -> Iterator[Series]:
-    limit, steps = run.about.get("memory_limit"), [line["step"] for line in run.reports]
+def _limit(run: RunStatistics, i: int, runs: int) -> Iterator[Series]:
+    limit, steps = run.metadata.get("memory_limit"), [line["step"] for line in run.train_metrics]
     if limit and steps:
         points = [(steps[0], limit / 1e9), (steps[-1], limit / 1e9)]
         yield Series(f"{run.name} limit" if runs > 1 else "limit", points, i if runs > 1 else 1, dashed=True)
 
 
-def _of_moments(runs: Sequence[RunNumbers]) -> Iterator[Chart]:
-    paired = [run for run in runs if run.after is not None and run.after.paired]
+def _of_moments(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
+    paired = [run for run in runs if run.after is not None and run.after.is_paired]
     yield _reward_kl(runs)
     if not paired:
         return
@@ -164,13 +164,13 @@ def _of_moments(runs: Sequence[RunNumbers]) -> Iterator[Chart]:
         yield _lengths(paired[0].after)
 
 
-def _reward_kl(runs: Sequence[RunNumbers]) -> Chart:
+def _reward_kl(runs: Sequence[RunStatistics]) -> Chart:
     """Where the run went: how much margin it got for how much KL (Gao et al. 2022, arXiv 2210.10760)."""
     series = []
     for i, run in enumerate(runs):
         points = [
             (moment.kl_per_token, reward, f"step {moment.step}")
-            for moment in run.moments
+            for moment in run.eval_records
             if moment.kl_per_token is not None and (reward := _reward(moment)) is not None
         ]
         series.append(Series(run.name, points, i))
@@ -178,13 +178,13 @@ def _reward_kl(runs: Sequence[RunNumbers]) -> Chart:
         "One point an evaluation. A path that bends down has gone too far. KL is that of the next-token distributions "
         "over held-out answers."
     )
-    paired = all(moment.paired for run in runs for moment in run.moments)
+    paired = all(moment.is_paired for run in runs for moment in run.eval_records)
     y = "reward margin" if paired else "reward of wanted answers"
     return Chart("reward_kl", "Reward against KL", "path", "KL to the reference, nats a token", y, series, meaning)
 
 
-def _reward(moment: Moment) -> float | None:
-    values = moment.margins if moment.paired else moment.metrics["rewards/chosen"]
+def _reward(moment: EvalRecord) -> float | None:
+    values = moment.margins if moment.is_paired else moment.metrics["rewards/chosen"]
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
@@ -193,8 +193,8 @@ def _histogram(
     name: str,
     title: str,
     x: str,
-    runs: Sequence[RunNumbers],
-    values: Callable[[Moment], np.ndarray | None],
+    runs: Sequence[RunStatistics],
+    values: Callable[[EvalRecord], np.ndarray | None],
     meaning: str,
 ) -> Chart:
     sets: list[tuple[str, np.ndarray]] = []
@@ -203,7 +203,9 @@ def _histogram(
             found = None if moment is None else values(moment)
             if found is not None and not (when == "before" and len(runs) > 1):
                 sets.append((when if len(runs) == 1 else f"{run.name} {when}", found))
-    edges = np.histogram_bin_edges(np.concatenate([found for _, found in sets]), BINS) if sets else np.zeros(1)
+    edges = (
+        np.histogram_bin_edges(np.concatenate([found for _, found in sets]), HISTOGRAM_BINS) if sets else np.zeros(1)
+    )
     middles = (edges[:-1] + edges[1:]) / 2
     order = {"before": 1, "after": 0}
     series = [
@@ -214,16 +216,16 @@ def _histogram(
     return Chart(name, title, "bar", x, "pairs", series, meaning)
 
 
-def _lengths(after: Moment) -> Chart:
+def _lengths(after: EvalRecord) -> Chart:
     series = []
     for side, name in enumerate(("chosen", "rejected")):
         points = list(zip(after.lengths[:, side].tolist(), after.metrics[f"rewards/{name}"].tolist(), strict=True))
-        series.append(Series(name, _thin(points, DOTS), side, cross=side == 1))
+        series.append(Series(name, _thin(points, MAX_SCATTER_POINTS), side, cross=side == 1))
     meaning = "Each held-out answer. A slope means that the reward looks at length."
     return Chart("lengths", "Length against reward", "scatter", "tokens", "reward after", series, meaning)
 
 
-def _thin(points: Sequence[tuple[Any, ...]], most: int = POINTS) -> list[tuple[Any, ...]]:
+def _thin(points: Sequence[tuple[Any, ...]], most: int = MAX_CURVE_POINTS) -> list[tuple[Any, ...]]:
     if len(points) <= most:
         return list(points)
     kept = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))

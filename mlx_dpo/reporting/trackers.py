@@ -22,19 +22,21 @@ from mlx_dpo.config import read_yaml
 from mlx_dpo.errors import UserError
 from mlx_dpo.training.listener import Listener, Metrics, RunPlan
 
-PROJECT = "mlx-dpo"  # where the environment names none
-PREFIX = "eval_"
-FILE = "trackers.json"  # in a run's folder: what each tracker calls the run, so that one that is resumed goes on there
+DEFAULT_PROJECT = "mlx-dpo"  # where the environment names none
+EVAL_PREFIX = "eval_"
+TRACKERS_FILE = (
+    "trackers.json"  # in a run's folder: what each tracker calls the run, so that one that is resumed goes on there
+)
 
 
-def trackers_of(names: Iterable[str] | None, say: Callable[[str], None] = lambda text: None) -> list[Tracker]:
+def create_trackers(names: Iterable[str] | None, notify: Callable[[str], None] = lambda text: None) -> list[Tracker]:
     """The trackers of these names. Raises `UserError` where one is unknown or not installed.
 
     Args:
         say: hears where one had to be given up.
     """
     wanted = list(dict.fromkeys(names or ()))
-    return [] if wanted == ["none"] else [_known(name)(say) for name in wanted]
+    return [] if wanted == ["none"] else [_known(name)(notify) for name in wanted]
 
 
 def _known(name: str) -> type[Tracker]:
@@ -57,34 +59,34 @@ class Tracker(Listener):
     name: str
     package: str
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.on = say, False
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self.notify, self.active = notify, False
         try:
-            self.module = self.imported()
+            self.module = self.import_package()
         except ImportError:
             hint = f"pip install {self.package}"
             raise UserError(f"{self.name} is not installed", field="report_to", hint=hint) from None
 
-    def imported(self) -> Any:
+    def import_package(self) -> Any:
         """The tracker's module."""
         return importlib.import_module(self.package)
 
-    def begin(self, plan: RunPlan) -> None:
-        if not self.on:  # a run that is begun again after a crash goes on in the same one
+    def on_run_start(self, plan: RunPlan) -> None:
+        if not self.active:  # a run that is begun again after a crash goes on in the same one
             with self._guarded("could not be started"):
                 self.open(plan, read_yaml(plan.run / "config.yaml"))
-                self.on = True
+                self.active = True
 
-    def report(self, metrics: Metrics) -> None:
-        if self.on:
+    def on_metrics(self, metrics: Metrics) -> None:
+        if self.active:
             with self._guarded("was given up"):
-                self.log(prefixed(metrics), int(metrics["step"]))
+                self.log(with_split_prefix(metrics), int(metrics["step"]))
 
-    evaluation = report
+    evaluation = on_metrics
 
-    def end(self) -> None:
-        if self.on:
-            self.on = False
+    def on_run_end(self) -> None:
+        if self.active:
+            self.active = False
             with self._guarded("could not be finished"):
                 self.close()
 
@@ -106,15 +108,15 @@ class Tracker(Listener):
             with redirect_stdout(sys.stderr):  # stdout is for results
                 yield
         except Exception as error:
-            self.on = False
+            self.active = False
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            self.say(f"{self.name} {what}: {reason}")
+            self.notify(f"{self.name} {what}: {reason}")
 
 
-def prefixed(metrics: Mapping[str, float]) -> Metrics:
+def with_split_prefix(metrics: Mapping[str, float]) -> Metrics:
     """Metrics under train/ and eval/, as transformers' `rewrite_logs` has them; the step is the axis they stand on."""
     return {
-        f"eval/{name.removeprefix(PREFIX)}" if name.startswith(PREFIX) else f"train/{name}": value
+        f"eval/{name.removeprefix(EVAL_PREFIX)}" if name.startswith(EVAL_PREFIX) else f"train/{name}": value
         for name, value in metrics.items()
         if name != "step"
     }
@@ -127,7 +129,7 @@ class Wandb(Tracker):
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
         known = _remembered(plan, self.name)
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        project = os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT)
         run = self.module.init(project=project, name=plan.run.name, config=config, id=known, resume="allow")
         _remember(plan, self.name, run.id)
         self.module.define_metric("train/global_step")
@@ -145,7 +147,7 @@ class TensorBoard(Tracker):
 
     name, package = "tensorboard", "tensorboardX"
 
-    def imported(self) -> Any:
+    def import_package(self) -> Any:
         try:
             return importlib.import_module(self.package)
         except ImportError:
@@ -171,7 +173,7 @@ class Trackio(Tracker):
     name = package = "trackio"
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
-        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        project = os.environ.get("TRACKIO_PROJECT", DEFAULT_PROJECT)
         known = _remembered(plan, self.name) or f"{plan.run.name}-{_fresh(plan)}"
         self.module.init(project=project, name=known, config=config, resume="allow")
         _remember(plan, self.name, known)
@@ -189,7 +191,7 @@ class MLflow(Tracker):
     name = package = "mlflow"
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
-        self.module.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        self.module.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_PROJECT))
         known = _remembered(plan, self.name)
         run = self.module.start_run(run_id=known, run_name=None if known else plan.run.name)
         if not known:
@@ -204,12 +206,12 @@ class MLflow(Tracker):
 
 
 def _remembered(plan: RunPlan, tracker: str) -> str | None:
-    file = plan.run / FILE
+    file = plan.run / TRACKERS_FILE
     return _read(file).get(tracker) if plan.first_step else None
 
 
 def _remember(plan: RunPlan, tracker: str, known: str) -> None:
-    file = plan.run / FILE
+    file = plan.run / TRACKERS_FILE
     file.write_text(json.dumps({**_read(file), tracker: known}) + "\n", encoding="utf-8")
 
 

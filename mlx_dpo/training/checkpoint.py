@@ -13,14 +13,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from mlx_dpo.adapters.adapter_folder import read_safetensors
+from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.model.loading import Tensors, read_tensors
 
-MOVING, PROGRESS = "reference.safetensors", "progress.json"
+MOVING_REFERENCE_FILE, PROGRESS_FILE = "reference.safetensors", "progress.json"
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a run stands: what changes from step to step besides tensors.
 
     Attributes:
@@ -49,7 +50,7 @@ class Progress:
 
 
 @dataclass
-class ExactState:
+class TrainingState:
     """What a checkpoint holds beside the adapter: all that makes what follows the same bit for bit.
 
     Attributes:
@@ -58,26 +59,26 @@ class ExactState:
         moving: the reference's tensors, where it moves; empty where it does not.
     """
 
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    references: dict[str, np.ndarray] = field(default_factory=dict)
-    moving: Tensors = field(default_factory=dict)
+    reference_tables: dict[str, np.ndarray] = field(default_factory=dict)
+    moving_reference: Tensors = field(default_factory=dict)
 
 
-def write_exact_state(folder: Path, exact: ExactState) -> None:
+def write_training_state(folder: Path, state: TrainingState) -> None:
     """Optimizer, random state, reference log-probs and progress, beside a checkpoint's adapter."""
-    mx.save_safetensors(str(folder / "optimizer.safetensors"), dict(tree_flatten(exact.optimizer)))
-    if exact.moving:
-        mx.save_safetensors(str(folder / MOVING), exact.moving)
-    save_file(exact.references, folder / "references.safetensors")  # float64, which mlx's GPUs don't have
-    (folder / PROGRESS).write_text(json.dumps(asdict(exact.progress)) + "\n", encoding="utf-8")
+    mx.save_safetensors(str(folder / "optimizer.safetensors"), dict(tree_flatten(state.optimizer)))
+    if state.moving_reference:
+        mx.save_safetensors(str(folder / MOVING_REFERENCE_FILE), state.moving_reference)
+    save_file(state.reference_tables, folder / "references.safetensors")  # float64, which mlx's GPUs don't have
+    (folder / PROGRESS_FILE).write_text(json.dumps(asdict(state.progress)) + "\n", encoding="utf-8")
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> TrainingProgress:
     """Where a checkpoint stands. Raises `UserError` where it is damaged."""
-    file = folder / PROGRESS
+    file = folder / PROGRESS_FILE
     try:
-        progress = Progress(**json.loads(file.read_text(encoding="utf-8")))
+        progress = TrainingProgress(**json.loads(file.read_text(encoding="utf-8")))
         if not isinstance(progress.step, int):
             raise ValueError("its step is no number")
         return progress
@@ -85,13 +86,13 @@ def read_progress(folder: Path) -> Progress:
         raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
 
 
-def read_exact_state(folder: Path) -> ExactState:
+def read_training_state(folder: Path) -> TrainingState:
     """What `write_exact_state` wrote. Raises `UserError` where it is damaged."""
     progress = read_progress(folder)
-    optimizer = tree_unflatten(list(read_tensors(folder / "optimizer.safetensors").items()))
+    optimizer = tree_unflatten(list(read_safetensors(folder / "optimizer.safetensors").items()))
     references = _read_references(folder / "references.safetensors")
-    moving = read_tensors(folder / MOVING) if (folder / MOVING).exists() else {}
-    return ExactState(progress, optimizer, references, moving)
+    moving = read_safetensors(folder / MOVING_REFERENCE_FILE) if (folder / MOVING_REFERENCE_FILE).exists() else {}
+    return TrainingState(progress, optimizer, references, moving)
 
 
 def _read_references(file: Path) -> dict[str, np.ndarray]:

@@ -9,30 +9,38 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-from mlx_dpo.data.batches import MicroBatch
-from mlx_dpo.model.budget import Budget
-from mlx_dpo.model.completion_logps import CompletionLogps
-from mlx_dpo.model.network import Trace
-from mlx_dpo.model.policy import Policy
-from mlx_dpo.model.reference import ReferenceLogps
-from mlx_dpo.objectives import AllRunning, Loss
-from mlx_dpo.parallel.group import Group
-from mlx_dpo.training.metrics import METRICS
-from mlx_dpo.training.scored import Batch, BatchFacts, Scored, asked, by_micro_batch
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.distributed.communicator import Communicator
+from mlx_dpo.evaluation.metrics import METRICS
+from mlx_dpo.evaluation.scored_batch import (
+    BatchStatistics,
+    OptimizerBatch,
+    ScoredBatch,
+    scoring_options,
+    split_by_micro_batch,
+)
+from mlx_dpo.forward.completion_logps import CompletionLogps
+from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.forward.network import ForwardTrace
+from mlx_dpo.forward.policy import Policy
+from mlx_dpo.objectives import LossStates, WeightedLoss
+from mlx_dpo.reference.reference_policy import ReferenceLogps
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientComputer:
     """What gradients are made by."""
 
     policy: Policy
-    budget: Budget
-    loss: Loss
+    budget: MemoryModel
+    loss: WeightedLoss
     reference: ReferenceLogps
-    group: Group
+    communicator: Communicator
     seed: int
 
-    def of(self, batch: Batch, step: int, running: AllRunning) -> tuple[Any, np.ndarray, dict[str, tuple[float, ...]]]:
+    def compute(
+        self, batch: OptimizerBatch, step: int, running: LossStates
+    ) -> tuple[Any, np.ndarray, dict[str, tuple[float, ...]]]:
         """The gradient of the batch's mean loss, its examples' metrics, and what the loss keeps of it.
 
         Of this rank's examples: over all ranks gradients add up. Where a pair's loss hangs on the other pairs', all
@@ -44,19 +52,24 @@ class Gradients:
         gradients, rows, keeps = None, [np.zeros((0, len(METRICS)))], dict(running)
         loss, reference = self.loss, self.reference
         self._seed(step)
-        facts = BatchFacts.of(batch, self.policy.network, reference, self.group)
-        for together in [batch.micros] if loss.whole_batch else [[micro] for micro in batch.micros]:
-            references = [reference.of(batch.of(micro), micro) for micro in together]
+        facts = BatchStatistics.compute(batch, self.policy.network, reference, self.communicator)
+        for together in [batch.micro_batches] if loss.whole_batch else [[micro] for micro in batch.micro_batches]:
+            references = [reference.lookup(batch.example_indices(micro), micro) for micro in together]
             trace = self._trace(together[0]) if len(together) == 1 else None
             logps = [trace.logps] if trace else self._logps_before_trace(together, step)
-            scored, own = Scored.of(together, logps, references, facts, loss, reference.sides), slice(None)
+            scored, own = (
+                ScoredBatch.from_micro_batches(
+                    together, logps, references, facts, loss, reference.completions_per_example
+                ),
+                slice(None),
+            )
             if loss.whole_batch:
-                scored, own = scored.pooled(self.group)
-            keeps |= loss.updated(keeps, scored.seen)
-            losses, slopes = loss.with_slopes(scored.seen, keeps, scored.weights)
+                scored, own = scored.gather(self.communicator)
+            keeps |= loss.next_states(keeps, scored.loss_inputs)
+            losses, slopes = loss.losses_and_gradients(scored.loss_inputs, keeps, scored.weights)
             rows.append(scored.metrics(losses)[own])
             shares = {kind: each / batch.size for kind, each in slopes.items()}
-            for micro, weights in zip(together, by_micro_batch(shares, together, own), strict=True):
+            for micro, weights in zip(together, split_by_micro_batch(shares, together, own), strict=True):
                 part = (trace or self._trace(micro)).gradient(**weights)
                 gradients = part if gradients is None else tree_map(mx.add, gradients, part)
                 mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
@@ -64,17 +77,17 @@ class Gradients:
             gradients = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
         return gradients, np.concatenate(rows), keeps
 
-    def _trace(self, micro: MicroBatch) -> Trace:
-        more = asked(self.loss, self.reference, micro)
-        return self.policy.network.trace(micro, self.budget.recomputed(micro), **more)
+    def _trace(self, micro: MicroBatch) -> ForwardTrace:
+        more = scoring_options(self.loss, self.reference, micro)
+        return self.policy.network.trace(micro, self.budget.num_checkpointed(micro), **more)
 
     def _logps_before_trace(self, micros: list[MicroBatch], step: int) -> list[CompletionLogps]:
         network = self.policy.network
-        logps = [network.logps(micro, **asked(self.loss, self.reference, micro)) for micro in micros]
+        logps = [network.logps(micro, **scoring_options(self.loss, self.reference, micro)) for micro in micros]
         self._seed(step)
         return logps
 
     def _seed(self, step: int) -> None:
         """Have dropout depend on the step and whose examples they are alone: going on needs no random state."""
-        rank = self.group.rank if self.group.split else 0
+        rank = self.communicator.rank if self.communicator.data_parallel else 0
         mx.random.seed(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))

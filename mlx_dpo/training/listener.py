@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlx_dpo.training.held_out import HeldOut
+    from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 
 Metrics = dict[str, float]
 
@@ -31,13 +31,13 @@ class RunPlan:
     run: Path
     steps: int
     first_step: int
-    pairs: dict[str, int]
-    what: str
+    num_examples: dict[str, int]
+    example_kind: str
     steps_per_epoch: int
     steps_per_eval: int
     memory_limit: int
-    trained_parameters: int
-    all_parameters: int
+    trainable_parameters: int
+    total_parameters: int
     ranks: int = 1
     gradient_bytes: int = 0
 
@@ -61,37 +61,37 @@ class TrainResult:
 class Listener:
     """Hears of a run as it goes; each method may be overridden, none has to be."""
 
-    def preparing(self, text: str) -> None:
+    def on_preparing(self, text: str) -> None:
         """What is being done before training starts."""
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         """Training is about to start."""
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def on_step(self, step: int, metrics: Metrics) -> None:
         """An optimizer step is done; `metrics` are of its own pairs, and the seconds the reference took so far."""
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         """Means since the last report: one line of metrics.jsonl."""
 
-    def evaluating(self, done: int, pairs: int) -> None:
+    def on_evaluation_progress(self, done: int, pairs: int) -> None:
         """Held-out pairs are being measured."""
 
-    def evaluation(self, metrics: Metrics) -> None:
+    def on_evaluation_metrics(self, metrics: Metrics) -> None:
         """Held-out metrics, their names behind eval_: one line of metrics.jsonl."""
 
-    def held_out(self, seen: HeldOut) -> None:
+    def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
         """What that evaluation was made of, with the policy in memory: example by example, to look into or ask."""
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
         """What was made of an evaluation is written down; seconds its reference, and samples, took so far."""
 
-    def saved(self, step: int, folder: Path) -> None:
+    def on_checkpoint_saved(self, step: int, folder: Path) -> None:
         """A checkpoint is on disk."""
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         """Something a person should know."""
 
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         """The run is over, however it ended, begun or not."""
 
 
@@ -101,46 +101,46 @@ class Listeners(Listener):
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
 
-    def preparing(self, text: str) -> None:
+    def on_preparing(self, text: str) -> None:
         for one in self.listeners:
-            one.preparing(text)
+            one.on_preparing(text)
 
-    def begin(self, plan: RunPlan) -> None:
+    def on_run_start(self, plan: RunPlan) -> None:
         for one in self.listeners:
-            one.begin(plan)
+            one.on_run_start(plan)
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def on_step(self, step: int, metrics: Metrics) -> None:
         for one in self.listeners:
-            one.step(step, metrics)
+            one.on_step(step, metrics)
 
-    def report(self, metrics: Metrics) -> None:
+    def on_metrics(self, metrics: Metrics) -> None:
         for one in self.listeners:
-            one.report(metrics)
+            one.on_metrics(metrics)
 
-    def evaluating(self, done: int, pairs: int) -> None:
+    def on_evaluation_progress(self, done: int, pairs: int) -> None:
         for one in self.listeners:
-            one.evaluating(done, pairs)
+            one.on_evaluation_progress(done, pairs)
 
-    def evaluation(self, metrics: Metrics) -> None:
+    def on_evaluation_metrics(self, metrics: Metrics) -> None:
         for one in self.listeners:
-            one.evaluation(metrics)
+            one.on_evaluation_metrics(metrics)
 
-    def held_out(self, seen: HeldOut) -> None:
+    def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
         for one in self.listeners:
-            one.held_out(seen)
+            one.on_evaluation_snapshot(snapshot)
 
-    def evaluated(self, reference_seconds: float, sampling_seconds: float) -> None:
+    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
         for one in self.listeners:
-            one.evaluated(reference_seconds, sampling_seconds)
+            one.on_evaluation_recorded(reference_seconds, sampling_seconds)
 
-    def saved(self, step: int, folder: Path) -> None:
+    def on_checkpoint_saved(self, step: int, folder: Path) -> None:
         for one in self.listeners:
-            one.saved(step, folder)
+            one.on_checkpoint_saved(step, folder)
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         for one in self.listeners:
-            one.note(text)
+            one.on_note(text)
 
-    def end(self) -> None:
+    def on_run_end(self) -> None:
         for one in self.listeners:
-            one.end()
+            one.on_run_end()

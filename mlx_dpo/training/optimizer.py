@@ -32,7 +32,7 @@ def warmup_steps(config: TrainConfig, total: int) -> int:
     return round(config.warmup * total) if config.warmup < 1 else int(config.warmup)
 
 
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+def learning_rate_at(config: TrainConfig, step: int, total: int) -> float:
     """The rate of a step (from 0): a line up to the peak, then constant, or down to zero just after the last step."""
     warm = min(warmup_steps(config, total), total)
     if step < warm:

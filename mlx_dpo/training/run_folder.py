@@ -19,15 +19,15 @@ from typing import IO
 import mlx.core as mx
 from safetensors import SafetensorError
 
+from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.model.loading import AdapterSpec, Tensors
-from mlx_dpo.training.checkpoint import ExactState, read_progress, write_exact_state
+from mlx_dpo.training.checkpoint import TrainingState, read_progress, write_training_state
 
-ADAPTERS, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
-BEST, CONFIG, LOCK = "best.json", "config.yaml", ".lock"
+ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
+BEST_FILE, CONFIG_FILE, LOCK_FILE = "best.json", "config.yaml", ".lock"
 
 
-class SaveFailed(Exception):
+class SaveError(Exception):
     """A file could not be written; what was there before is as it was."""
 
 
@@ -41,16 +41,16 @@ class RunFolder:
     def require_new(self) -> None:
         """Raises `UserError` where the folder holds a run already."""
         where = Where(str(self.path))
-        if self.latest():  # what is unfinished is gone on with
+        if self.latest_checkpoint():  # what is unfinished is gone on with
             hint = (
                 "Choose another --adapter-path; or train it further, by --resume-anyway and more --epochs or --iters."
             )
             raise UserError("this folder holds a finished run", where=where, hint=hint)
-        if (self.path / ADAPTERS).exists():
+        if (self.path / ADAPTER_WEIGHTS_FILE).exists():
             hint = "Choose another --adapter-path."
             raise UserError("this folder holds an earlier run without checkpoints", where=where, hint=hint)
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Make the folder, and keep other runs out of it. Raises `UserError` where it can't be written."""
         with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class RunFolder:
         if self._lock is not None or not self.path.is_dir():
             return
         with self._writable():
-            file = (self.path / LOCK).open("a+")
+            file = (self.path / LOCK_FILE).open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -73,7 +73,10 @@ class RunFolder:
             raise UserError(message, where=Where(str(self.path)), hint=hint) from None
         except OSError:
             pass  # a file system without locks
-        if not (self.path / LOCK).exists() or os.fstat(file.fileno()).st_ino != (self.path / LOCK).stat().st_ino:
+        if (
+            not (self.path / LOCK_FILE).exists()
+            or os.fstat(file.fileno()).st_ino != (self.path / LOCK_FILE).stat().st_ino
+        ):
             self.lock()  # who was in it has just left, and taken the file along
             return
         self._lock = file
@@ -94,7 +97,7 @@ class RunFolder:
         """Let others in."""
         if self._lock is not None:
             with suppress(OSError):
-                (self.path / LOCK).unlink(missing_ok=True)
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
                 self._lock.close()
             self._lock = None
 
@@ -112,38 +115,40 @@ class RunFolder:
         """The adapter as mlx-lm reads it. Raises `SaveFailed`."""
         with _said():
             self.path.mkdir(parents=True, exist_ok=True)
-            with _aside(self.path / ADAPTERS) as partial:
+            with _aside(self.path / ADAPTER_WEIGHTS_FILE) as partial:
                 mx.save_safetensors(str(partial), tensors, metadata={"format": "mlx"})
-        self.write_text(ADAPTER_CONFIG, adapter_config(spec, model))
+        self.write_text(ADAPTER_CONFIG_FILE, adapter_config_json(spec, model))
 
     def checkpoints(self) -> list[Path]:
         """The folders of whole checkpoints, oldest first."""
         found = [p for p in self.path.glob("checkpoints/[0-9]*") if p.is_dir()]
         return sorted(found, key=lambda p: int(p.name))
 
-    def latest(self) -> Path | None:
+    def latest_checkpoint(self) -> Path | None:
         """The folder of the last whole checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
-    def require_latest(self) -> Path:
+    def require_latest_checkpoint(self) -> Path:
         """The folder of the last whole checkpoint. Raises `UserError` where there is none."""
-        latest = self.latest()
+        latest = self.latest_checkpoint()
         if latest is None:
             raise UserError("there is no checkpoint here to go on from", where=Where(str(self.path)))
         return latest
 
-    def unfinished(self) -> Path | None:
+    def unfinished_checkpoint(self) -> Path | None:
         """The last checkpoint, where the run has not come to its end. Raises `UserError` where it is damaged."""
-        latest = self.latest()
+        latest = self.latest_checkpoint()
         return None if latest is None or read_progress(latest).finished else latest
 
-    def save_checkpoint(self, exact: ExactState, tensors: Tensors, spec: AdapterSpec, model: str, config: str) -> Path:
+    def save_checkpoint(
+        self, state: TrainingState, tensors: Tensors, spec: AdapterSpec, model: str, config: str
+    ) -> Path:
         """Write a checkpoint, whole or not at all. Raises `SaveFailed`.
 
         Args:
             config: the run's config as YAML; each checkpoint has it, so that it is all that going on needs.
         """
-        final = self.path / "checkpoints" / f"{exact.progress.step:07d}"
+        final = self.path / "checkpoints" / f"{state.progress.step:07d}"
         partial = final.with_name(f".{final.name}.partial")
         with _said():
             try:
@@ -151,22 +156,22 @@ class RunFolder:
                 partial.mkdir(parents=True)
                 inner = RunFolder(partial)
                 inner.save_adapter(tensors, spec, model)
-                inner.write_text(CONFIG, config)
-                write_exact_state(partial, exact)
+                inner.write_text(CONFIG_FILE, config)
+                write_training_state(partial, state)
                 for file in partial.iterdir():
-                    flush(file)
-                flush(partial)
+                    fsync_path(file)
+                fsync_path(partial)
                 _move_folder(partial, final)
-                flush(final.parent)
+                fsync_path(final.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        if not (self.path / CONFIG).exists():  # the folder had disappeared
-            self.write_text(CONFIG, config)
+        if not (self.path / CONFIG_FILE).exists():  # the folder had disappeared
+            self.write_text(CONFIG_FILE, config)
         return final
 
-    def prune(self, keep: int) -> None:
+    def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the last `keep` checkpoints (all stay where it is 0) and the best."""
-        best = self.best()
+        best = self.best_checkpoint()
         for folder in self.checkpoints()[: -keep or None] if keep else []:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -176,18 +181,18 @@ class RunFolder:
     def mark_best(self, step: int, loss: float) -> None:
         """Say which checkpoint is the best on held-out rows. Raises `SaveFailed`."""
         folder = f"checkpoints/{step:07d}"
-        self.write_text(BEST, json.dumps({"step": step, "loss": loss, "folder": folder}) + "\n")
+        self.write_text(BEST_FILE, json.dumps({"step": step, "loss": loss, "folder": folder}) + "\n")
 
-    def best(self) -> Path | None:
+    def best_checkpoint(self) -> Path | None:
         """The folder of the best checkpoint, where one is marked."""
         try:
-            told = json.loads((self.path / BEST).read_text(encoding="utf-8"))
+            told = json.loads((self.path / BEST_FILE).read_text(encoding="utf-8"))
             return self.path / str(told["folder"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
-def adapter_config(spec: AdapterSpec, model: str) -> str:
+def adapter_config_json(spec: AdapterSpec, model: str) -> str:
     """adapter_config.json: what mlx-lm reads, and the model the adapter belongs to."""
     return json.dumps({"model": model, **spec.to_json()}, indent=4) + "\n"
 
@@ -205,7 +210,7 @@ def append_line(file: Path, line: str) -> None:
             raise
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -220,7 +225,7 @@ def _said() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise SaveFailed(getattr(error, "strerror", None) or str(error)) from error
+        raise SaveError(getattr(error, "strerror", None) or str(error)) from error
 
 
 @contextmanager
@@ -229,7 +234,7 @@ def _aside(final: Path) -> Iterator[Path]:
     partial = final.with_name(f".partial.{final.name}")
     try:
         yield partial
-        flush(partial)
+        fsync_path(partial)
         partial.replace(final)
     finally:
         partial.unlink(missing_ok=True)

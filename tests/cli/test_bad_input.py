@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 GOOD = {"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}
 
 
@@ -187,7 +187,7 @@ def test_a_config_file_that_is_none(mlx_dpo: Cli, tmp_path: Path, content: str, 
 
 
 def test_full_fine_tuning_of_a_quantized_model(fails: Callable[..., str], tmp_path: Path) -> None:
-    from tests.model.test_architectures import QUANTIZATIONS, make_model
+    from tests.forward.test_architectures import QUANTIZATIONS, make_model
 
     model = make_model(tmp_path / "model", "llama", QUANTIZATIONS["4bit"])
     assert "quantized" in fails(model=model, fine_tune_type="full")
@@ -215,6 +215,6 @@ def test_evaluate_and_fuse_and_compare(mlx_dpo: Cli, tmp_path: Path) -> None:
 
 def test_rows_of_pairs_file_are_good(tmp_path: Path) -> None:
     """The rows that the bad ones stand among are fine by themselves."""
-    from mlx_dpo.data.sources import PairFile
+    from mlx_dpo.data.example_sources import ExampleFile
 
-    assert len(PairFile.open(str(write_rows(tmp_path / "good.jsonl", [GOOD, *rows_of(PAIRS)])))) == 9
+    assert len(ExampleFile.open(str(write_rows(tmp_path / "good.jsonl", [GOOD, *rows_of(PAIRS)])))) == 9

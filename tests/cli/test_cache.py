@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_dpo.data.batches import MicroBatch
-from mlx_dpo.model.logp_cache import LogpCache, cache_folder
-from tests.cli.conftest import Ran
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.reference.logp_cache import LogpCache, logp_cache_folder
+from tests.cli.conftest import CommandResult
 
 
-def test_it_shows_and_clears(mlx_dpo: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_shows_and_clears(
+    mlx_dpo: Callable[..., CommandResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     batch = MicroBatch((0,), (((1, 2), (3,)), ((1, 2), (4, 5))))
     LogpCache("a", "Qwen/some-model").of(batch, lambda _: np.array([-1.0, -2.0]))
-    (cache_folder() / "b.logps").write_bytes(b"torn")
+    (logp_cache_folder() / "b.logps").write_bytes(b"torn")
     said = mlx_dpo("cache").out
     assert "some-model" in said and "damaged" in said
     shown = json.loads(mlx_dpo("cache", "--json").out)

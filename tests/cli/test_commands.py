@@ -14,10 +14,10 @@ import mlx_lm
 import pytest
 
 from mlx_dpo.config import TrainConfig, read_yaml
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 
 
 def test_train_prints_a_table_and_what_to_do_next(mlx_dpo: Cli, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_compare_is_mlx_lms_greedy_answer(mlx_dpo: Cli) -> None:
 @pytest.mark.parametrize("dequantize", [False, True])
 @pytest.mark.parametrize("bits", ["float32", "4bit", "8bit"])
 def test_fuse(mlx_dpo: Cli, tmp_path: Path, bits: str, dequantize: bool) -> None:
-    from tests.model.test_architectures import QUANTIZATIONS, make_model
+    from tests.forward.test_architectures import QUANTIZATIONS, make_model
 
     model, run, fused = make_model(tmp_path / "model", "qwen3", QUANTIZATIONS[bits]), tmp_path / "run", tmp_path / "f"
     train = ("train", "--model", model, "--data", PAIRS, "--adapter-path", run, "--iters", 5)
@@ -120,7 +120,7 @@ def _fused_by_mlx_lm(model: Path, run: Path, into: Path) -> Any:
 
 
 def test_fuse_keeps_the_base_float_type_under_dora(mlx_dpo: Cli, tmp_path: Path) -> None:
-    from tests.model.test_architectures import make_model
+    from tests.forward.test_architectures import make_model
 
     model, run, fused = make_model(tmp_path / "m", "llama", None, mx.bfloat16), tmp_path / "run", tmp_path / "f"
     train = ("train", "--model", model, "--data", PAIRS, "--adapter-path", run, "--iters", 1)

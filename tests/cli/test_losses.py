@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.objectives import OBJECTIVES
+from mlx_dpo.objectives import LOSS_FUNCTIONS
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
 Cli = Any
@@ -19,26 +19,26 @@ def test_the_table_has_all(mlx_dpo: Cli, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLUMNS", "200")
     ran = mlx_dpo("losses")
     assert ran.code == 0
-    for name, one in OBJECTIVES.items():
+    for name, one in LOSS_FUNCTIONS.items():
         assert f" {name} " in ran.out and one.paper.split()[0] in ran.out
 
 
 def test_json_has_all_facts(mlx_dpo: Cli) -> None:
     told = json.loads(mlx_dpo("losses", "--json").out)["losses"]
-    assert [one["name"] for one in told] == list(OBJECTIVES)
+    assert [one["name"] for one in told] == list(LOSS_FUNCTIONS)
     for one in told:
         assert all(one[key] for key in ("about", "formula", "rewards", "when", "paper", "knobs")), one["name"]
         assert set(one["knobs"]) <= set(TrainConfig().to_mapping())
     assert next(one for one in told if one["name"] == "simpo")["knobs"]["beta"] == 2.0
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, "dpo"])
+@pytest.mark.parametrize("name", [*LOSS_FUNCTIONS, "dpo"])
 def test_one_loss(mlx_dpo: Cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     ran = mlx_dpo("losses", name)
-    one = OBJECTIVES["sigmoid" if name == "dpo" else name]
+    one = LOSS_FUNCTIONS["sigmoid" if name == "dpo" else name]
     assert ran.code == 0 and one.formula in " ".join(ran.out.split()) and one.rewards.value in ran.out
-    assert all(f"--{knob.replace('_', '-')}" in ran.out for knob in one.knobs)
+    assert all(f"--{knob.replace('_', '-')}" in ran.out for knob in one.settings)
     assert json.loads(mlx_dpo("losses", name, "--json").out)["formula"] == one.formula
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 MODEL = ("--model", CHECKPOINT)
 
 

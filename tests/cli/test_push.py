@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.hub.server import READ, WRITE, Hub
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_mistakes_are_one_sentence(
     assert not hub.store.repo("models", "tester/mine")
 
 
-def train(mlx_dpo: Cli, run: Path, *flags: object) -> Ran:
+def train(mlx_dpo: Cli, run: Path, *flags: object) -> CommandResult:
     given = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", 4)
     return mlx_dpo("train", *given, "--save-every", 2, "--steps-per-report", 1, "--no-supervise", *flags)
 
@@ -97,7 +97,7 @@ def test_checkpoints_go_to_a_branch_and_can_be_resumed(mlx_dpo: Cli, hub: Hub, t
 
 
 def test_of_checkpoints_that_wait_the_newest_goes(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:
-    hub.fail("POST", "/commit/checkpoints", delay=2)
+    hub.inject_fault("POST", "/commit/checkpoints", delay=2)
     assert train(mlx_dpo, tmp_path / "run", "--push-checkpoints", "--save-every", 1, "--iters", 6).code == 0
     titles = hub.store.titles("models", "tester/run", "checkpoints")
     assert titles[-1] == "Step 6" and len(titles) < 6
@@ -111,7 +111,7 @@ def test_a_failed_push_leaves_the_run_and_says_how_to_push_later(
 ) -> None:
     run = tmp_path / "run"
     how: dict[str, Any] = {"status": status} if status else {"cut": "request"}
-    hub.fail("POST", "/preupload/", times=1000, **how)
+    hub.inject_fault("POST", "/preupload/", times=1000, **how)
     ran = train(mlx_dpo, run, "--push-to-hub", "--push-checkpoints", "--hub-model-id", "tester/mine")
     assert ran.code == 1 and "Traceback" not in ran.err
     assert "The checkpoint of step 2 did not get to the Hub" in ran.err

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.reporting.records import FOLDER
-from tests.cli.conftest import Ran
+from mlx_dpo.reporting.evaluation_records import REPORT_FOLDER
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, rows_of
 from tests.reporting.conftest import record
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 TRAIN = (
     "train",
     "--model",
@@ -82,7 +82,7 @@ def test_train_quiet_says_only_what_looks_wrong(mlx_dpo: Cli, tmp_path: Path) ->
 
 
 def test_a_live_report_is_there_while_it_trains(mlx_dpo: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_dpo.reporting import page
+    from mlx_dpo.reporting import html_report as page
 
     run, seen = tmp_path / "a", []
     write = page.write_report
@@ -97,4 +97,4 @@ def test_a_live_report_is_there_while_it_trains(mlx_dpo: Cli, tmp_path: Path, mo
     assert mlx_dpo(*TRAIN, *flags).code == 0
     assert len(seen) >= 6 and all(seen)  # at the start, at every report, at both evaluations
     assert "http-equiv=refresh" not in (run / "report.html").read_text()
-    assert not list(run.glob(".*.partial")) and (run / FOLDER).is_dir()
+    assert not list(run.glob(".*.partial")) and (run / REPORT_FOLDER).is_dir()

@@ -13,8 +13,8 @@ import mlx_lm
 import pytest
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.judging.tasks import run_tasks
-from tests.cli.conftest import Ran
+from mlx_dpo.evaluation.benchmark_tasks import run_tasks
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.plain import logp
 
@@ -80,14 +80,14 @@ def test_a_task_that_there_is_not(harness: list[dict[str, Any]]) -> None:
 
 
 def test_without_the_harness_it_is_said_before_anything_is_measured(
-    mlx_dpo: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    mlx_dpo: Callable[..., CommandResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_dpo.judging.tasks.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_dpo.evaluation.benchmark_tasks.find_spec", lambda name: None)
     ran = mlx_dpo("evaluate", "--model", CHECKPOINT, "--data", PAIRS, "--tasks", "arc_easy")
     assert ran.code == 2 and "lm-evaluation-harness" in ran.err and "pip install lm-eval" in ran.err
 
 
-def test_tasks_on_the_command_line(mlx_dpo: Callable[..., Ran], harness: list[dict[str, Any]]) -> None:
+def test_tasks_on_the_command_line(mlx_dpo: Callable[..., CommandResult], harness: list[dict[str, Any]]) -> None:
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", TRL / "adapter", "--tasks", "sky, sea")
     told = json.loads(mlx_dpo("evaluate", *flags, "--task-limit", 5, "--json").out)
     assert told["pairs"] == 8 and {"before", "after"} <= told["tasks"]["sky"]["logp"].keys()

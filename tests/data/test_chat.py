@@ -9,9 +9,9 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 from transformers import AutoTokenizer
 
-from mlx_dpo.data.chat import Encoded, Encoder
-from mlx_dpo.data.records import Pair, pairs_of
-from mlx_dpo.data.sources import PairFile
+from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
+from mlx_dpo.data.example_sources import ExampleFile
+from mlx_dpo.data.row_formats import Pair, parse_pairs
 from mlx_dpo.errors import RowError, Where
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
@@ -43,18 +43,18 @@ def tokenizer(template: str | None = CHATML, **more: Any) -> Any:
     return made
 
 
-def encoder(tok: Any = None, max_length: int = 10_000, overlong: Any = "truncate", raw: bool = False) -> Encoder:
-    return Encoder(tok or tokenizer(), max_length=max_length, overlong=overlong, raw=raw)
+def encoder(tok: Any = None, max_length: int = 10_000, overlong: Any = "truncate", raw: bool = False) -> ExampleEncoder:
+    return ExampleEncoder(tok or tokenizer(), max_length=max_length, overlong=overlong, raw=raw)
 
 
-def encode(e: Encoder, pair: Pair) -> Encoded:
+def encode(e: ExampleEncoder, pair: Pair) -> EncodedExample:
     encoded = e(pair, WHERE)
     assert encoded is not None
     assert encoded.prompt and encoded.chosen and encoded.rejected
     return encoded
 
 
-def texts(e: Encoder, pair: Pair) -> tuple[str, str, str]:
+def texts(e: ExampleEncoder, pair: Pair) -> tuple[str, str, str]:
     encoded = encode(e, pair)
     prompt, chosen, rejected = (e.tokenizer.decode(list(x)) for x in (encoded.prompt, encoded.chosen, encoded.rejected))
     return prompt, chosen, rejected
@@ -69,7 +69,7 @@ def chat(*contents: str, system: str | None = None, chosen: str = "good", reject
 @pytest.mark.parametrize("load_tokenizer", [load, AutoTokenizer.from_pretrained])
 def test_ids_are_trls(load_tokenizer: Any) -> None:
     reference = json.loads((TRL / "reference.json").read_text())["pairs"]
-    pairs = PairFile.open(str(PAIRS))
+    pairs = ExampleFile.open(str(PAIRS))
     encode_ = encoder(load_tokenizer(CHECKPOINT))
     assert len(pairs) == len(reference)
     for i, expected in enumerate(reference):
@@ -77,7 +77,7 @@ def test_ids_are_trls(load_tokenizer: Any) -> None:
         assert list(encoded.prompt) == expected["prompt_ids"]
         assert list(encoded.chosen) == expected["chosen_ids"]
         assert list(encoded.rejected) == expected["rejected_ids"]
-        assert encoded.prefix_held and not encoded.cut
+        assert encoded.prompt_is_prefix and not encoded.cut
 
 
 def test_texts_are_wrapped_as_turns() -> None:
@@ -92,7 +92,7 @@ def test_texts_are_wrapped_as_turns() -> None:
 def test_prompt_that_is_no_prefix() -> None:
     e = encoder(tokenizer(THINKING))
     encoded = encode(e, chat("q"))
-    assert not encoded.prefix_held
+    assert not encoded.prompt_is_prefix
     assert texts(e, chat("q")) == (
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
         "good<|im_end|>\n",
@@ -105,7 +105,7 @@ def test_no_prefix_on_one_side_only() -> None:
     pair.chosen[0]["reasoning_content"] = "\nhm"  # type: ignore[index]
     e = encoder(tokenizer(THINKING))
     prompt, chosen, rejected = texts(e, pair)
-    assert not encode(e, pair).prefix_held
+    assert not encode(e, pair).prompt_is_prefix
     assert prompt == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     assert (chosen, rejected) == ("<think>\nhm</think>\ngood<|im_end|>\n", "bad<|im_end|>\n")
 
@@ -114,7 +114,7 @@ def test_earlier_thinking_is_rendered_alike_in_prompt_and_whole() -> None:
     pair = chat("q", "<think>x</think>a", "more")
     pair.chosen[0]["reasoning_content"] = pair.rejected[0]["reasoning_content"] = "\nhm"  # type: ignore[index]
     encoded = encode(encoder(tokenizer(THINKING)), pair)
-    assert encoded.prefix_held
+    assert encoded.prompt_is_prefix
     assert texts(encoder(tokenizer(THINKING)), pair)[1] == "hm</think>\ngood<|im_end|>\n"
 
 
@@ -177,7 +177,7 @@ def test_template_that_says_nothing_of_the_prompt() -> None:
 def test_answers_go_on_with_a_last_turn_of_the_assistant() -> None:
     pair = chat("q", "It is", chosen=" four", rejected=" five")
     prompt, chosen, rejected = texts(encoder(), pair)
-    assert encode(encoder(), pair).prefix_held
+    assert encode(encoder(), pair).prompt_is_prefix
     assert prompt == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nIt is"
     assert (chosen, rejected) == (" four<|im_end|>\n", " five<|im_end|>\n")
     with_strict = texts(encoder(tokenizer(STRICT, bos_token="<|endoftext|>")), pair)
@@ -194,7 +194,7 @@ def test_raw_texts() -> None:
         tok = e.tokenizer
         encoded = encode(e, pair)
         assert list(encoded.prompt + encoded.chosen) == [*tok.encode("The sky is blue."), tok.eos_token_id]
-        assert encoded.prefix_held
+        assert encoded.prompt_is_prefix
 
 
 def test_raw_tokens_across_the_boundary() -> None:
@@ -202,7 +202,7 @@ def test_raw_tokens_across_the_boundary() -> None:
     whole = next(t for t in range(3, len(tok)) if len(tok.decode([t])) == 2 and tok.decode([t]).isalpha())
     first, second = tok.decode([whole])
     encoded = encode(encoder(tok), Pair(f"x\n{first}", second, "!"))
-    assert not encoded.prefix_held
+    assert not encoded.prompt_is_prefix
     assert tok.decode(list(encoded.prompt)) == "x\n"
     assert tok.decode(list(encoded.chosen)) == f"{first}{second}<|im_end|>"
     assert tok.decode(list(encoded.rejected)) == f"{first}!<|im_end|>"
@@ -224,7 +224,7 @@ def test_raw_with_a_tokenizer_that_frames_every_text() -> None:
     inner = Framing.inner
     assert encoded.prompt == (0, *inner.encode("q"))
     assert encoded.chosen == (*inner.encode("good"), 2)
-    assert encoded.prefix_held
+    assert encoded.prompt_is_prefix
 
 
 def test_raw_prompt_without_tokens_begins_with_bos_or_eos() -> None:
@@ -242,7 +242,7 @@ def test_messages_need_a_template() -> None:
 
 def test_hh_dialogues_are_texts_again_without_a_template() -> None:
     start = "\n\nHuman: q\n\nAssistant: a\n\nHuman: more\n\nAssistant:"
-    (pair,) = pairs_of({"chosen": f"{start} good", "rejected": f"{start} bad"}, WHERE)
+    (pair,) = parse_pairs({"chosen": f"{start} good", "rejected": f"{start} bad"}, WHERE)
     assert texts(encoder(raw=True), pair) == (start, " good<|im_end|>", " bad<|im_end|>")
     assert texts(encoder(), pair) == texts(encoder(), chat("q", "a", "more"))
 
@@ -253,7 +253,7 @@ LONG = chat("one " * 20, "two", "three", "four", "five", system="be brief", chos
 
 
 def length(pair: Pair) -> int:
-    return encode(encoder(), pair).length
+    return encode(encoder(), pair).num_tokens
 
 
 def without(pair: Pair, turns: int) -> Pair:
@@ -278,15 +278,15 @@ def test_what_fits_is_left_alone() -> None:
 def test_the_oldest_turns_go_first_and_the_system_message_stays(limit: int, turns: int) -> None:
     encoded = encode(encoder(max_length=limit), LONG)
     expected = encode(encoder(), without(LONG, turns))
-    assert encoded.cut and encoded.length <= limit
+    assert encoded.cut and encoded.num_tokens <= limit
     assert (encoded.prompt, encoded.chosen, encoded.rejected) == (expected.prompt, expected.chosen, expected.rejected)
 
 
 def test_then_the_prompts_first_tokens() -> None:
     last = encode(encoder(), without(LONG, 4))
-    limit = last.length - 3
+    limit = last.num_tokens - 3
     encoded = encode(encoder(max_length=limit), LONG)
-    assert encoded.cut and encoded.length == limit
+    assert encoded.cut and encoded.num_tokens == limit
     assert encoded.prompt == last.prompt[3:]
     assert (encoded.chosen, encoded.rejected) == (last.chosen, last.rejected)
 
@@ -314,7 +314,7 @@ def test_bos_is_kept() -> None:
     tok = tokenizer(None, bos_token="<|endoftext|>")
     pair = Pair("<|endoftext|>" + "a question " * 9, "good", "bad")
     whole = encode(encoder(tok), pair)
-    encoded = encode(encoder(tok, max_length=whole.length - 4), pair)
+    encoded = encode(encoder(tok, max_length=whole.num_tokens - 4), pair)
     assert encoded.prompt == (0, *whole.prompt[5:])
 
 

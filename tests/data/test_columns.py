@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.columns import canonical, renaming
-from mlx_dpo.data.records import pairs_of, shape_of
+from mlx_dpo.data.column_mapping import to_canonical_row, with_renamed_columns
+from mlx_dpo.data.row_formats import parse_pairs, row_format_label
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("x.jsonl", 3)
@@ -64,9 +64,9 @@ SETS: dict[str, tuple[dict[str, Any], tuple[Any, Any, Any]]] = {
 def test_set(name: str) -> None:
     row, expected = SETS[name]
     before = repr(row)
-    (pair,) = pairs_of(row, WHERE)
+    (pair,) = parse_pairs(row, WHERE)
     assert (pair.prompt, pair.chosen, pair.rejected) == expected
-    assert repr(row) == before and shape_of(row) not in ("unknown", "prompt, completions, no scores")
+    assert repr(row) == before and row_format_label(row) not in ("unknown", "prompt, completions, no scores")
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_set(name: str) -> None:
     ],
 )
 def test_the_other_way_round(row: dict[str, Any], changes: dict[str, int]) -> None:
-    (one,), (other,) = pairs_of(row, WHERE), pairs_of({**row, **changes}, WHERE)
+    (one,), (other,) = parse_pairs(row, WHERE), parse_pairs({**row, **changes}, WHERE)
     assert (one.prompt, one.chosen, one.rejected) == (other.prompt, other.rejected, other.chosen)
 
 
 def test_a_tie_is_no_pair() -> None:
-    assert pairs_of({**HELPSTEER2, "preference_strength": 0}, WHERE) == []
-    assert pairs_of({**HELPSTEER3, "overall_preference": 0}, WHERE) == []
+    assert parse_pairs({**HELPSTEER2, "preference_strength": 0}, WHERE) == []
+    assert parse_pairs({**HELPSTEER3, "overall_preference": 0}, WHERE) == []
 
 
 def test_nectar() -> None:
@@ -94,9 +94,9 @@ def test_nectar() -> None:
         **{"prompt": "\n\nHuman: Hi?\n\nAssistant: ", "answers": answers, "turns": 1, "num_responses": 3},
         **{"source": ["anthropic-hh"], "good_natured": True},
     }
-    found = {(p.chosen[0]["content"], p.rejected[0]["content"]) for p in pairs_of(row, WHERE)}  # type: ignore[index]
+    found = {(p.chosen[0]["content"], p.rejected[0]["content"]) for p in parse_pairs(row, WHERE)}  # type: ignore[index]
     assert found == {("answer 1", "answer 0"), ("answer 1", "answer 2"), ("answer 0", "answer 2")}
-    assert all(p.prompt == [{"role": "user", "content": "Hi?"}] for p in pairs_of(row, WHERE))
+    assert all(p.prompt == [{"role": "user", "content": "Hi?"}] for p in parse_pairs(row, WHERE))
 
 
 def test_ultrafeedback_itself() -> None:
@@ -106,7 +106,7 @@ def test_ultrafeedback_itself() -> None:
         {"model": "c", "response": "As good.", "overall_score": 8.0, "annotations": {}},
     ]
     row = {"source": "evol", "instruction": USER["content"], "models": ["a", "b", "c"], "completions": completions}
-    assert [(p.chosen, p.rejected) for p in pairs_of(row, WHERE)] == [(GOOD, BAD), ("As good.", BAD)]
+    assert [(p.chosen, p.rejected) for p in parse_pairs(row, WHERE)] == [(GOOD, BAD), ("As good.", BAD)]
 
 
 @pytest.mark.parametrize(
@@ -128,28 +128,30 @@ def test_ultrafeedback_itself() -> None:
 )
 def test_what_is_wrong_is_said(row: dict[str, Any], field: str | None, said: str) -> None:
     with pytest.raises(RowError, match=said) as raised:
-        pairs_of(row, WHERE)
+        parse_pairs(row, WHERE)
     assert raised.value.where == WHERE
     assert field is None or raised.value.field in (field, "prompt")
 
 
 @pytest.mark.parametrize("row", [None, [], "x", {}, {"prompt": "q"}, {"labels": 1}, {"completions": ["a"]}])
 def test_any_other_row_is_as_it_was(row: Any) -> None:
-    assert canonical(row) is row
+    assert to_canonical_row(row) is row
 
 
 def test_named_columns() -> None:
     columns = {"prompt": "task.question", "chosen": "winner", "rejected": "loser"}
-    read = renaming(columns, pairs_of)
+    read = with_renamed_columns(columns, parse_pairs)
     row = {"task": {"question": "q"}, "winner": "a", "loser": "b", "system": "s", "prompt": "not this"}
     (pair,) = read(row, WHERE)
     assert pair.prompt == [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
     assert pair.chosen == [assistant("a")] and pair.rejected == [assistant("b")]
-    (dotted,) = renaming({"prompt": "a.b"}, pairs_of)({"a.b": "q", "chosen": "x", "rejected": "y"}, WHERE)
+    (dotted,) = with_renamed_columns({"prompt": "a.b"}, parse_pairs)(
+        {"a.b": "q", "chosen": "x", "rejected": "y"}, WHERE
+    )
     assert dotted.prompt == "q"
     with pytest.raises(RowError, match=r"x\.jsonl:3: `loser`(?s:.*)Columns here: winner, task\.") as raised:
         read({"winner": "a", "task": {"question": "q"}}, WHERE)
     assert raised.value.where == WHERE
     with pytest.raises(RowError, match="must be a JSON object"):
         read([1], WHERE)
-    assert renaming({}, pairs_of) is pairs_of
+    assert with_renamed_columns({}, parse_pairs) is parse_pairs

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mlx_dpo.cli.data import app
-from mlx_dpo.data.batches import MicroBatch, micro_batches, mismatched
-from mlx_dpo.data.chat import Encoded, Encoder
-from mlx_dpo.data.records import Completion, Pair, examples_of, labelled_of, scored_of
-from mlx_dpo.data.sources import PairFile, read_rows
+from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
+from mlx_dpo.data.example_sources import ExampleFile, read_rows
+from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, split_into_micro_batches
+from mlx_dpo.data.row_formats import Completion, Pair, parse_examples, parse_labelled_examples, parse_scored_pairs
 from mlx_dpo.errors import RowError, Where
-from mlx_dpo.model.loading import load_tokenizer
+from mlx_dpo.forward.model_loading import load_tokenizer
 from tests.conftest import CHECKPOINT, PAIRS, rows_of, write_rows
 from tests.data.test_records import BAD, GOOD, SYSTEM, USER
 
@@ -55,31 +55,31 @@ BAD_ROWS: dict[str, tuple[dict[str, Any], str, str | None]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_shape(name: str) -> None:
     row, expected = SHAPES[name]
-    assert examples_of(row, WHERE) == [expected]
-    assert examples_of(expected.to_row(), WHERE) == [expected]
+    assert parse_examples(row, WHERE) == [expected]
+    assert parse_examples(expected.to_row(), WHERE) == [expected]
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_row(name: str) -> None:
     row, kind, field = BAD_ROWS[name]
     with pytest.raises(RowError) as raised:
-        examples_of(row, WHERE)
+        parse_examples(row, WHERE)
     assert (raised.value.kind, raised.value.field, raised.value.where) == (kind, field, WHERE)
 
 
 def test_labels_and_scores_where_a_loss_asks_for_them() -> None:
-    assert labelled_of({"prompt": "q", "completion": "a", "label": False}, WHERE)
-    assert labelled_of({"prompt": "q", "chosen": "a", "rejected": "b"}, WHERE)
+    assert parse_labelled_examples({"prompt": "q", "completion": "a", "label": False}, WHERE)
+    assert parse_labelled_examples({"prompt": "q", "chosen": "a", "rejected": "b"}, WHERE)
     with pytest.raises(RowError, match=r"`label`: is missing"):
-        labelled_of({"messages": [USER, GOOD]}, WHERE)
+        parse_labelled_examples({"messages": [USER, GOOD]}, WHERE)
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    assert scored_of({**pair, "score_chosen": 3, "score_rejected": 1.5}, WHERE)[0].scores == (3, 1.5)
-    assert scored_of({"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]}, WHERE)[0].scores == (2, 1)
+    assert parse_scored_pairs({**pair, "score_chosen": 3, "score_rejected": 1.5}, WHERE)[0].scores == (3, 1.5)
+    assert parse_scored_pairs({"prompt": "q", "completions": ["a", "b"], "scores": [1, 2]}, WHERE)[0].scores == (2, 1)
     for bad in (pair, {**pair, "score_chosen": 1, "score_rejected": 1}):
         with pytest.raises(RowError, match="score"):
-            scored_of(bad, WHERE)
+            parse_scored_pairs(bad, WHERE)
     with pytest.raises(RowError, match="scores"):
-        scored_of({"prompt": "q", "completions": ["a", "b"], "rankings": [1, 2]}, WHERE)
+        parse_scored_pairs({"prompt": "q", "completions": ["a", "b"], "rankings": [1, 2]}, WHERE)
 
 
 def test_a_file_holds_one_kind(tmp_path: Path) -> None:
@@ -90,14 +90,14 @@ def test_a_file_holds_one_kind(tmp_path: Path) -> None:
         list(read_rows(str(file)))
     assert raised.value.where == Where(str(file), 3)
     singles = write_rows(tmp_path / "singles.jsonl", [single, {**single, "label": False}])
-    opened = PairFile.open(str(singles), read=labelled_of)
+    opened = ExampleFile.open(str(singles), parse=parse_labelled_examples)
     assert [opened[i] for i in range(2)] == [Completion("q", "good", True), Completion("q", "good", False)]
     with pytest.raises(RowError, match="is not a pair"):
-        PairFile.open(str(singles))
+        ExampleFile.open(str(singles))
 
 
-def encoded(example: Pair | Completion, **options: Any) -> Encoded:
-    encoder = Encoder(
+def encoded(example: Pair | Completion, **options: Any) -> EncodedExample:
+    encoder = ExampleEncoder(
         load_tokenizer(str(CHECKPOINT)), **{"max_length": 512, "overlong": "truncate", "raw": False} | options
     )
     found = encoder(example)
@@ -109,7 +109,7 @@ def test_a_completion_is_the_tokens_it_is_in_a_pair() -> None:
     for row in rows_of(PAIRS):
         pair = Pair(row["prompt"], row["chosen"], row["rejected"])
         whole = encoded(pair)
-        for i, answer in enumerate(pair.answers):
+        for i, answer in enumerate(pair.completions):
             alone = encoded(Completion(row["prompt"], answer, i == 0))
             assert (alone.prompt, alone.completions) == (whole.prompt, (whole.completions[i],))
 
@@ -117,25 +117,25 @@ def test_a_completion_is_the_tokens_it_is_in_a_pair() -> None:
 def test_a_mismatched_answer_is_cut_to_the_limit() -> None:
     one, other = (encoded(Completion(f"question {i}", f"the answer is {i}" * (i + 1), True)) for i in range(2))
     for limit in (len(one.prompt) + 3, 512):
-        found = mismatched(one, other, limit)
+        found = mismatched_example(one, other, limit)
         assert found.prompt == one.prompt
         assert found.completions == (other.completions[0][: limit - len(one.prompt)],)
-    assert mismatched(one, other, 1).completions == (other.completions[0][:1],)
+    assert mismatched_example(one, other, 1).completions == (other.completions[0][:1],)
 
 
 def test_micro_batches_of_single_completions() -> None:
     examples = [encoded(Completion(f"question {i % 2}", f"the answer is {i}", True)) for i in range(4)]
-    micros = micro_batches(examples, lambda batch: len(batch.sequences) <= 2)
-    assert [batch.sides for batch in micros] == [1, 1]
-    assert sorted(i for batch in micros for i in batch.positions) == [0, 1, 2, 3]
+    micros = split_into_micro_batches(examples, lambda batch: len(batch.sequences) <= 2)
+    assert [batch.completions_per_example for batch in micros] == [1, 1]
+    assert sorted(i for batch in micros for i in batch.batch_indices) == [0, 1, 2, 3]
     for batch in micros:
-        for i, (prompt, completion) in zip(batch.positions, batch.sequences, strict=True):
+        for i, (prompt, completion) in zip(batch.batch_indices, batch.sequences, strict=True):
             assert (prompt, (completion,)) == (examples[i].prompt, examples[i].completions)
 
 
 def test_emphasis_is_of_tokens_behind_the_shorter_answer() -> None:
-    batch = MicroBatch((0, 1), (((1,), (2, 3)), ((1,), (4,)), ((1,), (5, 6, 7)), ((1,), (8, 9, 3))), tail=0.25)
-    emphasis = batch.emphasis
+    batch = MicroBatch((0, 1), (((1,), (2, 3)), ((1,), (4,)), ((1,), (5, 6, 7)), ((1,), (8, 9, 3))), ld_alpha=0.25)
+    emphasis = batch.token_weights
     assert emphasis is not None
     assert [list(one) for one in emphasis] == [[1, 1], [1], [1, 1, 0.25], [1, 0.25, 0.25]]
 
@@ -153,4 +153,4 @@ def test_the_data_commands(tmp_path: Path) -> None:
     assert "completion" in CliRunner().invoke(app, ["show", "2", str(file), "--model", str(CHECKPOINT)]).stdout
     out = tmp_path / "out.jsonl"
     assert CliRunner().invoke(app, ["convert", str(file), str(out)]).exit_code == 0
-    assert [one for row in rows_of(out) for one in examples_of(row, WHERE)] == [one for _, one in SHAPES.values()]
+    assert [one for row in rows_of(out) for one in parse_examples(row, WHERE)] == [one for _, one in SHAPES.values()]

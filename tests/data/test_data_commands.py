@@ -155,7 +155,7 @@ def test_show_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
     console = Console(highlight=False, force_terminal=True, color_system="truecolor", no_color=False)
     monkeypatch.setattr("mlx_dpo.cli.data.results", console)
-    monkeypatch.setattr("mlx_dpo.cli.pair_view.results", console)
+    monkeypatch.setattr("mlx_dpo.cli.tables.pair_view.results", console)
     shown = data("show", 1, PAIRS, "--model", CHECKPOINT).stdout
     assert "\x1b[32mThe capital of France is Paris.\x1b[0m\x1b[1;7;35m<|im_end|>" in shown
     assert "«" not in shown

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_dpo.config import TrainConfig, read_yaml
-from mlx_dpo.data.lines import parse_line
-from mlx_dpo.data.records import Completion, Pair, examples_of, shape_of
-from mlx_dpo.data.sources import PairFile
+from mlx_dpo.data.example_sources import ExampleFile
+from mlx_dpo.data.row_files import parse_json_line
+from mlx_dpo.data.row_formats import Completion, Pair, parse_examples, row_format_label
 from mlx_dpo.errors import RowError, UserError, Where
 from tests.data.test_completions import SHAPES as SINGLES
 from tests.data.test_records import SHAPES
@@ -55,9 +55,9 @@ def fuzzed(*strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]
 
 def taken_or_refused(line: bytes) -> None:
     try:
-        row = parse_line(line, WHERE)
-        examples = examples_of(row, WHERE)
-        assert isinstance(shape_of(row), str)
+        row = parse_json_line(line, WHERE)
+        examples = parse_examples(row, WHERE)
+        assert isinstance(row_format_label(row), str)
     except RowError as error:
         assert error.where == WHERE and error.message
         str(error).encode()  # what is printed can be printed
@@ -103,7 +103,7 @@ def test_files_of_anything(tmp_path_factory: pytest.TempPathFactory, lines: list
     file.write_bytes(b"\n".join(lines))
     problems: list[RowError] = []
     try:
-        opened = PairFile.open(str(file), problems.append, read=examples_of)
+        opened = ExampleFile.open(str(file), problems.append, parse=parse_examples)
     except UserError as error:
         assert str(file) in str(error)
     else:

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
-import mlx_dpo.hub
-from mlx_dpo.data.hub import hub_name
-from mlx_dpo.data.records import Pair
-from mlx_dpo.data.sources import PairFile, find_data
+import mlx_dpo.utils.hub_client
+from mlx_dpo.data.example_sources import ExampleFile, find_data_files
+from mlx_dpo.data.hub_datasets import parse_hub_name
+from mlx_dpo.data.row_formats import Pair
 from mlx_dpo.errors import UserError, Where
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.cli.conftest import mlx_dpo as mlx_dpo_cli  # noqa: F401
 from tests.conftest import CHECKPOINT
 from tests.hub.server import Hub
@@ -55,7 +55,7 @@ def put(hub: Hub, files: dict[str, bytes], *, branch: str = "main", **how: Any) 
 
 
 def pairs(name: str) -> list[Pair]:
-    file = PairFile.open(name)
+    file = ExampleFile.open(name)
     return [file[i] for i in range(len(file))]
 
 
@@ -74,10 +74,10 @@ KINDS: dict[str, dict[str, bytes]] = {
 def test_kinds(kind: str, hub: Hub) -> None:
     put(hub, {"README.md": b"# Preferences\n", "test.jsonl": lines(9), **KINDS[kind]})
     assert pairs(NAME) == [pair(0), pair(1), pair(2)]
-    assert find_data(NAME, None) == (NAME, None)
-    file = PairFile.open(NAME)
-    assert file.where(2) == Where(NAME, 3) and file.name == NAME
-    assert hub.asked("GET", "resolve/.*(test|extra)") == 0  # what is not meant is not fetched
+    assert find_data_files(NAME, None) == (NAME, None)
+    file = ExampleFile.open(NAME)
+    assert file.location(2) == Where(NAME, 3) and file.name == NAME
+    assert hub.count_requests("GET", "resolve/.*(test|extra)") == 0  # what is not meant is not fetched
 
 
 def test_split_config_revision_and_validation(hub: Hub) -> None:
@@ -93,11 +93,11 @@ configs:
     assert pairs(NAME) == [pair(0)] and pairs(f"{NAME}:dev") == [pair(1)] and pairs(f"{NAME}:two") == [pair(2)]
     assert pairs(f"{NAME}:two/train") == [pair(2)]
     assert pairs(f"{NAME}@next") == pairs(f"{NAME}@{commit}:one/train") == [pair(7)]
-    assert find_data(NAME, None) == (NAME, f"{NAME}:one/dev")
-    assert find_data(f"{NAME}@next:one", None) == (f"{NAME}@next:one", f"{NAME}@next:one/dev")
-    assert find_data(f"{NAME}:train", None)[1] is None  # named as a file is: nothing beside it
-    assert find_data(f"{NAME}:two", None)[1] is None
-    assert find_data(NAME, f"{NAME}:two/train") == (NAME, f"{NAME}:two/train")
+    assert find_data_files(NAME, None) == (NAME, f"{NAME}:one/dev")
+    assert find_data_files(f"{NAME}@next:one", None) == (f"{NAME}@next:one", f"{NAME}@next:one/dev")
+    assert find_data_files(f"{NAME}:train", None)[1] is None  # named as a file is: nothing beside it
+    assert find_data_files(f"{NAME}:two", None)[1] is None
+    assert find_data_files(NAME, f"{NAME}:two/train") == (NAME, f"{NAME}:two/train")
 
 
 def test_a_revision_with_slashes(hub: Hub) -> None:
@@ -109,8 +109,8 @@ def test_a_revision_with_slashes(hub: Hub) -> None:
 def test_again_and_offline_nothing_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     put(hub, {"README.md": b"# Hi\n", **KINDS["shards"], "data/test-00000-of-00001.parquet": table(5)})
     assert len(pairs(NAME)) == 3
-    before = hub.asked("GET", "/resolve/")
-    assert len(pairs(NAME)) == 3 and hub.asked("GET", "/resolve/") == before
+    before = hub.count_requests("GET", "/resolve/")
+    assert len(pairs(NAME)) == 3 and hub.count_requests("GET", "/resolve/") == before
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.requests)
     assert len(pairs(NAME)) == 3 and len(hub.requests) == asked
@@ -137,9 +137,9 @@ def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     method, path, how = PASSING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(500))})
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
-    hub.fail(method, path, **how)
+    hub.inject_fault(method, path, **how)
     assert pairs(NAME) == [pair(i) for i in range(500)]
     assert not any(fault.times for fault in hub.faults.faults)
 
@@ -164,9 +164,9 @@ def test_what_stays_is_one_sentence(name: str, hub: Hub, monkeypatch: pytest.Mon
     data, faults, words = LASTING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(50))})
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
     for method, path, how in faults:
-        hub.fail(method, path, **{"times": 1000, **how})
+        hub.inject_fault(method, path, **{"times": 1000, **how})
     with pytest.raises(UserError) as raised:
         pairs(data)
     message = str(raised.value)
@@ -199,7 +199,7 @@ def test_names_that_leave_their_folder(file: str, hub: Hub) -> None:
     put(hub, {"README.md": b"# Hi\n", file: lines(0)})
     with pytest.raises(UserError, match="leaves its folder"):
         pairs(NAME)
-    assert hub.asked("GET", "resolve/.*train") == 0
+    assert hub.count_requests("GET", "resolve/.*train") == 0
 
 
 def test_a_card_that_is_none(hub: Hub) -> None:
@@ -246,19 +246,19 @@ def test_memory_does_not_grow_with_the_set(hub: Hub) -> None:
     parquet = sink.getvalue().to_pybytes()
     files = {f"train/{i}.jsonl.gz": gzip.compress(text, 1) for i in range(2)} | {"train/2.parquet": parquet}
     put(hub, files)
-    PairFile.open(NAME).close()  # fetched, which is the client's own business
+    ExampleFile.open(NAME).close()  # fetched, which is the client's own business
     del text, long, sink, parquet, files
     pool = pa.default_memory_pool()
     held = pool.bytes_allocated()
     tracemalloc.start()
-    file = PairFile.open(NAME)
+    file = ExampleFile.open(NAME)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(file) == 3 * count and peak < 9_000_000, f"{peak:,} bytes for {3 * count * size:,}"
     assert pool.bytes_allocated() - held < 3_000_000
 
 
-def test_the_data_commands_take_it(hub: Hub, mlx_dpo_cli: Callable[..., Ran], tmp_path: Path) -> None:  # noqa: F811
+def test_the_data_commands_take_it(hub: Hub, mlx_dpo_cli: Callable[..., CommandResult], tmp_path: Path) -> None:  # noqa: F811
     put(hub, {"README.md": b"# Hi\n", **KINDS["shards"]})
     ran = mlx_dpo_cli("data", "check", NAME, "--json")
     assert ran.code == 0 and json.loads(ran.out)["pairs"] == 3, ran.err
@@ -273,5 +273,5 @@ def test_local_names_are_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "me").mkdir()
     for name in ("me/prefs", "x/pairs.jsonl", "-", "pairs", "/a/b", "./a/b", "a/b/c", "x" * 5000, "a\0/b", "~/x"):
-        assert hub_name(name) is None, name
-    assert hub_name("you/prefs") and hub_name("you/prefs@v1:a/b")
+        assert parse_hub_name(name) is None, name
+    assert parse_hub_name("you/prefs") and parse_hub_name("you/prefs@v1:a/b")

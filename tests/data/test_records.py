@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.records import Pair, examples_of, pairs_of, shape_of
+from mlx_dpo.data.row_formats import Pair, parse_examples, parse_pairs, row_format_label
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("rows.jsonl", 7)
@@ -173,15 +173,15 @@ SHAPES: dict[str, tuple[dict[str, Any], list[Pair]]] = {
 def test_shape(name: str) -> None:
     row, pairs = SHAPES[name]
     before = json.dumps(row)
-    assert pairs_of(row, WHERE) == pairs
+    assert parse_pairs(row, WHERE) == pairs
     assert json.dumps(row) == before, "the row was changed"
-    assert "unknown" not in shape_of(row)
+    assert "unknown" not in row_format_label(row)
 
 
 @pytest.mark.parametrize("name", [name for name, (_, pairs) in SHAPES.items() if pairs])
 def test_canonical_row_gives_the_same_pair(name: str) -> None:
     for pair in SHAPES[name][1]:
-        assert pairs_of(json.loads(json.dumps(pair.to_row())), WHERE) == [pair]
+        assert parse_pairs(json.loads(json.dumps(pair.to_row())), WHERE) == [pair]
 
 
 def deep(levels: int) -> Any:
@@ -299,9 +299,9 @@ BAD_ROWS: dict[str, tuple[Any, str, str | None]] = {
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_row(name: str) -> None:
     row, kind, field = BAD_ROWS[name]
-    assert isinstance(shape_of(row), str)
+    assert isinstance(row_format_label(row), str)
     with pytest.raises(RowError) as raised:
-        pairs_of(row, WHERE)
+        parse_pairs(row, WHERE)
     error = raised.value
     assert (error.kind, error.field) == (kind, field)
     assert str(error).startswith("rows.jsonl:7: ")
@@ -310,9 +310,9 @@ def test_bad_row(name: str) -> None:
 
 def test_a_typo_names_the_key() -> None:
     with pytest.raises(RowError, match="Did you mean `chosen` by `choosen`"):
-        pairs_of({"prompt": "q", "choosen": "a", "rejected": "b"}, WHERE)
+        parse_pairs({"prompt": "q", "choosen": "a", "rejected": "b"}, WHERE)
     with pytest.raises(RowError, match=r"Keys here: foo, b\\x1b"):
-        pairs_of({"foo": 1, "b\x1b": 2}, WHERE)
+        parse_pairs({"foo": 1, "b\x1b": 2}, WHERE)
 
 
 KEYS = [
@@ -354,9 +354,9 @@ def test_any_row_is_taken_or_refused() -> None:
         row = {rng.choice(KEYS): anything(rng, 3) for _ in range(rng.randrange(4))}
         if rng.random() < 0.8:
             row = {**rng.choice(good), **row}
-        assert isinstance(shape_of(row), str)
+        assert isinstance(row_format_label(row), str)
         try:
-            examples = examples_of(row, WHERE)
+            examples = parse_examples(row, WHERE)
         except RowError as error:
             str(error).encode()
             assert error.where == WHERE
@@ -364,6 +364,6 @@ def test_any_row_is_taken_or_refused() -> None:
             taken += len(examples)
             for example in examples:
                 json.dumps(example.to_row(), allow_nan=False, ensure_ascii=False).encode()
-                kinds = {type(side) for side in (example.prompt, *example.answers)}
+                kinds = {type(side) for side in (example.prompt, *example.completions)}
                 assert len(kinds) == 1
     assert taken > 1000

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.records import Pair
-from mlx_dpo.data.sources import PairFile, find_data
+from mlx_dpo.data.example_sources import ExampleFile, find_data_files
+from mlx_dpo.data.row_formats import Pair
 from mlx_dpo.errors import RowError, UserError, Where
 
 DEMO = Path("/work/shared/data/dpo_en_demo.json")
@@ -45,13 +45,13 @@ def put(file: Path, data: bytes) -> str:
     return str(file)
 
 
-def pairs(file: PairFile) -> list[Pair]:
+def pairs(file: ExampleFile) -> list[Pair]:
     return [file[i] for i in range(len(file))]
 
 
 def complaint(path: str) -> RowError | UserError:
     with pytest.raises(UserError) as raised:
-        PairFile.open(path)
+        ExampleFile.open(path)
     return raised.value
 
 
@@ -78,7 +78,7 @@ GOOD: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("name", GOOD)
 def test_file(name: str, tmp_path: Path) -> None:
     path = put(tmp_path / GOOD[name][0], GOOD[name][1])
-    file = PairFile.open(path)
+    file = ExampleFile.open(path)
     assert pairs(file) == PAIRS
     assert file[3] == PAIRS[3]
     assert file.name == path
@@ -89,7 +89,7 @@ def test_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [lines(ROWS), array(ROWS), gzip.compress(lines(ROWS))])
 def test_stdin(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-    file = PairFile.open("-")
+    file = ExampleFile.open("-")
     assert pairs(file) == PAIRS
     assert file.name == "stdin"
 
@@ -99,16 +99,16 @@ def test_pipe(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     writer = threading.Thread(target=lambda: fifo.write_bytes(lines(ROWS)))
     writer.start()
-    assert pairs(PairFile.open(str(fifo))) == PAIRS
+    assert pairs(ExampleFile.open(str(fifo))) == PAIRS
     writer.join()
 
 
 def test_rows_of_many_pairs(tmp_path: Path) -> None:
     ranked = {"prompt": "q", "completions": ["a", "b", "c"], "scores": [1, 2, 3]}
     tied = {"prompt": "q", "completions": ["a", "b"], "scores": [1, 1]}
-    file = PairFile.open(put(tmp_path / "a.jsonl", lines([tied, ranked, ROWS[0]])))
+    file = ExampleFile.open(put(tmp_path / "a.jsonl", lines([tied, ranked, ROWS[0]])))
     assert pairs(file) == [Pair("q", "b", "a"), Pair("q", "c", "a"), Pair("q", "c", "b"), PAIRS[0]]
-    assert [file.where(i).line for i in range(4)] == [2, 2, 2, 3]
+    assert [file.location(i).line for i in range(4)] == [2, 2, 2, 3]
 
 
 KINDS: dict[str, Callable[[bytes, bytes], tuple[str, bytes]]] = {
@@ -130,7 +130,7 @@ def test_a_bad_row_is_named_by_its_line(kind: str, tmp_path: Path, monkeypatch: 
     assert (error.where, error.field) == (Where(path, line), "chosen")
 
     problems: list[RowError] = []
-    file = PairFile.open(path, problems.append)
+    file = ExampleFile.open(path, problems.append)
     assert pairs(file) == PAIRS[:3]
     assert [p.where for p in problems] == [Where(path, line)]
 
@@ -187,17 +187,17 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
     file, data, line, said = BROKEN[name]
     path = put(tmp_path / file, data)
     with pytest.raises(UserError, match=said) as raised:
-        PairFile.open(path)
+        ExampleFile.open(path)
     assert raised.value.where == Where(path, line)
     with suppress(UserError):  # in a survey nothing else may come of it
-        PairFile.open(path, lambda error: None)
+        ExampleFile.open(path, lambda error: None)
 
 
 @pytest.mark.parametrize("path", ["nowhere.jsonl", "", "a\0b", "~nobody/x.jsonl", "x" * 5000])
 def test_no_such_file(path: str) -> None:
     complaint(path)
     with pytest.raises(UserError):
-        find_data(path, None)
+        find_data_files(path, None)
 
 
 def test_folder_is_no_file(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_no_permission(tmp_path: Path) -> None:
 
 def test_a_file_that_changes(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", lines(ROWS))
-    file = PairFile.open(path)
+    file = ExampleFile.open(path)
     with Path(path).open("ab") as more:
         more.write(b"{}\n")
     with pytest.raises(UserError, match="changed") as raised:
@@ -221,7 +221,7 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
     assert raised.value.where == Where(path)
 
     status = Path(path).stat()
-    file = PairFile.open(path, lambda error: None)
+    file = ExampleFile.open(path, lambda error: None)
     Path(path).write_bytes(b"x" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time
     with pytest.raises(UserError, match="changed"):
@@ -230,14 +230,14 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
 
 def test_a_file_that_is_replaced_is_still_the_old_one(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", lines(ROWS))
-    file = PairFile.open(path)
+    file = ExampleFile.open(path)
     Path(put(tmp_path / "b.jsonl", b"new")).replace(path)
     assert pairs(file) == PAIRS
 
 
 def test_threads_read_at_once(tmp_path: Path) -> None:
     rows = [row(i) | {"chosen": "good " * (1 + i % 50 * 100)} for i in range(300)]
-    file = PairFile.open(put(tmp_path / "a.jsonl", lines(rows)))
+    file = ExampleFile.open(put(tmp_path / "a.jsonl", lines(rows)))
     wrong: list[int] = []
 
     def read(seed: int) -> None:
@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_file(kind: str, tmp_path: Path) -> None:
     shares: list[float] = []
     tracemalloc.start()
     try:
-        opened = PairFile.open(str(path), progress=shares.append)
+        opened = ExampleFile.open(str(path), on_progress=shares.append)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -279,29 +279,29 @@ def test_memory_does_not_grow_with_the_file(kind: str, tmp_path: Path) -> None:
 def test_rows_longer_than_the_buffer(tmp_path: Path) -> None:
     rows = [row(0), row(1) | {"chosen": "é\n" * 1_500_000}, row(2)]
     for name, data in (("a.jsonl", lines(rows)), ("a.json", array(rows)), ("b.json", json.dumps(rows).encode())):
-        assert pairs(PairFile.open(put(tmp_path / name, data))) == [Pair(**r) for r in rows]
+        assert pairs(ExampleFile.open(put(tmp_path / name, data))) == [Pair(**r) for r in rows]
 
 
 def test_array_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(i) | {"n": [1.5e10, -7, True, None, '\\"', {"a": []}]} for i in range(20)]
     path = put(tmp_path / "a.json", array(rows))
     for size in (2, 3, 7, 64):
-        monkeypatch.setattr("mlx_dpo.data.lines._BUFFER", size)
-        assert pairs(PairFile.open(path)) == [Pair(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
+        monkeypatch.setattr("mlx_dpo.data.row_files._BUFFER", size)
+        assert pairs(ExampleFile.open(path)) == [Pair(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
 
 
 def test_find_data(tmp_path: Path) -> None:
     train = put(tmp_path / "train.jsonl.gz", b"")
-    assert find_data(str(tmp_path), None) == (train, None)
+    assert find_data_files(str(tmp_path), None) == (train, None)
     validation = put(tmp_path / "validation.jsonl", b"")
-    assert find_data(str(tmp_path), None) == (train, validation)
+    assert find_data_files(str(tmp_path), None) == (train, validation)
     valid = put(tmp_path / "valid.jsonl", b"")
     train = put(tmp_path / "train.jsonl", b"")
-    assert find_data(str(tmp_path), None) == (train, valid)
-    assert find_data(train, None) == (train, None)
-    assert find_data(train, str(tmp_path)) == (train, valid)
-    assert find_data(str(tmp_path), validation) == (train, validation)
-    assert find_data("-", valid) == ("-", valid)
+    assert find_data_files(str(tmp_path), None) == (train, valid)
+    assert find_data_files(train, None) == (train, None)
+    assert find_data_files(train, str(tmp_path)) == (train, valid)
+    assert find_data_files(str(tmp_path), validation) == (train, validation)
+    assert find_data_files("-", valid) == ("-", valid)
     for data, held_out, said in (
         (str(tmp_path / "no.jsonl"), None, "no such file"),
         (train, str(tmp_path / "no.jsonl"), "no such file"),
@@ -309,14 +309,14 @@ def test_find_data(tmp_path: Path) -> None:
         ("trl-lib/ultrafeedback_binarized", None, "no such file or folder here(?s:.*)HF_HUB_OFFLINE"),
     ):
         with pytest.raises(UserError, match=said):
-            find_data(data, held_out)
+            find_data_files(data, held_out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no train\.jsonl"):
-        find_data(str(tmp_path / "empty"), None)
+        find_data_files(str(tmp_path / "empty"), None)
 
 
 @pytest.mark.skipif(not DEMO.is_file(), reason="the file is only where the project is built")
 def test_demo_file() -> None:
-    file = PairFile.open(str(DEMO))
+    file = ExampleFile.open(str(DEMO))
     assert len(file) == 300
     assert file[0].prompt[0]["role"] == "user"  # type: ignore[index]

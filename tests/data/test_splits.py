@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlx_dpo.data.splits import choose, splits_of, validation_of
+from mlx_dpo.data.hub_splits import choose_split, find_splits, find_validation_split
 from mlx_dpo.errors import UserError, Where
 
 WHERE = Where("u/n@main:x")
@@ -81,8 +81,8 @@ CASES: dict[str, tuple[list[str], str, str | None, list[str]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_split(name: str) -> None:
     files, card, part, expected = CASES[name]
-    splits, default = splits_of([README, *files], yaml.safe_load(card) or {})
-    assert list(choose(splits, default, part, files, WHERE).files) == expected
+    splits, default = find_splits([README, *files], yaml.safe_load(card) or {})
+    assert list(choose_split(splits, default, part, files, WHERE).files) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_split(name: str) -> None:
     ],
 )
 def test_no_such_split(files: list[str], part: str | None, said: str) -> None:
-    splits, default = splits_of([README, *files], {})
+    splits, default = find_splits([README, *files], {})
     with pytest.raises(UserError, match=said):
-        choose(splits, default, part, files, WHERE)
+        choose_split(splits, default, part, files, WHERE)
 
 
 def test_validation() -> None:
     def found(files: list[str], config: str = "default") -> Any:
-        return validation_of(splits_of(files, {})[0], config)
+        return find_validation_split(find_splits(files, {})[0], config)
 
     assert found(CONVERTED) == "validation" and found(SHP, "askbaking") == "validation"
     assert found(SHARDS) is None and found(HH, "helpful-base") is None  # a test split is for testing

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_dpo.demo import MODEL, PAIRS, pairs
-from mlx_dpo.demo.grammar import MANNERS, PHRASES, answer, is_fluent, manner_of, questions
+from mlx_dpo.demo import MODEL, PAIRS, load_pairs
+from mlx_dpo.demo.grammar import MANNERS, PHRASES, detect_manner, is_fluent, questions, write_answer
 from mlx_dpo.demo.make_model import make_pairs, make_tokenizer, split_questions
 from mlx_dpo.demo.topics import topics
 
@@ -20,8 +20,8 @@ def test_what_the_grammar_writes_it_reads() -> None:
     rng = random.Random(0)
     for question, topic in rng.sample(list(questions().items()), 300):
         for manner in MANNERS:
-            text = answer(topic, manner, rng)
-            assert manner_of(text) == manner, text
+            text = write_answer(topic, manner, rng)
+            assert detect_manner(text) == manner, text
             assert is_fluent(question, text), (question, text)
 
 
@@ -41,7 +41,7 @@ def test_what_the_grammar_writes_it_reads() -> None:
     ],
 )
 def test_manner_and_fluency(text: str, manner: str | None, fluent: bool) -> None:
-    assert (manner_of(text), is_fluent(OWLS, text)) == (manner, fluent)
+    assert (detect_manner(text), is_fluent(OWLS, text)) == (manner, fluent)
 
 
 def test_a_question_that_is_not_of_the_language_has_no_fluent_answer() -> None:
@@ -74,8 +74,8 @@ def test_the_committed_pairs_are_what_the_script_writes(tmp_path: Path) -> None:
 
 
 def test_pairs_prefer_the_polite_manner() -> None:
-    for row in pairs("train") + pairs("valid"):
-        assert (manner_of(row["chosen"]), manner_of(row["rejected"])) == MANNERS
+    for row in load_pairs("train") + load_pairs("valid"):
+        assert (detect_manner(row["chosen"]), detect_manner(row["rejected"])) == MANNERS
         assert is_fluent(row["prompt"], row["chosen"])
         assert is_fluent(row["prompt"], row["rejected"])
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.export.card import write_card
-from mlx_dpo.export.fuse import fuse
-from mlx_dpo.export.record import Recorder, carry_record
+from mlx_dpo.export.card.model_card import write_card
+from mlx_dpo.export.card.training_record import TrainingRecorder, copy_training_record
+from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
+from mlx_dpo.reporting.html_report import write_report
 from mlx_dpo.reporting.metrics_log import MetricsLog
-from mlx_dpo.reporting.page import write_report
 from mlx_dpo.training.listener import Listeners
 from mlx_dpo.training.run import train
 from tests.cli.conftest import mlx_dpo
@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "polite"
     knobs = {"data": str(PAIRS), "valid_data": str(PAIRS), "iters": 6, "learning_rate": 1e-3, "steps_per_eval": 2}
     config = TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), steps_per_report=2, save_every=3, **knobs)
-    recorder = Recorder(["mlx-dpo", "train", "--model", str(CHECKPOINT), "--data", str(PAIRS), "--iters", "6"])
+    recorder = TrainingRecorder(["mlx-dpo", "train", "--model", str(CHECKPOINT), "--data", str(PAIRS), "--iters", "6"])
     recorder.write(train(config, listener=Listeners(MetricsLog(), recorder)))
     write_card(run)
     write_report(run)
@@ -43,7 +43,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def fused(run: Path, tmp_path: Path) -> Path:
     """The model fused of it."""
-    folder = fuse(str(CHECKPOINT), run, tmp_path / "polite-fused").path
-    carry_record(run, folder)
+    folder = fuse_adapter(str(CHECKPOINT), run, tmp_path / "polite-fused").path
+    copy_training_record(run, folder)
     write_card(folder)
     return folder

@@ -2,8 +2,9 @@
 
 Run once and committed with what it wrote. To make it again, in the environment of tests/trl/make_reference.py:
 
-    python -c 'from mlx_dpo.export.peft import export_peft as e; e("tests/trl/checkpoint", "tests/trl/adapter",
-               "tests/export/peft/exported", base_model="tests/trl/checkpoint")'     # with mlx-dpo; then, with PEFT:
+    python -c 'from mlx_dpo.export.peft.peft_export import export_peft as e; e(
+               "tests/trl/checkpoint", "tests/trl/adapter", "tests/export/peft/exported",
+               base_model="tests/trl/checkpoint")'     # with mlx-dpo; then, with PEFT:
     /tmp/trlvenv/bin/python tests/export/make_peft_reference.py
 
 It writes, into peft/ beside itself, all from one seed and for tests/trl/checkpoint:

@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import LlamaTokenizer
 
-from mlx_dpo.demo import pairs
+from mlx_dpo.demo import load_pairs
 
 HERE = Path(__file__).parent / "spm"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}</turn>\n{% endfor %}"
@@ -18,7 +18,7 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['c
 
 def main() -> None:
     HERE.mkdir(exist_ok=True)
-    texts = [text for row in pairs("train") for text in (row["prompt"], row["chosen"])]
+    texts = [text for row in load_pairs("train") for text in (row["prompt"], row["chosen"])]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_prefix=str(HERE / "tokenizer"),

@@ -7,8 +7,17 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.tuner.lora import LoRALinear
 
-from mlx_dpo.export.bits import Plan, Rung, _hull, blocks_of, climb, plan_at, precisions, smallest
-from mlx_dpo.export.folding import FLOAT, Precision, bytes_of
+from mlx_dpo.adapters.merging import FLOAT_PRECISION, Precision, weight_bytes
+from mlx_dpo.export.fuse.bit_search import (
+    BitOption,
+    PrecisionPlan,
+    _convex_hull,
+    greedy_upgrade,
+    group_layers_by_block,
+    precision_options,
+    smallest_sufficient_plan,
+    uniform_plan,
+)
 
 
 def layers(bits: int | None = 4) -> dict[str, nn.Module]:
@@ -23,9 +32,9 @@ def layers(bits: int | None = 4) -> dict[str, nn.Module]:
 
 
 def test_a_ladder_begins_at_the_base() -> None:
-    assert [p.bits for p in precisions(layers(4)["layers.0.q"])] == [4, 5, 6, 8, None]
-    assert [p.bits for p in precisions(layers(6)["layers.0.q"])] == [6, 8, None]
-    assert precisions(layers(None)["layers.0.q"]) == [FLOAT]
+    assert [p.bits for p in precision_options(layers(4)["layers.0.q"])] == [4, 5, 6, 8, None]
+    assert [p.bits for p in precision_options(layers(6)["layers.0.q"])] == [6, 8, None]
+    assert precision_options(layers(None)["layers.0.q"]) == [FLOAT_PRECISION]
 
 
 def test_the_sensitive_block_climbs_first() -> None:
@@ -36,36 +45,36 @@ def test_the_sensitive_block_climbs_first() -> None:
         return 100.0 if "layers.1.q" in block else 1.0
 
     made = layers()
-    plans = climb(made, sensitivity)
-    assert asked == blocks_of(made) == [["layers.0.q", "layers.0.v"], ["layers.1.q"]]
-    assert plans[0] == plan_at(made, 0) == dict.fromkeys(made, Precision(4, 32))
-    assert plans[-1] == dict.fromkeys(made, FLOAT)
+    plans = greedy_upgrade(made, sensitivity)
+    assert asked == group_layers_by_block(made) == [["layers.0.q", "layers.0.v"], ["layers.1.q"]]
+    assert plans[0] == uniform_plan(made, 0) == dict.fromkeys(made, Precision(4, 32))
+    assert plans[-1] == dict.fromkeys(made, FLOAT_PRECISION)
     assert plans[1]["layers.1.q"] != plans[0]["layers.1.q"] and plans[1]["layers.0.q"] == plans[0]["layers.0.q"]
-    sizes = [sum(bytes_of(made[name], precision) for name, precision in plan.items()) for plan in plans]
+    sizes = [sum(weight_bytes(made[name], precision) for name, precision in plan.items()) for plan in plans]
     assert sizes == sorted(set(sizes))
     assert all(plan["layers.0.q"] == plan["layers.0.v"] for plan in plans)  # a block climbs as one
 
 
 def test_nothing_is_measured_where_there_is_no_choice() -> None:
     made = layers(None)
-    assert climb(made, lambda block: pytest.fail("asked")) == [dict.fromkeys(made, FLOAT)]
+    assert greedy_upgrade(made, lambda block: pytest.fail("asked")) == [dict.fromkeys(made, FLOAT_PRECISION)]
 
 
 def test_a_rung_that_is_worse_than_a_smaller_one_is_left_out() -> None:
-    rungs = [Rung({}, error, size) for error, size in [(1.0, 4), (1.4, 5), (0.4, 6), (0.3, 7), (0.0, 8)]]
-    assert [rung.bytes for rung in _hull(rungs)] == [4, 6, 8]
-    rungs[-1] = Rung({}, 0.25, 8)
-    assert [rung.bytes for rung in _hull(rungs)] == [4, 6, 7, 8]
+    rungs = [BitOption({}, error, size) for error, size in [(1.0, 4), (1.4, 5), (0.4, 6), (0.3, 7), (0.0, 8)]]
+    assert [rung.size_bytes for rung in _convex_hull(rungs)] == [4, 6, 8]
+    rungs[-1] = BitOption({}, 0.25, 8)
+    assert [rung.size_bytes for rung in _convex_hull(rungs)] == [4, 6, 7, 8]
 
 
 @pytest.mark.parametrize("first_good", [0, 1, 5, 19, 20])
 def test_the_smallest_that_keeps_it_is_found_in_few_trials(first_good: int) -> None:
-    plans: list[Plan] = [{"": Precision(i)} for i in range(20)]
+    plans: list[PrecisionPlan] = [{"": Precision(i)} for i in range(20)]
     tried = []
 
-    def keeps(plan: Plan) -> bool:
+    def keeps(plan: PrecisionPlan) -> bool:
         tried.append(plan)
         return (plan[""].bits or 0) >= first_good
 
-    assert smallest(plans, keeps) == plans[min(first_good, 19)]
+    assert smallest_sufficient_plan(plans, keeps) == plans[min(first_good, 19)]
     assert len(tried) <= 6

@@ -10,8 +10,8 @@ import mlx_lm
 import pytest
 
 from mlx_dpo import TrainConfig, evaluate, train
-from mlx_dpo.demo import MODEL, PAIRS, pairs
-from mlx_dpo.export.fuse import fuse
+from mlx_dpo.demo import MODEL, PAIRS, load_pairs
+from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
 
 
 def config(**knobs: Any) -> TrainConfig:
@@ -27,7 +27,7 @@ def trained(run: Path, **knobs: Any) -> Path:
 def margin(model: Path, adapter: Path | None = None) -> float:
     """On half of the held-out pairs, of what plain mlx_lm loads."""
     loaded, tokenizer = mlx_lm.load(str(model), adapter_path=None if adapter is None else str(adapter))
-    rows = pairs("valid")[::2]
+    rows = load_pairs("valid")[::2]
     return evaluate(config(reference=str(MODEL)), model=loaded, tokenizer=tokenizer, rows=rows)["rewards/margins"]
 
 
@@ -39,10 +39,10 @@ def size(model: Path) -> int:
 def test_fused_models_keep_what_was_trained(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain")
     unfused = margin(MODEL, plain)
-    auto = fuse(str(MODEL), plain, tmp_path / "auto")
+    auto = fuse_adapter(str(MODEL), plain, tmp_path / "auto")
     assert margin(auto.path) >= 0.95 * unfused
     assert size(auto.path) <= 2 * size(MODEL)
-    assert min(row.kept for row in auto.rows[2:] if row.kept is not None) < 0.9, "or there was nothing to do"
-    aware = fuse(str(MODEL), trained(tmp_path / "aware", fuse_bits=4), tmp_path / "fused").path
+    assert min(row.kept for row in auto.measurements[2:] if row.kept is not None) < 0.9, "or there was nothing to do"
+    aware = fuse_adapter(str(MODEL), trained(tmp_path / "aware", fuse_bits=4), tmp_path / "fused").path
     assert margin(aware) >= 0.9 * unfused
     assert size(aware) == size(MODEL)

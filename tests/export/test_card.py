@@ -16,11 +16,19 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from mlx_dpo.export import record
-from mlx_dpo.export.base import base_of
-from mlx_dpo.export.card import MARK, METRICS, Known, card_text, known_of, made_for, write_card
+from mlx_dpo.export.card import training_record as record
+from mlx_dpo.export.card.base_model import describe_base_model
+from mlx_dpo.export.card.model_card import (
+    GENERATED_MARKER,
+    METRIC_LABELS,
+    CardInputs,
+    collect_card_inputs,
+    render_card,
+    render_card_files,
+    write_card,
+)
 from mlx_dpo.reporting.metrics_log import read_metrics
-from tests.cli.conftest import Ran
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT
 from tests.hub.server import WRITE, Hub
 
@@ -41,7 +49,7 @@ def test_the_hub_takes_it(hub: Hub, run: Path, fused: Path) -> None:
     for folder in (run, fused):
         card = parsed((folder / "README.md").read_text())
         card.validate()
-        assert hub.asked("POST", "/api/validate-yaml")
+        assert hub.count_requests("POST", "/api/validate-yaml")
         assert card.data.library_name == "mlx" and card.data.pipeline_tag == "text-generation"
         assert {"mlx", "dpo", "mlx-dpo"} <= set(card.data.tags)
 
@@ -63,7 +71,7 @@ def test_the_rules_can_say_no(hub: Hub, run: Path) -> None:
 def test_it_says_what_the_files_say(run: Path) -> None:
     text = (run / "README.md").read_text()
     evaluated = [line for line in read_metrics(run) if "eval_loss" in line]
-    for metric, name in METRICS.items():
+    for metric, name in METRIC_LABELS.items():
         before, after = evaluated[0][f"eval_{metric}"], evaluated[-1][f"eval_{metric}"]
         assert f"| {name} | {before:.4f} | {after:.4f} |" in text
     results = {r.metric_type: r.metric_value for r in parsed(text).data.eval_results}
@@ -77,7 +85,7 @@ def test_it_says_what_the_files_say(run: Path) -> None:
     } == knobs
     assert fenced(text, "")[0] == "mlx-dpo train --model checkpoint --data pairs.jsonl --iters 6\n"
     assert "8 held-out pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
-    for package, number in record.versions().items():
+    for package, number in record.package_versions().items():
         assert f"{package} {number}" in text
     assert "mlx_lm.generate" in text and "PeftModel" in text and "llama.cpp" in text and "LM Studio" in text
 
@@ -90,7 +98,7 @@ def test_curves_are_a_picture(run: Path) -> None:
 def test_without_matplotlib_nothing_is_said_of_curves(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
-    made = made_for(run)
+    made = render_card_files(run)
     assert set(made) == {"README.md"} and b"curves" not in made["README.md"]
 
 
@@ -98,7 +106,7 @@ def as_if(run: Path, **config: Any) -> None:
     """Let the run have been made with another config."""
     told = json.loads((run / "training.json").read_text())
     told["config"] |= config
-    told["on_hub"] = record.on_hub(told["config"])
+    told["on_hub"] = record.settings_on_hub(told["config"])
     (run / "training.json").write_text(json.dumps(told))
 
 
@@ -106,7 +114,7 @@ def test_of_a_base_and_data_on_the_hub(hub: Hub, run: Path) -> None:
     hub.store.create("models", "big/base-4bit")
     hub.store.commit("models", "big/base-4bit", "main", "card", {"README.md": BASE_CARD.encode()})
     as_if(run, model="big/base-4bit@main", data="me/prefs@main:default/train_prefs")
-    text = made_for(run, "tester/mine", ask_hub=True)["README.md"].decode()
+    text = render_card_files(run, "tester/mine", fetch_base_card=True)["README.md"].decode()
     card = parsed(text)
     card.validate()
     assert card.data.license == "llama3.2" and card.data.language == ["en", "de"]
@@ -125,40 +133,43 @@ def test_a_path_of_the_run_is_no_name_of_the_hub_elsewhere(
     monkeypatch.chdir(tmp_path)
     as_if(run, model="models/mine", data="data/prefs")
     monkeypatch.chdir("/")
-    card = parsed(made_for(run)["README.md"].decode())
+    card = parsed(render_card_files(run)["README.md"].decode())
     assert card.data.base_model is None and card.data.datasets is None and "`mine`" in card.text
 
 
 def test_a_base_that_can_not_be_asked_for_costs_the_license_only(hub: Hub, run: Path) -> None:
     as_if(run, model="nobody/nothing")
-    card = parsed(made_for(run, "tester/mine", ask_hub=True)["README.md"].decode())
+    card = parsed(render_card_files(run, "tester/mine", fetch_base_card=True)["README.md"].decode())
     assert card.data.base_model == "nobody/nothing" and card.data.license is None
 
 
 def test_the_base_of_a_folder(tmp_path: Path, hub: Hub) -> None:
     snapshot = tmp_path / "hub" / "models--big--base.4bit" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
-    assert base_of(str(snapshot)).repo_id == "big/base.4bit"
+    assert describe_base_model(str(snapshot)).repo_id == "big/base.4bit"
     folder = tmp_path / "mine"
     folder.mkdir()
-    assert (base_of(str(folder)).repo_id, base_of(str(folder)).name) == (None, "mine")
+    assert (describe_base_model(str(folder)).repo_id, describe_base_model(str(folder)).display_name) == (None, "mine")
     (folder / "README.md").write_text(BASE_CARD)
-    assert base_of(str(folder)).repo_id == "big/one" and base_of(str(folder)).copied["license"] == "llama3.2"
+    assert (
+        describe_base_model(str(folder)).repo_id == "big/one"
+        and describe_base_model(str(folder)).inherited_metadata["license"] == "llama3.2"
+    )
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
-    assert base_of(str(folder)).copied == {}
-    assert base_of("").name == "a model in memory" and not hub.requests
+    assert describe_base_model(str(folder)).inherited_metadata == {}
+    assert describe_base_model("").display_name == "a model in memory" and not hub.requests
 
 
 def test_of_a_fused_model(fused: Path) -> None:
     text = (fused / "README.md").read_text()
     card = parsed(text)
-    assert MARK in text and "A model: an adapter folded into" in text
+    assert GENERATED_MARKER in text and "A model: an adapter folded into" in text
     assert "lora" not in card.data.tags and card.data.eval_results
     assert f"mlx_lm.generate --model USER/{fused.name}" in text and "AutoModelForCausalLM" in text
-    known = known_of(fused)
-    on_hub = replace(known, base=replace(known.base, repo_id="big/base"), quantized=True)
-    assert parsed(card_text(on_hub)).data.get("base_model_relation") == "finetune"
-    assert "AutoModelForCausalLM" not in card_text(on_hub) and "doesn't read" in card_text(on_hub)
+    known = collect_card_inputs(fused)
+    on_hub = replace(known, base=replace(known.base, repo_id="big/base"), is_quantized=True)
+    assert parsed(render_card(on_hub)).data.get("base_model_relation") == "finetune"
+    assert "AutoModelForCausalLM" not in render_card(on_hub) and "doesn't read" in render_card(on_hub)
     models = [
         {"model": "base", "bits": "4", "bytes": 700, "margin": 0.0, "kept": None, "accuracy": 0.5, "kl": 0.1},
         {
@@ -172,7 +183,7 @@ def test_of_a_fused_model(fused: Path) -> None:
         },
     ]
     fuse = {"path": "/home/me/fused", "note": "Rounded.", "models": models, "layers": {"x": 4}}
-    text = card_text(replace(known, record={**known.record, "fuse": fuse}))
+    text = render_card(replace(known, record={**known.record, "fuse": fuse}))
     assert (
         "| fused | 4: 3, 8: 1 | 800 | 1.500 | 97.0% | 90.0% | 0.002 |" in text
         and "| base | 4 | 700 | 0.000 |  | 50.0% |" in text
@@ -184,7 +195,7 @@ def test_of_a_run_without_held_out_pairs_and_without_a_record(run: Path, hub: Hu
     (run / "training.json").unlink()
     lines = [line for line in read_metrics(run) if "eval_loss" not in line]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = made_for(run)["README.md"].decode()
+    text = render_card_files(run)["README.md"].decode()
     parsed(text).validate()
     assert "not measured" in text and parsed(text).data.eval_results is None and "benchmark" not in text
 
@@ -199,11 +210,11 @@ def test_of_an_adapter_of_which_nothing_is_known(run: Path, hub: Hub) -> None:
 
 def test_somebody_elses_card_stays(run: Path) -> None:
     card = run / "README.md"
-    for own in ("# Mine\n", "---\nlicense: mit\n---\n# Mine\n", card.read_text().replace(MARK, "")):
+    for own in ("# Mine\n", "---\nlicense: mit\n---\n# Mine\n", card.read_text().replace(GENERATED_MARKER, "")):
         card.write_text(own)
-        assert made_for(run) == {} and write_card(run).read_text() == own
+        assert render_card_files(run) == {} and write_card(run).read_text() == own
     card.write_text("---\nlicense: mit\nlibrary_name: mlx\n---\n")  # what mlx-lm leaves: the base's metadata
-    assert MARK in write_card(run).read_text()
+    assert GENERATED_MARKER in write_card(run).read_text()
 
 
 def test_a_card_can_not_be_broken_by_what_is_in_it(hub: Hub, run: Path) -> None:
@@ -214,7 +225,7 @@ def test_a_card_can_not_be_broken_by_what_is_in_it(hub: Hub, run: Path) -> None:
         reference="```\n# Heading",
         model="weird: [name] & 'x'\n---\n# Injected",
     )
-    text = made_for(run)["README.md"].decode()
+    text = render_card_files(run)["README.md"].decode()
     card = parsed(text)
     card.validate()
     assert card.data.license is None and card.data.library_name == "mlx"
@@ -226,20 +237,20 @@ def test_no_secret_in_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads((run / "training.json").read_text())
     told["command"] += ["--data", f"https://me:{WRITE}@host/x", "--note", WRITE]
     (run / "training.json").write_text(json.dumps(told))
-    text = made_for(run)["README.md"].decode()
+    text = render_card_files(run)["README.md"].decode()
     assert WRITE not in text and "//me" not in text and "--note hf_***" in text
 
 
 def test_what_falls_is_said(run: Path) -> None:
-    known: Known = known_of(run)
+    known: CardInputs = collect_card_inputs(run)
     after = {**known.record["after"], "logps/chosen": known.record["before"]["logps/chosen"] - 7.25}
-    assert "fell by 7.2" in card_text(replace(known, record={**known.record, "after": after}))
-    assert "less likely" not in card_text(replace(known, record={**known.record, "after": known.record["before"]}))
-    assert base_of(str(CHECKPOINT)).name == "checkpoint"
+    assert "fell by 7.2" in render_card(replace(known, record={**known.record, "after": after}))
+    assert "less likely" not in render_card(replace(known, record={**known.record, "after": known.record["before"]}))
+    assert describe_base_model(str(CHECKPOINT)).display_name == "checkpoint"
 
 
 def test_the_commands_it_names_work(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlx_dpo: Callable[..., Ran]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlx_dpo: Callable[..., CommandResult]
 ) -> None:
     """Where the repository is downloaded as the card says, and the base stands where it says."""
     base = Path(shutil.copytree(CHECKPOINT, tmp_path / "PATH" / "TO" / CHECKPOINT.name))

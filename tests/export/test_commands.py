@@ -10,11 +10,11 @@ import gguf
 import mlx.core as mx
 import pytest
 
-from mlx_dpo.model.loading import read_adapter
-from tests.cli.conftest import Ran
+from mlx_dpo.adapters.adapter_folder import read_adapter
+from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 ADAPTER = ("--adapter-path", TRL / "adapter", "--model", CHECKPOINT)
 
 

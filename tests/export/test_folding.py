@@ -12,12 +12,19 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-from mlx_dpo.export import folding
-from mlx_dpo.export.folding import FLOAT, Precision, bytes_of, fold, precision_of, rounding_error
+from mlx_dpo.adapters import merging as folding
+from mlx_dpo.adapters.merging import (
+    FLOAT_PRECISION,
+    Precision,
+    layer_precision,
+    merge_layer,
+    rounding_error,
+    weight_bytes,
+)
 
 IN, OUT, EXPERTS, RANK, SCALE = 128, 96, 4, 4, 2.0
 KINDS = ["lora", "dora", "experts", "embedding"]
-PRECISIONS = [Precision(bits) for bits in (4, 5, 6, 8)] + [FLOAT]
+PRECISIONS = [Precision(bits) for bits in (4, 5, 6, 8)] + [FLOAT_PRECISION]
 
 
 def weights(layer: nn.Module) -> np.ndarray:
@@ -45,7 +52,7 @@ def adapted(kind: str, dtype: mx.Dtype = mx.float32, update: float = 0.01) -> tu
     base.set_dtype(dtype)
     layer = wrap.from_base(base.to_quantized(64, 4), r=RANK, scale=SCALE)
     layer.lora_b = mx.random.normal(layer.lora_b.shape)
-    own = weights(folding.base_of(layer))
+    own = weights(folding.base_layer(layer))
     a, b = np.array(layer.lora_a, np.float64), np.array(layer.lora_b, np.float64)
     delta = {"experts": lambda: b @ a, "embedding": lambda: a @ b}.get(kind, lambda: b.T @ a.T)()
     factor = update * np.linalg.norm(own) / np.linalg.norm(SCALE * delta)
@@ -63,7 +70,7 @@ def adapted(kind: str, dtype: mx.Dtype = mx.float32, update: float = 0.01) -> tu
 def test_the_sum_rounded_once(monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision, piece: int) -> None:
     monkeypatch.setattr(folding, "PIECE", piece)
     layer, _, whole = adapted(kind)
-    folded = fold(layer, precision)
+    folded = merge_layer(layer, precision)
     if precision.bits is None:
         np.testing.assert_allclose(weights(folded), whole, atol=1e-6)
     elif precision.bits in (4, 6):  # as mlx rounds the sum; in float32 a sum may fall on the other side of a step
@@ -78,8 +85,8 @@ def test_the_sum_rounded_once(monkeypatch: pytest.MonkeyPatch, kind: str, precis
         )
         wider = {5: 31 / 15 / 1.618, 8: 255 / 15 / 16.618}[precision.bits]
         np.testing.assert_allclose(scales, wider * by_mlx, rtol=1e-3)
-    assert precision_of(folded) == precision
-    assert sum(v.nbytes for k, v in folded.parameters().items() if k != "bias") == bytes_of(layer, precision)
+    assert layer_precision(folded) == precision
+    assert sum(v.nbytes for k, v in folded.parameters().items() if k != "bias") == weight_bytes(layer, precision)
     if "bias" in layer.get("linear", {}):
         assert mx.array_equal(folded.bias, layer.linear.bias)
     relative = np.square(weights(folded) - whole).sum() / np.square(whole).sum()
@@ -96,14 +103,14 @@ def test_codes_are_laid_out_as_mlx_does(bits: int) -> None:
     assert mx.array_equal(folding._packed(codes.flatten(-2).astype(mx.uint32), bits), packed)
 
 
-@pytest.mark.parametrize(("precision", "less"), [(Precision(8), 0.75), (FLOAT, 0.5)])
+@pytest.mark.parametrize(("precision", "less"), [(Precision(8), 0.75), (FLOAT_PRECISION, 0.5)])
 def test_under_bfloat16_it_loses_less_than_mlx_lms_fuse(precision: Precision, less: float) -> None:
     """mlx-lm adds up in bfloat16, and chooses codes for scales that are rounded afterwards."""
     layer, _, whole = adapted("lora", mx.bfloat16)
     theirs = layer.fuse(dequantize=True)
     if precision.bits is not None:
         theirs = theirs.to_quantized(precision.group_size, precision.bits)
-    ours = fold(layer, precision)
+    ours = merge_layer(layer, precision)
     assert {v.dtype for v in ours.parameters().values()} == {v.dtype for v in theirs.parameters().values()}
     assert np.linalg.norm(weights(ours) - whole) < less * np.linalg.norm(weights(theirs) - whole)
 
@@ -113,7 +120,7 @@ def test_trap_7_rounding_drowns_a_small_update() -> None:
     layer, own, whole = adapted("lora")
 
     def cosine(bits: int) -> float:
-        made, wanted = weights(fold(layer, Precision(bits))) - own, whole - own
+        made, wanted = weights(merge_layer(layer, Precision(bits))) - own, whole - own
         return float((made * wanted).sum() / np.linalg.norm(made) / np.linalg.norm(wanted))
 
     assert cosine(4) < 0.2 and cosine(8) > 0.8
@@ -129,4 +136,4 @@ def test_an_update_smaller_than_a_step_comes_through_on_average(bits: int) -> No
         return float(((weights(made) - own) * update).sum() / (update**2).sum())
 
     by_mlx = layer.fuse(dequantize=True).to_quantized(64, bits)
-    assert abs(through(fold(layer, Precision(bits))) - 1) < abs(through(by_mlx) - 1)
+    assert abs(through(merge_layer(layer, Precision(bits))) - 1) < abs(through(by_mlx) - 1)

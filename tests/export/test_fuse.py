@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, evaluate, train
-from mlx_dpo.export.adapted import AdaptedModel
-from mlx_dpo.export.fuse import fuse
-from tests.cli.conftest import Ran, mlx_dpo  # noqa: F401
+from mlx_dpo.export.fuse.adapted_model import AdaptedModel
+from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
+from tests.cli.conftest import CommandResult, mlx_dpo  # noqa: F401
 from tests.conftest import PAIRS, rows_of, write_rows
-from tests.model.test_architectures import QUANTIZATIONS, make_model
+from tests.forward.test_architectures import QUANTIZATIONS, make_model
 from tests.plain import completion_ids, metrics
 
-Cli = Callable[..., Ran]
+Cli = Callable[..., CommandResult]
 BETA = 0.3
 
 
@@ -95,8 +95,8 @@ def test_auto_keeps_the_margin_in_fewer_bytes(mlx_dpo: Cli, home: Path, tmp_path
 
 
 def test_the_folder_is_what_was_measured_to_the_bit(home: Path, tmp_path: Path) -> None:
-    done = fuse(str(home / "model"), home / "plain", tmp_path / "f")
-    measured = AdaptedModel(str(home / "model"), home / "plain").fused(done.plan)
+    done = fuse_adapter(str(home / "model"), home / "plain", tmp_path / "f")
+    measured = AdaptedModel(str(home / "model"), home / "plain").load_fused(done.plan)
     loaded, _ = mlx_lm.load(str(tmp_path / "f"))
     ids = mx.array([[5, 6, 7, 8, 9]])
     assert mx.array_equal(loaded(ids), measured(ids))

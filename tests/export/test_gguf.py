@@ -17,9 +17,10 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
+from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.gguf import write_gguf, write_gguf_lora
-from mlx_dpo.model.loading import AdapterSpec, attach, trainable
+from mlx_dpo.export.gguf.gguf_export import write_gguf, write_gguf_lora
 from mlx_dpo.training.run_folder import RunFolder
 from tests.conftest import CHECKPOINT, TRL
 from tests.export.tiny import FAMILIES, LLAMA3_ROPE, make_model
@@ -147,7 +148,7 @@ def test_rows_that_are_no_whole_blocks_stay_float16(tmp_path: Path) -> None:
 def test_a_large_matrix_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(tmp_path / "model", "llama", {"group_size": 32, "bits": 4})
     write_gguf(folder, tmp_path / "whole.gguf", "q8_0")
-    monkeypatch.setattr(sys.modules["mlx_dpo.export.gguf"], "CHUNK", 1000)
+    monkeypatch.setattr(sys.modules["mlx_dpo.export.gguf.gguf_export"], "CHUNK", 1000)
     write_gguf(folder, tmp_path / "pieces.gguf", "q8_0")
     assert (tmp_path / "pieces.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
@@ -207,8 +208,8 @@ def test_llama3s_rotary_factors(tmp_path: Path) -> None:
 def make_adapter(model: Path, folder: Path, **spec: Any) -> dict[str, np.ndarray]:
     loaded, _ = load_model(model)
     told = {"fine_tune_type": "lora", "num_layers": -1, "rank": 3, "scale": 2.5, **spec}
-    attached = attach(loaded, AdapterSpec(**told))
-    tensors = {name: mx.random.normal(v.shape) for name, v in trainable(loaded).items()}
+    attached = attach_adapter(loaded, AdapterSpec(**told))
+    tensors = {name: mx.random.normal(v.shape) for name, v in trainable_tensors(loaded).items()}
     folder.mkdir()
     RunFolder(folder).save_adapter(tensors, attached, str(model))
     return {name: np.array(v) for name, v in tensors.items()}
@@ -269,7 +270,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 
 
 def test_another_type_is_refused(tmp_path: Path) -> None:
-    from tests.model.test_architectures import make_model as other
+    from tests.forward.test_architectures import make_model as other
 
     with pytest.raises(UserError, match=r"'olmo2'.*GGUF"):
         write_gguf(other(tmp_path / "model", "olmo2", None), tmp_path / "out.gguf")

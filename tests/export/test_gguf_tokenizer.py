@@ -10,8 +10,8 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.gguf import write_gguf
-from mlx_dpo.export.gguf_tokenizer import read_vocabulary
+from mlx_dpo.export.gguf.gguf_export import write_gguf
+from mlx_dpo.export.gguf.gguf_tokenizer import read_vocabulary
 from tests.export.test_gguf import read_gguf
 from tests.export.tiny import BPE, SPM, make_model
 

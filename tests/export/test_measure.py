@@ -10,10 +10,10 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from mlx_dpo.export import measure
-from mlx_dpo.export.calibration import Calibration, find_calibration
-from mlx_dpo.export.measure import Yardstick
-from mlx_dpo.model import token_logps
+from mlx_dpo.evaluation import margin_evaluator as measure
+from mlx_dpo.evaluation.calibration import CalibrationSet, find_calibration_set
+from mlx_dpo.evaluation.margin_evaluator import MarginEvaluator
+from mlx_dpo.forward import token_logps
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
 from tests.plain import completion_ids, metrics
 
@@ -40,15 +40,15 @@ def test_margins_accuracy_and_kl(monkeypatch: pytest.MonkeyPatch, rows_bytes: in
     monkeypatch.setattr(measure, "ROWS_BYTES", rows_bytes)
     monkeypatch.setattr(token_logps, "CHUNK_BYTES", 4 * 320 * 7)  # seven rows of logits at a time
     base, adapter, other, tokenizer = models()
-    found = find_calibration(TRL / "adapter", str(PAIRS), tokenizer)
-    assert isinstance(found, Calibration)
-    yardstick = Yardstick.of(found.loss, found.held_out, 3, base)
-    assert yardstick.measure_base().margin == 0
-    beta = found.loss.knobs["beta"]
+    found = find_calibration_set(TRL / "adapter", str(PAIRS), tokenizer)
+    assert isinstance(found, CalibrationSet)
+    yardstick = MarginEvaluator.prepare(found.loss, found.example_set, 3, base)
+    assert yardstick.measure_base().mean_margin == 0
+    beta = found.loss.settings["beta"]
     of_adapter, of_other = yardstick.measure_adapter(adapter), yardstick.measure(other)
     for measured, model in ((of_adapter, adapter), (of_other, other)):
         expected = metrics(model, base, tokenizer, rows_of(PAIRS), beta)
-        assert measured.margin == pytest.approx(expected["rewards/margins"], abs=1e-4)
+        assert measured.mean_margin == pytest.approx(expected["rewards/margins"], abs=1e-4)
         assert measured.accuracy == expected["rewards/accuracies"]
     if not rows_bytes:
         assert of_other.kl is None
@@ -63,22 +63,22 @@ def test_margins_accuracy_and_kl(monkeypatch: pytest.MonkeyPatch, rows_bytes: in
 
 def test_the_first_pairs_alone() -> None:
     base, adapter, _, tokenizer = models()
-    found = find_calibration(TRL / "adapter", str(PAIRS), tokenizer)
-    assert isinstance(found, Calibration)
-    yardstick = Yardstick.of(found.loss, found.held_out, 3, base)
-    few = yardstick.first(4).measure(adapter)  # two batches of three
+    found = find_calibration_set(TRL / "adapter", str(PAIRS), tokenizer)
+    assert isinstance(found, CalibrationSet)
+    yardstick = MarginEvaluator.prepare(found.loss, found.example_set, 3, base)
+    few = yardstick.subset(4).measure(adapter)  # two batches of three
     assert len(few.margins) == 6
     np.testing.assert_allclose(few.margins, yardstick.measure_adapter(adapter).margins[:6], rtol=1e-6)
 
 
 def test_no_pairs_to_be_found_is_said(tmp_path: Path) -> None:
     tokenizer = models()[3]
-    why = find_calibration(TRL / "adapter", None, tokenizer)
+    why = find_calibration_set(TRL / "adapter", None, tokenizer)
     assert isinstance(why, str) and "config.yaml" in why
     for text, says in (
         (f"data: {PAIRS}\nvalid_pairs: 0\n", "held no pairs out"),
         ("data: '-'\n", "pipe"),
     ):
         (tmp_path / "config.yaml").write_text(text)
-        why = find_calibration(tmp_path, None, tokenizer)
+        why = find_calibration_set(tmp_path, None, tokenizer)
         assert isinstance(why, str) and says in why

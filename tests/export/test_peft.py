@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlx_dpo import TrainConfig, train
+from mlx_dpo.adapters.adapter_folder import read_adapter
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.peft import export_peft
-from mlx_dpo.export.peft_import import import_peft
-from mlx_dpo.model.loading import read_adapter
+from mlx_dpo.export.peft.peft_export import export_peft
+from mlx_dpo.export.peft.peft_import import import_peft
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
 WRITTEN = Path(__file__).parent / "peft"
@@ -164,7 +164,7 @@ def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, A
     ("qwen3_next", ["self_attn.q_proj"], "'qwen3_next'"),
 ])  # fmt: skip
 def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, says: str) -> None:
-    from tests.model.test_architectures import make_model
+    from tests.forward.test_architectures import make_model
 
     model = make_model(tmp_path / "model", kind, None)
     train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / "run"), iters=1, lora_keys=keys))

@@ -14,11 +14,13 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 
-from mlx_dpo.export.peft import SAME_NAMES, WRAPPED, export_peft
-from mlx_dpo.export.peft_import import import_peft
-from mlx_dpo.model.loading import AdapterSpec, attach, load_model, trainable
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
+from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.export.peft.peft_export import SAME_LAYER_NAMES, TRANSFORMERS_PREFIXES, export_peft
+from mlx_dpo.export.peft.peft_import import import_peft
+from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.training.run_folder import RunFolder
-from tests.model.families import COMMON, CONFIGS
+from tests.forward.families import COMMON, CONFIGS
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -78,13 +80,13 @@ def logits_of_peft(folder: Path, adapter: Path | None = None) -> np.ndarray:
 def make_run(base: Path, folder: Path, **spec: Any) -> Path:
     """A run's adapter with nothing left at its first values."""
     model = load_model(str(base)).model
-    attached = attach(
+    attached = attach_adapter(
         model, AdapterSpec(**{"fine_tune_type": "lora", "num_layers": -1, "rank": 4, "scale": 1.5} | spec)
     )
     mx.random.seed(2)
     tensors = {
         name: v * (1 + 0.2 * mx.random.normal(v.shape)) if name.endswith(".m") else 0.1 * mx.random.normal(v.shape)
-        for name, v in trainable(model).items()
+        for name, v in trainable_tensors(model).items()
     }
     folder.mkdir()
     RunFolder(folder).save_adapter(tensors, attached, str(base))
@@ -109,7 +111,7 @@ def tensors_of(file: Path) -> dict[str, bytes]:
     return {name: bytes(memoryview(np.array(v))) for name, v in mx.load(str(file)).items()}
 
 
-@pytest.mark.parametrize("kind", sorted(SAME_NAMES | WRAPPED.keys()))
+@pytest.mark.parametrize("kind", sorted(SAME_LAYER_NAMES | TRANSFORMERS_PREFIXES.keys()))
 def test_every_model_type(tmp_path: Path, kind: str) -> None:
     base = make_base(tmp_path / "base", kind)
     plain = logits_of_peft(base)

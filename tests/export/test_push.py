@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import mlx_dpo.hub
+import mlx_dpo.utils.hub_client
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.hub import Pushed, push_folder
+from mlx_dpo.export.push.hub_push import PushResult, push_folder
 from tests.conftest import TRL
 from tests.hub.server import READ, WRITE, Hub
 
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TRL / "adapter", tmp_path / "run"))
 
 
-def push(run: Path, repo: str = REPO, **how: Any) -> Pushed:
+def push(run: Path, repo: str = REPO, **how: Any) -> PushResult:
     return push_folder(run, repo, **how)
 
 
@@ -66,9 +66,9 @@ def test_public(hub: Hub, run: Path) -> None:
 
 def test_pushing_again_sends_and_commits_nothing(hub: Hub, run: Path) -> None:
     first = push(run)
-    puts = hub.asked("PUT", "/lfs/")
+    puts = hub.count_requests("PUT", "/lfs/")
     assert push(run).commit == first.commit
-    assert is_whole(hub, run) and hub.asked("PUT", "/lfs/") == puts
+    assert is_whole(hub, run) and hub.count_requests("PUT", "/lfs/") == puts
 
 
 def test_a_public_repository_that_is_there_is_told_of(hub: Hub, run: Path) -> None:
@@ -99,7 +99,7 @@ def big(run: Path, name: str, seed: int, megabytes: int = 3) -> None:
 def test_large_files_go_in_parts(hub: Hub, run: Path) -> None:
     big(run, "adapters.safetensors", 0)
     push(run)
-    assert is_whole(hub, run) and hub.asked("PUT", r"/lfs/\w+/\d+$") == 4
+    assert is_whole(hub, run) and hub.count_requests("PUT", r"/lfs/\w+/\d+$") == 4
 
 
 # What fails, and then goes well: (method, path, how it fails)
@@ -137,8 +137,8 @@ def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, mo
     method, path, how = PASSING[name]
     big(run, "adapters.safetensors", 0)
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 1.0)
-    hub.fail(method, path, **how)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
+    hub.inject_fault(method, path, **how)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
     assert is_whole(hub, run)
@@ -187,10 +187,10 @@ def test_what_stays_is_one_sentence_and_no_commit(
     token, repo, faults, words = LASTING[name]
     big(run, "adapters.safetensors", 0)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.hub, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
     for method, path, how in faults:
-        hub.fail(method, path, **{"times": 1000, **how})
+        hub.inject_fault(method, path, **{"times": 1000, **how})
     with pytest.raises(UserError) as raised:
         push(run, repo)
     message = str(raised.value)
@@ -210,15 +210,15 @@ def test_what_arrived_is_not_sent_again(hub: Hub, run: Path) -> None:
     big(run / "checkpoints", "a.safetensors", 1)
     big(run / "checkpoints", "b.safetensors", 2)
     how: dict[str, Any] = {"include": ["checkpoints/*"]}
-    hub.fail("PUT", "/lfs/", status=500, skip=6, times=1000)
+    hub.inject_fault("PUT", "/lfs/", status=500, skip=6, times=1000)
     with pytest.raises(UserError):
         push(run, **how)
     arrived = len(list((hub.store.root / "objects").glob("[0-9a-f]*"))) - 1  # .gitattributes
     assert is_untouched(hub) and arrived >= 1
     hub.faults.faults.clear()
-    before = hub.asked("POST", "/verify")
+    before = hub.count_requests("POST", "/verify")
     push(run, **how)
-    assert hub.asked("POST", "/verify") - before == 3 - arrived
+    assert hub.count_requests("POST", "/verify") - before == 3 - arrived
     assert there(hub) == sorted([*SENT, "checkpoints/a.safetensors", "checkpoints/b.safetensors"])
 
 
@@ -236,7 +236,7 @@ def test_a_storage_that_fails(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="404 Not Found") as raised:
         push(run)
     assert len(raised.value.message.splitlines()) == 1 and WRITE not in str(raised.value)
-    assert hub.asked("GET", "xet-write-token") and is_untouched(hub)
+    assert hub.count_requests("GET", "xet-write-token") and is_untouched(hub)
 
 
 def test_offline(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_no_token_in_any_complaint(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//somebody:secret@"))
-    hub.fail("POST", "/preupload/", status=status, times=1000, body=f'{{"error": "your token {WRITE} is bad"}}')
+    hub.inject_fault("POST", "/preupload/", status=status, times=1000, body=f'{{"error": "your token {WRITE} is bad"}}')
     with pytest.raises(UserError) as raised:
         push(run)
     said = capfd.readouterr().err
@@ -273,9 +273,9 @@ def test_no_password_in_the_address(hub: Hub, run: Path, monkeypatch: pytest.Mon
 
 
 def test_check_of_ready(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mlx_dpo.export.hub import check_ready, full_name
+    from mlx_dpo.export.push.hub_push import check_push_allowed, qualified_repo_id
 
-    assert full_name("mine") == REPO and full_name("a/b") == "a/b"
+    assert qualified_repo_id("mine") == REPO and qualified_repo_id("a/b") == "a/b"
     for name in ("a/b@main", "a/b:c", "/x", "a b/c", "../x", "a/.."):
         with pytest.raises(UserError, match="user/name"):
-            check_ready(name)
+            check_push_allowed(name)

@@ -9,7 +9,13 @@ import pytest
 import yaml
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.upload import File, files_of, kind_of, shareable, shown_place
+from mlx_dpo.export.push.upload_files import (
+    UploadFile,
+    detect_folder_kind,
+    select_upload_files,
+    shareable_content,
+    strip_local_path,
+)
 from tests.conftest import CHECKPOINT, PAIRS
 from tests.hub.server import WRITE
 
@@ -35,20 +41,20 @@ def clutter(folder: Path) -> None:
             file.write_text("not for others")
 
 
-def paths(files: list[File]) -> list[str]:
+def paths(files: list[UploadFile]) -> list[str]:
     return [file.path for file in files]
 
 
 def test_of_a_run(run: Path) -> None:
     clutter(run)
-    assert kind_of(run) == "adapter"
-    assert paths(files_of(run)) == sorted(OF_A_RUN + CURVES)
+    assert detect_folder_kind(run) == "adapter"
+    assert paths(select_upload_files(run)) == sorted(OF_A_RUN + CURVES)
 
 
 def test_of_a_model(fused: Path) -> None:
     before = {p.name for p in fused.iterdir()}
     clutter(fused)
-    gone = set(paths(files_of(fused)))
+    gone = set(paths(select_upload_files(fused)))
     assert gone == before - {"training.json"}
     assert gone >= {*OF_A_MODEL, "tokenizer.json", "tokenizer_config.json"}
 
@@ -57,7 +63,7 @@ def test_of_a_peft_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/home/me/base"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
     clutter(tmp_path)
-    files = files_of(tmp_path)
+    files = select_upload_files(tmp_path)
     assert paths(files) == ["adapter_config.json", "adapter_model.safetensors"]
     assert json.loads(files[0].content)["base_model_name_or_path"] == "base"
 
@@ -68,35 +74,35 @@ def test_code_that_the_config_names_goes_and_no_other(fused: Path) -> None:
     (fused / "config.json").write_text(json.dumps(config))
     for name in ("modeling_mine.py", "config_mine.py", "other.py"):
         (fused / name).write_text("")
-    assert {p for p in paths(files_of(fused)) if p.endswith(".py")} == {"modeling_mine.py", "config_mine.py"}
+    assert {p for p in paths(select_upload_files(fused)) if p.endswith(".py")} == {"modeling_mine.py", "config_mine.py"}
 
 
 def test_more_where_it_is_asked_for(run: Path) -> None:
     clutter(run)
-    more = files_of(run, ["metrics.jsonl", "checkpoints/*"])
+    more = select_upload_files(run, ["metrics.jsonl", "checkpoints/*"])
     added = set(paths(more)) - {*OF_A_RUN, *CURVES}
     assert "metrics.jsonl" in added and "checkpoints/0000003/optimizer.safetensors" in added
     assert all(path == "metrics.jsonl" or path.startswith("checkpoints/") for path in added)
-    everything = paths(files_of(run, ["*"]))
+    everything = paths(select_upload_files(run, ["*"]))
     assert "train.jsonl" in everything and not any(part.startswith(".") for p in everything for part in p.split("/"))
     with pytest.raises(UserError, match="no file matches"):
-        files_of(run, ["nothing-*"])
+        select_upload_files(run, ["nothing-*"])
 
 
 def test_nothing_through_links_to_other_folders(run: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "private.txt").write_text("")
     (run / "link").symlink_to(tmp_path / "elsewhere")
-    assert not any("private" in path for path in paths(files_of(run, ["*"])))
+    assert not any("private" in path for path in paths(select_upload_files(run, ["*"])))
 
 
 def test_places_on_this_machine_stay(run: Path, fused: Path) -> None:
     for folder in (run, fused):
-        for file in files_of(folder):
+        for file in select_upload_files(folder):
             content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
             assert str(Path(__file__).parent.parent).encode() not in content, file.path
             assert b"/tmp" not in content, file.path
-    sent = {file.path: file.content for file in files_of(run)}
+    sent = {file.path: file.content for file in select_upload_files(run)}
     config = yaml.safe_load(sent["config.yaml"])
     assert (config["model"], config["data"]) == (CHECKPOINT.name, PAIRS.name)
     assert json.loads(sent["adapter_config.json"])["model"] == CHECKPOINT.name
@@ -118,7 +124,7 @@ def test_places_on_this_machine_stay(run: Path, fused: Path) -> None:
     ],
 )
 def test_shown_place(typed: str, shown: str) -> None:
-    assert shown_place(typed) == shown
+    assert strip_local_path(typed) == shown
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.yaml", "chat_template.jinja"])
@@ -132,23 +138,23 @@ def test_a_token_in_a_file_stops_it(name: str, fused: Path, run: Path, monkeypat
             f"{original}\n# {secret}\n" if name != "config.yaml" else f"{original}note: {secret}\n"
         )
         with pytest.raises(UserError, match="holds a token or a password") as raised:
-            files_of(folder)
+            select_upload_files(folder)
         assert raised.value.where and raised.value.where.file == name and secret not in str(raised.value)
     (folder / name).write_text(original)
-    files_of(folder)
+    select_upload_files(folder)
 
 
 def test_neither_adapter_nor_model(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing", PAIRS):
         with pytest.raises(UserError, match="neither an adapter nor a model"):
-            kind_of(folder)
+            detect_folder_kind(folder)
 
 
 def test_a_config_that_is_none(run: Path) -> None:
     (run / "config.yaml").write_text("model: [")
     with pytest.raises(UserError, match="can't be read"):
-        files_of(run)
+        select_upload_files(run)
 
 
 def test_shareable_leaves_weights_alone(run: Path) -> None:
-    assert shareable(run / "adapters.safetensors") == run / "adapters.safetensors"
+    assert shareable_content(run / "adapters.safetensors") == run / "adapters.safetensors"

@@ -64,11 +64,11 @@ class Hub:
         self.http.shutdown()
         self.http.server_close()
 
-    def fail(self, method: str, path: str, **how: Any) -> None:
+    def inject_fault(self, method: str, path: str, **how: Any) -> None:
         """Let requests go wrong; see `Fault`."""
         self.faults.add(Fault(method, path, **how))
 
-    def asked(self, method: str, path: str) -> int:
+    def count_requests(self, method: str, path: str) -> int:
         """How many requests of this kind there were."""
         return sum(m == method and re.search(path, p) is not None for m, p, _ in self.requests)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, UserError
-from mlx_dpo.objectives import KNOBS, OBJECTIVES
-from mlx_dpo.training.run import make_loss, with_loss
+from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS
+from mlx_dpo.training.run import loss_from_config, resolve_loss_settings
 
 TRLS = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired"}
 TRLS |= {"apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft"}
@@ -24,12 +24,12 @@ def config(**knobs: Any) -> TrainConfig:
 
 def test_all_names_are_there() -> None:
     beyond = {"dpop", "cal_dpo", "beta_dpo", "rdpo", "odpo", "tdpo", "tdpo2", "simpo", "cpo", "orpo"}
-    assert TRLS | beyond | {"kto", "bco", "apo_zero_unpaired"} == set(OBJECTIVES)
-    assert make_loss(config(loss="dpo")).terms[0][1] is OBJECTIVES["sigmoid"]
+    assert TRLS | beyond | {"kto", "bco", "apo_zero_unpaired"} == set(LOSS_FUNCTIONS)
+    assert loss_from_config(config(loss="dpo")).terms[0][1] is LOSS_FUNCTIONS["sigmoid"]
 
 
 def test_weights() -> None:
-    loss = make_loss(config(loss="sigmoid=0.8, bco_pair=-2e-1,sft"))
+    loss = loss_from_config(config(loss="sigmoid=0.8, bco_pair=-2e-1,sft"))
     assert [(weight, one.name) for weight, one in loss.terms] == [(0.8, "sigmoid"), (-0.2, "bco_pair"), (1, "sft")]
 
 
@@ -55,68 +55,71 @@ def test_weights() -> None:
 )
 def test_refused(knobs: dict[str, Any], field: str, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)) as caught:
-        make_loss(config(**knobs))
+        loss_from_config(config(**knobs))
     assert caught.value.field == field
 
 
 def test_every_knob_of_another_loss_is_refused() -> None:
     numbers = {"f_divergence": "forward_kl"}
-    for name, objective in OBJECTIVES.items():
-        for knob in set(KNOBS) - set(objective.knobs):
+    for name, objective in LOSS_FUNCTIONS.items():
+        for knob in set(LOSS_SETTINGS) - set(objective.settings):
             with pytest.raises(UserError) as caught:
-                make_loss(config(loss=name, **{knob: numbers.get(knob, 0.37)}))
+                loss_from_config(config(loss=name, **{knob: numbers.get(knob, 0.37)}))
             assert caught.value.field == knob
 
 
 def test_a_knob_at_its_default_is_no_mistake() -> None:
     """As in the config that a run of another loss has left behind."""
-    left_behind = with_loss(config(loss="sigmoid"), make_loss(config(loss="sigmoid")))
+    left_behind = resolve_loss_settings(config(loss="sigmoid"), loss_from_config(config(loss="sigmoid")))
     assert left_behind.label_smoothing == 0 and left_behind.beta == 0.1 and left_behind.simpo_gamma is None
-    assert make_loss(left_behind.replace(loss="hinge")).knobs["beta"] == 0.1
+    assert loss_from_config(left_behind.replace(loss="hinge")).settings["beta"] == 0.1
 
 
 def test_the_first_objective_gives_the_default() -> None:
-    assert make_loss(config(loss="simpo")).knobs["beta"] == 2.0
-    assert make_loss(config(loss="sigmoid,simpo")).knobs["beta"] == 0.1
-    assert make_loss(config(loss="simpo,sigmoid", beta=0.7)).knobs["beta"] == 0.7
+    assert loss_from_config(config(loss="simpo")).settings["beta"] == 2.0
+    assert loss_from_config(config(loss="sigmoid,simpo")).settings["beta"] == 0.1
+    assert loss_from_config(config(loss="simpo,sigmoid", beta=0.7)).settings["beta"] == 0.7
 
 
 def test_no_reference_for_a_loss_without_one() -> None:
     for name in ("simpo", "cpo", "orpo"):
         given = config(loss=name)
-        assert with_loss(given, make_loss(given)).reference == "none"
+        assert resolve_loss_settings(given, loss_from_config(given)).reference == "none"
         with pytest.raises(UserError, match="no reference"):
-            with_loss(given.replace(reference="base"), make_loss(given))
+            resolve_loss_settings(given.replace(reference="base"), loss_from_config(given))
     for name in ("simpo,sft", "orpo,cpo"):
-        assert not make_loss(config(loss=name)).reference
+        assert not loss_from_config(config(loss=name)).needs_reference
     for name in ("sft", "sigmoid", "simpo,sigmoid", "sft,aot"):
         given = config(loss=name)
-        assert with_loss(given, make_loss(given)).reference == "initial"
+        assert resolve_loss_settings(given, loss_from_config(given)).reference == "initial"
 
 
 def test_rpo_alpha_is_a_term_of_sft() -> None:
-    assert make_loss(config(loss="hinge", rpo_alpha=0.3)) == make_loss(config(loss="hinge,sft=0.3"))
+    assert loss_from_config(config(loss="hinge", rpo_alpha=0.3)) == loss_from_config(config(loss="hinge,sft=0.3"))
     with pytest.raises(UserError, match="twice"):
-        make_loss(config(loss="sft", rpo_alpha=0.3))
+        loss_from_config(config(loss="sft", rpo_alpha=0.3))
 
 
 def test_rewards() -> None:
     logps, reference, tokens = np.array([-6.0, -9.0]), np.array([-7.0, -5.0]), np.array([2.0, 3.0])
     expected = {"sigmoid": [0.1, -0.4], "sft": [0.1, -0.4], "cpo": [-0.6, -0.9], "orpo": [-0.3, -0.3]}
     for name, rewards in expected.items():
-        assert make_loss(config(loss=name)).rewards(logps, reference, tokens) == pytest.approx(rewards)
-    assert make_loss(config(loss="simpo")).rewards(logps, reference, tokens) == pytest.approx([-6, -6])
+        assert loss_from_config(config(loss=name)).rewards(logps, reference, tokens) == pytest.approx(rewards)
+    assert loss_from_config(config(loss="simpo")).rewards(logps, reference, tokens) == pytest.approx([-6, -6])
 
 
 def test_helps_tell_the_defaults_that_signatures_have() -> None:
     helps = {f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}
-    for knob in KNOBS:
+    for knob in LOSS_SETTINGS:
         told = re.search(r"Default: (\S+?)(?:,.*| \((\w+): (\S+)\))?\.$", helps[knob])
         assert told, knob
-        for name, objective in OBJECTIVES.items():
-            if knob in objective.knobs:
+        for name, objective in LOSS_FUNCTIONS.items():
+            if knob in objective.settings:
                 expected = told[3] if name == told[2] else told[1]
-                assert str(objective.knobs[knob]) == expected or float(expected) == objective.knobs[knob], (name, knob)
+                assert str(objective.settings[knob]) == expected or float(expected) == objective.settings[knob], (
+                    name,
+                    knob,
+                )
 
 
 GOOD = """
@@ -130,12 +133,12 @@ def good(pairs, *, beta=0.5, power=2):
 def test_custom(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(GOOD)
-    loss = make_loss(config(loss=f"{file}:good=0.5,sigmoid"))
-    assert loss.knobs["beta"] == 0.5 and loss.knobs["power"] == 2
+    loss = loss_from_config(config(loss=f"{file}:good=0.5,sigmoid"))
+    assert loss.settings["beta"] == 0.5 and loss.settings["power"] == 2
     assert [weight for weight, _ in loss.terms] == [0.5, 1]
-    assert make_loss(config(loss=f"{file}:good", beta=0.2)).knobs["beta"] == 0.2
+    assert loss_from_config(config(loss=f"{file}:good", beta=0.2)).settings["beta"] == 0.2
     with pytest.raises(UserError, match="label_smoothing"):
-        make_loss(config(loss=f"{file}:good", label_smoothing=0.1))
+        loss_from_config(config(loss=f"{file}:good", label_smoothing=0.1))
 
 
 @pytest.mark.parametrize(
@@ -157,5 +160,5 @@ def test_a_bad_custom_objective_is_told(tmp_path: Path, text: str | None, says: 
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError, match=re.escape(says)) as caught:
-        make_loss(config(loss=f"{file}:good"))
+        loss_from_config(config(loss=f"{file}:good"))
     assert str(file) in str(caught.value)

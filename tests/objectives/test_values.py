@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo.config import Divergence
-from mlx_dpo.objectives import KNOBS, OBJECTIVES, Loss, PairLogps
+from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS, PairLogps, WeightedLoss
 from tests.objectives.numpy_losses import LOSSES, Case, beta_of_batch, mean_loss, scored
 
 STEP = 1e-5  # of central differences in float64
@@ -36,7 +36,7 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
 }
 RUNS = [
     (name, knobs)
-    for name in OBJECTIVES
+    for name in LOSS_FUNCTIONS
     for knobs in [{}, *SETTINGS.get(name, [{"beta": 0.01}, {"beta": 5.0}] if name != "sft" else [])]
 ]
 
@@ -86,21 +86,21 @@ def seen(case: Case) -> PairLogps:
         "rejected_kls": np.broadcast_to(case.kl_l, case.w.shape),
     }
     arrays = {name: mx.array(values.astype(np.float32)) for name, values in facts.items()}
-    return PairLogps.of(policy, reference, tokens, float(case.n_w.mean()), **arrays, kl=case.kl)
+    return PairLogps.from_numpy(policy, reference, tokens, float(case.n_w.mean()), **arrays, kl=case.kl)
 
 
-def with_slopes(loss: Loss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
+def with_slopes(loss: WeightedLoss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
     """Losses and gradients: with respect to the log-probs, then to the KLs."""
-    losses, slopes = loss.with_slopes(pairs)
+    losses, slopes = loss.losses_and_gradients(pairs)
     return losses, np.concatenate([slopes["sums"], slopes["kls"]])
 
 
-def loss_of(name: str, knobs: dict[str, Any]) -> Loss:
-    return Loss.parse(name, {knob: knobs.get(knob) for knob in KNOBS})
+def loss_of(name: str, knobs: dict[str, Any]) -> WeightedLoss:
+    return WeightedLoss.parse(name, {knob: knobs.get(knob) for knob in LOSS_SETTINGS})
 
 
-def resolved(loss: Loss) -> dict[str, Any]:
-    return {name: loss.knobs[name] for name in loss.terms[0][1].arguments}
+def resolved(loss: WeightedLoss) -> dict[str, Any]:
+    return {name: loss.settings[name] for name in loss.terms[0][1].keyword_defaults}
 
 
 def differences(name: str, case: Case, knobs: dict[str, Any]) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_value_and_gradient(name: str, knobs: dict[str, float], case: Case) -> N
     np.testing.assert_allclose(slopes, numeric, rtol=1e-4, atol=2e-6 * max(1.0, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", LOSS_FUNCTIONS)
 def test_equal_logps(name: str) -> None:
     """At the start: exactly the reference. Values, and gradients one-sided where there is a kink (dpop)."""
     case, loss = equal_case(), loss_of(name, {})
@@ -154,7 +154,7 @@ def test_equal_logps(name: str) -> None:
 
 
 DIVERGENCES = get_args(Divergence)
-DIVERGING = [name for name, one in OBJECTIVES.items() if one.any_divergence and one.reference]
+DIVERGING = [name for name, one in LOSS_FUNCTIONS.items() if one.any_divergence and one.reference]
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.5])
@@ -178,7 +178,7 @@ def test_divergences(name: str, divergence: str, alpha: float) -> None:
 
 FINITE = [
     (name, divergence)
-    for name, one in OBJECTIVES.items()
+    for name, one in LOSS_FUNCTIONS.items()
     for divergence in DIVERGENCES[: 4 if name in DIVERGING else 1]
 ]
 
@@ -210,9 +210,11 @@ def test_a_sum_is_the_sum() -> None:
     losses, slopes = with_slopes(loss, seen(case))
     value, gradient = 0.0, np.zeros(4 * len(case.w))
     for weight, name in ((0.8, "sigmoid"), (0.2, "bco_pair"), (-0.5, "aot"), (1, "sft")):
-        knobs = {k: v for k, v in {"beta": 0.3, "label_smoothing": 0.1}.items() if k in OBJECTIVES[name].arguments}
+        knobs = {
+            k: v for k, v in {"beta": 0.3, "label_smoothing": 0.1}.items() if k in LOSS_FUNCTIONS[name].keyword_defaults
+        }
         value += weight * mean_loss(name, case, knobs)
         gradient += weight * differences(name, case, knobs)
     assert np.array(losses).mean() == pytest.approx(value, rel=1e-6)
     np.testing.assert_allclose(slopes, gradient, rtol=1e-4, atol=1e-6)
-    assert loss.whole_batch and loss.reference
+    assert loss.whole_batch and loss.needs_reference

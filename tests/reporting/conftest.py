@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.reporting import records
-from mlx_dpo.reporting.diagnosis import Finding, Watch
+from mlx_dpo.reporting import evaluation_records as records
+from mlx_dpo.reporting.diagnostics_listener import DiagnosticsListener, Finding
+from mlx_dpo.reporting.html_report import write_report
 from mlx_dpo.reporting.metrics_log import MetricsLog
-from mlx_dpo.reporting.page import write_report
-from mlx_dpo.reporting.recorder import Recorder
+from mlx_dpo.reporting.run_recorder import RunRecorder
 from mlx_dpo.training.listener import Listener, Listeners
 from tests.conftest import CHECKPOINT
 
@@ -50,7 +50,7 @@ def _words(draw: random.Random) -> str:
 def record(run: Path, rows: list[Any], held_out: list[Any], *more: Listener, samples: int = 0, **knobs: Any) -> Path:
     """Train as the command does, and write the page."""
     watching = Listeners(*more)
-    listeners = Listeners(MetricsLog(), Recorder(watching.evaluated, samples=samples), watching)
+    listeners = Listeners(MetricsLog(), RunRecorder(watching.on_evaluation_recorded, num_samples=samples), watching)
     train(config(run, **knobs), rows=rows, valid_rows=held_out, listener=listeners)
     write_report(run)
     return run
@@ -63,21 +63,21 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row | {"prompt": text, "chosen": f"yes {text}"} for row, text in zip(pairs(6, 1), HOSTILE * 2, strict=True)
     ]
     run = record(tmp_path_factory.mktemp("runs") / "a <b>run & <!-- <script>", pairs(32, 0), held_out, samples=2)
-    _poison(run / records.FOLDER)
+    _poison(run / records.REPORT_FOLDER)
     write_report(run)
     return run
 
 
 def _poison(folder: Path) -> None:
     """What a model may answer, and tokens that are whole tags."""
-    samples = records.read_lines(folder / records.SAMPLES)
+    samples = records.read_jsonl(folder / records.SAMPLES_FILE)
     for line in samples:
         line["answers"] = HOSTILE[: len(line["answers"])]
-    records.write_whole(folder / records.SAMPLES, "".join(records.to_json(line) + "\n" for line in samples))
-    told = records.read_json(folder / records.PAIRS)
+    records.write_whole(folder / records.SAMPLES_FILE, "".join(records.to_json(line) + "\n" for line in samples))
+    told = records.read_json(folder / records.EXAMPLES_FILE)
     for one in told:
         one["sides"][0]["pieces"][0] = HOSTILE[1]
-    records.write_json(folder / records.PAIRS, told)
+    records.write_json(folder / records.EXAMPLES_FILE, told)
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +131,7 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-class Told(Watch):
+class FindingCollector(DiagnosticsListener):
     """What was told while a run trained, and when."""
 
     def __init__(self) -> None:

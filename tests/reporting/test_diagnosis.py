@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_dpo.reporting.diagnosis import diagnose
-from mlx_dpo.reporting.faults import FAULTS, flipped_share
-from mlx_dpo.reporting.numbers import RunNumbers
-from tests.reporting.conftest import WORDS, Told, pairs, record
+from mlx_dpo.reporting.diagnostics import DIAGNOSTICS, estimate_flipped_share
+from mlx_dpo.reporting.diagnostics_listener import diagnose
+from mlx_dpo.reporting.run_statistics import RunStatistics
+from tests.reporting.conftest import WORDS, FindingCollector, pairs, record
 
 Rows = list[dict[str, Any]]
 HELD_OUT = 32
@@ -77,16 +77,16 @@ CASES = {
 }
 
 
-def run_of(case: Case, folder: Path, told: Told, samples: int = 0) -> RunNumbers:
+def run_of(case: Case, folder: Path, told: FindingCollector, samples: int = 0) -> RunStatistics:
     trained = flipped(case.rows(case.trained, 0), case.share)
     held_out = flipped(case.rows(HELD_OUT, 1), case.held_out_share)
     knobs = {"iters": 10, "steps_per_eval": 0, "batch_size": 8, "save_every": 0} | case.knobs
-    return RunNumbers.read(record(folder, trained, held_out, told, samples=samples, **knobs))
+    return RunStatistics.read(record(folder, trained, held_out, told, samples=samples, **knobs))
 
 
-@pytest.mark.parametrize("fault", [fault.name for fault in FAULTS])
+@pytest.mark.parametrize("fault", [fault.name for fault in DIAGNOSTICS])
 def test_a_run_made_to_have_the_fault(tmp_path: Path, fault: str) -> None:
-    told = Told()
+    told = FindingCollector()
     run = run_of(CASES[fault], tmp_path / "run", told, samples=6 if fault == "repetition" else 0)
     found = {finding.fault: finding for finding in diagnose(run)}
     assert fault in found, found.keys()
@@ -97,32 +97,32 @@ def test_a_run_made_to_have_the_fault(tmp_path: Path, fault: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunNumbers, Told]:
-    told = Told()
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunStatistics, FindingCollector]:
+    told = FindingCollector()
     return run_of(Case(knobs={"steps_per_eval": 5}), tmp_path_factory.mktemp("runs") / "healthy", told, samples=4), told
 
 
-def test_a_healthy_run_has_none(healthy: tuple[RunNumbers, Told]) -> None:
+def test_a_healthy_run_has_none(healthy: tuple[RunStatistics, FindingCollector]) -> None:
     run, told = healthy
     assert diagnose(run) == [] and told.findings == []
     assert "Nothing looks wrong." in (run.path / "report.html").read_text()
 
 
-def mirrored(run: RunNumbers, share: float) -> RunNumbers:
+def mirrored(run: RunStatistics, share: float) -> RunStatistics:
     """The run's numbers, had the first of the held-out pairs been labelled the other way round."""
-    after = run.moments[-1]
+    after = run.eval_records[-1]
     margins = after.margins * np.where(np.arange(len(after.margins)) < share * len(after.margins), -1, 1)
     last = replace(after, metrics={**after.metrics, "rewards/margins": margins})
-    return replace(run, moments=[*run.moments[:-1], last])
+    return replace(run, eval_records=[*run.eval_records[:-1], last])
 
 
-def test_swapped_labels_are_told_from_chance(healthy: tuple[RunNumbers, Told]) -> None:
+def test_swapped_labels_are_told_from_chance(healthy: tuple[RunStatistics, FindingCollector]) -> None:
     (finding,) = [one for one in diagnose(mirrored(healthy[0], 1.0)) if one.fault == "chance"]
     assert "below chance" in finding.sentence
 
 
 @pytest.mark.parametrize("share", [0.0, 0.125, 0.25])
-def test_the_share_of_flipped_pairs_is_estimated(healthy: tuple[RunNumbers, Told], share: float) -> None:
-    estimate = flipped_share(mirrored(healthy[0], share))
+def test_the_share_of_flipped_pairs_is_estimated(healthy: tuple[RunStatistics, FindingCollector], share: float) -> None:
+    estimate = estimate_flipped_share(mirrored(healthy[0], share))
     assert estimate is not None and estimate.low <= share <= estimate.high
     assert abs(estimate.value - share) < 0.13

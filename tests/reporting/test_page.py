@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_dpo.reporting.html_report import render_report, write_report
 from mlx_dpo.reporting.metrics_log import read_metrics
-from mlx_dpo.reporting.numbers import RunNumbers
-from mlx_dpo.reporting.page import page, write_report
+from mlx_dpo.reporting.run_statistics import RunStatistics
 from tests.reporting.conftest import HOSTILE, Browser
 
 # The points of every chart as the browser drew them: its data, and where on the canvas each stands.
@@ -74,7 +74,7 @@ def _assert_same_as_metrics(run: Path, drawn: dict[str, Any]) -> None:
     assert held_out == [[line["step"], line["eval_loss"]] for line in lines if "eval_loss" in line]
     if "margins" in drawn:
         before, after = drawn["margins"]["series"]
-        examples = len(RunNumbers.read(run).moments[0].margins)
+        examples = len(RunStatistics.read(run).eval_records[0].margins)
         assert sum(y for _, y in before["data"]) == sum(y for _, y in after["data"]) == examples
 
 
@@ -104,7 +104,7 @@ def test_it_fits_a_phone_and_follows_the_theme(browser: Browser, hostile_run: Pa
 def test_the_preference_is_shown_on_the_tokens(browser: Browser, hostile_run: Path) -> None:
     """A token's colour is its log-prob after training less before."""
     opened = browser.open(hostile_run / "report.html")
-    pair = RunNumbers.read(hostile_run).pairs[0]["sides"][0]
+    pair = RunStatistics.read(hostile_run).extreme_examples[0]["sides"][0]
     tokens = opened.page.locator(".two .answer").first.locator("i")
     assert tokens.count() == len(pair["pieces"])
     ratios = [float(tokens.nth(i).get_attribute("title")) for i in range(tokens.count())]
@@ -116,7 +116,7 @@ def test_the_preference_is_shown_on_the_tokens(browser: Browser, hostile_run: Pa
 
 def test_several_runs_are_overlaid(browser: Browser, hostile_run: Path, answers_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "both.html"
-    file.write_text(page([RunNumbers.read(hostile_run), RunNumbers.read(answers_run)]), encoding="utf-8")
+    file.write_text(render_report([RunStatistics.read(hostile_run), RunStatistics.read(answers_run)]), encoding="utf-8")
     opened = browser.open(file)
     assert opened.errors == []
     drawn = opened.page.evaluate(DRAWN)
@@ -136,9 +136,9 @@ def test_a_run_without_more_than_metrics_has_a_page(hostile_run: Path, tmp_path:
 
 
 def test_a_live_page_reads_itself_again(hostile_run: Path) -> None:
-    run = RunNumbers.read(hostile_run)
-    assert "http-equiv=refresh" in page([run], live=True)
-    assert "http-equiv=refresh" not in page([run])
+    run = RunStatistics.read(hostile_run)
+    assert "http-equiv=refresh" in render_report([run], live=True)
+    assert "http-equiv=refresh" not in render_report([run])
 
 
 def test_data_in_the_page_is_json(hostile_run: Path) -> None:

@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from mlx_dpo import UserError
-from mlx_dpo.reporting.numbers import RunNumbers
-from mlx_dpo.reporting.pictures import kinds_of, write_pictures
+from mlx_dpo.reporting.chart_images import parse_image_formats, write_chart_images
+from mlx_dpo.reporting.run_statistics import RunStatistics
 
 
 def test_one_a_chart_and_kind(answers_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    written = write_pictures([RunNumbers.read(answers_run)], tmp_path, ["png", "svg"])
+    written = write_chart_images([RunStatistics.read(answers_run)], tmp_path, ["png", "svg"])
     names = {file.stem for file in written}
     assert {"curves", "loss", "logps", "reward_kl"} <= names and len(written) == 2 * len(names)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -26,8 +26,8 @@ def test_one_a_chart_and_kind(answers_run: Path, tmp_path: Path) -> None:
 
 def test_what_can_not_be_drawn_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="'gif' is not one of png, svg"):
-        kinds_of("png,gif")
+        parse_image_formats("png,gif")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"mlx-dpo\[plots\]"):
-        kinds_of("png")
-    assert kinds_of(None) == []
+        parse_image_formats("png")
+    assert parse_image_formats(None) == []

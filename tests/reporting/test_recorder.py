@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from mlx_dpo import Interrupted, Listener, train
-from mlx_dpo.data.chat import Encoder
-from mlx_dpo.data.pairs import EncodedPairs
-from mlx_dpo.reporting import records
+from mlx_dpo.data.chat_encoding import ExampleEncoder
+from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.evaluation.example_sets import examples_from_rows
+from mlx_dpo.evaluation.metrics import PAIR_METRICS
+from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.reporting.numbers import RunNumbers
-from mlx_dpo.reporting.recorder import Recorder, pieces, repeated
+from mlx_dpo.reporting.run_recorder import RunRecorder, repeated_ngram_share, token_texts
+from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.training.listener import Listeners, Metrics
-from mlx_dpo.training.metrics import PAIR_METRICS
-from mlx_dpo.training.pair_sets import pairs_in_memory
 from tests.conftest import CHECKPOINT
 from tests.reporting.conftest import config, pairs, record
 
@@ -32,9 +32,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_means_over_examples_are_the_metrics(run: Path) -> None:
-    numbers = RunNumbers.read(run)
-    assert [moment.step for moment in numbers.moments] == [0, 2, 4]
-    for moment, evaluation in zip(numbers.moments, numbers.evaluations, strict=True):
+    numbers = RunStatistics.read(run)
+    assert [moment.step for moment in numbers.eval_records] == [0, 2, 4]
+    for moment, evaluation in zip(numbers.eval_records, numbers.eval_metrics, strict=True):
         for name in PAIR_METRICS:
             assert moment.metrics[name].mean() == pytest.approx(evaluation[name], rel=1e-4, abs=1e-6)
 
@@ -43,10 +43,10 @@ def test_log_probs_and_kl_are_those_of_a_plain_softmax(run: Path) -> None:
     """Each example alone, prompt and answer in one row, with mlx-lm's model and numpy's float64."""
     tuned, tokenizer = mlx_lm.load(str(CHECKPOINT), adapter_path=str(run))
     base, _ = mlx_lm.load(str(CHECKPOINT))
-    encoded = EncodedPairs(
-        pairs_in_memory(HELD_OUT, "rows"), Encoder(tokenizer, max_length=2048, overlong="error", raw=False)
+    encoded = EncodedExamples(
+        examples_from_rows(HELD_OUT, "rows"), ExampleEncoder(tokenizer, max_length=2048, overlong="error", raw=False)
     )
-    last = RunNumbers.read(run).moments[-1]
+    last = RunStatistics.read(run).eval_records[-1]
     assert last.kl is not None and last.kl.min() > 0
     for i in range(len(HELD_OUT)):
         for side, ids in enumerate(encoded[i].completions):
@@ -66,14 +66,14 @@ def _log_softmax(model: object, ids: list[int]) -> np.ndarray:
 
 
 def test_the_most_wrong_and_the_most_right_are_picked(run: Path) -> None:
-    numbers = RunNumbers.read(run)
-    margins = numbers.moments[-1].margins
-    wrong = [one["fit"] for one in numbers.pairs if not one["right"]]
-    right = [one["fit"] for one in numbers.pairs if one["right"]]
+    numbers = RunStatistics.read(run)
+    margins = numbers.eval_records[-1].margins
+    wrong = [one["fit"] for one in numbers.extreme_examples if not one["right"]]
+    right = [one["fit"] for one in numbers.extreme_examples if one["right"]]
     assert wrong == pytest.approx(sorted(margins)[:3], rel=1e-4)
     assert right == pytest.approx(sorted(margins)[:-4:-1], rel=1e-4)
     rows = {row["prompt"]: row for row in HELD_OUT}
-    for one in numbers.pairs:
+    for one in numbers.extreme_examples:
         chosen = "".join(one["sides"][0]["pieces"])
         assert rows[one["prompt"]]["chosen"] in chosen and chosen.rstrip().endswith("<|im_end|>")
         assert len(one["sides"][0]["logps"]) == len(one["sides"][0]["before"]) == len(one["sides"][0]["pieces"])
@@ -98,32 +98,32 @@ def test_a_resumed_run_has_every_evaluation_once(tmp_path: Path) -> None:
 
     knobs = {"iters": 4, "steps_per_eval": 2}
     with pytest.raises(Interrupted):
-        listener = Listeners(MetricsLog(), Recorder(samples=2), After())
+        listener = Listeners(MetricsLog(), RunRecorder(num_samples=2), After())
         train(config(tmp_path, **knobs), rows=pairs(16, 0), valid_rows=HELD_OUT, listener=listener, stop=stop)
-    listener = Listeners(MetricsLog(), Recorder(samples=2))
+    listener = Listeners(MetricsLog(), RunRecorder(num_samples=2))
     train(config(tmp_path, **knobs), rows=pairs(16, 0), valid_rows=HELD_OUT, listener=listener, resume=True)
-    numbers = RunNumbers.read(tmp_path)
-    assert [moment.step for moment in numbers.moments] == [0, 2, 4]
+    numbers = RunStatistics.read(tmp_path)
+    assert [moment.step for moment in numbers.eval_records] == [0, 2, 4]
     assert [samples.step for samples in numbers.samples] == [0, 4]
-    assert all(side["before"] for one in numbers.pairs for side in one["sides"])
+    assert all(side["before"] for one in numbers.extreme_examples for side in one["sides"])
 
 
 def test_the_text_of_tokens_is_the_text() -> None:
     _, tokenizer = mlx_lm.load(str(CHECKPOINT))
     text = "Grüße, 世界! 🎉 the blue house"
     ids = tokenizer.encode(text, add_special_tokens=False)
-    assert "".join(pieces(tokenizer, ids)) == text
+    assert "".join(token_texts(tokenizer, ids)) == text
 
 
 def test_repeated_4_grams() -> None:
-    assert repeated([1, 2, 3]) == 0 == repeated([1, 2, 3, 4, 5, 6])
-    assert repeated([7] * 11) == 1 - 1 / 8
-    assert repeated([1, 2, 3, 4, 1, 2, 3, 4]) == 1 - 4 / 5
+    assert repeated_ngram_share([1, 2, 3]) == 0 == repeated_ngram_share([1, 2, 3, 4, 5, 6])
+    assert repeated_ngram_share([7] * 11) == 1 - 1 / 8
+    assert repeated_ngram_share([1, 2, 3, 4, 1, 2, 3, 4]) == 1 - 4 / 5
 
 
 def test_a_line_that_was_cut_off_is_left_out(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_text('{"step": 1}\n{"step": 2, "x": [1, ')
-    assert records.read_lines(file) == [{"step": 1}]
+    assert records.read_jsonl(file) == [{"step": 1}]
     assert records.to_json({"x": float("nan")}) == '{"x": null}'
     assert read_metrics(run)

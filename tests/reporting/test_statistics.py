@@ -8,29 +8,29 @@ from math import comb
 import numpy as np
 import pytest
 
-from mlx_dpo import statistics
-from mlx_dpo.reporting.statistics import Estimate, mean, paired_p, ratio, share
+from mlx_dpo.reporting.metric_intervals import Estimate, estimate_mean, estimate_ratio, estimate_share, paired_p_value
+from mlx_dpo.utils import statistics
 
 RNG = np.random.Generator
 EXAMPLES, DATA_SETS = 64, 1_000  # as many as are held out by default
 
 
 def _margins(rng: RNG) -> Estimate | None:
-    return mean(rng.normal(0.7, 2.0, EXAMPLES))
+    return estimate_mean(rng.normal(0.7, 2.0, EXAMPLES))
 
 
 def _lengths(rng: RNG) -> Estimate | None:
-    return mean(rng.gamma(2.0, 10.0, EXAMPLES))
+    return estimate_mean(rng.gamma(2.0, 10.0, EXAMPLES))
 
 
 def _surprise(rng: RNG) -> Estimate | None:
     """Nats a token, of answers of unlike length: longer ones are less surprising here, so that both vary together."""
     tokens = rng.integers(5, 60, EXAMPLES).astype(float)
-    return ratio(tokens * rng.gamma(4.0, 0.5, EXAMPLES) + 3, tokens)
+    return estimate_ratio(tokens * rng.gamma(4.0, 0.5, EXAMPLES) + 3, tokens)
 
 
 def _shares(p: float) -> Callable[[RNG], Estimate | None]:
-    return lambda rng: share(rng.random(EXAMPLES) < p)
+    return lambda rng: estimate_share(rng.random(EXAMPLES) < p)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_95_percent_intervals_cover_the_truth(
 
 def test_p_values_of_no_change_are_uniform() -> None:
     rng = np.random.default_rng(0)
-    found = [paired_p(rng.normal(size=24), rng.normal(size=24)) for _ in range(300)]
+    found = [paired_p_value(rng.normal(size=24), rng.normal(size=24)) for _ in range(300)]
     assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.085
     assert 0.42 <= np.mean(np.array(found) < 0.5) <= 0.58
 
@@ -64,15 +64,15 @@ def test_p_values_of_no_change_are_uniform() -> None:
 def test_of_hits_it_is_mcnemars_exact_test() -> None:
     before, after = np.repeat([0, 1, 0, 1], [9, 2, 5, 7]), np.repeat([1, 0, 0, 1], [9, 2, 5, 7])
     exact = 2 * sum(comb(11, k) for k in range(3)) / 2**11  # 9 gained, 2 lost
-    assert paired_p(before, after) == pytest.approx(exact, abs=0.01)
-    assert paired_p(before, before) == 1
-    assert paired_p(np.zeros(200), np.ones(200)) < 0.001
+    assert paired_p_value(before, after) == pytest.approx(exact, abs=0.01)
+    assert paired_p_value(before, before) == 1
+    assert paired_p_value(np.zeros(200), np.ones(200)) < 0.001
 
 
 def test_degenerate_data_has_an_interval_too() -> None:
-    assert mean(np.array([])) is None and share(np.array([])) is None
-    assert mean(np.full(9, 3.0)) == Estimate(3.0, 3.0, 3.0, 9)
-    sure = share(np.ones(64))
+    assert estimate_mean(np.array([])) is None and estimate_share(np.array([])) is None
+    assert estimate_mean(np.full(9, 3.0)) == Estimate(3.0, 3.0, 3.0, 9)
+    sure = estimate_share(np.ones(64))
     assert sure is not None and sure.high == 1 and 0.93 < sure.low < 0.95  # never without width
-    one = mean(np.array([2.0]))
+    one = estimate_mean(np.array([2.0]))
     assert one == Estimate(2.0, 2.0, 2.0, 1)

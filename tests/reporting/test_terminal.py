@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mlx_dpo.reporting.clock import Clock
-from mlx_dpo.reporting.progress import TerminalProgress, sparkline
+from mlx_dpo.reporting.terminal_progress import TerminalProgress, sparkline
+from mlx_dpo.reporting.time_estimate import TimeEstimator
 from mlx_dpo.training.listener import RunPlan
 
 
@@ -26,10 +26,10 @@ def plan(steps: int, **facts: int) -> RunPlan:
     return RunPlan(
         run=Path("run"),
         steps=steps,
-        pairs={"train": 800, "held_out": 64},
-        what="pairs",
-        trained_parameters=1000,
-        all_parameters=10_000,
+        num_examples={"train": 800, "held_out": 64},
+        example_kind="pairs",
+        trainable_parameters=1000,
+        total_parameters=10_000,
         **settings,
     )
 
@@ -41,7 +41,7 @@ class Simulated:
         self.plan, self.reference, self.evaluation, self.sampling = plan, reference, evaluation, sampling
         self.time = self.known = 0.0
         self.noise = np.random.default_rng(seed)
-        self.clock = Clock(plan, lambda: self.time)
+        self.clock = TimeEstimator(plan, lambda: self.time)
         self.told: dict[int, float] = {}
         self.at: dict[int, float] = {}
 
@@ -53,17 +53,17 @@ class Simulated:
     def run(self) -> None:
         known, sampling = self._takes(self.evaluation * 0.5), self._takes(self.sampling)
         self._takes(self.evaluation)
-        self.clock.evaluated(known, sampling)
+        self.clock.record_evaluation(known, sampling)
         for step in range(1, self.plan.steps + 1):
             self._takes(3.0 if step == 1 else 1.0)
             if step <= self.plan.steps_per_epoch:
                 self.known += self._takes(self.reference)
-            self.clock.step(step, self.known)
-            self.told[step], self.at[step] = self.clock.left() or 0.0, self.time
+            self.clock.record_step(step, self.known)
+            self.told[step], self.at[step] = self.clock.remaining_seconds() or 0.0, self.time
             last, every = step == self.plan.steps, self.plan.steps_per_eval
             if last or (every and step % every == 0):
                 self._takes(self.evaluation)
-                self.clock.evaluated(0.0, self._takes(self.sampling) if last else 0.0)
+                self.clock.record_evaluation(0.0, self._takes(self.sampling) if last else 0.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -106,10 +106,10 @@ def test_a_terminal_shows_sparklines_and_memory_against_its_limit() -> None:
 
 
 def _play(terminal: TerminalProgress) -> None:
-    terminal.begin(plan(4))
+    terminal.on_run_start(plan(4))
     spent = {"peak_memory_gb": 1.5, "reference_seconds": 0.1}
-    terminal.step(1, {"loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5, **spent})
+    terminal.on_step(1, {"loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.5, **spent})
     report = {"step": 2, "loss": 0.5, "rewards/margins": 0.25, "rewards/accuracies": 0.75, "pairs_per_second": 3.0}
-    terminal.step(2, {**report, **spent})
-    terminal.report(report)
-    terminal.end()
+    terminal.on_step(2, {**report, **spent})
+    terminal.on_metrics(report)
+    terminal.on_run_end()

@@ -13,7 +13,7 @@ import pytest
 
 from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.reporting.trackers import TRACKERS, Tracker, prefixed, trackers_of
+from mlx_dpo.reporting.trackers import TRACKERS, Tracker, create_trackers, with_split_prefix
 from mlx_dpo.training.listener import Listeners
 from tests.conftest import CHECKPOINT, PAIRS
 
@@ -113,7 +113,7 @@ class StopAt(Listener):
     def __init__(self, step: int) -> None:
         self.at, self.stop = step, threading.Event()
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
         if step == self.at:
             self.stop.set()
 
@@ -121,9 +121,9 @@ class StopAt(Listener):
 def test_it_is_given_what_is_in_metrics_jsonl(package: StandIn, tmp_path: Path) -> None:
     whole, stop = config(tmp_path / "run", iters=5), StopAt(3)
     with pytest.raises(Interrupted):
-        train(whole, listener=Listeners(MetricsLog(), *trackers_of([package.__name__]), stop), stop=stop.stop)
+        train(whole, listener=Listeners(MetricsLog(), *create_trackers([package.__name__]), stop), stop=stop.stop)
     assert not package.open and package.config["model"] == str(CHECKPOINT)
-    train(whole, listener=Listeners(MetricsLog(), *trackers_of([package.__name__])), resume=True)
+    train(whole, listener=Listeners(MetricsLog(), *create_trackers([package.__name__])), resume=True)
     expected = [
         (f"eval/{name[5:]}" if name.startswith("eval_") else f"train/{name}", line["step"], value)
         for line in read_metrics(tmp_path / "run")
@@ -138,24 +138,24 @@ def begun(package: StandIn, folder: Path, say: Any = None) -> Tracker:
     """A tracker of a run that has just begun."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("model: m\nloss: sigmoid\n")
-    (tracker,) = trackers_of([package.__name__], say or (lambda text: None))
-    tracker.begin(SimpleNamespace(run=folder, first_step=0))  # type: ignore[arg-type]
+    (tracker,) = create_trackers([package.__name__], say or (lambda text: None))
+    tracker.on_run_start(SimpleNamespace(run=folder, first_step=0))  # type: ignore[arg-type]
     return tracker
 
 
 def test_another_run_is_another(package: StandIn, tmp_path: Path) -> None:
     for name in ("a/run", "b/run"):
         tracker = begun(package, tmp_path / name)
-        tracker.report({"step": 1, "loss": 0.5})
-        tracker.end()
-        tracker.end()  # however often it is said
+        tracker.on_metrics({"step": 1, "loss": 0.5})
+        tracker.on_run_end()
+        tracker.on_run_end()  # however often it is said
     assert list(package.runs.values()) == [[("train/loss", 1, 0.5)]] * 2
 
 
 def test_begun_again_after_a_crash_it_goes_on(package: StandIn, tmp_path: Path) -> None:
     tracker = begun(package, tmp_path / "run")
-    tracker.begin(SimpleNamespace(run=tmp_path / "run", first_step=1))  # type: ignore[arg-type]
-    tracker.evaluation({"step": 2, "eval_loss": 0.5})
+    tracker.on_run_start(SimpleNamespace(run=tmp_path / "run", first_step=1))  # type: ignore[arg-type]
+    tracker.on_evaluation_metrics({"step": 2, "eval_loss": 0.5})
     assert list(package.runs.values()) == [[("eval/loss", 2, 0.5)]]
 
 
@@ -163,8 +163,8 @@ def test_one_that_fails_costs_the_tracking_and_not_the_run(package: StandIn, tmp
     package.fails, said = True, list[str]()
     tracker = begun(package, tmp_path / "run", said.append)
     for step in (1, 2):
-        tracker.report({"step": step, "loss": 0.5})
-    tracker.end()
+        tracker.on_metrics({"step": step, "loss": 0.5})
+    tracker.on_run_end()
     assert said == [f"{package.__name__} was given up: the server is gone"]
 
 
@@ -188,12 +188,12 @@ def test_one_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -
     for package in (TRACKERS[name].package, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"`report_to`: {name} is not installed\npip install {TRACKERS[name].package}"):
-        trackers_of([name])
+        create_trackers([name])
 
 
 def test_names() -> None:
-    assert trackers_of(None) == trackers_of([]) == trackers_of(["none"]) == []
+    assert create_trackers(None) == create_trackers([]) == create_trackers(["none"]) == []
     with pytest.raises(UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"):
-        trackers_of(["wandbb"])
+        create_trackers(["wandbb"])
     assert TrainConfig.from_mapping({"report_to": "wandb,mlflow"}).report_to == ["wandb", "mlflow"]
-    assert prefixed({"step": 3, "loss": 1.0, "eval_loss": 2.0}) == {"train/loss": 1.0, "eval/loss": 2.0}
+    assert with_split_prefix({"step": 3, "loss": 1.0, "eval_loss": 2.0}) == {"train/loss": 1.0, "eval/loss": 2.0}

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_dpo.reporting.changes import changes
-from mlx_dpo.reporting.diagnosis import diagnose
-from mlx_dpo.reporting.numbers import Moment, RunNumbers
-from mlx_dpo.reporting.statistics import Estimate
-from mlx_dpo.reporting.words import interval, p_value, rewards_answer, verdict
+from mlx_dpo.reporting.changes import compute_changes
+from mlx_dpo.reporting.diagnostics_listener import diagnose
+from mlx_dpo.reporting.metric_intervals import Estimate
+from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
+from mlx_dpo.reporting.word_changes import explain_falling_rewards, format_interval, format_p_value, verdict
 
 PAIRS = 40
 
 
-def moment(step: int, chosen: float, rejected: float, spread: float = 0.1) -> Moment:
+def moment(step: int, chosen: float, rejected: float, spread: float = 0.1) -> EvalRecord:
     """Rewards of so much, beta 0.1, for answers of 20 tokens that had -30 nats."""
     noise = np.random.default_rng(step).normal(0, spread, (PAIRS, 2)) if step else np.zeros((PAIRS, 2))
     rewards = np.array([chosen, rejected]) + noise
@@ -28,13 +28,13 @@ def moment(step: int, chosen: float, rejected: float, spread: float = 0.1) -> Mo
         "logps/chosen": logps[:, 0],
         "logps/rejected": logps[:, 1],
     }
-    return Moment(step, metrics, np.full((PAIRS, 2), 20), logps, None)
+    return EvalRecord(step, metrics, np.full((PAIRS, 2), 20), logps, None)
 
 
-def run(chosen: float, rejected: float, spread: float = 0.1) -> RunNumbers:
+def run(chosen: float, rejected: float, spread: float = 0.1) -> RunStatistics:
     moments = [moment(0, 0, 0), moment(50, chosen, rejected, spread)]
-    return RunNumbers(
-        Path("a"), {"reference": "initial"}, [], [{"step": 0}, {"step": 50}], moments, about={"steps": 50}
+    return RunStatistics(
+        Path("a"), {"reference": "initial"}, [], [{"step": 0}, {"step": 50}], moments, metadata={"steps": 50}
     )
 
 
@@ -49,13 +49,13 @@ def run(chosen: float, rejected: float, spread: float = 0.1) -> RunNumbers:
 )
 def test_both_rewards_go_down_is_it_broken(chosen: float, rejected: float, answer: str | None) -> None:
     one = run(chosen, rejected)
-    told = rewards_answer(one, diagnose(one))
+    told = explain_falling_rewards(one, diagnose(one))
     assert told is None if answer is None else told is not None and answer in told
 
 
 def test_verdicts() -> None:
-    def of(one: RunNumbers) -> str:
-        return verdict(one, changes(one), diagnose(one))
+    def of(one: RunStatistics) -> str:
+        return verdict(one, compute_changes(one), diagnose(one))
 
     assert of(run(0.3, -0.5)).startswith(
         "After 50 steps, the policy prefers the chosen answers of held-out pairs more than it did: reward margin +0.8"
@@ -66,6 +66,11 @@ def test_verdicts() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert interval(Estimate(-0.0001, -0.0002, 0.0, 9), "{:.3f}") == "0.000 [0.000, 0.000]"
-    assert interval(None, "{:.3f}") == "-"
-    assert (p_value(0.0001), p_value(0.032), p_value(0.5), p_value(None)) == ("p < 0.001", "p = 0.032", "p = 0.50", "")
+    assert format_interval(Estimate(-0.0001, -0.0002, 0.0, 9), "{:.3f}") == "0.000 [0.000, 0.000]"
+    assert format_interval(None, "{:.3f}") == "-"
+    assert (format_p_value(0.0001), format_p_value(0.032), format_p_value(0.5), format_p_value(None)) == (
+        "p < 0.001",
+        "p = 0.032",
+        "p = 0.50",
+        "",
+    )

@@ -162,7 +162,12 @@ def test_a_mistake_and_a_fault_come_through(tmp_path: Path) -> None:
 
 def test_the_supervisor_loads_no_model_code() -> None:
     """It only watches: that costs it no second of its own before the child starts, and no memory beside it."""
-    modules = "mlx_dpo.cli.train", "mlx_dpo.cli.reporting", "mlx_dpo.supervision", "mlx_dpo.export.push_run"
+    modules = (
+        "mlx_dpo.cli.train",
+        "mlx_dpo.cli.run_listeners",
+        "mlx_dpo.supervision",
+        "mlx_dpo.export.push.checkpoint_pusher",
+    )
     code = (
         f"import {', '.join(modules)}, sys; print([name for name in ('mlx_lm', 'transformers') if name in sys.modules])"
     )

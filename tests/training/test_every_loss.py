@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, UserError, evaluate, train
-from mlx_dpo.data.batches import MicroBatch
-from mlx_dpo.model.network import Network
-from mlx_dpo.objectives import OBJECTIVES
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.forward.network import Network
+from mlx_dpo.objectives import LOSS_FUNCTIONS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
 SCORED = TRL / "scored.jsonl"
-KEEPING = [name for name, one in OBJECTIVES.items() if one.running]  # of batches before: evaluate has seen none
-LOSSES = [*OBJECTIVES, "sigmoid=0.8,bco_pair=0.2,sft=1", "aot=1,ipo=0.1,sft=0.5"]
+KEEPING = [name for name, one in LOSS_FUNCTIONS.items() if one.running]  # of batches before: evaluate has seen none
+LOSSES = [*LOSS_FUNCTIONS, "sigmoid=0.8,bco_pair=0.2,sft=1", "aot=1,ipo=0.1,sft=0.5"]
 
 
 def config(run: Path, **knobs: Any) -> TrainConfig:
@@ -110,7 +110,7 @@ def test_a_loss_without_reference_runs_none(tmp_path: Path, monkeypatch: pytest.
     def refused(*_: Any) -> Any:
         raise AssertionError("the reference policy was run")
 
-    monkeypatch.setattr("mlx_dpo.training.references.CachedReference", refused)
+    monkeypatch.setattr("mlx_dpo.evaluation.reference_setup.CachedReference", refused)
     train(config(tmp_path / "run", loss="simpo"))
     with pytest.raises(UserError, match="no reference"):
         train(config(tmp_path / "again", loss="simpo", reference="base"))

@@ -59,9 +59,9 @@ def test_evaluate_is_the_plain_computation(
 
 def test_another_models_folder_as_the_reference(tmp_path: Path) -> None:
     """A fused model can be held against its base."""
-    from mlx_dpo.export.fuse import fuse
+    from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
 
-    fused = fuse(str(CHECKPOINT), TRL / "adapter", tmp_path / "fused").path
+    fused = fuse_adapter(str(CHECKPOINT), TRL / "adapter", tmp_path / "fused").path
     config = TrainConfig(model=str(CHECKPOINT), data=str(PAIRS), reference="base")
     by_adapter = evaluate(config, adapter_path=TRL / "adapter")
     by_folder = evaluate(config.replace(model=str(fused), reference=str(CHECKPOINT)))

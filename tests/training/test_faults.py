@@ -17,12 +17,12 @@ from mlx.utils import tree_map
 
 from mlx_dpo import UserError, train
 from mlx_dpo.errors import Diverged
-from mlx_dpo.model.network import Trace
+from mlx_dpo.forward.network import ForwardTrace
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training import run_folder
-from mlx_dpo.training.checkpoint import read_exact_state
-from mlx_dpo.training.loop import MOST_IN_A_ROW, Trainer
+from mlx_dpo.training.checkpoint import read_training_state
 from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.training.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
 from tests.conftest import PAIRS, rows_of, write_rows
 from tests.training.test_resume import Notes
 from tests.training.test_run import config
@@ -32,14 +32,14 @@ class Talk(MetricsLog):
     """Keeps notes, those of the log itself too, and does something at a step."""
 
     def __init__(self, at: dict[int, Any] | None = None) -> None:
-        super().__init__(self.note)
+        super().__init__(self.on_note)
         self.notes: list[str] = []
         self.at = at or {}
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.notes.append(text)
 
-    def step(self, step: int, metrics: Any) -> None:
+    def on_step(self, step: int, metrics: Any) -> None:
         if step in self.at:
             self.at[step]()
 
@@ -70,7 +70,7 @@ def fill(folder: Path) -> None:
 def assert_all_load(run: Path) -> None:
     """Every file that a reader may find is whole."""
     for folder in RunFolder(run).checkpoints():
-        read_exact_state(folder)
+        read_training_state(folder)
     for file in run.rglob("*.safetensors"):
         if file.name != "references.safetensors":  # float64, which is read with its checkpoint
             mx.eval(mx.load(str(file)))
@@ -96,7 +96,7 @@ def test_a_full_disk_costs_no_more_than_it_must(disk: Path) -> None:
     knobs = {"save_every": 2, "steps_per_report": 1, "keep_checkpoints": 1, "rank": 4, "iters": 8, "steps_per_eval": 2}
     train(config(run, **knobs), listener=listener)
     assert sum("could not be saved: No space left" in note or "Unable to write" in note for note in listener.notes) == 1
-    assert RunFolder(run).require_latest().name == "0000008"
+    assert RunFolder(run).require_latest_checkpoint().name == "0000008"
     assert_all_load(run)
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 9))
 
@@ -194,16 +194,16 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
         count += 1
         step(self, batch)
 
-    gradient = Trace.gradient
+    gradient = ForwardTrace.gradient
 
-    def broken(self: Trace, *arguments: Any, **named: Any) -> Any:
+    def broken(self: ForwardTrace, *arguments: Any, **named: Any) -> Any:
         found = gradient(self, *arguments, **named)
         if count in steps:
             return tree_map(lambda g: g * float("nan"), found)
         return found
 
     monkeypatch.setattr(Trainer, "step", counted)
-    monkeypatch.setattr(Trace, "gradient", broken)
+    monkeypatch.setattr(ForwardTrace, "gradient", broken)
 
 
 def test_a_step_without_numbers_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_a_step_without_numbers_is_skipped_and_named(tmp_path: Path, monkeypatch
 def test_ten_in_a_row_end_the_run_at_its_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     broken_at(monkeypatch, set(range(4, 99)))
-    with pytest.raises(Diverged, match=rf"(?s)the last {MOST_IN_A_ROW} steps .*0000002.*--learning-rate"):
+    with pytest.raises(Diverged, match=rf"(?s)the last {MAX_CONSECUTIVE_SKIPS} steps .*0000002.*--learning-rate"):
         train(config(run, iters=40, save_every=2), listener=Talk())
     assert [folder.name for folder in RunFolder(run).checkpoints()] == ["0000002"]
     assert_all_load(run)

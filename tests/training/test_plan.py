@@ -11,10 +11,10 @@ import mlx.core as mx
 import pytest
 
 from mlx_dpo import Listener, TrainConfig, train
-from mlx_dpo.model.budget import BUSY
+from mlx_dpo.forward.memory_model import SATURATING_TOKENS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.training import plan as plans
-from tests.cli.conftest import Ran, mlx_dpo  # noqa: F401 (a fixture)
+from mlx_dpo.training import run_planner as plans
+from tests.cli.conftest import CommandResult, mlx_dpo  # noqa: F401 (a fixture)
 from tests.conftest import CHECKPOINT, write_rows
 from tests.training.test_exact import text
 
@@ -37,7 +37,7 @@ def test_the_peak_is_within_a_tenth_of_what_training_measures(
     tmp_path: Path, data: Path, knobs: dict[str, Any]
 ) -> None:
     before = mx.get_active_memory()  # of other tests
-    planned = plans.plan(config(data, **knobs))
+    planned = plans.estimate_run(config(data, **knobs))
     train(config(data, adapter_path=str(tmp_path / "run"), **knobs), listener=MetricsLog())
     measured = 1e9 * max(line["peak_memory_gb"] for line in read_metrics(tmp_path / "run") if "peak_memory_gb" in line)
     assert planned.measured
@@ -45,7 +45,7 @@ def test_the_peak_is_within_a_tenth_of_what_training_measures(
 
 
 def test_it_says_what_training_does(tmp_path: Path, data: Path) -> None:
-    planned = plans.plan(config(data))
+    planned = plans.estimate_run(config(data))
     steps = []
 
     class Count(Listener):
@@ -55,7 +55,7 @@ def test_it_says_what_training_does(tmp_path: Path, data: Path) -> None:
     train(config(data, adapter_path=str(tmp_path / "run")), listener=Count())
     assert planned.steps == len(steps) and planned.pairs == planned.pairs_read == 2 * len(LENGTHS)
     assert planned.prompt_tokens[1] > 100 and planned.completion_tokens[1] > 67
-    assert planned.pair_slots[1] < BUSY and planned.needed >= 0.9
+    assert planned.pair_slots[1] < SATURATING_TOKENS and planned.needed >= 0.9
     assert min(planned.seconds.values()) >= 0 and planned.seconds["training"] > planned.seconds["reference"] > 0
     assert planned.fits and planned.recomputed == 0
 
@@ -63,13 +63,13 @@ def test_it_says_what_training_does(tmp_path: Path, data: Path) -> None:
 def test_what_cannot_fit_is_not_tried_and_what_would_is_said(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "usable_memory", lambda: 1)
     knobs: dict[str, Any] = {"memory_limit": str(mx.get_active_memory() + (6 << 20))}
-    planned = plans.plan(config(data, **knobs))
+    planned = plans.estimate_run(config(data, **knobs))
     assert not planned.measured and not planned.fits and planned.seconds == {}
     assert planned.max_length_that_fits
-    assert plans.plan(config(data, max_length=planned.max_length_that_fits, **knobs)).fits
+    assert plans.estimate_run(config(data, max_length=planned.max_length_that_fits, **knobs)).fits
 
 
-def test_the_command(mlx_dpo: Callable[..., Ran], data: Path) -> None:  # noqa: F811
+def test_the_command(mlx_dpo: Callable[..., CommandResult], data: Path) -> None:  # noqa: F811
     flags = ["--model", CHECKPOINT, "--data", data, "--batch-size", 4]
     said = mlx_dpo("plan", *flags)
     assert said.code == 0 and "It fits" in said.out and "peak memory" in said.out

@@ -15,7 +15,7 @@ import pytest
 
 from mlx_dpo import Interrupted, UserError, train
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.training.checkpoint import read_exact_state, read_progress
+from mlx_dpo.training.checkpoint import read_progress, read_training_state
 from mlx_dpo.training.run_folder import RunFolder
 from tests.conftest import PAIRS, rows_of, write_rows
 from tests.training.test_run import StopAfter, adapter, config
@@ -28,7 +28,7 @@ class Notes(MetricsLog):
         super().__init__()
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def on_note(self, text: str) -> None:
         self.notes.append(text)
 
 
@@ -144,7 +144,7 @@ def test_patience_ends_a_run(tmp_path: Path) -> None:
     losses = [line["eval_loss"] for line in read_metrics(run) if "eval_loss" in line]
     assert len(losses) < 40 and min(losses) == losses[-3] and result.after["loss"] == losses[-1]
     assert any("stopped early" in note for note in listener.notes)
-    assert read_progress(RunFolder(run).require_latest()).finished
+    assert read_progress(RunFolder(run).require_latest_checkpoint()).finished
     with pytest.raises(UserError, match="has done all"):
         train(config(run, **knobs), resume=True)
     for knob in ({"patience": 1}, {"keep_best": True}):
@@ -157,7 +157,7 @@ def test_a_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     train(config(whole))
     stopped(run)
-    checkpoint = RunFolder(run).require_latest()
+    checkpoint = RunFolder(run).require_latest_checkpoint()
     moved = tmp_path / "moved" / "checkpoints" / checkpoint.name
     shutil.copytree(checkpoint, moved)
     flags = ("--resume", "--adapter-path", str(tmp_path / "moved"))
@@ -168,6 +168,6 @@ def test_a_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
 def test_the_checkpoint_of_a_run_with_all_in_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stopped(run, loss="kto")
-    exact = read_exact_state(RunFolder(run).require_latest())
+    exact = read_training_state(RunFolder(run).require_latest_checkpoint())
     assert exact.progress.step == 3 and not exact.progress.finished
     assert set(exact.progress.made_of) >= {"mlx", "mlx-lm", "mlx-dpo", "the rows to train on", "the held-out rows"}

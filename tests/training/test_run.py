@@ -15,9 +15,9 @@ import pytest
 
 from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
 from mlx_dpo.config import config_from
+from mlx_dpo.evaluation.metrics import PAIR_METRICS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.listener import Metrics
-from mlx_dpo.training.metrics import PAIR_METRICS
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 
 
@@ -41,7 +41,7 @@ class StopAfter(Listener):
     def __init__(self, step: int) -> None:
         self.at, self.stop = step, threading.Event()
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def on_step(self, step: int, metrics: Metrics) -> None:
         if step == self.at:
             self.stop.set()
 
@@ -143,10 +143,10 @@ def test_references(tmp_path: Path) -> None:
 
 
 def test_every_pair_once_before_any_twice(tmp_path: Path) -> None:
-    from mlx_dpo.data.batches import Epochs
+    from mlx_dpo.data.micro_batches import ShuffledEpochs
 
-    epochs = Epochs(11, 4, seed=5)
-    assert epochs.steps == 3
+    epochs = ShuffledEpochs(11, 4, seed=5)
+    assert epochs.steps_per_epoch == 3
     for epoch in range(3):
         batches = [epochs.batch(epoch * 3 + i) for i in range(3)]
         assert [len(b) for b in batches] == [4, 4, 3]

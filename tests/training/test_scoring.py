@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.chat import Encoded
+from mlx_dpo.data.chat_encoding import EncodedExample
 from mlx_dpo.data.examples import Candidates
-from mlx_dpo.demo import pairs
+from mlx_dpo.demo import load_pairs
 from mlx_dpo.errors import RowError, UserError
-from mlx_dpo.model.budget import Budget, Work
-from mlx_dpo.model.loading import load_model
-from mlx_dpo.model.network import Network
-from mlx_dpo.training.cut import Cut
-from mlx_dpo.training.evaluate import evaluate
-from mlx_dpo.training.scoring import score
+from mlx_dpo.evaluation.completion_chunks import ChunkedRows
+from mlx_dpo.evaluation.evaluator import evaluate
+from mlx_dpo.evaluation.implicit_rewards import score
+from mlx_dpo.forward.memory_model import BatchCost, MemoryModel
+from mlx_dpo.forward.model_loading import load_model
+from mlx_dpo.forward.network import Network
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 from tests.plain import completion_ids, logp
 
@@ -137,7 +137,7 @@ def test_what_is_too_long_is_cut_dropped_or_refused(tmp_path: Path) -> None:
 # Going on where it was left
 
 
-MANY = [{**row, "n": i % 7} for i, row in enumerate(pairs("train")[:90])]
+MANY = [{**row, "n": i % 7} for i, row in enumerate(load_pairs("train")[:90])]
 SMALL = CONFIG.replace(batch_size=4, beta=0.2)
 
 
@@ -210,23 +210,26 @@ def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, content: bytes)
 # What it costs
 
 
-def _answers(prompt: int, completions: list[int]) -> Encoded:
+def _answers(prompt: int, completions: list[int]) -> EncodedExample:
     """Of so many tokens."""
     rng = random.Random(0)
     ids = [tuple(rng.randrange(9, 200) for _ in range(n)) for n in (prompt, *completions)]
-    return Encoded(ids[0], tuple(ids[1:]), Candidates({}, "", ()))
+    return EncodedExample(ids[0], tuple(ids[1:]), Candidates({}, "", ()))
 
 
-def _slots(rows: list[Encoded], budget: Budget) -> int:
-    return sum(Work.of(micro, budget.network.sharing).slots for micro, _ in Cut.of(rows, budget).parts)
+def _slots(rows: list[EncodedExample], budget: MemoryModel) -> int:
+    return sum(
+        BatchCost.from_batch(micro, budget.network.sharing).tokens
+        for micro, _ in ChunkedRows.from_rows(rows, budget).micro_batches
+    )
 
 
-def _alone(row: Encoded) -> list[Encoded]:
+def _alone(row: EncodedExample) -> list[EncodedExample]:
     return [replace(row, completions=(ids,)) for ids in row.completions]
 
 
 def test_eight_answers_cost_a_quarter_of_scoring_them_one_at_a_time() -> None:
-    budget, row = Budget(Network.of(load_model(str(CHECKPOINT)).model)), _answers(512, [64] * 8)
+    budget, row = MemoryModel(Network.from_model(load_model(str(CHECKPOINT)).model)), _answers(512, [64] * 8)
     one_at_a_time = sum(_slots([one], budget) for one in _alone(row))
     assert one_at_a_time == 8 * (511 + 64)
     assert _slots([row], budget) <= one_at_a_time / 4
@@ -234,12 +237,15 @@ def test_eight_answers_cost_a_quarter_of_scoring_them_one_at_a_time() -> None:
 
 @pytest.mark.parametrize("lengths", [[7] * 5, [90, 3, 40, 1, 64, 64, 2], [700] * 3, [30] * 60])
 def test_a_row_in_pieces_is_as_answers_by_themselves(lengths: list[int]) -> None:
-    network = Network.of(load_model(str(CHECKPOINT)).model)
-    budget, row = Budget(network), _answers(20, lengths)
+    network = Network.from_model(load_model(str(CHECKPOINT)).model)
+    budget, row = MemoryModel(network), _answers(20, lengths)
     other = _answers(30, [5, 6])
-    cut = Cut.of([other, None, row], budget)
-    assert max(Work.of(micro, network.sharing).slots for micro, _ in cut.parts) <= 2 * max(576, max(lengths)) + 20
-    found = cut.sums(lambda micro: network.logps(micro).sums)
-    alone = Cut.of(_alone(row), budget).sums(lambda micro: network.logps(micro).sums)
+    cut = ChunkedRows.from_rows([other, None, row], budget)
+    assert (
+        max(BatchCost.from_batch(micro, network.sharing).tokens for micro, _ in cut.micro_batches)
+        <= 2 * max(576, max(lengths)) + 20
+    )
+    found = cut.sums_by_row(lambda micro: network.logps(micro).sums)
+    alone = ChunkedRows.from_rows(_alone(row), budget).sums_by_row(lambda micro: network.logps(micro).sums)
     assert (len(found[0]), len(found[1])) == (2, 0)
     np.testing.assert_allclose(found[2], np.concatenate(alone), rtol=1e-5, atol=1e-4)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.data.chat import Encoder
-from mlx_dpo.model.loading import load_tokenizer
-from mlx_dpo.objectives import KNOBS, OBJECTIVES
+from mlx_dpo.data.chat_encoding import ExampleEncoder
+from mlx_dpo.evaluation.example_sets import examples_from_rows
+from mlx_dpo.forward.model_loading import load_tokenizer
+from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.training.pair_sets import pairs_in_memory
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
 
 REFERENCE = json.loads((TRL / "reference.json").read_text())
@@ -43,10 +43,10 @@ def knobs_of(name: str, options: dict[str, Any]) -> dict[str, Any]:
         losses = [{"sigmoid": "cpo", "simpo": "simpo"}[losses]]
     weights = options.get("loss_weights", [1.0] * len(losses))
     loss = ",".join(f"{loss}={weight}" for loss, weight in zip(losses, weights, strict=True))
-    used = [knob for one in losses for knob in OBJECTIVES[one].knobs]
+    used = [knob for one in losses for knob in LOSS_FUNCTIONS[one].settings]
     given = {NAMES.get(k, k): VALUES.get(v, v) if isinstance(v, str) else v for k, v in options.items()}
     more = [knob for knob in ("ld_alpha", "use_weighting") if knob in given]
-    return {"loss": loss, **{k: v for k, v in given.items() if (k in KNOBS and k in used) or k in more}}
+    return {"loss": loss, **{k: v for k, v in given.items() if (k in LOSS_SETTINGS and k in used) or k in more}}
 
 
 def run(tmp_path: Path, **given: Any) -> list[dict[str, float]]:
@@ -133,7 +133,7 @@ def test_unpaired(tmp_path: Path, name: str, memory_limit: str) -> None:
     """KTO and APO on pairs, which TRL makes sixteen rows of, and on nine labelled rows."""
     one = REFERENCE["unpaired"][name]
     options = one["options"]
-    given = {"loss": options["loss_type"], **{k: v for k, v in options.items() if k in KNOBS}}
+    given = {"loss": options["loss_type"], **{k: v for k, v in options.items() if k in LOSS_SETTINGS}}
     if name.startswith("labelled"):
         given |= {"data": str(TRL / "labelled.jsonl"), "batch_size": 9}
     ours = run(tmp_path, reference="base", memory_limit=memory_limit, **given)
@@ -163,10 +163,10 @@ def agree(ours: list[dict[str, float]], theirs: list[dict[str, float]], metrics:
 
 
 def test_texts_are_the_same_tokens_there() -> None:
-    encoder = Encoder(load_tokenizer(str(CHECKPOINT)), max_length=1024, overlong="error", raw=True)
-    source = pairs_in_memory(rows_of(RAW_PAIRS), "rows")
+    encoder = ExampleEncoder(load_tokenizer(str(CHECKPOINT)), max_length=1024, overlong="error", raw=True)
+    source = examples_from_rows(rows_of(RAW_PAIRS), "rows")
     for i, theirs in enumerate(REFERENCE["raw_pairs"]):
-        ours = encoder(source[i], source.where(i))
+        ours = encoder(source[i], source.location(i))
         assert ours is not None
         assert [*ours.prompt] == theirs["prompt_input_ids"]
         assert [*ours.prompt, *ours.chosen] == theirs["chosen_input_ids"]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mlx_dpo import Interrupted, TrainConfig, UserError, evaluate, train
-from mlx_dpo.data.batches import Epochs
+from mlx_dpo.data.micro_batches import ShuffledEpochs
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
-from mlx_dpo.training.checkpoint import read_exact_state
+from mlx_dpo.training.checkpoint import read_training_state
 from mlx_dpo.training.listener import Listener
 from tests import plain
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
@@ -101,7 +101,7 @@ def test_bco_keeps_the_mean_reward_of_all_batches(tmp_path: Path, labelled: Path
     rewards, wanted = BETA * logratios(rows), np.array([row["label"] for row in rows])
     seen: list[float] = []
     for step, logged in enumerate(read_metrics(run)):
-        batch = Epochs(16, 6, seed=0).batch(step)
+        batch = ShuffledEpochs(16, 6, seed=0).batch(step)
         seen += list(rewards[batch])
         expected = nls(np.where(wanted[batch], 1, -1) * (rewards[batch] - np.mean(seen))).mean()
         assert logged["loss"] == pytest.approx(expected, rel=1e-5), step
@@ -114,7 +114,7 @@ def test_beta_dpo_keeps_the_mean_margin_of_all_batches(tmp_path: Path) -> None:
     chosen, rejected = np.split(logratios(split(pairs)), 2)
     margins, usual = chosen - rejected, 0.0
     for step, logged in enumerate(read_metrics(run)):
-        batch = margins[Epochs(8, 3, seed=0).batch(step)]
+        batch = margins[ShuffledEpochs(8, 3, seed=0).batch(step)]
         usual = 0.7 * usual + 0.3 * BETA * batch.mean()
         beta = max(1e-3, BETA * (1 + 2.0 * (BETA * batch.mean() - usual)))
         assert logged["loss"] == pytest.approx(nls(beta * batch).mean(), rel=1e-5), step
@@ -149,7 +149,7 @@ def test_a_reference_that_moves_half_way_is_half_way(tmp_path: Path) -> None:
 
     policies = [update(mx.load(str(folder / "adapters.safetensors"))) for folder in (first, second)]
     expected = 0.3 * policies[1] + 0.7 * 0.3 * policies[0]  # it began as the base model
-    found = update(read_exact_state(second).moving)
+    found = update(read_training_state(second).moving_reference)
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
@@ -175,7 +175,7 @@ def test_demonstrations_need_no_reference(tmp_path: Path, monkeypatch: pytest.Mo
     def refused(*_: Any) -> Any:
         raise AssertionError("the reference policy was run")
 
-    monkeypatch.setattr("mlx_dpo.training.references.CachedReference", refused)
+    monkeypatch.setattr("mlx_dpo.evaluation.reference_setup.CachedReference", refused)
     rows = [{"messages": [*row["prompt"], *row["chosen"]]} for row in rows_of(PAIRS)]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     run = tmp_path / "run"

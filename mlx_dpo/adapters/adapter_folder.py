@@ -1,0 +1,95 @@
+"""Adapter folders in mlx-lm's format: reading them and loading them into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlx_dpo.adapters.attach import attach_adapter, neutral_tensors, trainable_tensors
+from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.errors import UserError, Where
+from mlx_dpo.utils.json_files import read_json
+
+
+def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
+    """An mlx-lm adapter folder. Raises `UserError` where it is not one."""
+    path = Path(folder)
+    if not (path / "adapter_config.json").is_file() or not (path / "adapters.safetensors").is_file():
+        hint = "An adapter folder holds adapter_config.json and adapters.safetensors."
+        if (path / "adapter_model.safetensors").is_file():
+            hint = f"This is one of PEFT's: `mlx-dpo import {folder} NEW_FOLDER` makes one of mlx-lm's of it."
+        raise UserError("not an adapter folder", where=Where(str(folder)), hint=hint)
+    config = read_json(path / "adapter_config.json")
+    lora = config.get("lora_parameters") or {}
+    try:
+        spec = AdapterSpec(
+            fine_tune_type=config.get("fine_tune_type", "lora"),
+            num_layers=int(config["num_layers"]),
+            rank=int(lora.get("rank", 8)),
+            scale=float(lora.get("scale", 20.0)),
+            dropout=float(lora.get("dropout", 0.0)),
+            keys=tuple(lora["keys"]) if lora.get("keys") is not None else None,
+            fuse_bits=None if config.get("fuse_bits") is None else int(config["fuse_bits"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = Where(str(path / "adapter_config.json"))
+        raise UserError(f"not an mlx-lm adapter config: {error}", where=where) from None
+    return spec, read_safetensors(path / "adapters.safetensors")
+
+
+def adapter_base_model(adapter_path: str | Path) -> str:
+    """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
+    file = Path(adapter_path) / "adapter_config.json"
+    model = read_json(file).get("model")
+    if not isinstance(model, str) or not model:
+        hint = "Name the model with --model."
+        raise UserError("does not say which model the adapter is for", where=Where(str(file)), hint=hint)
+    return model
+
+
+def read_safetensors(file: Path) -> Tensors:
+    """A safetensors file, read whole. Raises `UserError` where it is damaged."""
+    try:
+        tensors = cast(Tensors, mx.load(str(file)))
+        mx.eval(tensors)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
+    return tensors
+
+
+def set_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where) -> None:
+    """Put an adapter's tensors into the attached model. Raises `UserError` if they are another model's."""
+    own = trainable_tensors(model)
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            problem = "is not in this model" if name not in own else f"is {tensor.shape}, not {own[name].shape}, here"
+            hint = "Give the --model that the adapter was trained on."
+            raise UserError(f"this adapter is for another model: {name} {problem}", where=where, hint=hint)
+    if lost := sorted(set(own) - set(tensors)):
+        raise UserError(f"this adapter lacks {len(lost)} tensors of the model, {lost[0]} first", where=where)
+    model.update(tree_unflatten(list(tensors.items())))
+
+
+def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) -> tuple[AdapterSpec, Tensors]:
+    """Attach an adapter folder's layers and tensors. Returns its spec, and the tensors that undo it.
+
+    The latter are the fresh adapter's (lora_b zero, DoRA's magnitude the weights' own norm) or, for full fine-tuning,
+    the model's own weights: with them in place it is the base model.
+    """
+    spec, tensors = read_adapter(folder)
+    spec = attach_adapter(model, spec)
+    base = trainable_tensors(model)
+    set_tensors(model, tensors, Where(str(folder)))
+    if not lazy:
+        mx.eval(model.parameters())
+    return spec, base
+
+
+def apply_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
+    """Put an adapter on, if any; returns the tensors that stand for the model without what is on it."""
+    return neutral_tensors(model) if folder is None else load_adapter(model, folder)[1]

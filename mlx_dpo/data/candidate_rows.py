@@ -1,0 +1,69 @@
+"""Rows to score: a prompt with any number of answers, in whatever shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_dpo.data.conversations import as_messages
+from mlx_dpo.data.examples import Candidates, Example, Pair
+from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.errors import RowError, Where
+
+_LIST_COLUMNS = ("completions", "scores", "rankings", "chosen", "rejected")
+
+
+def parse_candidates(row: Any, where: Where) -> list[Example]:
+    """A row as one prompt and all its answers. Raises `RowError`.
+
+    Taken are pairs and single completions in every shape that training takes, `completions` with or without a judgement
+    of them, and lists of texts as `chosen` and `rejected`, as RewardBench 2 has them.
+    """
+    if isinstance(row, dict):
+        if isinstance(row.get("completions"), list):
+            return [_parse_lists(row, {"completions": row["completions"]}, where)]
+        good, bad = _list_of_texts(row.get("chosen")), _list_of_texts(row.get("rejected"))
+        if good and bad:
+            return [_parse_lists(row, {"chosen": good, "rejected": bad}, where, len(good))]
+    example = parse_examples(row, where)[0]
+    return [_make_candidates(row, example, example.completions, 1 if isinstance(example, Pair) else None)]
+
+
+def _list_of_texts(value: Any) -> list[str]:
+    """A list of texts, or nothing."""
+    return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
+
+
+def _parse_lists(
+    row: dict[str, Any], lists: dict[str, list[Any]], where: Where, num_preferred: int | None = None
+) -> Candidates:
+    """All answers of some columns, each read as it would be by itself."""
+    answers = {f"{name}[{i}]": answer for name, column in lists.items() for i, answer in enumerate(column)}
+    if not answers:
+        raise RowError("is empty", kind="empty", field="completions", where=where)
+    if not all(isinstance(answer, str) for answer in answers.values()):
+        answers = {name: as_messages(answer) for name, answer in answers.items()}
+    rest = {key: value for key, value in row.items() if key not in _LIST_COLUMNS}
+    examples = [_parse_answer({**rest, "completion": answer}, name, where) for name, answer in answers.items()]
+    if any(one.prompt != examples[0].prompt for one in examples):
+        hint = "Write all of them in one way: texts, or lists of messages."
+        raise RowError("the prompt reads otherwise before some answers", kind="type", where=where, hint=hint)
+    return _make_candidates(row, examples[0], [one.completions[0] for one in examples], num_preferred)
+
+
+def _parse_answer(row: dict[str, Any], name: str, where: Where) -> Example:
+    """A row of one answer, which complaints call `name`."""
+    try:
+        return parse_examples(row, where)[0]
+    except RowError as error:
+        if error.field and error.field.startswith("completion"):
+            error.field = name + error.field.removeprefix("completion")
+        raise
+
+
+def _make_candidates(
+    row: dict[str, Any], like: Example, answers: Sequence[Any], num_preferred: int | None
+) -> Candidates:
+    return Candidates(
+        row, like.prompt, tuple(answers), num_preferred, like.tools, like.template_kwargs, like.is_hh_dialogue
+    )

@@ -1,0 +1,169 @@
+"""A prompt and one or two answers to it, from whatever form these have in a row.
+
+Texts stay texts where all are; anything else becomes lists of messages. Complaints are `RowError`s without a
+place; `pairs_of` adds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_dpo.data.messages import (
+    Message,
+    check_text,
+    is_empty_message,
+    is_hh_dialogue,
+    json_type_name,
+    parse_hh_dialogue,
+    parse_messages,
+    printable,
+)
+from mlx_dpo.errors import RowError
+
+TextOrMessages = list[Message] | str
+NamedValue = tuple[str, Any]  # a value, after the name that complaints give it
+NamedMessages = tuple[str, list[Message]]
+PromptAndPair = tuple[TextOrMessages, TextOrMessages, TextOrMessages]
+
+
+def split_pair(prompt: NamedValue | None, chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
+    """(prompt, chosen, rejected), all texts or all messages. Without a prompt the two sides' common start is it."""
+    for name, value in (chosen, rejected) if prompt is None else (prompt, chosen, rejected):
+        check_text_or_messages(name, value)
+    if all(isinstance(value, str) and is_hh_dialogue(value) for _, value in (prompt or chosen, chosen, rejected)):
+        chosen, rejected = ((name, parse_hh_dialogue(text)) for name, text in (chosen, rejected))
+    sides_are_text = isinstance(chosen[1], str) and isinstance(rejected[1], str)
+    if prompt is None:
+        return (
+            _split_implicit_text(chosen, rejected)
+            if sides_are_text
+            else _split_implicit(_named_messages(chosen), _named_messages(rejected))
+        )
+    if sides_are_text and isinstance(prompt[1], str) and not is_hh_dialogue(prompt[1]):
+        return prompt[1], chosen[1], rejected[1]
+    return _split_explicit(prompt, _named_messages(chosen), _named_messages(rejected))
+
+
+def split_completion(prompt: NamedValue | None, completion: NamedValue) -> tuple[TextOrMessages, TextOrMessages]:
+    """(prompt, completion), both texts or both messages. Without a prompt it is all before the last turn."""
+    if prompt is not None:
+        return split_pair(prompt, completion, completion)[:2]
+    name, value = completion
+    check_text_or_messages(name, value)
+    turns = (
+        parse_hh_dialogue(value) if isinstance(value, str) and is_hh_dialogue(value) else _named_messages(completion)[1]
+    )
+    answer = _completion_messages((name, turns), len(turns) - 1)
+    if not turns[:-1]:
+        raise RowError("is an answer without a prompt before it", kind="no prompt", field=name)
+    return turns[:-1], answer
+
+
+def check_text_or_messages(name: str, value: Any) -> None:
+    """Raise `RowError` where a value can't be a prompt or an answer at first sight."""
+    if isinstance(value, str):
+        if not value or value.isspace():
+            raise RowError("is empty", kind="empty", field=name)
+        check_text(value, name)
+    elif not isinstance(value, (dict, list, tuple)):
+        raise RowError(f"must be text or messages, not {json_type_name(value)}", kind="type", field=name)
+
+
+def as_messages(value: TextOrMessages) -> list[Message]:
+    """An answer as messages."""
+    return [{"role": "assistant", "content": value}] if isinstance(value, str) else value
+
+
+def _named_messages(side: NamedValue) -> NamedMessages:
+    name, value = side
+    return name, as_messages(value) if isinstance(value, str) else parse_messages(value, name)
+
+
+def _prompt_messages(name: str, value: Any) -> list[Message]:
+    if not isinstance(value, str):
+        turns = parse_messages(value, name)
+    elif is_hh_dialogue(value):
+        turns = parse_hh_dialogue(value)
+        if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+            turns.pop()
+    else:
+        return [{"role": "user", "content": value}]
+    if is_empty_message(turns[-1]):
+        raise RowError("ends with an empty turn", kind="empty", field=name)
+    return turns
+
+
+def _split_explicit(prompt: NamedValue, chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
+    """A given prompt, and answers to it or whole conversations that begin with it."""
+    name, value = prompt
+    turns = _prompt_messages(name, value)
+    n = len(turns)
+    if chosen[1][0]["role"] == rejected[1][0]["role"] == "assistant":
+        return turns, _completion_messages(chosen), _completion_messages(rejected)
+    if chosen[1][:n] == turns == rejected[1][:n]:
+        return turns, _completion_messages(chosen, n), _completion_messages(rejected, n)
+    if isinstance(value, str):
+        start, one, other = _split_implicit(chosen, rejected)
+        said = {message["content"].strip() for message in start if isinstance(message, dict)}
+        if all(turn["content"].strip() in said for turn in turns):
+            return start, one, other
+    odd, (first, *_) = chosen if chosen[1][0]["role"] != "assistant" else rejected
+    raise RowError(
+        f"starts with a turn of `{printable(first['role'])}`, and does not repeat the prompt either",
+        kind="roles",
+        field=odd,
+        hint="chosen and rejected are the assistant's answers, or whole conversations that begin with the prompt.",
+    )
+
+
+def _completion_messages(side: NamedMessages, start: int = 0) -> list[Message]:
+    """A side's turns from `start` on, checked to be an answer of the assistant."""
+    name, turns = side[0], side[1][start:]
+    if not turns:
+        raise RowError("ends where the prompt ends, without an answer", kind="empty", field=name)
+    for turn, at in ((turns[0], "start"), (turns[-1], "end")):
+        if turn["role"] != "assistant":
+            message = f"must {at} with an assistant turn, not one of `{printable(turn['role'])}`"
+            raise RowError(message, kind="roles", field=name)
+    if is_empty_message(turns[-1]):
+        raise RowError("is empty", kind="empty", field=name)
+    return turns
+
+
+def _split_implicit(chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
+    """Two conversations: the prompt is their longest common start that leaves each an answer of the assistant."""
+    one, other = chosen[1], rejected[1]
+    last = min(len(one), len(other)) - 1
+    start = next((i for i in range(last) if one[i] != other[i]), last)
+    while start and not one[start]["role"] == other[start]["role"] == "assistant":
+        start -= 1
+    if not start:
+        raise RowError(
+            "there is no prompt, and chosen and rejected don't begin with the same turns before an assistant's answer",
+            kind="no prompt",
+            hint="Give a `prompt`, or both sides as whole conversations.",
+        )
+    return one[:start], _completion_messages(chosen, start), _completion_messages(rejected, start)
+
+
+def _split_implicit_text(chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
+    """Two texts that begin alike."""
+    one, other = chosen[1], rejected[1]
+    start = _common_prefix_length(one, other)
+    if start and one[start - 1] == " ":
+        start -= 1  # as TRL does: the space belongs to the word after it
+    if not one[:start].strip():
+        hint = "Give a `prompt`."
+        raise RowError("there is no prompt, and chosen and rejected don't begin alike", kind="no prompt", hint=hint)
+    for name, text in (chosen, rejected):
+        if not text[start:].strip():
+            raise RowError("is empty behind what it shares with the other side", kind="empty", field=name)
+    return one[:start], one[start:], other[start:]
+
+
+def _common_prefix_length(one: str, other: str) -> int:
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low

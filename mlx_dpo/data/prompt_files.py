@@ -1,0 +1,44 @@
+"""Prompts to answer, from a file: lines of text, or the prompts of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.data.messages import check_text
+from mlx_dpo.data.row_files import iter_lines, open_rows, parse_json_line
+from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.errors import UserError, Where
+
+
+def read_prompts(file: str) -> list[TextOrMessages]:
+    """The lines of a .txt file; else the prompt of each row, which may be a whole pair or a prompt alone.
+
+    Raises: `UserError`; `RowError` where a row has no prompt.
+    """
+    prompts = _prompts_from_text(file) if file.endswith(".txt") else _prompts_from_rows(file)
+    if not prompts:
+        raise UserError("holds no prompts", where=Where(file))
+    return prompts
+
+
+def _prompts_from_text(file: str) -> list[TextOrMessages]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't be read: {error}", where=Where(file)) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _prompts_from_rows(file: str) -> list[TextOrMessages]:
+    prompts: list[TextOrMessages] = []
+    with open_rows(file) as source:
+        for number, _, line in iter_lines(source):
+            where = Where(source.name, number)
+            row = parse_json_line(line, where)
+            if isinstance(row, dict) and set(row) == {"prompt"} and isinstance(row["prompt"], str):
+                check_text(row["prompt"], "prompt")
+                prompts.append(row["prompt"])
+            else:
+                prompts += [example.prompt for example in parse_examples(row, where)[:1]]
+    return prompts

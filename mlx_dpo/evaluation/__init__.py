@@ -1,0 +1,1 @@
+"""Measuring policies on examples: metrics, KL, scores and win rates."""

@@ -1,0 +1,1 @@
+"""An adapter fused into its model."""

@@ -1,0 +1,134 @@
+"""Gradient checkpointing: a part's inside is computed again in the backward pass instead of being kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_dpo.forward.attention import blockwise_attention
+from mlx_dpo.forward.prefix_cache import PrefixCache
+from mlx_dpo.utils.random_state import random_state
+
+
+def feed_forwards(model: nn.Module) -> dict[int, nn.Module]:
+    """Of each block that has one, by its number, the largest part that takes hidden rows and nothing else."""
+    found = {}
+    for i, block in enumerate(model.layers):
+        parts = [m for m in block.children().values() if isinstance(m, nn.Module) and _takes_rows_only(m)]
+        sizes = [max((v.size for _, v in tree_flatten(part.parameters()) if v.ndim > 1), default=0) for part in parts]
+        if any(sizes):
+            found[i] = parts[sizes.index(max(sizes))]
+    return found
+
+
+def _takes_rows_only(module: nn.Module) -> bool:
+    return len(signature(type(module).__call__).parameters) == 2  # itself and them
+
+
+def checkpointed_modules(model: nn.Module, count: int) -> list[nn.Module]:
+    """What is computed again: the first feed-forwards, which keep most for their work; then the first whole blocks."""
+    blocks, small = list(model.layers), feed_forwards(model)
+    whole = max(0, count - len(small))
+    return blocks[:whole] + [part for i, part in small.items() if i >= whole][: count if not whole else None]
+
+
+@contextmanager
+def gradient_checkpointing(model: nn.Module, count: int) -> Iterator[None]:
+    """Within, parts of the model are checkpointed (see above); afterwards the classes are as they were.
+
+    The first ones, since what the others keep is gone by the time their turn comes in the backward pass. mlx-lm's own
+    `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several. Where all blocks are, so
+    are the attention's scores within each: they would be the most that is held.
+    """
+    chosen = checkpointed_modules(model, count)
+    least = chosen == list(model.layers)
+    plain: dict[Any, Any] = {kind: kind.__call__ for kind in map(type, chosen)}
+    for kind, call in plain.items():
+        kind.__call__ = _checkpointed(call, {id(part) for part in chosen}, least)
+    try:
+        yield
+    finally:
+        for kind, call in plain.items():
+            kind.__call__ = call
+
+
+def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Callable[..., Any]:
+    def wrapper(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if id(layer) not in chosen:
+            return call(layer, *args, **kwargs)
+        # Floating arrays are inputs, so that their gradient is kept, those in caches among them; masks, ids and
+        # settings are closed over, since mx.checkpoint would ask for a gradient to every array it is given.
+        flat = tree_flatten((args, kwargs))
+        inputs = {k: v for k, v in flat if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)}
+        rest = {k: v for k, v in flat if k not in inputs}
+        caches = [v for v in rest.values() if isinstance(v, PrefixCache)]
+        before, after, constants = [_gaps(cache) for cache in caches], list[list[bool]](), list[Any]()
+        places: list[int] = []
+
+        seed = random_state() if _drops(layer) else None
+
+        def inner(held: dict[str, Any]) -> list[mx.array]:
+            layer.update(held["parameters"])
+            if seed is not None:  # run again, it drops the same
+                mx.random.seed(seed)
+            for cache, arrays, shape in zip(caches, held["caches"], before, strict=True):
+                cache.arrays = _with_gaps(arrays, shape)
+            new_args, new_kwargs = _unflattened({**rest, **held["inputs"]}, args, kwargs)
+            with blockwise_attention(checkpoint_scores=least):
+                output = tree_flatten(call(layer, *new_args, **new_kwargs))
+            constants[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in output]
+            after[:] = [_gaps(cache) for cache in caches]
+            arrays = [v for _, v in output if isinstance(v, mx.array)]
+            arrays += [array for cache in caches for array in _present(cache)]
+            # A layer may give the keys that it leaves in its cache to later layers too, and of an array that is
+            # there twice mlx keeps the first place's gradient only.
+            once = {id(array): array for array in arrays}
+            places[:] = [list(once).index(id(array)) for array in arrays]
+            return list(once.values())
+
+        present = [_present(cache) for cache in caches]
+        once = mx.checkpoint(inner)({"parameters": layer.trainable_parameters(), "inputs": inputs, "caches": present})
+        arrays = iter([once[place] for place in places])
+        out = [(k, next(arrays) if constant is None else constant[0]) for k, constant in constants]
+        for cache, shape in zip(caches, after, strict=True):
+            cache.arrays = _with_gaps(arrays, shape)
+        return out[0][1] if out[0][0] == "" else tree_unflatten(out)
+
+    return wrapper
+
+
+def _drops(layer: nn.Module) -> bool:
+    return any(isinstance(m, nn.Dropout) and m.training and m._p_1 < 1 for _, m in layer.named_modules())
+
+
+def _present(cache: PrefixCache) -> list[mx.array]:
+    return [array for array in cache.arrays if array is not None]
+
+
+def _gaps(cache: PrefixCache) -> list[bool]:
+    """Which of a cache's places hold an array."""
+    return [array is not None for array in cache.arrays]
+
+
+def _with_gaps(present: Iterable[mx.array], places: list[bool]) -> list[mx.array | None]:
+    rest = iter(present)
+    return [next(rest) if there else None for there in places]
+
+
+def _unflattened(
+    leaves: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def put(tree: Any, prefix: str) -> Any:
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(put(v, f"{prefix}.{i}") for i, v in enumerate(tree))
+        if isinstance(tree, dict):
+            return {k: put(v, f"{prefix}.{k}") for k, v in tree.items()}
+        return leaves.get(prefix, tree)
+
+    return put(args, "0"), put(kwargs, "1")

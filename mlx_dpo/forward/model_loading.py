@@ -1,0 +1,95 @@
+"""Models and tokenizers from disk or the Hub; every failure is a `UserError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_dpo.errors import UserError, Where
+from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, translate_hub_errors
+from mlx_dpo.utils.json_files import read_json
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in memory, its config.json, and the folder they came from."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    path: Path
+
+
+def find_model_folder(name: str) -> Path:
+    """The local folder of a model: `name` itself, or its snapshot from the Hub. Raises `UserError`."""
+    if not name:
+        raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError("not a model folder: there is no config.json in it", where=Where(name))
+        return path
+    if path.exists():
+        raise UserError("--model takes a model folder or a Hub id, and this is a file", where=Where(name))
+    return _snapshot(name)
+
+
+def _snapshot(name: str) -> Path:
+    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+    repo = HubRepoRef.parse(name)
+    if repo is None or repo.part:
+        hint = "Hub ids are like user/name, or user/name@revision."
+        raise UserError("no such folder, and it is not a Hub id either", where=Where(name), hint=hint)
+    with translate_hub_errors(name, prefix="no such folder, and "):
+        fetch = hub_api().snapshot_download
+        return Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+
+
+@contextmanager
+def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
+    """Whatever mlx-lm or transformers trips over in a folder a user named is said as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = str(error).strip() or type(error).__name__
+        lines = text.splitlines()
+        reason = lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines[:3])
+        if "trust_remote_code" in text:
+            reason = "it needs code of its own to be run, and mlx-dpo runs no code that comes with a model"
+        if isinstance(error, KeyError):
+            reason = f"{reason} is missing from its config.json"
+        raise UserError(f"this model can't be loaded: {reason[:400]}", where=Where(str(path)), hint=hint) from error
+
+
+def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
+    """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`.
+
+    Args:
+        lazy: leave every weight on disk until it is used.
+    """
+    from mlx_lm.utils import load_model as mlx_lm_load_model
+
+    path = find_model_folder(name)
+    read_json(path / "config.json")
+    with _as_user_error(path, "Is the download complete, and is it a model that mlx-lm runs?"):
+        model, config = mlx_lm_load_model(path, lazy=lazy)
+    return LoadedModel(model, config, path)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model folder or Hub id, without its weights. Raises `UserError`."""
+    from mlx_lm.utils import load_config
+    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
+
+    path = find_model_folder(name)
+    read_json(path / "config.json")
+    with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
+        no_code = {"trust_remote_code": False}  # or transformers would ask on the terminal
+        return mlx_lm_load_tokenizer(path, no_code, eos_token_ids=load_config(path).get("eos_token_id"))

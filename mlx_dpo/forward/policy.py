@@ -1,0 +1,87 @@
+"""The policy: a network with what is trained of it, and the states it can be put in for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.adapters.adapter_folder import load_adapter
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
+from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.distributed.tensor_parallel import check_gradients, shard_model
+from mlx_dpo.errors import UserError
+from mlx_dpo.forward.fingerprint import fingerprint
+from mlx_dpo.forward.network import Network
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model made ready to train.
+
+    Attributes:
+        spec: what is trained, with layers and keys resolved.
+        fingerprint: of the policy as the run starts.
+        initial, base: the trained tensors as the run starts, and those that stand for the model without an adapter;
+            empty for full fine-tuning, where they would be a second copy of the weights.
+    """
+
+    network: Network
+    spec: AdapterSpec
+    initial_tensors: Tensors
+    base_tensors: Tensors
+    fingerprint: str
+
+    @property
+    def model(self) -> nn.Module:
+        """The network's model."""
+        return self.network.model
+
+
+def make_policy(
+    model: nn.Module, spec: AdapterSpec, init_adapter: str | None, group: mx.distributed.Group | None = None
+) -> Policy:
+    """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
+
+    Args:
+        group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
+    """
+    if any("lora_a" in m for _, m in model.named_modules()):
+        raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
+    if init_adapter is None:
+        spec = attach_adapter(model, spec)
+        base = trainable_tensors(model)
+    else:
+        fuse_bits = spec.fuse_bits
+        spec, base = load_adapter(model, init_adapter, lazy=group is not None)
+        if fuse_bits not in (None, spec.fuse_bits):
+            hint = "Start from an adapter that was trained with the same --fuse-bits, or from none."
+            raise UserError(f"{init_adapter} was trained without it", field="fuse_bits", hint=hint)
+    initial = trainable_tensors(model)
+    if spec.fine_tune_type == "full":
+        initial = base = {}
+    shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
+    network = Network.from_model(model, shards)
+    if shards:
+        check_gradients(model, shards)
+    return Policy(network, spec, initial, base, fingerprint(network))
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Within, nothing is dropped; all else computes as in training, so that policy and reference agree to the bit."""
+    dropouts = [m for _, m in model.named_modules() if isinstance(m, (nn.Dropout, nn.Dropout2d, nn.Dropout3d))]
+    modes = [m.training for m in dropouts]
+    was_training = model.training
+    model.train()
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for module, mode in zip(dropouts, modes, strict=True):
+            module.train(mode)

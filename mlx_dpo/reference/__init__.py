@@ -1,0 +1,1 @@
+"""The reference policy, its table of log-probs, and their cache on disk."""

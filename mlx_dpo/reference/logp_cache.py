@@ -1,0 +1,156 @@
+"""Reference log-probs on disk, so that a second run on the same pairs, with another loss or beta, computes none.
+
+One file for one reference policy (`fingerprint`), in ~/.cache/mlx-dpo/references. A line of JSON says whose it is; then
+come records, one a micro-batch: a digest of its token ids, the number of its sequences, their log-probs in float64, and
+a checksum. A micro-batch is the unit since a sum's last digits depend on what a sequence is padded beside: what comes
+out of the cache is to the bit what would be computed. Records are only ever added; after a torn or damaged one the rest
+of the file is dropped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlx_dpo.data.micro_batches import MicroBatch
+
+if TYPE_CHECKING:
+    from mlx_dpo.distributed.tensor_parallel import TensorParallelism
+
+KEY, COUNT, CHECK = 16, struct.Struct("<I"), struct.Struct("<I")
+MOST = 1 << 16  # sequences in a micro-batch; more is damage
+
+
+def logp_cache_folder() -> Path:
+    """Where the files are: under XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx-dpo" / "references"
+
+
+class LogpCache:
+    """The log-probs of one reference policy, in memory and, where its folder can be written to, on disk."""
+
+    def __init__(self, fingerprint: str, model: str) -> None:
+        """model: its name, for people."""
+        self.fingerprint = fingerprint
+        self.path = logp_cache_folder() / f"{fingerprint}.logps"
+        self.header = json.dumps({"format": 1, "model": model}).encode() + b"\n"
+        self.known: dict[bytes, np.ndarray] = {}
+        with suppress(OSError):
+            content = self.path.read_bytes()
+            records = list(_records(content))
+            self.known = {key: values for key, values, _ in records}
+            good = records[-1][2] if records else 0
+            if good < len(content):
+                os.truncate(self.path, good)
+
+    def __contains__(self, batch: MicroBatch) -> bool:
+        return _key(batch) in self.known
+
+    def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
+        """[sequences] log-probs, nats: those known, or else computed, and known from now on."""
+        key = _key(batch)
+        if key not in self.known:
+            self.known[key] = compute(batch)
+            self._add(key, self.known[key])
+        return self.known[key]
+
+    def _add(self, key: bytes, values: np.ndarray) -> None:
+        record = key + COUNT.pack(len(values)) + values.astype("<f8").tobytes()
+        record += CHECK.pack(zlib.crc32(record))
+        with suppress(OSError):  # a full disk or a folder that is not ours costs the cache, not the run
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # ranks of one machine share the file
+                file.seek(0, os.SEEK_END)
+                file.write(record if file.tell() else self.header + record)
+
+
+class MainRankLogpCache:
+    """The first rank's cache for all ranks of a model that is shared out: they compute together, or not at all."""
+
+    def __init__(self, shards: TensorParallelism, fingerprint: str, model: str) -> None:
+        """model: its name, for people."""
+        name = f"{fingerprint}-{shards.group.size()}"  # sums over so many ranks are rounded otherwise
+        self.shards, self.fingerprint = shards, fingerprint
+        self.known = LogpCache(name, model) if shards.group.rank() == 0 else None
+
+    def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
+        """See `LogpCache.of`."""
+        known = self.shards.all_min(self.known is None or batch in self.known)
+        values = np.zeros(len(batch.sequences)) if known else compute(batch)
+        if self.known is not None:
+            computed = values
+            values = self.known.of(batch, lambda _: computed)
+        return self.shards.broadcast(values)
+
+
+def _key(batch: MicroBatch) -> bytes:
+    digest = hashlib.blake2b(digest_size=KEY)
+    for prompt, completion in batch.sequences:
+        for ids in (prompt, completion):
+            digest.update(COUNT.pack(len(ids)) + np.array(ids, "<i4").tobytes())
+    if batch.ld_alpha != 1:
+        digest.update(struct.pack("<d", batch.ld_alpha))
+    return digest.digest()
+
+
+def _header(content: bytes) -> tuple[str, int]:
+    """The model's name and where the records begin; raises `ValueError` where it is not a cache's."""
+    line, newline, _ = content[:4096].partition(b"\n")
+    said = json.loads(line)
+    if not newline or not isinstance(said, dict) or said.get("format") != 1:
+        raise ValueError("not a cache of log-probs")
+    return str(said.get("model")), len(line) + 1
+
+
+def _records(content: bytes) -> Iterator[tuple[bytes, np.ndarray, int]]:
+    """(key, log-probs, where the record ends) of each record up to the first that is damaged."""
+    with suppress(ValueError, struct.error):
+        _, at = _header(content)
+        while at < len(content):
+            (count,) = COUNT.unpack_from(content, at + KEY)
+            end = at + KEY + COUNT.size + 8 * count
+            (check,) = CHECK.unpack_from(content, end)
+            if count > MOST or check != zlib.crc32(content[at:end]):
+                return
+            values = np.frombuffer(content[at + KEY + COUNT.size : end], "<f8").astype(np.float64)
+            key, at = content[at : at + KEY], end + CHECK.size
+            yield key, values, at
+
+
+@dataclass(frozen=True)
+class LogpCacheFile:
+    """One file of the cache, for people."""
+
+    path: Path
+    model: str
+    pairs: int
+    bytes: int
+    modified: float
+
+
+def list_logp_caches() -> list[LogpCacheFile]:
+    """All of the cache, last written first."""
+    found = []
+    for path in logp_cache_folder().glob("*.logps"):
+        with suppress(OSError):
+            content, stat = path.read_bytes(), path.stat()
+            pairs = sum(len(values) for _, values, _ in _records(content)) // 2
+            try:
+                model = _header(content)[0]
+            except ValueError:
+                model = "damaged"
+            found.append(LogpCacheFile(path, model, pairs, stat.st_size, stat.st_mtime))
+    return sorted(found, key=lambda file: -file.modified)

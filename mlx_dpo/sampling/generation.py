@@ -1,0 +1,74 @@
+"""Answers to prompts, by mlx-lm's batched generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.adapters.adapter_folder import load_adapter
+from mlx_dpo.adapters.swap import swap_adapter
+from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How answers are drawn: greedily at temperature 0, else at random from the seed."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def answer(model: nn.Module, tokenizer: Any, prompts: Sequence[TextOrMessages], sampling: SamplingParams) -> list[str]:
+    """One answer a prompt; the same seed draws the same answers on the same machine."""
+    return generate_from_ids(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling)
+
+
+def generate_from_ids(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingParams
+) -> list[str]:
+    """The same of prompts as token ids."""
+    from mlx_lm import batch_generate
+    from mlx_lm.sample_utils import make_sampler
+
+    mx.random.seed(sampling.seed)
+    was_training = model.training
+    model.eval()
+    try:
+        response = batch_generate(
+            model,
+            tokenizer,
+            [list(ids) for ids in prompts],
+            max_tokens=sampling.max_tokens,
+            sampler=make_sampler(temp=sampling.temperature, top_p=sampling.top_p),
+        )
+    finally:
+        model.train(was_training)
+    return [text.strip() for text in response.texts]
+
+
+def encode_prompt(tokenizer: Any, prompt: TextOrMessages) -> list[int]:
+    """A prompt as the model sees it when it is asked: a user turn, or messages, and the start of the answer."""
+    if tokenizer.chat_template is None:
+        text = prompt if isinstance(prompt, str) else "\n\n".join(str(m.get("content") or "") for m in prompt)
+        return tokenizer.encode(text)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def generate_before_and_after(
+    model: str, adapter_path: str | Path, prompts: Sequence[TextOrMessages], sampling: SamplingParams
+) -> tuple[list[str], list[str]]:
+    """(the model's answers, the tuned model's answers), drawn with the same seed. Raises `UserError`."""
+    network, tokenizer = load_model(model).model, load_tokenizer(model)
+    _, base = load_adapter(network, adapter_path)
+    with swap_adapter(network, base):
+        untuned = answer(network, tokenizer, prompts, sampling)
+    return untuned, answer(network, tokenizer, prompts, sampling)

@@ -1,0 +1,1 @@
+"""Helpers that any package may use; nothing here knows about models or data."""

@@ -1,0 +1,60 @@
+"""Numbers and names for people."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+EVAL_PREFIX = "eval_"  # before the name of a metric that was measured on held-out data
+
+
+def format_bytes(count: float) -> str:
+    """A size in decimal units with three significant digits, such as 1.23 GB or 45.6 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.{_decimals(count / size)}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as minutes and seconds, 3:20, or with hours, 2:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def format_count(count: float) -> str:
+    """A number with three significant digits and a suffix, such as 1.23B, 45.6M or 789."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.{_decimals(count / size)}f}{unit}"
+    return f"{count:.0f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun, such as "1 pair" or "2,000 pairs"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most like `name`, or None if none is like it."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question that names the known name most like `name`, or an empty string if none is like it."""
+    match = closest(name, known, cutoff)
+    return f"Did you mean {match!r}?" if match else ""
+
+
+def strip_eval_prefix(metrics: Mapping[str, T]) -> dict[str, T]:
+    """A metrics line with the names that its held-out metrics have in training; other keys stay."""
+    return {name.removeprefix(EVAL_PREFIX): value for name, value in metrics.items()}
+
+
+def _decimals(value: float) -> int:
+    """Decimals that leave three significant digits of a value from 1 to 1000."""
+    return 2 if value < 10 else 1 if value < 100 else 0

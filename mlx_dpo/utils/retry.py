@@ -1,0 +1,52 @@
+"""Calls that are tried again when they fail for a reason that may pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def retry(
+    call: Callable[[], T],
+    is_transient: Callable[[Exception], bool],
+    *,
+    attempts: int,
+    first_delay: float,
+    longest_delay: float = float("inf"),
+    retry_after: Callable[[Exception], float | None] = lambda error: None,
+    on_retry: Callable[[Exception, float], None] = lambda error, delay: None,
+    jitter: Callable[[], float] = lambda: 0.0,
+) -> T:
+    """Call until it succeeds, with delays that double.
+
+    Args:
+        call: takes nothing.
+        is_transient: whether an exception is worth another attempt.
+        attempts: how often to call at most.
+        first_delay: seconds before the second attempt.
+        longest_delay: seconds; a longer delay is shortened to this.
+        retry_after: seconds that the failed server asks to wait, instead of the doubling delay; None if it doesn't.
+        on_retry: is told the exception and the delay before each further attempt.
+        jitter: a share of the delay to add to it, so that several callers don't come back at once.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        Exception: the call's own, of the last attempt or the first that is not transient.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return call()
+        except Exception as error:
+            if attempt == attempts or not is_transient(error):
+                raise
+            asked = retry_after(error)
+            delay = first_delay * 2 ** (attempt - 1) * (1 + jitter()) if asked is None else asked
+            delay = min(delay, longest_delay)
+            on_retry(error, delay)
+            time.sleep(delay)
+    raise ValueError("attempts must be at least 1")
