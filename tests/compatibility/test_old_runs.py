@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlx_dpo import demo
-from tests.cli.conftest import Ran
-from tests.cli.conftest import mlx_dpo as mlx_dpo
+from mlx_dpo.cli import main
 from tests.compatibility.make_runs import HERE, REPORTS, RESUME, lines_of, machine, prepare
 
-Cli = Callable[..., Ran]
+Command = Callable[..., str]
 RUNS = HERE / "runs"
 RESULTS = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
 # Seconds, memory, sizes of files with text in them, and where this process has its files.
@@ -33,6 +33,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; what it printed to stdout comes back, or to stderr where it is to fail."""
+
+    def run(*arguments: object, exit_code: int = 0) -> str:
+        unsupervised = ["--no-supervise"] if arguments[0] == "train" else []
+        monkeypatch.setattr(sys, "argv", ["mlx-dpo", *map(str, arguments), *unsupervised])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == exit_code, err
+        return err if exit_code else out
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -82,10 +98,9 @@ def assert_same_keys(actual: Any, expected: Any, where: str = "") -> None:
             assert_same_keys(item, expected_item, f"{where}[{number}]")
 
 
-def test_an_interrupted_run_resumes_to_the_same_adapter(mlx_dpo: Cli, folder: Path, same_machine: bool) -> None:
+def test_an_interrupted_run_resumes_to_the_same_adapter(command: Command, folder: Path, same_machine: bool) -> None:
     """Dropout, shuffling, optimizer, the loss's running value and the best checkpoint all come from the old files."""
-    ran = mlx_dpo(*RESUME, *([] if same_machine else ["--resume-anyway"]))
-    assert ran.code == 0, ran.err
+    command(*RESUME, *([] if same_machine else ["--resume-anyway"]))
     assert_same_adapter(folder / "interrupted" / "adapters.safetensors", RUNS / "resumed.safetensors", same_machine)
     metrics = lines_of(folder / "interrupted" / "metrics.jsonl")
     assert_same_json(metrics, RESULTS["resumed metrics"], "metrics.jsonl")
@@ -93,11 +108,10 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(mlx_dpo: Cli, folder: Pa
 
 
 def test_a_config_file_repeats_its_run_and_writes_the_same_files(
-    mlx_dpo: Cli, folder: Path, same_machine: bool
+    command: Command, folder: Path, same_machine: bool
 ) -> None:
     """The same adapter, and files of the same names with the same keys inside."""
-    ran = mlx_dpo("train", "-c", "finished/config.yaml", "--adapter-path", "again", "--samples", 2)
-    assert ran.code == 0, ran.err
+    command("train", "-c", "finished/config.yaml", "--adapter-path", "again", "--samples", 2)
     again, finished = folder / "again", folder / "finished"
     assert_same_adapter(again / "adapters.safetensors", finished / "adapters.safetensors", same_machine)
     written, old = ({str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()} for run in (again, finished))
@@ -115,20 +129,21 @@ def test_a_config_file_repeats_its_run_and_writes_the_same_files(
         assert shapes[0] == shapes[1], file
 
 
-def test_a_finished_run_is_not_trained_again(mlx_dpo: Cli, folder: Path) -> None:
-    ran = mlx_dpo("train", "-c", "finished/config.yaml", "--adapter-path", "finished")
-    assert ran.code == 2 and "finished run" in ran.err
+def test_a_finished_run_is_not_trained_again(command: Command, folder: Path) -> None:
+    again = ("train", "-c", "finished/config.yaml", "--adapter-path", "finished")
+    assert "finished run" in command(*again, exit_code=2)
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_commands_read_old_runs_and_keep_their_json(mlx_dpo: Cli, folder: Path, name: str, same_machine: bool) -> None:
+def test_commands_read_old_runs_and_keep_their_json(
+    command: Command, folder: Path, name: str, same_machine: bool
+) -> None:
     if name == "push":
         pytest.importorskip("matplotlib")  # it draws the card's curves
     if name == "cache":
-        assert mlx_dpo(*REPORTS["evaluate"]).code == 0
-    ran = mlx_dpo(*REPORTS[name], "--json")
-    assert ran.code == 0, ran.err
+        command(*REPORTS["evaluate"])
+    output = json.loads(command(*REPORTS[name], "--json"))
     same = assert_same_keys if name == "cache" else assert_same_json  # how large the cache is, is its own affair
-    same(json.loads(ran.out), RESULTS["outputs"][name], name)
+    same(output, RESULTS["outputs"][name], name)
     if name == "score":
         assert_same_json(lines_of(folder / "scores.jsonl"), RESULTS["scores"], "scores.jsonl", texts=same_machine)
