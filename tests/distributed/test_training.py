@@ -52,7 +52,8 @@ RUNS = {
     **{f"{loss} of labelled rows": of_loss(loss, data=str(TRL / "labelled.jsonl")) for loss in LABELLED},
     "a sum": of_loss("sigmoid=0.8,bco_pair=0.2,sft=1"),
     "ld_alpha": of_loss("sigmoid", ld_alpha=0.5),
-    "use_weighting": of_loss("sigmoid", use_weighting=True),
+    # Its weights are about 1e-3: at rate 1 the change would be lost in the rounding of the adapter's float32.
+    "use_weighting": of_loss("sigmoid", use_weighting=True, learning_rate=1000.0),
     "short batches": of_loss("kto", batch_size=5, iters=3, learning_rate=0.01),
     "running means": of_loss("beta_dpo", batch_size=3, iters=3, learning_rate=0.01),
     "dora": of_loss("sigmoid", fine_tune_type="dora", init_adapter=None),
