@@ -185,8 +185,8 @@ def page(measurements: dict[int, dict[str, float]]) -> str:
         "",
         "On paper: the most Macs on which communication takes a tenth of a step at most. A batch of so many pairs is "
         f"split between them; a pair is {TOKENS} tokens, its prompt once, and costs {OPERATIONS} operations per "
-        f"parameter and token. A Mac is taken to do {SPEED / 1e12:.0f} million million of them a second: a 60-core M3 Ultra reading "
-        "a prompt, as reported for a 9B model at 4 bits. Links: "
+        f"parameter and token. A Mac is taken to do {SPEED / 1e12:.0f} million million of them a second: a 60-core "
+        "M3 Ultra reading a prompt, as reported for a 9B model at 4 bits. Links: "
         + "; ".join(f"{link.name} {link.bandwidth / 1e9:.3g} GB/s, {link.latency * 1e6:.0f} µs" for link in LINKS)
         + ". These are other people's figures: no Mac was at hand.",
         "",

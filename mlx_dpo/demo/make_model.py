@@ -2,8 +2,8 @@
 
 A Llama with 0.7 million weights learns the language of `grammar` from scratch in float32, both manners in equal parts.
 In the last part of the training, the forward pass quantizes the weights to 4 bits, as they will be stored. The
-questions are split into three disjoint sets: for pretraining, for the pairs, and for the held-out pairs. The same seed makes the
-same pairs, and on the same machine the same weights.
+questions are split into three disjoint sets: for pretraining, for the pairs, and for the held-out pairs. The same seed
+makes the same pairs, and on the same machine the same weights.
 """
 
 from __future__ import annotations

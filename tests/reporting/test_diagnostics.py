@@ -57,7 +57,7 @@ class Case:
 
 CASES = {
     "likelihood_displacement": Case(
-        share=0.3, trained=40, knobs={"iters": 20, "learning_rate": 2e-2, "lr_schedule": "constant"}
+        share=0.3, trained=40, knobs={"iters": 20, "learning_rate": 3e-2, "lr_schedule": "constant"}
     ),
     "rejected_alone": Case(without_a_pattern, knobs={"learning_rate": 5e-4}),
     "length": Case(longer_chosen, held_out_share=0.5, knobs={"iters": 6}),
