@@ -43,7 +43,7 @@ def measured(name: str) -> dict[str, float]:
             learning_rate=RATE,
             steps_per_eval=0,
         )
-        if LOSS_FUNCTIONS[name].scores:
+        if LOSS_FUNCTIONS[name].needs_scores:
             return train(config, rows=scored("train"), valid_rows=scored("valid")).after
         return train(config).after
 

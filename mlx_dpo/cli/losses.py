@@ -53,30 +53,30 @@ def loss_info(one: LossFunction) -> dict[str, Any]:
     return {
         "name": one.name,
         "aliases": [alias for alias, name in LOSS_ALIASES.items() if name == one.name],
-        "about": (one.function.__doc__ or "").strip(),
+        "about": one.summary,
         "formula": one.formula,
         "rewards": one.rewards.value,
         "unpaired": one.unpaired,
-        "scores": one.scores,
-        "asks_margins": one.asks_margins,
-        "reference": one.reference,
-        "token_kls": one.token_kls,
+        "scores": one.needs_scores,
+        "asks_margins": one.uses_margins,
+        "reference": one.uses_reference,
+        "token_kls": one.needs_token_kls,
         "whole_batch": one.whole_batch,
-        "f_divergence": one.any_divergence and one.reference,
+        "f_divergence": one.supports_f_divergence and one.uses_reference,
         "knobs": one.settings,
-        "when": one.when,
+        "when": one.when_to_use,
         "paper": one.paper,
     }
 
 
 def loss_requirements(one: LossFunction) -> str:
     """What an objective has to be given, in words."""
-    data = "pairs or single answers" if one.unpaired and not one.reference else "pairs or labels"
+    data = "pairs or single answers" if one.unpaired and not one.uses_reference else "pairs or labels"
     all_needs = {
         data if one.unpaired else "pairs": True,
-        "scores": one.scores,
-        "reference": one.reference and not one.token_kls,
-        "reference in every step": one.token_kls,
+        "scores": one.needs_scores,
+        "reference": one.uses_reference and not one.needs_token_kls,
+        "reference in every step": one.needs_token_kls,
         "whole batch": one.whole_batch,
     }
     return ", ".join(need for need, there in all_needs.items() if there)
@@ -98,16 +98,16 @@ def _print_all(objectives: list[LossFunction]) -> None:
     for one in objectives:
         names = "\n".join([one.name, *loss_info(one)["aliases"]])
         own = list({"beta": None, **one.keyword_defaults})
-        table.add_row(names, loss_requirements(one), _knobs(one, own), one.when, one.paper.split()[0])
+        table.add_row(names, loss_requirements(one), _knobs(one, own), one.when_to_use, one.paper.split()[0])
     stdout_console.print(table)
-    for flag, goes in (
-        ("--f-divergence", lambda told: told["f_divergence"]),
-        ("A `margin` column", lambda told: told["asks_margins"]),
-        ("--ld-alpha", lambda told: True),
-        ("--use-weighting", lambda told: not told["name"].startswith("aot")),
+    for flag, is_compatible in (
+        ("--f-divergence", lambda loss: loss.supports_f_divergence and loss.uses_reference),
+        ("A `margin` column", lambda loss: loss.uses_margins),
+        ("--ld-alpha", lambda loss: True),
+        ("--use-weighting", lambda loss: loss.keeps_pair_order),
     ):
-        without = [one.name for one in objectives if not goes(loss_info(one))]
-        print_compatible_losses(flag, [one.name for one in objectives if goes(loss_info(one))], without)
+        incompatible = [loss.name for loss in objectives if not is_compatible(loss)]
+        print_compatible_losses(flag, [loss.name for loss in objectives if is_compatible(loss)], incompatible)
     stdout_console.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
 
 
@@ -134,7 +134,7 @@ def _print_one(one: LossFunction) -> None:
         "": LEGEND if one.formula else "",
         "rewards": one.rewards.value,
         "needs": loss_requirements(one),
-        "when": one.when,
+        "when": one.when_to_use,
         "paper": f"{one.paper}; https://arxiv.org/abs/{one.paper.split()[0]}" if one.paper else "",
         **dict(_knob(name, value, helps.get(name)) for name, value in one.settings.items()),
     }

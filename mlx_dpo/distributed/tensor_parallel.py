@@ -35,8 +35,8 @@ from mlx_dpo.distributed.sharded_lora import (
     is_sharded_adapter,
 )
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.fingerprint import tensor_digest
 from mlx_dpo.utils.random_state import random_state
+from mlx_dpo.utils.tensor_digest import tensor_digest
 
 FIELD = "tensor_parallel"
 INSTEAD = "Train without --tensor-parallel, or another model."

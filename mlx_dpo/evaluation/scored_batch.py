@@ -194,18 +194,18 @@ class ScoredBatch:
             wanted = self.columns["desirable"]
             return LabelledLogps.from_numpy(logps, reference, tokens, wanted, self.statistics.mean_chosen_tokens, kl=kl)
         chosen_kls, rejected_kls = _chosen_and_rejected(self.columns.get("kls"))
-        chosen_plain, rejected_plain = _chosen_and_rejected(self.columns.get("plain"))
+        chosen_unweighted, rejected_unweighted = _chosen_and_rejected(self.columns.get("plain"))
         return PairLogps.from_numpy(
             logps,
             reference,
             tokens,
             self.statistics.mean_chosen_tokens,
-            asked_margins=_float32(self.columns["margins"]),
+            target_margins=_float32(self.columns["margins"]),
             score_gaps=_float32(self.columns["score_gaps"]),
             chosen_kls=chosen_kls,
             rejected_kls=rejected_kls,
-            chosen_plain=chosen_plain,
-            rejected_plain=rejected_plain,
+            chosen_unweighted=chosen_unweighted,
+            rejected_unweighted=rejected_unweighted,
             kl=kl,
         )
 

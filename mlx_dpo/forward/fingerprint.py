@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from importlib.metadata import version
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,9 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.adapters.qa_lora import is_qa_lora
 from mlx_dpo.forward.network import Network
-
-CHECKSUM_CHUNK_BYTES = 1 << 20  # bytes read at a time
-CHECKSUM_MULTIPLIER = 0x1E3779B97F4A7C15  # any large odd number
+from mlx_dpo.utils.tensor_digest import tensor_digest
 
 
 def fingerprint(network: Network) -> str:
@@ -36,11 +33,6 @@ def fingerprint(network: Network) -> str:
     return digest.hexdigest()
 
 
-def tensor_digest(tensor: mx.array) -> str:
-    """What a digest is made of, for one tensor."""
-    return f"{tensor.dtype} {tensor.shape} {_checksum(tensor):x}"
-
-
 def _without_silent_adapters(model: nn.Module, tensors: dict[str, str]) -> dict[str, str]:
     """What is said of tensors, as if LoRA layers whose B is zero were those they adapt. DoRA rescales even then."""
     for layer, module in model.named_modules():
@@ -51,15 +43,3 @@ def _without_silent_adapters(model: nn.Module, tensors: dict[str, str]) -> dict[
         elif is_qa_lora(module):  # these tensors make another policy than in a plain adapter
             tensors[f"{layer}.on_grid"] = tensor_digest(mx.array(True))
     return tensors
-
-
-def _checksum(tensor: mx.array) -> int:
-    """Of the bytes and their places, modulo 2**64."""
-    data, total = tensor.reshape(-1).view(mx.uint8), 0
-    for start in range(0, data.size, CHECKSUM_CHUNK_BYTES):
-        part = data[start : start + CHECKSUM_CHUNK_BYTES]
-        words = mx.pad(part, (0, -part.size % 4)).view(mx.uint32).astype(mx.uint64)
-        places = mx.arange(1, words.size + 1).astype(mx.uint64) * mx.array(CHECKSUM_MULTIPLIER, mx.uint64)
-        summed: Any = ((words + 1) * (places | mx.array(1, mx.uint64))).sum().item()
-        total = (31 * total + summed) % 2**64
-    return total

@@ -62,7 +62,7 @@ RUNS = {
 
 
 # What ranks tell each other of, and one loss that looks at a pair alone; of such ones two ranks run all.
-BY_FOUR = [name for name, one in LOSS_FUNCTIONS.items() if one.whole_batch or one.kl or one.running]
+BY_FOUR = [name for name, one in LOSS_FUNCTIONS.items() if one.whole_batch or one.needs_kl or one.next_state]
 BY_FOUR += ["sigmoid", "sft", "kto of labelled rows", "bco of labelled rows", "use_weighting", "short batches"]
 
 
