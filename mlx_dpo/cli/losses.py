@@ -1,4 +1,4 @@
-"""mlx-dpo losses"""
+"""The command `mlx-dpo losses`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlx-dpo train"""
+"""The command `mlx-dpo train`."""
 
 from __future__ import annotations
 
