@@ -1,4 +1,4 @@
-"""mlx-dpo cache"""
+"""The command `mlx-dpo cache`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlx-dpo compare"""
+"""The command `mlx-dpo compare`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperOption
 
+from mlx_dpo.cli.loss_defaults import loss_default_text
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_fields import unwrap_optional
 
@@ -80,22 +80,13 @@ class LossDefaultsCommand(TyperCommand):
         """Add the defaults and print the help. Only --help pays for importing the losses."""
         from mlx_dpo.objectives import LOSS_FUNCTIONS
 
-        has_choice = any(param.name == "loss" for param in self.params)
-        names = LOSS_FUNCTIONS if has_choice else [TrainConfig.loss]
+        settings = LOSS_FUNCTIONS[TrainConfig.loss].settings
+        has_loss_option = any(param.name == "loss" for param in self.params)
         for param in self.params:
-            values = {name: LOSS_FUNCTIONS[name].settings.get(param.name) for name in names}
-            if isinstance(param, TyperOption) and param.help and (text := _loss_default_text(values)):
-                param.help += _default_text(text)
+            if isinstance(param, TyperOption) and param.name and param.help:
+                name = param.name
+                param.help += _default_text(loss_default_text(name) if has_loss_option else settings.get(name))
         super().format_help(ctx, formatter)
-
-
-def _loss_default_text(values: Mapping[str, object]) -> str:
-    """The most frequent default of a setting, then the losses with others, such as "0.1; simpo: 2"."""
-    texts = {name: f"{v:g}" if isinstance(v, float) else str(v) for name, v in values.items() if v is not None}
-    if not texts:
-        return ""
-    common = Counter(texts.values()).most_common(1)[0][0]
-    return "; ".join([common, *(f"{name}: {text}" for name, text in texts.items() if text != common)])
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.Parameter:

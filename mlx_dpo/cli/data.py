@@ -1,4 +1,4 @@
-"""mlx-dpo data check, show, convert"""
+"""The command `mlx-dpo data` with its subcommands check, show and convert."""
 
 from __future__ import annotations
 

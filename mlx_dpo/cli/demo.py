@@ -1,4 +1,4 @@
-"""mlx-dpo demo"""
+"""The command `mlx-dpo demo`."""
 
 from __future__ import annotations
 

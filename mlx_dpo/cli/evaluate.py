@@ -1,4 +1,4 @@
-"""mlx-dpo evaluate"""
+"""The command `mlx-dpo evaluate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlx-dpo export"""
+"""The command `mlx-dpo export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlx-dpo fuse"""
+"""The command `mlx-dpo fuse`."""
 
 from __future__ import annotations
 

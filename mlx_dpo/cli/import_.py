@@ -1,4 +1,4 @@
-"""mlx-dpo import"""
+"""The command `mlx-dpo import`."""
 
 from __future__ import annotations
 

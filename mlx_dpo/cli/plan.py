@@ -1,4 +1,4 @@
-"""mlx-dpo plan"""
+"""The command `mlx-dpo plan`."""
 
 from __future__ import annotations
 

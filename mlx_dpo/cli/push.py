@@ -1,4 +1,4 @@
-"""mlx-dpo push"""
+"""The command `mlx-dpo push`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mlx-dpo report"""
+"""The command `mlx-dpo report`."""
 
 from __future__ import annotations
 

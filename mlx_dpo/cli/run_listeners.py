@@ -26,6 +26,7 @@ class NotePrinter(Listener):
     """Prints notes and nothing else."""
 
     def on_note(self, text: str) -> None:
+        """Print the note."""
         print_message(f"Note: {text}")
 
 

@@ -1,4 +1,4 @@
-"""mlx-dpo score"""
+"""The command `mlx-dpo score`."""
 
 from __future__ import annotations
 

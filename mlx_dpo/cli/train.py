@@ -1,4 +1,4 @@
-"""mlx-dpo train"""
+"""The command `mlx-dpo train`."""
 
 from __future__ import annotations
 
@@ -174,9 +174,11 @@ class StopOnInterrupt(Listener):
         self.previous_handler = signal.getsignal(signal.SIGINT)
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Install the handler."""
         signal.signal(signal.SIGINT, self._request_stop)
 
     def on_run_end(self) -> None:
+        """Restore the previous handler."""
         signal.signal(signal.SIGINT, self.previous_handler)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:

@@ -44,7 +44,7 @@ class DemoResult:
 
 
 def demo_config(adapter_path: str) -> TrainConfig:
-    """Conservative DPO at a high learning rate: a model this small learns fast, and label smoothing bounds the margin."""
+    """Conservative DPO at a high learning rate: small models learn fast, and label smoothing bounds the margin."""
     return TrainConfig(
         model=str(MODEL),
         data=str(PAIRS),

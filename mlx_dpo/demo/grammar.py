@@ -1,8 +1,8 @@
 """The demo's language: short questions, and answers in two manners, polite and curt.
 
-An answer is `[opening] [lead] fact [closing]`. The fact belongs to the topic and is equal in both manners. Opening, lead
-and closing belong to the manner; one or two of them are present. A preference between the manners is therefore about
-style, anywhere in the answer, and never about content. The same tables generate answers and recognize them.
+An answer is `[opening] [lead] fact [closing]`. The fact belongs to the topic and is equal in both manners. Opening,
+lead and closing belong to the manner; one or two of them are present. A preference between the manners is therefore
+about style, anywhere in the answer, and never about content. The same tables generate answers and recognize them.
 """
 
 from __future__ import annotations

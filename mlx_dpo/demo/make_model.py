@@ -1,9 +1,9 @@
 """Makes the demo's model and pairs: `python -m mlx_dpo.demo.make_model [--seed 0]`.
 
 A Llama with 0.7 million weights learns the language of `grammar` from scratch in float32, both manners in equal parts.
-In the last part of the training, the forward pass quantizes the weights to 4 bits, as they will be stored. The questions
-are split into three disjoint sets: for pretraining, for the pairs, and for the held-out pairs. The same seed makes the
-same pairs, and on the same machine the same weights.
+In the last part of the training, the forward pass quantizes the weights to 4 bits, as they will be stored. The
+questions are split into three disjoint sets: for pretraining, for the pairs, and for the held-out pairs. The same seed
+makes the same pairs, and on the same machine the same weights.
 """
 
 from __future__ import annotations

@@ -101,26 +101,26 @@ SUM_FORMS = ("What is {key}?", "How much is {key}?", "I need to know {key}.", "W
 @cache
 def topics() -> tuple[Topic, ...]:
     """All topics, in a fixed order."""
-    result = []
+    all_topics = []
     for word, other in _entries(OPPOSITES, ",", " "):
-        result.append(Topic(word, f"the word {word}", f"the opposite of {word} is {other}", OPPOSITE_FORMS))
+        all_topics.append(Topic(word, f"the word {word}", f"the opposite of {word} is {other}", OPPOSITE_FORMS))
     for land, city in _entries(CAPITALS, ",", " "):
-        result.append(Topic(land, land, f"the capital of {land} is {city}", CAPITAL_FORMS))
+        all_topics.append(Topic(land, land, f"the capital of {land} is {city}", CAPITAL_FORMS))
     for animal, food in _entries(DIETS):
-        result.append(Topic(animal, animal, f"{animal} eat {food}", DIET_FORMS))
+        all_topics.append(Topic(animal, animal, f"{animal} eat {food}", DIET_FORMS))
     for animal, home in _entries(HOMES):
-        result.append(Topic(animal, animal, f"{animal} live in {home}", HOME_FORMS))
+        all_topics.append(Topic(animal, animal, f"{animal} live in {home}", HOME_FORMS))
     for tool, purpose in _entries(TOOLS):
         article = "an" if tool[0] in "aeiou" else "a"
-        result.append(Topic(f"{article} {tool}", f"the {tool}", f"the {tool} {purpose}", TOOL_FORMS))
+        all_topics.append(Topic(f"{article} {tool}", f"the {tool}", f"the {tool} {purpose}", TOOL_FORMS))
     for task, name, step in _entries(TASKS):
-        result.append(Topic(task, name, f"to {task} you {step}", TASK_FORMS))
+        all_topics.append(Topic(task, name, f"to {task} you {step}", TASK_FORMS))
     for sign, result in (("plus", int.__add__), ("times", int.__mul__)):
         for a in range(2, 8):
             for b in range(a, 8):
                 key = f"{a} {sign} {b}"
-                result.append(Topic(key, key, f"{key} is {result(a, b)}", SUM_FORMS))
-    return tuple(result)
+                all_topics.append(Topic(key, key, f"{key} is {result(a, b)}", SUM_FORMS))
+    return tuple(all_topics)
 
 
 def _entries(table: str, between: str = ";", inside: str = ": ") -> list[list[str]]:

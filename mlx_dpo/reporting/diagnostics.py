@@ -28,7 +28,7 @@ MIN_KL_SHARE = 0.8  # of the KL at the best margin; below it, the policy is retu
 MIN_EXAMPLES = 20  # below it, a share has too wide an interval
 CHANCE_START = 0.5  # share of the steps before which accuracy may still rise
 STALLED_STEPS, STALLED_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have changed
-STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, that count as none
+STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, taken for none
 REPETITION_SHARE, REPETITION_INCREASE = 0.2, 0.1  # share of repeated 4-grams in samples, and its increase
 CONFIDENT_SHARE = 0.5  # share of the pairs, by size of margin, on which label noise is estimated
 LABEL_NOISE_SHARE = 0.05  # share of flipped labels
@@ -132,8 +132,7 @@ def check_length_bias(run: RunStatistics) -> str | None:
         return None
     after = records[1]
     extra_length = after.lengths[:, 0] - after.lengths[:, 1]
-    r = correlation(after.margins, extra_length)
-    if not r >= LENGTH_CORRELATION:  # it may be NaN
+    if not (r := correlation(after.margins, extra_length)) >= LENGTH_CORRELATION:  # it may be NaN
         return None
     is_right = after.margins[extra_length <= 0] > 0
     growth = _sample_growth(run)
@@ -165,9 +164,8 @@ def check_over_optimization(run: RunStatistics) -> str | None:
         return None
     best, last = max(records, key=lambda record: record.margins.mean()), records[-1]
     best_margin, last_margin = best.margins.mean(), last.margins.mean()
-    if best_margin <= 0 or best_margin - last_margin < MARGIN_DROP * best_margin:
-        return None
-    if paired_p_value(best.margins, last.margins) > SIGNIFICANCE_LEVEL:
+    has_dropped = best_margin > 0 and best_margin - last_margin >= MARGIN_DROP * best_margin
+    if not has_dropped or paired_p_value(best.margins, last.margins) > SIGNIFICANCE_LEVEL:
         return None
     kl_change = ""
     if best.kl_per_token is not None and last.kl_per_token is not None:

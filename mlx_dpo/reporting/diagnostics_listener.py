@@ -57,12 +57,15 @@ class DiagnosticsListener(Listener):
         self.on_finding = on_finding
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Remember the run's folder."""
         self.run, self.reported = plan.run, set[str]()
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Report new findings."""
         self._diagnose()
 
     def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """Report new findings."""
         self._diagnose()
 
     def _diagnose(self) -> None:

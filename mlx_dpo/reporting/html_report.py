@@ -44,13 +44,16 @@ class LiveReport(Listener):
     """Rewrites the page after each report and evaluation. Listeners that record numbers must come before it."""
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Write the page."""
         self.run = plan.run
         write_report(self.run, live=True)
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Rewrite the page."""
         write_report(self.run, live=True)
 
     def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """Rewrite the page."""
         write_report(self.run, live=True)
 
 

@@ -31,18 +31,22 @@ class MetricsLog(Listener):
         self.pending: list[str] = []
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Drop the lines of steps that will be repeated."""
         self.folder = RunFolder(plan.run)
         kept = [line for line in read_metrics(plan.run) if line["step"] <= plan.first_step] if plan.first_step else []
         with suppress(SaveError):
             self.folder.write_text(METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Append a line."""
         self._append(metrics)
 
     def on_evaluation_metrics(self, metrics: Metrics) -> None:
+        """Append a line."""
         self._append(metrics)
 
     def on_run_end(self) -> None:
+        """Write the pending lines."""
         self._write_pending()
 
     def _append(self, metrics: Metrics) -> None:

@@ -54,6 +54,7 @@ class RunRecorder(Listener):
         self.warned = False
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Write the run's metadata."""
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
         with self._warning_on_write_errors():
             for name in (records.EVALUATIONS_FILE, records.SAMPLES_FILE):
@@ -61,6 +62,7 @@ class RunRecorder(Listener):
             records.write_json(self.folder / records.METADATA_FILE, _metadata(plan, self.command))
 
     def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
+        """Record the evaluation and sample completions."""
         with self._warning_on_write_errors():
             self._record(snapshot)
 

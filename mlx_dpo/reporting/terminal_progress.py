@@ -42,11 +42,13 @@ class TerminalProgress(Listener):
         self.progress_bar = ProgressBar(console, self._status_lines)
 
     def on_preparing(self, text: str) -> None:
+        """Show what is being prepared."""
         self.progress_bar.stop()  # it runs if training is restarted
         self.status.update(text)
         self.status.start()
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Print the size of the run and start the progress bar."""
         self.status.stop()
         self.plan, self.time_estimator = plan, TimeEstimator(plan)
         self.progress_bar = ProgressBar(self.console, self._status_lines)
@@ -66,6 +68,7 @@ class TerminalProgress(Listener):
         self.progress_bar.start()
 
     def on_step(self, step: int, metrics: Metrics) -> None:
+        """Advance the progress bar."""
         assert self.time_estimator is not None
         self.time_estimator.record_step(step, metrics["reference_seconds"])
         self.peak_memory_gb = metrics["peak_memory_gb"]
@@ -75,15 +78,18 @@ class TerminalProgress(Listener):
         self.progress_bar.update(self.task, completed=step, numbers=f"loss {metrics['loss']:.4f}", description="train")
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Print a line if the output is not a terminal."""
         self.pairs_per_second = metrics["pairs_per_second"]
         self.traffic = f"  {format_bytes(metrics['bytes_sent'])} sent per step" if "bytes_sent" in metrics else ""
         if not self.console.is_terminal:
             self._print(f"step {metrics['step']}/{self.plan.steps}  {_format_metrics(metrics)}{self._throughput()}")
 
     def on_evaluation_progress(self, done: int, pairs: int) -> None:
+        """Show how many held-out examples are evaluated."""
         self.progress_bar.update(self.task, description=f"held out {done}/{pairs}")
 
     def on_evaluation_metrics(self, metrics: Metrics) -> None:
+        """Print the held-out metrics."""
         metrics = strip_eval_prefix(metrics)
         text = "the policy equals its reference" if equals_reference(metrics) else _format_metrics(metrics)
         if "logps/accuracies" in metrics:
@@ -91,6 +97,7 @@ class TerminalProgress(Listener):
         self._print(f"held out at step {metrics['step']}: {text}")
 
     def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """Record the time of the evaluation."""
         assert self.time_estimator is not None
         self.time_estimator.record_evaluation(
             reference_seconds - self.reference_seconds, sampling_seconds - self.sampling_seconds
@@ -99,9 +106,11 @@ class TerminalProgress(Listener):
         self.progress_bar.update(self.task, description="train")
 
     def on_note(self, text: str) -> None:
+        """Print the note."""
         self._print(f"Note: {text}")
 
     def on_run_end(self) -> None:
+        """Stop the display."""
         self.status.stop()
         self.progress_bar.stop()
 

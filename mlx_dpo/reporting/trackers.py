@@ -81,12 +81,14 @@ class Tracker(Listener):
         return importlib.import_module(self.package)
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Start or resume the run in the tracker."""
         if not self.active:  # a run that was restarted after a crash continues in the same tracker run
             with self._off_on_error("could not be started"):
                 self.open(plan, read_yaml(plan.run / "config.yaml"))
                 self.active = True
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Log the metrics."""
         if self.active:
             with self._off_on_error("was turned off"):
                 self.log(with_split_prefix(metrics), int(metrics["step"]))
@@ -94,6 +96,7 @@ class Tracker(Listener):
     on_evaluation_metrics = on_metrics
 
     def on_run_end(self) -> None:
+        """Finish the run in the tracker."""
         if self.active:
             self.active = False
             with self._off_on_error("could not be finished"):
@@ -137,6 +140,7 @@ class Wandb(Tracker):
     name = package = "wandb"
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
+        """Start or resume a wandb run."""
         run_id = _read_run_id(plan, self.name)
         project = os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT)
         run = self.module.init(project=project, name=plan.run.name, config=config, id=run_id, resume="allow")
@@ -145,9 +149,11 @@ class Wandb(Tracker):
         self.module.define_metric("*", step_metric="train/global_step", step_sync=True)
 
     def log(self, metrics: Metrics, step: int) -> None:
+        """Log metrics at a global step."""
         self.module.log({**metrics, "train/global_step": step})
 
     def close(self) -> None:
+        """Finish the wandb run."""
         self.module.finish()
 
 
@@ -157,22 +163,26 @@ class TensorBoard(Tracker):
     name, package = "tensorboard", "tensorboardX"
 
     def import_package(self) -> Any:
+        """Import tensorboardX, or torch if that is missing."""
         try:
             return importlib.import_module(self.package)
         except ImportError:
             return importlib.import_module("torch.utils.tensorboard")
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
+        """Open the event file and write the config."""
         purge = plan.first_step + 1 if plan.first_step else None  # steps after the checkpoint are logged again
         self.writer = self.module.SummaryWriter(str(plan.run / "tensorboard"), purge_step=purge)
         self.writer.add_text("config", f"```json\n{json.dumps(config, indent=2)}\n```")
 
     def log(self, metrics: Metrics, step: int) -> None:
+        """Add scalars."""
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def close(self) -> None:
+        """Close the event file."""
         self.writer.close()
 
 
@@ -182,15 +192,18 @@ class Trackio(Tracker):
     name = package = "trackio"
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
+        """Start or resume a trackio run."""
         project = os.environ.get("TRACKIO_PROJECT", DEFAULT_PROJECT)
         run_name = _read_run_id(plan, self.name) or f"{plan.run.name}-{_unique_suffix(plan)}"
         self.module.init(project=project, name=run_name, config=config, resume="allow")
         _save_run_id(plan, self.name, run_name)
 
     def log(self, metrics: Metrics, step: int) -> None:
+        """Log metrics."""
         self.module.log(metrics, step=step)
 
     def close(self) -> None:
+        """Finish the trackio run."""
         self.module.finish()
 
 
@@ -200,6 +213,7 @@ class MLflow(Tracker):
     name = package = "mlflow"
 
     def open(self, plan: RunPlan, config: dict[str, Any]) -> None:
+        """Start or resume an MLflow run and log its config."""
         self.module.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_PROJECT))
         run_id = _read_run_id(plan, self.name)
         run = self.module.start_run(run_id=run_id, run_name=None if run_id else plan.run.name)
@@ -208,9 +222,11 @@ class MLflow(Tracker):
         _save_run_id(plan, self.name, run.info.run_id)
 
     def log(self, metrics: Metrics, step: int) -> None:
+        """Log metrics."""
         self.module.log_metrics(metrics, step=step)
 
     def close(self) -> None:
+        """End the MLflow run."""
         self.module.end_run()
 
 

@@ -194,7 +194,7 @@ def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names() -> None:
     assert create_trackers(None) == create_trackers([]) == create_trackers(["none"]) == []
     with pytest.raises(
-        UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\nDid you mean 'wandb'"
+        UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"
     ):
         create_trackers(["wandbb"])
     assert TrainConfig.from_mapping({"report_to": "wandb,mlflow"}).report_to == ["wandb", "mlflow"]

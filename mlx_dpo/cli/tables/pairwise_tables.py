@@ -14,7 +14,7 @@ COUNT_ROWS = {
     "tuned won": "wins",
     "tied": "ties",
     "base won": "losses",
-    "verdict depends on the order": "swayed_by_order",
+    "changed with the order": "swayed_by_order",
 }
 RATE_ROWS = {
     "win rate": ("win_rate", "win_rate_interval"),
