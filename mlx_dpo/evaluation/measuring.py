@@ -17,6 +17,8 @@ from mlx_dpo.evaluation.scored_batch import (
     BatchStatistics,
     OptimizerBatch,
     ScoredBatch,
+    completion_outputs,
+    example_columns,
     optimizer_batches,
     scoring_options,
 )
@@ -114,10 +116,8 @@ class LossMetrics:
     def __call__(self, batch: OptimizerBatch, logps: list[CompletionLogps], references: list[np.ndarray]) -> np.ndarray:
         """[examples, METRICS]; see `BatchMetrics`."""
         statistics = BatchStatistics.compute(batch, self.network, self.reference)
-        completions = self.reference.completions_per_example
-        scored = ScoredBatch.from_micro_batches(
-            batch.micro_batches, logps, references, statistics, self.loss, completions
-        )
+        outputs = [completion_outputs(*arrays, self.loss) for arrays in zip(logps, references, strict=True)]
+        scored = ScoredBatch(example_columns(batch.micro_batches, outputs), statistics, self.loss)
         return scored.metrics(self.loss(scored.loss_inputs, self.states, scored.weights))
 
 

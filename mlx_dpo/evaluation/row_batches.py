@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.micro_batches import prefetch, split_into_micro_batches
-from mlx_dpo.evaluation.scored_batch import OptimizerBatch
+from mlx_dpo.errors import Where
+from mlx_dpo.evaluation.scored_batch import IndexedExample, OptimizerBatch
 from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
 
 
@@ -25,7 +27,7 @@ def row_batches(
     """Make a batch of each array of indices in a thread ahead of its use; rows dropped for their length are left out.
 
     Pairs and single completions are split into micro-batches as in training. A row with many completions is split into
-    chunks; `OptimizerBatch.indices` then names it once for each chunk.
+    chunks; `OptimizerBatch.examples` then holds it once for each chunk.
     """
     return prefetch(
         make_row_batch({int(i): examples.encode(int(i)) for i in indices}, memory_model) for indices in order
@@ -34,20 +36,19 @@ def row_batches(
 
 def make_row_batch(rows: dict[int, EncodedExample | None], memory_model: MemoryModel) -> OptimizerBatch:
     """Split encoded rows, by their index, into micro-batches; only rows that are None are left out."""
-    indices, chunks = list[int](), list[EncodedExample]()
+    chunks = list[IndexedExample]()
     for index, row in rows.items():
-        for chunk in [] if row is None else _chunks(row):
-            indices.append(index)
-            chunks.append(chunk)
+        for part in [] if row is None else _chunks(row):
+            chunks.append(IndexedExample(index, Where(f"row {index}"), partial(replace, part)))
     by_size: dict[int, list[int]] = {}
     for position, chunk in enumerate(chunks):
-        by_size.setdefault(len(chunk.completions), []).append(position)
+        by_size.setdefault(len(chunk.encoded.completions), []).append(position)
     micro_batches = [
         replace(micro, batch_indices=tuple(positions[i] for i in micro.batch_indices))
         for positions in by_size.values()
-        for micro in split_into_micro_batches([chunks[i] for i in positions], memory_model.fits)
+        for micro in split_into_micro_batches([chunks[i].encoded for i in positions], memory_model.fits)
     ]
-    return OptimizerBatch(len(rows), np.array(indices, np.int64), micro_batches, [])
+    return OptimizerBatch(len(rows), chunks, micro_batches)
 
 
 def by_example(batch: OptimizerBatch, values: Sequence[np.ndarray]) -> dict[int, np.ndarray]:

@@ -26,12 +26,13 @@ def _rows(plan: RunEstimate) -> Iterator[tuple[str, str]]:
     yield "pairs", f"{plan.pairs:,} to train on{sampled}, {plan.held_out:,} held out; {plan.steps:,} steps"
     yield "prompt tokens", "median {:,}, longest {:,}".format(*plan.prompt_tokens)
     yield "completion tokens", "median {:,}, longest {:,}".format(*plan.completion_tokens)
-    yield "tokens per pair", "median {:,}, longest {:,}".format(*plan.pair_slots)
-    yield "forward pass", plan.sharing
-    yield "micro-batches per step", f"{plan.micro_batches:.1f}, {1 - plan.needed:.0%} of their tokens padding"
-    yield "gradient checkpointing", f"{plan.recomputed} of {plan.parts} blocks and MLPs, for the longest pairs"
+    yield "tokens per pair", "median {:,}, longest {:,}".format(*plan.tokens_per_pair)
+    yield "forward pass", plan.prompt_sharing
+    yield "micro-batches per step", f"{plan.micro_batches:.1f}, {1 - plan.useful_share:.0%} of their tokens padding"
+    checkpointed = f"{plan.num_checkpointed} of {plan.num_checkpointable} blocks and MLPs"
+    yield "gradient checkpointing", f"{checkpointed}, for the longest pairs"
     yield "weights and optimizer", format_bytes(plan.memory["held"])
-    yield "peak memory", format_bytes(plan.memory["peak"]) + ("" if plan.measured else " (estimated)")
+    yield "peak memory", format_bytes(plan.memory["peak"]) + ("" if plan.is_measured else " (estimated)")
     if plan.seconds:
         yield "reference, unless cached", format_duration(plan.seconds["reference"])
         yield "training", format_duration(plan.seconds["training"])
@@ -43,7 +44,7 @@ def _memory_verdict(plan: RunEstimate) -> Iterator[str]:
     peak, limit = format_bytes(plan.memory["peak"]), format_bytes(plan.memory["limit"])
     if plan.fits:
         yield f"It fits: {peak} of {limit}."
-        if plan.recomputed:
+        if plan.num_checkpointed:
             yield "A higher --memory-limit means less gradient checkpointing, which makes long pairs faster."
         return
     yield f"It does not fit: it takes {peak}, and the limit is {limit}. What helps:"
