@@ -173,7 +173,7 @@ class Communicator:
             self._finish()
             raise
         except UserError as error:
-            with suppress(RankLost):  # no rank is left to be told
+            with suppress(RankLost):  # no rank is left to receive it
                 self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
             raise
         except RuntimeError as error:
@@ -220,7 +220,7 @@ class Communicator:
 
 
 def _connect() -> mx.distributed.Group:
-    """mlx's group, once all ranks are there."""
+    """Wait until all ranks are there, and return mlx's group."""
     start = time.monotonic()
     while True:
         try:

@@ -102,9 +102,9 @@ def shard_model(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group
     from mlx_lm.utils import get_total_parameters
 
     _check_supported(model, spec, group.size())
-    trained, num_parameters = trainable_tensors(model), get_total_parameters(model)
+    trainable, num_parameters = trainable_tensors(model), get_total_parameters(model)
     # Copies of handles, not of data: gpt_oss divides a bias in place.
-    whole_tensors = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trained}
+    whole_tensors = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trainable}
     adapted = {name: module for name, module in model.named_modules() if "lora_a" in module}
     shapes = {name: module[_base_key(module)].weight.shape for name, module in adapted.items()}
     model.update_modules(tree_unflatten([(name, module[_base_key(module)]) for name, module in adapted.items()]))
