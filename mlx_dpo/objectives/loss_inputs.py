@@ -61,7 +61,8 @@ class PairLogps:
         The log-ratios are small differences of large sums, so they are computed before anything becomes float32.
 
         Args:
-            policy, reference: log-probs.
+            policy: log-probs under the policy.
+            reference: log-probs under the reference.
             tokens: lengths.
             mean_chosen_tokens: see the attribute.
             fields: further attributes.

@@ -45,7 +45,8 @@ class WeightedLoss:
         Args:
             text: what `--loss` was given.
             settings: every setting that any loss has; None stands for the default of the first loss that has it.
-            use_weighting, ld_alpha: see the attributes.
+            use_weighting: see the attribute.
+            ld_alpha: see the attribute.
 
         Raises:
             UserError: a loss is unknown, a weight is not a number, or a setting is given that no loss uses.
@@ -169,7 +170,8 @@ class WeightedLoss:
         """Implicit rewards as TRL logs them for this loss.
 
         Args:
-            logps, reference: log-probs under the policy and the reference, float64, [completions].
+            logps: log-probs under the policy, float64, [completions].
+            reference: log-probs under the reference, float64, [completions].
             tokens: lengths, [completions].
 
         Returns:

@@ -1,4 +1,4 @@
-"""A rank among some: `python -m tests.forward.sharded FOLDER` runs what FOLDER/cases.json asks for."""
+"""A tensor-parallel rank: `python -m tests.distributed.sharded_worker FOLDER` runs the jobs in FOLDER/cases.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.reference.reference_policy import CachedReference
 from mlx_dpo.utils.random_state import random_state
-from tests.distributed.ranks import finished, start
+from tests.distributed.ranks import outputs, start_ranks
 from tests.forward.families import tiny
 from tests.forward.test_network import batch_of, ids
 
@@ -43,16 +43,16 @@ class Case:
     Attributes:
         model: a folder, or a family of `families`.
         spec: fields of its `AdapterSpec`.
-        recomputed: share of its parts that is computed again in the backward pass.
+        checkpointed: share of its modules that is recomputed in the backward pass.
     """
 
     model: str
     spec: dict[str, Any] = field(default_factory=dict)
     init_adapter: str | None = None
-    recomputed: float = 0.5
+    checkpointed: float = 0.5
 
     def policy(self, group: Group) -> Policy:
-        """As a run starts."""
+        """The policy at the start of a run."""
         spec = AdapterSpec(**{"fine_tune_type": "lora", "num_layers": -1, "rank": 4, "scale": 4.0, **self.spec})
         folder = Path(self.model)
         model = load_model(self.model, lazy=group is not None).model if folder.is_dir() else tiny(self.model)
@@ -60,8 +60,8 @@ class Case:
         return make_policy(model, spec, self.init_adapter, group)
 
 
-def moved(policy: Policy) -> nn.Module:
-    """Somewhere else than at the start; the same on any number of ranks."""
+def set_random_adapter(policy: Policy) -> nn.Module:
+    """Set the adapter to random values, equal for any number of ranks, and return the model."""
     mx.random.seed(1)
     trained = tree_flatten(policy.model.trainable_parameters())
     policy.model.update(tree_unflatten([(name, 0.05 * mx.random.normal(v.shape)) for name, v in trained]))
@@ -69,51 +69,51 @@ def moved(policy: Policy) -> nn.Module:
 
 
 def batch_for(policy: Policy) -> tuple[MicroBatch, np.ndarray]:
-    """Pairs, and what each of their sequences weighs."""
+    """A micro-batch of pairs, and a weight for each sequence."""
     rng = random.Random(0)
     prompts = [ids(rng, n) for n in (19, 4, 1, 30)]
     batch = batch_of(prompts[:1] if policy.network.sharing is PromptSharing.ONE_PROMPT else prompts, seed=2)
     return batch, np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
 
 
-def summed(gradients: Any, group: Group) -> Any:
-    """Over ranks."""
+def all_reduce(gradients: Any, group: Group) -> Any:
+    """Gradients summed over ranks."""
     if group is None:
         return gradients
     flat = tree_flatten(gradients)
     return tree_unflatten([(name, mx.distributed.all_sum(v, group=group)) for name, v in flat])
 
 
-def results(case: Case, group: Group) -> dict[str, np.ndarray]:
-    """What is measured of a case, on one rank or on one of several."""
+def measure(case: Case, group: Group) -> dict[str, np.ndarray]:
+    """Log-probs, gradients and trained tensors of a case, on a single rank or on one of several."""
     policy = case.policy(group)
-    found: dict[str, Any] = {f"initial/{name}": v for name, v in policy.initial_tensors.items()}
-    found["fingerprint"], found["sharing"] = policy.fingerprint, policy.network.sharing.name
-    found["random"] = random_state()
+    measured: dict[str, Any] = {f"initial/{name}": v for name, v in policy.initial_tensors.items()}
+    measured["fingerprint"], measured["sharing"] = policy.fingerprint, policy.network.sharing.name
+    measured["random"] = random_state()
     frozen = {
         name: v for name, v in tree_flatten(policy.model.parameters()) if name not in trainable_tensors(policy.model)
     }
-    found["bytes"] = sum(v.nbytes for v in frozen.values())
-    moved(policy)
+    measured["bytes"] = sum(v.nbytes for v in frozen.values())
+    set_random_adapter(policy)
     (batch, weights), network = batch_for(policy), policy.network
-    trace = network.trace(batch, round(case.recomputed * network.num_checkpointable))
-    found["sums"] = trace.logps.sums
-    gradient = summed(trace.gradient(weights), group)
-    found |= {f"gradient/{name}": v for name, v in tree_flatten(gradient)}
+    trace = network.trace(batch, round(case.checkpointed * network.num_checkpointable))
+    measured["sums"] = trace.logps.sums
+    gradient = all_reduce(trace.gradient(weights), group)
+    measured |= {f"gradient/{name}": v for name, v in tree_flatten(gradient)}
     with swap_adapter(policy.model, policy.initial_tensors):
-        found["reference"] = network.logps(batch).sums
+        measured["reference"] = network.logps(batch).sums
     optimizer = Adam(learning_rate=1e-3, bias_correction=True, eps=1e-4)
     for _ in range(STEPS):
-        optimizer.update(policy.model, summed(network.trace(batch).gradient(weights), group))
+        optimizer.update(policy.model, all_reduce(network.trace(batch).gradient(weights), group))
         mx.eval(policy.model.trainable_parameters(), optimizer.state)
-    found |= {f"trained/{name}": v for name, v in trainable_tensors(policy.model).items()}
-    return {name: np.array(value) for name, value in found.items()}
+    measured |= {f"trained/{name}": v for name, v in trainable_tensors(policy.model).items()}
+    return {name: np.array(value) for name, value in measured.items()}
 
 
 def memory(case: Case, group: Group) -> dict[str, np.ndarray]:
-    """Bytes: of the weights of the whole model's blocks, the rank's, its other tensors, and the most while loading."""
+    """Bytes of the whole model's blocks, of this rank's, of its other tensors, and at the peak while loading."""
     sizes = [v.nbytes for _, v in tree_flatten(load_model(case.model, lazy=True).model.layers)]
-    tensor_parallel.tensor_digest = lambda tensor: str(mx.eval(tensor))  # a checksum takes some more, a chunk at a time
+    tensor_parallel.tensor_digest = lambda tensor: str(mx.eval(tensor))  # without the memory of checksums
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     model = load_model(case.model, lazy=True).model
@@ -123,12 +123,12 @@ def memory(case: Case, group: Group) -> dict[str, np.ndarray]:
     frozen = {name: v.nbytes for name, v in tree_flatten(model.parameters()) if name not in trained}
     own = sum(size for name, size in frozen.items() if ".layers." in name)
     rest = sum(frozen.values()) - own + sum(v.nbytes for v in trained.values())
-    found = {"whole": sum(sizes), "own": own, "rest": rest, "largest": max(frozen.values()), "peak": peak}
-    return {name: np.array(value) for name, value in found.items()}
+    measured = {"whole": sum(sizes), "own": own, "rest": rest, "largest": max(frozen.values()), "peak": peak}
+    return {name: np.array(value) for name, value in measured.items()}
 
 
-def together(case: Case, group: Group) -> dict[str, np.ndarray]:
-    """What all ranks have to agree about, where each has other memory free, and another cache."""
+def decisions(case: Case, group: Group) -> dict[str, np.ndarray]:
+    """What ranks must agree on although each has different free memory and another cache."""
     policy = case.policy(group)
     usable = mx.get_active_memory() + 3_000_000 + 500_000 * group.rank()
     budget = MemoryModel.for_training(policy.network, usable, None, False)
@@ -150,26 +150,26 @@ def _reference(policy: Policy) -> CachedReference:
 
 
 def _never(batch: MicroBatch) -> np.ndarray:
-    raise AssertionError("it is known already")
+    raise AssertionError("it is in the cache")
 
 
 def main(folder: Path) -> None:
-    """Run all cases, each rank at the same one at any time."""
+    """Run all cases; all ranks run the same one at a time."""
     group = mx.distributed.init(backend="ring", strict=True)
-    for i, given in enumerate(json.loads((folder / "cases.json").read_text())):
-        what = globals()[given.pop("what")]
+    for i, case in enumerate(json.loads((folder / "cases.json").read_text())):
+        job = globals()[case.pop("job")]
         try:
-            found = what(Case(**given), group)
+            measured = job(Case(**case), group)
         except UserError as error:
-            found = {"error": np.array(str(error))}
-        np.savez(folder / f"{i}-{group.rank()}.npz", **found)
+            measured = {"error": np.array(str(error))}
+        np.savez(folder / f"{i}-{group.rank()}.npz", **measured)
 
 
 def on_ranks(size: int, folder: Path, cases: list[dict[str, Any]]) -> list[list[dict[str, np.ndarray]]]:
-    """[cases][ranks] of results of `size` processes that share the models out."""
+    """The jobs' results, [cases][ranks], on `size` ranks that the models are split over."""
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
-    finished(start(folder, size, [sys.executable, "-m", "tests.forward.sharded", str(folder)]))
+    outputs(start_ranks(folder, size, [sys.executable, "-m", "tests.distributed.sharded_worker", str(folder)]))
     return [[dict(np.load(folder / f"{i}-{rank}.npz")) for rank in range(size)] for i in range(len(cases))]
 
 
