@@ -7,7 +7,7 @@ from typing import Any
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
-from mlx_dpo.utils.user_code import named_in_file
+from mlx_dpo.utils.user_code import load_from_file
 
 HINT = "A judge is `def name(prompt, first, second)`; it returns 1 if the first answer is better, 0 if not, or 0.5."
 
@@ -32,7 +32,7 @@ class FunctionJudge(Judge):
     @classmethod
     def from_spec(cls, spec: JudgeSpec) -> FunctionJudge:
         """Load the function from its file."""
-        function, where = named_in_file(spec.text, field="judge", hint=HINT)
+        function, where = load_from_file(spec.text, field="judge", hint=HINT)
         if not callable(function):
             name = spec.text.rpartition(":")[2]
             raise UserError(f"there is no function {name!r} in the file", where=where, field="judge", hint=HINT)
