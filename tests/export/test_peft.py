@@ -146,7 +146,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"tensors": {f"{LAYER}.lora_B.bias": (64,)}}, (f"{LAYER}.lora_B.bias",)),
     ({"tensors": {"lm_head.lora_A.weight": (2, 32), "lm_head.lora_B.weight": (300, 2)}}, ("lm_head", "tied")),
     ({"tensors": {"model.layers.7.mlp.up_proj.lora_A.weight": (2, 32)}}, ("lacks a factor", "layers.7")),
-    ({"tensors": {f"{LAYER}.lora_A.weight": (2, 40)}}, (f"{LAYER}.lora_a is (40, 2)", "--model")),
+    ({"tensors": {f"{LAYER}.lora_A.weight": (2, 40)}}, (f"{LAYER}.lora_a has shape (40, 2)", "--model")),
 ]
 
 

@@ -73,9 +73,9 @@ def test_pushing_again_sends_and_commits_nothing(hub: Hub, run: Path) -> None:
 
 def test_a_public_repository_that_is_there_is_told_of(hub: Hub, run: Path) -> None:
     hub.store.create("models", REPO)
-    said: list[str] = []
-    assert push(run, say=said.append).private is False
-    assert "public" in said[0]
+    messages: list[str] = []
+    assert push(run, on_message=messages.append).private is False
+    assert "public" in messages[0]
 
 
 def test_a_card_of_ones_own_that_the_hub_refuses(hub: Hub, run: Path) -> None:
