@@ -27,8 +27,8 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TRL / "adapter", tmp_path / "run"))
 
 
-def push(run: Path, repo: str = REPO, **how: Any) -> PushResult:
-    return push_folder(run, repo, **how)
+def push(run: Path, repo: str = REPO, **options: Any) -> PushResult:
+    return push_folder(run, repo, **options)
 
 
 def there(hub: Hub, repo: str = REPO, branch: str = "main") -> list[str]:
@@ -73,9 +73,9 @@ def test_pushing_again_sends_and_commits_nothing(hub: Hub, run: Path) -> None:
 
 def test_a_public_repository_that_is_there_is_told_of(hub: Hub, run: Path) -> None:
     hub.store.create("models", REPO)
-    said: list[str] = []
-    assert push(run, say=said.append).private is False
-    assert "public" in said[0]
+    messages: list[str] = []
+    assert push(run, on_message=messages.append).private is False
+    assert "public" in messages[0]
 
 
 def test_a_card_of_ones_own_that_the_hub_refuses(hub: Hub, run: Path) -> None:
@@ -134,11 +134,11 @@ PASSING: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, path, how = PASSING[name]
+    method, path, options = PASSING[name]
     big(run, "adapters.safetensors", 0)
     if "slow" in name:
         monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 1.0)
-    hub.inject_fault(method, path, **how)
+    hub.inject_fault(method, path, **options)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
     assert is_whole(hub, run)
@@ -194,8 +194,8 @@ def test_what_stays_is_one_sentence_and_no_commit(
     if name == "slow":
         monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
-    for method, path, how in faults:
-        hub.inject_fault(method, path, **{"times": 1000, **how})
+    for method, path, options in faults:
+        hub.inject_fault(method, path, **{"times": 1000, **options})
     with pytest.raises(UserError) as raised:
         push(run, repo)
     message = str(raised.value)
@@ -214,15 +214,15 @@ def test_what_arrived_is_not_sent_again(hub: Hub, run: Path) -> None:
     (run / "checkpoints").mkdir()
     big(run / "checkpoints", "a.safetensors", 1)
     big(run / "checkpoints", "b.safetensors", 2)
-    how: dict[str, Any] = {"include": ["checkpoints/*"]}
+    options: dict[str, Any] = {"include": ["checkpoints/*"]}
     hub.inject_fault("PUT", "/lfs/", status=500, skip=6, times=1000)
     with pytest.raises(UserError):
-        push(run, **how)
+        push(run, **options)
     arrived = len(list((hub.store.root / "objects").glob("[0-9a-f]*"))) - 1  # .gitattributes
     assert is_untouched(hub) and arrived >= 1
     hub.faults.faults.clear()
     before = hub.count_requests("POST", "/verify")
-    push(run, **how)
+    push(run, **options)
     assert hub.count_requests("POST", "/verify") - before == 3 - arrived
     assert there(hub) == sorted([*SENT, "checkpoints/a.safetensors", "checkpoints/b.safetensors"])
 
@@ -264,10 +264,10 @@ def test_no_token_in_any_complaint(
     hub.inject_fault("POST", "/preupload/", status=status, times=1000, body=f'{{"error": "your token {WRITE} is bad"}}')
     with pytest.raises(UserError) as raised:
         push(run)
-    said = capfd.readouterr().err
-    assert "Retry 1/5" in said or status not in (429, 500)
-    told = str(raised.value) + said
-    assert WRITE not in told and "secret" not in told
+    log = capfd.readouterr().err
+    assert "Retry 1/5" in log or status not in (429, 500)
+    output = str(raised.value) + log
+    assert WRITE not in output and "secret" not in output
 
 
 def test_no_password_in_the_address(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,9 @@ def test_of_a_run(run: Path) -> None:
 def test_of_a_model(fused: Path) -> None:
     before = {p.name for p in fused.iterdir()}
     clutter(fused)
-    gone = set(paths(select_upload_files(fused)))
-    assert gone == before - {"training.json"}
-    assert gone >= {*OF_A_MODEL, "tokenizer.json", "tokenizer_config.json"}
+    uploaded = set(paths(select_upload_files(fused)))
+    assert uploaded == before - {"training.json"}
+    assert uploaded >= {*OF_A_MODEL, "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_of_a_peft_adapter(tmp_path: Path) -> None:

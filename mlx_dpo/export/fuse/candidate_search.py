@@ -30,7 +30,7 @@ class CandidateSearch:
         model: the model with the adapter; None once a fused model was measured.
         base: measurement of the base model.
         adapter: measurement of the model with the adapter.
-        note: why nothing can be said about the margin that is kept; empty if it can.
+        note: why it is unknown how much of the margin is kept; empty if it is known.
     """
 
     def __init__(
