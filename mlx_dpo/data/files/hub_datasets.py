@@ -93,11 +93,11 @@ class HubDataset:
 
     def requested_split(self) -> DatasetSplit:
         """The split that the name refers to. Raises `UserError`."""
-        return choose_split(self.splits, self.default_config, self.repo.part, self.files, Where(self.name))
+        return choose_split(self.splits, self.default_config, self.repo.config_and_split, self.files, Where(self.name))
 
     def validation_name(self) -> str | None:
         """The name of the validation split; None where there is none, or the name already refers to a split."""
-        split, part = self.requested_split(), self.repo.part
+        split, part = self.requested_split(), self.repo.config_and_split
         if part is not None and part.rpartition("/")[2] == split.name:
             return None
         validation = find_validation_split(self.splits, split.config)
