@@ -107,12 +107,16 @@ class Communicator:
         return parts if self.data_parallel else [arrays]
 
     def gather_and_concatenate(self, arrays: Arrays) -> tuple[Arrays, slice]:
-        """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them."""
+        """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them.
+
+        A rank without examples may pass an empty mapping.
+        """
         parts = self.gather_shards(arrays)
-        counts = [len(next(iter(part.values()))) for part in parts]
+        counts = [len(next(iter(part.values()), ())) for part in parts]
         start = sum(counts[: self.rank]) if self.data_parallel else 0
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in arrays}
-        return whole, slice(start, start + len(next(iter(arrays.values()))))
+        names = next((part for part in parts if part), {})
+        whole = {name: np.concatenate([part[name] for part in parts if part]) for name in names}
+        return whole, slice(start, start + len(next(iter(arrays.values()), ())))
 
     def all_gather_json(self, value: Any) -> list[Any]:
         """The plain values of all ranks, as JSON has them, in the order of the ranks."""

@@ -14,6 +14,8 @@ from mlx_dpo.evaluation.scored_batch import (
     BatchStatistics,
     OptimizerBatch,
     ScoredBatch,
+    completion_outputs,
+    example_columns,
     optimizer_batches,
     scoring_options,
 )
@@ -126,8 +128,7 @@ def _measured(
     references = [reference.lookup(batch.example_indices(micro), micro) for micro in batch.micro_batches]
     logps = [network.logps(micro, **scoring_options(loss, reference, micro)) for micro in batch.micro_batches]
     facts = BatchStatistics.compute(batch, network, reference)
-    scored = ScoredBatch.from_micro_batches(
-        batch.micro_batches, logps, references, facts, loss, reference.completions_per_example
-    )
+    outputs = [completion_outputs(*arrays, loss) for arrays in zip(logps, references, strict=True)]
+    scored = ScoredBatch(example_columns(batch.micro_batches, outputs), facts, loss)
     rows = scored.metrics(loss(scored.loss_inputs, running, scored.weights))
     return list(ExampleMeasurement.of(batch, logps, references, rows))

@@ -25,15 +25,18 @@ def _rows(plan: RunEstimate) -> Iterator[tuple[str, str]]:
     yield "pairs", f"{plan.pairs:,} to train on{read}, {plan.held_out:,} held out; {plan.steps:,} steps"
     yield "prompt tokens", "median {:,}, longest {:,}".format(*plan.prompt_tokens)
     yield "completion tokens", "median {:,}, longest {:,}".format(*plan.completion_tokens)
-    yield "tokens a pair", "median {:,}, longest {:,}".format(*plan.pair_slots)
-    yield "through the model", plan.sharing
+    yield "tokens a pair", "median {:,}, longest {:,}".format(*plan.tokens_per_pair)
+    yield "through the model", plan.prompt_sharing
     yield (
         "micro-batches a step",
-        f"{plan.micro_batches:.1f}, {plan.needed:.0%} of their tokens needed, the rest padding",
+        f"{plan.micro_batches:.1f}, {plan.useful_share:.0%} of their tokens needed, the rest padding",
     )
-    yield "computed again", f"{plan.recomputed} of {plan.parts} feed-forwards and blocks, for the longest pairs"
+    yield (
+        "computed again",
+        f"{plan.num_checkpointed} of {plan.num_checkpointable} feed-forwards and blocks, for the longest pairs",
+    )
     yield "weights and optimizer", _size(plan.memory["held"])
-    yield "peak memory", _size(plan.memory["peak"]) + ("" if plan.measured else " (an estimate)")
+    yield "peak memory", _size(plan.memory["peak"]) + ("" if plan.is_measured else " (an estimate)")
     if plan.seconds:
         yield "reference, if not cached", _duration(plan.seconds["reference"])
         yield "training", _duration(plan.seconds["training"])
@@ -45,7 +48,7 @@ def _verdict(plan: RunEstimate) -> Iterator[str]:
     limit = _size(plan.memory["limit"])
     if plan.fits:
         yield f"It fits: {_size(plan.memory['peak'])} of {limit}."
-        if plan.recomputed:
+        if plan.num_checkpointed:
             yield "With more --memory-limit less is computed again, and long pairs go faster."
         return
     yield f"It does not fit: {_size(plan.memory['peak'])}, and the limit is {limit}. What helps:"

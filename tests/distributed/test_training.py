@@ -158,7 +158,7 @@ def test_twenty_steps_are_the_same(tmp_path: Path, twenty: tuple[Path, Any], siz
 
 def test_each_step_of_each_rank_drops_something_else() -> None:
     def drawn(step: int, rank: int, split: bool = True) -> float:
-        GradientComputer(*[None] * 4, SimpleNamespace(rank=rank, data_parallel=split), seed=7)._seed(step)  # type: ignore[arg-type]
+        GradientComputer(None, None, SimpleNamespace(rank=rank, data_parallel=split), 7).seed_dropout(step)  # type: ignore[arg-type]
         return mx.random.uniform().item()
 
     assert len({drawn(step, rank) for step in range(3) for rank in range(3)}) == 9

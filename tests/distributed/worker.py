@@ -24,10 +24,9 @@ from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.distributed.rank_environment import launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, Where
 from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
-from mlx_dpo.evaluation.scored_batch import optimizer_batches
 from mlx_dpo.reference.reference_policy import CachedReference
+from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.listener import Listener, Metrics
-from mlx_dpo.training.run import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.run_folder import RunFolder
 
 
@@ -103,20 +102,19 @@ def steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
         loss = loss_from_config(config)
         key = json.dumps([knobs.get(each) for each in ("data", "fine_tune_type", "reference", "reference_sync_steps")])
         if key in ready:
-            ready[key].example_sets["train"].reference.clear()
+            ready[key].train_set.reference.clear()
         else:
-            ready[key] = build_components(TrainInputs(config, None, None, None, None, Listener()), {}, group)
+            ready[key] = build_components(TrainInputs(config, None, None, None, None, Listener()), None, group)
         found, watch = replace(ready[key], config=resolve_loss_settings(config, loss), loss=loss), Watch()
         start = dict(trainable_tensors(found.policy.model))
         trainer = found.make_trainer(RunFolder(folder / name), watch)
-        order = (trainer.epochs.batch(step) for step in range(config.iters or 0))
-        for batch in optimizer_batches(trainer.train_set.examples, order, trainer.budget, loss, group):
-            trainer.step(batch)
+        for step in range(config.iters or 0):
+            trainer.step(trainer.scorer.make_batch(trainer.source.batch(step), group))
         if group.is_main:
-            trainer.folder.save_adapter(trainable_tensors(found.policy.model), found.policy.spec, config.model)
+            trainer.saver.folder.save_adapter(trainable_tensors(found.policy.model), found.policy.spec, config.model)
         set_tensors(found.policy.model, start, Where(name))
-        if trainer.moving_reference:
-            trainer.moving_reference.tensors = start if config.reference == "initial" else found.policy.base_tensors
+        if moving := trainer.scorer.moving_reference:
+            moving.tensors = start if config.reference == "initial" else found.policy.base_tensors
         told[name] = watch.losses
     return told
 
