@@ -5,7 +5,7 @@
     result = train(TrainConfig(model="./Qwen3-4B-4bit", data="pairs.jsonl"))
     metrics = evaluate(TrainConfig(model="./Qwen3-4B-4bit", data="valid.jsonl"), adapter_path=result.run)
 
-mlx and mlx-lm are imported when `train`, `evaluate` or `score` is.
+Importing this package does not import mlx and mlx-lm; importing `train`, `evaluate` or `score` from it does.
 """
 
 from __future__ import annotations

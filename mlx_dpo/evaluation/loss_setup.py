@@ -1,4 +1,4 @@
-"""The loss of a config, and the config's settings as they hold for it."""
+"""The loss that a `TrainConfig` describes, and the config with the settings that the loss resolves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from mlx_dpo.objectives import LOSS_SETTINGS, WeightedLoss
 
 
 def loss_from_config(config: TrainConfig) -> WeightedLoss:
-    """The objective of a config, with its knobs. Raises `UserError`."""
+    """Build the loss of a config.
+
+    Raises:
+        UserError: the loss is unknown, or a setting does not apply to it.
+    """
     likelihood = f",sft={config.rpo_alpha}" if config.rpo_alpha else ""
     return WeightedLoss.parse(
         config.loss + likelihood,
@@ -20,29 +24,34 @@ def loss_from_config(config: TrainConfig) -> WeightedLoss:
 
 
 def resolve_loss_settings(config: TrainConfig, loss: WeightedLoss) -> TrainConfig:
-    """The config with the loss's knobs as they were resolved, and no reference where the loss has none.
+    """Fill in the loss's default settings, and `reference="none"` for a loss without a reference.
 
-    Raises `UserError` where such a loss is given a reference.
+    Raises:
+        UserError: a reference or batch size was given that the loss can't use.
     """
     if not loss.needs_reference and config.reference not in ("none", TrainConfig().reference):
-        hint = "Leave --reference out; `mlx-dpo losses` tells which losses have one."
+        hint = "Leave out --reference; `mlx-dpo losses` shows which losses use one."
         raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)
     if loss.needs_kl and config.batch_size == 1:
-        hint = "It is estimated on the answers to other prompts of the batch: --batch-size 8 or more is good."
-        raise UserError(f"the loss {config.loss!r} asks for a batch's KL", field="batch_size", hint=hint)
+        hint = "The KL is estimated on the answers to other prompts of the batch: use --batch-size 8 or more."
+        raise UserError(f"the loss {config.loss!r} needs the KL of a batch", field="batch_size", hint=hint)
     if config.reference_sync_steps and config.reference not in ("initial", "base"):
-        raise UserError("only --reference initial or base can move", field="reference_sync_steps")
+        raise UserError("only --reference initial or base can be updated", field="reference_sync_steps")
     if config.reference_mixup is not None and not config.reference_sync_steps:
-        raise UserError("nothing is mixed without --reference-sync-steps", field="reference_mixup")
-    knobs = {name: loss.settings[name] for name in LOSS_SETTINGS if name in loss.settings}
-    return config.replace(**knobs, **({} if loss.needs_reference else {"reference": "none"}))
+        raise UserError("this has no effect without --reference-sync-steps", field="reference_mixup")
+    settings = {name: loss.settings[name] for name in LOSS_SETTINGS if name in loss.settings}
+    return config.replace(**settings, **({} if loss.needs_reference else {"reference": "none"}))
 
 
 def resolve_for_examples(config: TrainConfig, loss: WeightedLoss, examples: ExampleSet) -> TrainConfig:
-    """The config as it holds for such examples. Raises `UserError` where a knob does not go with them."""
+    """Set `reference="none"` where single completions are only imitated.
+
+    Raises:
+        UserError: a setting for pairs was given, and the examples are single completions.
+    """
     if not examples.is_unpaired:
         return config
-    for name, given in (("ld_alpha", config.ld_alpha is not None), ("use_weighting", config.use_weighting)):
-        if given:
-            raise UserError("it is of pairs, and the rows are single completions", field=name)
+    for name, is_set in (("ld_alpha", config.ld_alpha is not None), ("use_weighting", config.use_weighting)):
+        if is_set:
+            raise UserError("this applies to pairs, and the rows are single completions", field=name)
     return config.replace(reference="none") if loss.likelihood_only else config

@@ -134,8 +134,8 @@ def make_optimizer_batch(
 def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
     """Returns what a loss needs of a network beside log-probs, as arguments of `Network.logps`."""
     return {
-        "collisions": loss.use_weighting,
-        "others": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
+        "collision_logps": loss.use_weighting,
+        "reference_hidden_states": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
     }
 
 
@@ -266,18 +266,18 @@ class ScoredBatch:
         if "desirable" in columns:
             return LabelledLogps.from_numpy(logps, reference, tokens, columns["desirable"], mean_tokens, kl=kl)
         chosen_kls, rejected_kls = _chosen_and_rejected(columns.get("kls"))
-        chosen_plain, rejected_plain = _chosen_and_rejected(columns.get("plain"))
+        chosen_unweighted, rejected_unweighted = _chosen_and_rejected(columns.get("plain"))
         return PairLogps.from_numpy(
             logps,
             reference,
             tokens,
             mean_tokens,
-            asked_margins=_float32(columns["margins"]),
+            target_margins=_float32(columns["margins"]),
             score_gaps=_float32(columns["score_gaps"]),
             chosen_kls=chosen_kls,
             rejected_kls=rejected_kls,
-            chosen_plain=chosen_plain,
-            rejected_plain=rejected_plain,
+            chosen_unweighted=chosen_unweighted,
+            rejected_unweighted=rejected_unweighted,
             kl=kl,
         )
 

@@ -74,7 +74,7 @@ class CachedReference(SharedNetworkReference):
         )
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
-        return self.cache.of(batch, super().sums)
+        return self.cache.get_or_compute(batch, super().sums)
 
 
 class ReferenceLogps:

@@ -35,7 +35,7 @@ from mlx_dpo.supervision.event_pipe import (
 from mlx_dpo.training.events import Event, Note, RunEnd, RunStart, TrainResult
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run_folder import RunFolder
-from mlx_dpo.utils.signals import handled
+from mlx_dpo.utils.signals import handle_stop_signals
 
 MAX_CRASHES = 3  # without a checkpoint between them
 KILL_DELAY = 5.0  # seconds that a process may take to end after the second signal
@@ -92,7 +92,7 @@ def supervise(
                 "recorder_options": dict(recorder_options or {}),
             }
             process = TrainingProcess(job, listener)
-            with handled(process.forward_signal):
+            with handle_stop_signals(process.forward_signal):
                 process.follow()
             if process.crash_reason is None:
                 return process.outcome()

@@ -23,7 +23,7 @@ from mlx_dpo.supervision.event_pipe import (
 )
 from mlx_dpo.training.events import Event, RunStart, SnapshotTaken
 from mlx_dpo.training.listener import Listener, Listeners
-from mlx_dpo.utils.signals import ASKED_TO_STOP
+from mlx_dpo.utils.signals import STOP_SIGNALS
 
 OUT_OF_MEMORY_WORDS = ("memory", "malloc")  # in mlx's exceptions for failed allocations
 
@@ -69,7 +69,7 @@ def main(pipe_fd: int, job: dict[str, Any]) -> int:
         The exit code.
     """
     on_signal = StopOnSignal()
-    for number in ASKED_TO_STOP:
+    for number in STOP_SIGNALS:
         signal.signal(number, on_signal)
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError

@@ -101,7 +101,7 @@ def _run(trainer: Trainer, components: TrainComponents) -> TrainResult:
     began, listener, sets = time.perf_counter(), trainer.listener, components.example_sets
     listener.handle(RunStart(_run_plan(trainer, components)))
     sharing = components.policy.network.sharing
-    if sharing is not PromptSharing.ANY:
+    if sharing is not PromptSharing.ANY_PROMPTS:
         family = type(trainer.model).__module__.rpartition(".")[2]
         listener.handle(Note(f"what goes through a model of this type ({family}): {sharing.value}."))
     notes_before = length_notes(sets)  # on what is encoded already

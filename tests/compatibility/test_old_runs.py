@@ -1,0 +1,149 @@
+"""Run folders and JSON outputs of an earlier version (commit 71022aa, see make_runs.py) against the code as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mlx_dpo import demo
+from mlx_dpo.cli import main
+from tests.compatibility.make_runs import HERE, REPORTS, RESUME, lines_of, machine, prepare
+
+Command = Callable[..., str]
+RUNS = HERE / "runs"
+RESULTS = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+# Seconds, memory, sizes of files with text in them, and where this process has its files.
+VARYING = ("seconds", "memory", "modified", "files", "pairs_per_second", "tokens_per_second", "peak_memory_gb")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: the bundled model, its pairs and the old runs under the paths that they had."""
+    prepare(tmp_path, Path(demo.__file__).parent)
+    for run in ("finished", "fuse-bits", "interrupted"):
+        shutil.copytree(RUNS / run, tmp_path / run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; what it printed to stdout comes back, or to stderr where it is to fail."""
+
+    def run(*arguments: object, exit_code: int = 0) -> str:
+        unsupervised = ["--no-supervise"] if arguments[0] == "train" else []
+        monkeypatch.setattr(sys, "argv", ["mlx-dpo", *map(str, arguments), *unsupervised])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == exit_code, err
+        return err if exit_code else out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def same_machine() -> bool:
+    """Whether versions, device and what mlx computes, to the bit, are those of where the runs were made."""
+    return machine(Path(demo.__file__).parent / "model") == RESULTS["machine"]
+
+
+def assert_same_adapter(file: Path, expected: Path, same_machine: bool) -> None:
+    """The same bytes; on a machine with other float32 sums, the same names and shapes, and values to 1e-4."""
+    if same_machine:
+        assert file.read_bytes() == expected.read_bytes()
+    tensors, expected_tensors = load_file(file), load_file(expected)
+    assert tensors.keys() == expected_tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(tensor, expected_tensors[name], atol=1e-4, err_msg=name)
+
+
+def assert_same_json(actual: Any, expected: Any, where: str = "", *, texts: bool = False) -> None:
+    """The same keys in the same order, the same types, and numbers to 1e-3; texts where asked for."""
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected), where
+        for key, value in expected.items():
+            if key in VARYING:
+                assert type(actual[key]) is type(value), f"{where}.{key}"
+            else:
+                assert_same_json(actual[key], value, f"{where}.{key}", texts=texts)
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected), where
+        for number, (item, expected_item) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_json(item, expected_item, f"{where}[{number}]", texts=texts)
+    elif isinstance(expected, float):
+        assert actual == pytest.approx(expected, rel=1e-3, abs=1e-4), where
+    elif isinstance(expected, str) and not texts:
+        assert isinstance(actual, str), where
+    else:
+        assert actual == expected, where
+
+
+def assert_same_keys(actual: Any, expected: Any, where: str = "") -> None:
+    if isinstance(expected, dict):
+        assert list(actual) == list(expected), where
+        for key in expected:
+            assert_same_keys(actual[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        for number, (item, expected_item) in enumerate(zip(actual, expected, strict=False)):
+            assert_same_keys(item, expected_item, f"{where}[{number}]")
+
+
+def test_an_interrupted_run_resumes_to_the_same_adapter(command: Command, folder: Path, same_machine: bool) -> None:
+    """Dropout, shuffling, optimizer, the loss's running value and the best checkpoint all come from the old files."""
+    command(*RESUME, *([] if same_machine else ["--resume-anyway"]))
+    assert_same_adapter(folder / "interrupted" / "adapters.safetensors", RUNS / "resumed.safetensors", same_machine)
+    metrics = lines_of(folder / "interrupted" / "metrics.jsonl")
+    assert_same_json(metrics, RESULTS["resumed metrics"], "metrics.jsonl")
+    assert json.loads((folder / "interrupted" / "best.json").read_text())["step"] == 10
+
+
+def test_a_config_file_repeats_its_run_and_writes_the_same_files(
+    command: Command, folder: Path, same_machine: bool
+) -> None:
+    """The same adapter, and files of the same names with the same keys inside."""
+    command("train", "-c", "finished/config.yaml", "--adapter-path", "again", "--samples", 2)
+    again, finished = folder / "again", folder / "finished"
+    assert_same_adapter(again / "adapters.safetensors", finished / "adapters.safetensors", same_machine)
+    written, old = ({str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()} for run in (again, finished))
+    assert written - {"curves.png"} == old | {"report.html"}
+    config = (finished / "config.yaml").read_text()
+    assert (again / "config.yaml").read_text() == config.replace("adapter_path: finished", "adapter_path: again")
+    assert (again / "adapter_config.json").read_text() == (finished / "adapter_config.json").read_text()
+    for file in ("report/about.json", "report/pairs.json", "training.json", "checkpoints/0000004/progress.json"):
+        assert_same_keys(json.loads((again / file).read_text()), json.loads((finished / file).read_text()), file)
+    for file in ("metrics.jsonl", "report/evaluations.jsonl", "report/samples.jsonl"):
+        assert_same_keys(lines_of(again / file), lines_of(finished / file), file)
+    for file in ("optimizer.safetensors", "references.safetensors"):
+        tensors = [load_file(run / "checkpoints" / "0000004" / file) for run in (again, finished)]
+        shapes = [{name: (tensor.shape, tensor.dtype) for name, tensor in by_name.items()} for by_name in tensors]
+        assert shapes[0] == shapes[1], file
+
+
+def test_a_finished_run_is_not_trained_again(command: Command, folder: Path) -> None:
+    again = ("train", "-c", "finished/config.yaml", "--adapter-path", "finished")
+    assert "finished run" in command(*again, exit_code=2)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_commands_read_old_runs_and_keep_their_json(
+    command: Command, folder: Path, name: str, same_machine: bool
+) -> None:
+    if name == "push":
+        pytest.importorskip("matplotlib")  # it draws the card's curves
+    if name == "cache":
+        command(*REPORTS["evaluate"])
+    output = json.loads(command(*REPORTS[name], "--json"))
+    same = assert_same_keys if name == "cache" else assert_same_json  # how large the cache is, is its own affair
+    same(output, RESULTS["outputs"][name], name)
+    if name == "score":
+        assert_same_json(lines_of(folder / "scores.jsonl"), RESULTS["scores"], "scores.jsonl", texts=same_machine)
