@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.config import TrainConfig, unwrap_optional
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_fields import unwrap_optional
 
 
 def with_config_options(

@@ -24,7 +24,7 @@ from safetensors.numpy import load, save
 
 from mlx_dpo.distributed.rank_environment import is_nccl, launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, UserError
-from mlx_dpo.utils.signals import handled
+from mlx_dpo.utils.signals import handle_stop_signals
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Communicator:
             return cls(data_parallel=data_parallel)
         main = threading.current_thread() is threading.main_thread()
         # Waiting inside mlx, it would not hear of being asked to stop: that is to end the process.
-        with handled(signal.SIG_DFL) if main else nullcontext():
+        with handle_stop_signals(signal.SIG_DFL) if main else nullcontext():
             return cls(_met(), data_parallel)
 
     @property

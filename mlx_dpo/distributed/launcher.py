@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlx_dpo.distributed.rank_environment import launcher_rank
 from mlx_dpo.errors import UserError
-from mlx_dpo.utils.signals import handled
+from mlx_dpo.utils.signals import handle_stop_signals
 
 EXIT_CODE_VARIABLE = "MLX_DPO_EXIT_CODE"  # names a file: mlx.launch ends with 0 whatever became of its processes
 
@@ -30,7 +30,7 @@ def launch_workers(workers: int) -> int:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
-        with handled(lambda *_: os.killpg(process.pid, signal.SIGINT)):
+        with handle_stop_signals(lambda *_: os.killpg(process.pid, signal.SIGINT)):
             process.wait()
         return int(told.read_text()) if told.exists() else 1
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.judges.judge import Comparison, Judge
-from mlx_dpo.utils.user_code import named_in_file
+from mlx_dpo.utils.user_code import load_from_file
 
 HINT = "A judge is `def name(prompt, first, second)` in that file; it gives 1 where the first is better, 0, or 0.5."
 
@@ -21,7 +21,7 @@ class FunctionJudge(Judge):
     @classmethod
     def load(cls, spec: str) -> FunctionJudge:
         """From path/to/file.py:name. Raises `UserError`."""
-        found, where = named_in_file(spec, field="judge", hint=HINT)
+        found, where = load_from_file(spec, field="judge", hint=HINT)
         if not callable(found):
             name = spec.rpartition(":")[2]
             raise UserError(f"there is no function {name!r} in the file", where=where, field="judge", hint=HINT)

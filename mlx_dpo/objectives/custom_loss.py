@@ -9,14 +9,14 @@ import mlx.core as mx
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.objectives.loss_inputs import PairLogps
 from mlx_dpo.objectives.objective import LossFunction
-from mlx_dpo.utils.user_code import named_in_file
+from mlx_dpo.utils.user_code import load_from_file
 
 HINT = "A custom objective is `def name(pairs, *, beta=0.1)` in that file, and gives one loss a pair; see the README."
 
 
 def load_custom_loss(text: str) -> LossFunction:
     """The objective `path/to/file.py:name`, tried on two pairs. Raises `UserError` where it can't be used."""
-    found, where = named_in_file(text, field="loss", hint=HINT)
+    found, where = load_from_file(text, field="loss", hint=HINT)
     objective = found if isinstance(found, LossFunction) else LossFunction(found) if callable(found) else None
     if objective is None:
         name = text.rpartition(":")[2]

@@ -25,7 +25,7 @@ from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES, command_li
 from mlx_dpo.supervision import event_pipe as events
 from mlx_dpo.training.listener import Listener, TrainResult
 from mlx_dpo.training.run_folder import RunFolder
-from mlx_dpo.utils.signals import handled
+from mlx_dpo.utils.signals import handle_stop_signals
 
 MAX_CRASHES = 3  # without a checkpoint between them
 KILL_DELAY = 5.0  # seconds that a process is given to end at once
@@ -69,7 +69,7 @@ def supervise(
                 "command": command_line(),
             }
             child = TrainingProcess(order, listener)
-            with handled(child.forward_signal):
+            with handle_stop_signals(child.forward_signal):
                 child.follow()
             if child.crash_reason is None:
                 return child.outcome()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_dpo.distributed.rank_environment import is_main_process
 from mlx_dpo.supervision.event_pipe import ONLY_MAIN_HAS_WORK, OUT_OF_MEMORY, RANK_LOST, EventSender
 from mlx_dpo.training.listener import Listener, RunPlan
-from mlx_dpo.utils.signals import ASKED_TO_STOP
+from mlx_dpo.utils.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -64,7 +64,7 @@ class SecondaryRankListener(Listener):
 def main(pipe_fd: int, job: dict[str, Any]) -> int:
     """Train as `order` says; returns the exit code."""
     signals = StopOnSignal()
-    for number in ASKED_TO_STOP:
+    for number in STOP_SIGNALS:
         signal.signal(number, signals)
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError
