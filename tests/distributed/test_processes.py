@@ -20,7 +20,7 @@ from tests.conftest import CHECKPOINT, PAIRS
 from tests.distributed.test_training import farthest
 from tests.distributed.worker import trained
 
-README = Path(__file__).parents[2] / "README.md"
+MACHINES_PAGE = Path(__file__).parents[2] / "docs" / "machines.md"
 KNOBS: dict[str, Any] = {
     "model": str(CHECKPOINT),
     "data": str(PAIRS),
@@ -92,7 +92,7 @@ def processes_of(run: Path, rank: int, module: str) -> list[int]:
 
 
 def readme_line(start: str) -> list[str]:
-    (line,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(start))
+    (line,) = (line for line in MACHINES_PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(start))
     return shlex.split(line)
 
 
