@@ -1,6 +1,6 @@
 """How much of the margin a fused model keeps, by bits: trained plainly, and trained to be fused.
 
-    python benchmarks/fuse.py [--rates 2e-4,2e-5] [--out docs/fuse.md]
+    python benchmarks/fuse.py [--rates 2e-4,2e-5] [--out docs/benchmarks/fuse.md]
 
 Trains the bundled model three times a rate, and loads every fused model with plain mlx_lm. Ten minutes on two cores.
 """
@@ -27,7 +27,7 @@ from mlx_dpo.forward import lora_products as lora
 
 ABOUT = """# How much of the margin a fused model keeps
 
-Made by `python benchmarks/fuse.py --out docs/fuse.md`: the bundled 4-bit model, trained with the demo's knobs on the
+Made by `python benchmarks/fuse.py --out docs/benchmarks/fuse.md`: the bundled 4-bit model, trained with the demo's knobs on the
 bundled training pairs, less 64 that are set aside; `fuse --bits auto` chooses on those 64. Every fused model is loaded
 with plain `mlx_lm.load` and measured on the 128 held-out pairs, which nothing was chosen by. `kept` is the share of the
 margin of the plainly trained adapter, unfused. Sizes are of all tensors, against the base's.

@@ -1,6 +1,6 @@
 """What every loss makes of the bundled model and pairs, with its own knobs as they are by default.
 
-    python benchmarks/losses.py [--only sigmoid,ipo] [--out docs/losses.md]
+    python benchmarks/losses.py [--only sigmoid,ipo] [--out docs/benchmarks/losses.md]
 
 320 of the 800 training pairs, at a learning rate that suits so small a model. About half a minute a loss on two cores.
 """
@@ -19,7 +19,7 @@ from mlx_dpo.objectives import LOSS_FUNCTIONS
 STEPS, RATE = 40, 6e-4
 ABOUT = f"""# What every loss makes of the bundled pairs
 
-Made by `python benchmarks/losses.py --out docs/losses.md`: {STEPS} steps of 8 pairs at `--learning-rate {RATE}`, all
+Made by `python benchmarks/losses.py --out docs/benchmarks/losses.md`: {STEPS} steps of 8 pairs at `--learning-rate {RATE}`, all
 else by default; then the 128 held-out pairs. A margin is in the loss's own rewards (`mlx-dpo losses NAME`), so margins
 of unlike losses don't compare. `likelier` is the share of pairs whose chosen answer is the likelier one.
 `discopop` has a minimum where the chosen answer is a little the less likely, and stays there from a start at 0

@@ -1,6 +1,6 @@
 """How many Macs over which link until communication takes a tenth of a step: on paper, from bytes that are measured.
 
-    python benchmarks/machines.py [--out docs/machines.md]
+    python benchmarks/machines.py [--out docs/benchmarks/machines.md]
 
 Measured, on this machine: what a step of 2 and of 4 ranks sends over a ring (`bytes_sent`, which
 tests/distributed/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
@@ -166,11 +166,11 @@ def most_macs(link: Link, pairs: int, parameters: int, adapter: list[mx.array]) 
 
 
 def page(told: dict[int, dict[str, float]]) -> str:
-    """docs/machines.md."""
+    """docs/benchmarks/machines.md."""
     lines = [
         "# How many machines",
         "",
-        "Made by `python benchmarks/machines.py --out docs/machines.md`.",
+        "Made by `python benchmarks/machines.py --out docs/benchmarks/machines.md`.",
         "",
         f"Measured on 127.0.0.1, {CASE.layers} layers of hidden {CASE.hidden}, {BATCH} pairs a step, float32:",
         "",
