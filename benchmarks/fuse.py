@@ -28,8 +28,8 @@ from mlx_dpo.forward import lora_products as lora
 ABOUT = """# How much of the margin a fused model keeps
 
 Made by `python benchmarks/fuse.py --out docs/benchmarks/fuse.md`: the bundled 4-bit model, trained with the demo's
-settings on the bundled training pairs, less 64 that are set aside; `fuse --bits auto` chooses on those 64. Every fused model is loaded
-with plain `mlx_lm.load` and measured on the 128 held-out pairs, which nothing was chosen by. `kept` is the share of the
+settings on the bundled training pairs, less 64 that are set aside; `fuse --bits auto` chooses on those 64. Every
+fused model is loaded with plain `mlx_lm.load` and measured on the 128 held-out pairs, which nothing was chosen by. `kept` is the share of the
 margin of the plainly trained adapter, unfused. Sizes are of all tensors, against the base's.
 
 An update is small against the weights it changes, and rounding to the base's bits makes an error of its own: the

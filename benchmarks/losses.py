@@ -19,8 +19,9 @@ from mlx_dpo.objectives import LOSS_FUNCTIONS
 STEPS, RATE = 40, 6e-4
 ABOUT = f"""# What every loss makes of the bundled pairs
 
-Made by `python benchmarks/losses.py --out docs/benchmarks/losses.md`: {STEPS} steps of 8 pairs at `--learning-rate {RATE}`,
-all else by default; then the 128 held-out pairs. A margin is in the loss's own rewards (`mlx-dpo losses NAME`), so margins
+Made by `python benchmarks/losses.py --out docs/benchmarks/losses.md`: {STEPS} steps of 8 pairs at
+`--learning-rate {RATE}`, all else by default; then the 128 held-out pairs. A margin is in the loss's own rewards
+(`mlx-dpo losses NAME`), so margins
 of unlike losses don't compare. `likelier` is the share of pairs whose chosen answer is the likelier one.
 `discopop` has a minimum where the chosen answer is a little the less likely, and stays there from a start at 0
 (`mlx-dpo losses discopop`). For `odpo` the chosen answers have 3 points and the rejected ones 1.
