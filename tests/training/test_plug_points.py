@@ -185,7 +185,7 @@ def train_reward(run: Path, listener: Listener, whole_batch: bool) -> None:
         model="none", adapter_path=str(run), iters=20, learning_rate=0.05, steps_per_report=5, save_every=6
     )
     folder = RunFolder(run)
-    saver = CheckpointSaver(folder, config, AdapterSpec(), listener)
+    saver = CheckpointSaver(folder, config, AdapterSpec("lora", -1), listener)
     trainer = Trainer(
         config, RandomQuestions(), RewardScorer(), BradleyTerry(whole_batch), None, saver, listener, threading.Event()
     )
@@ -199,7 +199,7 @@ def train_reward(run: Path, listener: Listener, whole_batch: bool) -> None:
 def test_a_scorer_of_rewards(tmp_path: Path, whole_batch: bool) -> None:
     whole, cut = KillAfter(), KillAfter(14)
     train_reward(tmp_path / "whole", whole, whole_batch)
-    assert whole.losses[0] == pytest.approx(np.log(2)) and whole.losses[-1] < 0.5 * whole.losses[0]
+    assert whole.losses[0] == pytest.approx(np.log(2)) and whole.losses[-1] < 0.6 * whole.losses[0]
     with pytest.raises(Killed):
         train_reward(tmp_path / "cut", cut, whole_batch)
     rest = KillAfter()
