@@ -93,7 +93,7 @@ class TrainComponents:
             stop: set it to end the run after the current step.
             source: provides the examples; those to train on, shuffled, by default.
         """
-        config, references = self.config, {name: each.reference for name, each in self.example_sets.items()}
+        config, references = self.config, {name: examples.reference for name, examples in self.example_sets.items()}
         sync = None
         if config.reference_sync_steps:
             sync = ReferenceSync(config.reference_sync_steps, config.reference_mixup or ReferenceSync.mixup)
@@ -199,8 +199,8 @@ def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFa
     if communicator.data_parallel:
         return fallback
     fallbacks = [OomFallback(**values) for values in communicator.all_gather_json(asdict(fallback))]
-    share = min(each.micro_batch_share for each in fallbacks)
-    return OomFallback(share, any(each.grad_checkpoint for each in fallbacks))
+    share = min(item.micro_batch_share for item in fallbacks)
+    return OomFallback(share, any(item.grad_checkpoint for item in fallbacks))
 
 
 def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> MemoryModel:

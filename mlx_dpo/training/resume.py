@@ -72,7 +72,7 @@ def start_trainer(
             written.
     """
     folder, listener, communicator = trainer.saver.folder, trainer.listener, trainer.communicator
-    digests = {name: each.examples.source.digest for name, each in components.example_sets.items()}
+    digests = {name: examples.examples.source.digest for name, examples in components.example_sets.items()}
     provenance = compute_provenance(components.policy.fingerprint, {**digests, TRAIN: trainer.source.digest})
     _require_equal_ranks(communicator, provenance)
     state = read_training_state(checkpoint) if checkpoint else None
