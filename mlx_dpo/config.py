@@ -7,10 +7,7 @@ import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from mlx_dpo.config_fields import check_value, setting
 from mlx_dpo.errors import UserError, Where
@@ -286,7 +283,7 @@ class TrainConfig:
     @property
     def columns(self) -> dict[str, str]:
         """The column names that are set, by what the column holds (prompt, chosen, ...)."""
-        named = {name: getattr(self, name) for name in COLUMN_KNOBS}
+        named = {name: getattr(self, name) for name in COLUMN_SETTINGS}
         return {name.removesuffix("_column"): column for name, column in named.items() if column}
 
     def replace(self, **changes: Any) -> TrainConfig:
@@ -299,46 +296,4 @@ def _type_hints() -> dict[str, Any]:
     return typing.get_type_hints(TrainConfig)
 
 
-COLUMN_KNOBS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name.endswith("_column"))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML config file.
-
-    Raises:
-        UserError: the file is missing, unreadable, not YAML, or holds something else than a mapping.
-    """
-    where = Where(str(path))
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no such config file", where=where) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file can't be read: {error}", where=where) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        problem = getattr(error, "problem", None) or "it can't be parsed"
-        raise UserError(f"not valid YAML: {problem}", where=Where(str(path), line)) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError("a config file holds `key: value` lines", where=where)
-    return values
-
-
-def config_from(file: str | Path | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """The config of a YAML file, if one is given, overridden by flags.
-
-    Raises:
-        UserError: a key or a value is wrong; the message names the file where it is the file's.
-    """
-    from_file = {} if file is None else read_yaml(file)
-    where = None if file is None else Where(str(file))
-    TrainConfig.from_mapping(from_file, where)  # errors in the file name the file
-    return TrainConfig.from_mapping({**{str(k).replace("-", "_"): v for k, v in from_file.items()}, **flags})
-
-
-def dump_yaml(config: TrainConfig) -> str:
-    """The config as YAML text, which `read_yaml` reads back."""
-    return yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True)
+COLUMN_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name.endswith("_column"))

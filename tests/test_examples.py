@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mlx_dpo import train
-from mlx_dpo.config import TrainConfig, read_yaml
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.conftest import CHECKPOINT, PAIRS
 

@@ -10,7 +10,7 @@ import typer
 
 from mlx_dpo.cli.config_options import JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stderr_console, stdout_console
-from mlx_dpo.config import COLUMN_KNOBS, TrainConfig
+from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 
 app = typer.Typer(
     help="Inspect and convert preference pairs before training on them: check, show, convert.",
@@ -24,7 +24,7 @@ Raw = Annotated[bool, typer.Option("--raw", help="Use string rows as they are, w
 
 
 @app.command()
-@with_config_options(COLUMN_KNOBS)
+@with_config_options(COLUMN_SETTINGS)
 def check(
     flags: dict[str, Any],
     file: Annotated[
@@ -66,7 +66,7 @@ def check(
 
 
 @app.command()
-@with_config_options(COLUMN_KNOBS)
+@with_config_options(COLUMN_SETTINGS)
 def show(
     flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the pair, from 1.")],
@@ -101,7 +101,7 @@ def show(
 
 
 @app.command()
-@with_config_options(COLUMN_KNOBS)
+@with_config_options(COLUMN_SETTINGS)
 def convert(
     flags: dict[str, Any],
     file: File,

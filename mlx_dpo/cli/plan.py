@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_dpo.cli.config_options import ConfigFile, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
-from mlx_dpo.config import config_from
+from mlx_dpo.config_files import load_config
 
 
 @with_config_options()
@@ -25,7 +25,7 @@ def plan(flags: dict[str, Any], config: ConfigFile = None, json: JsonFlag = Fals
     from mlx_dpo.reporting.terminal_progress import TerminalProgress
     from mlx_dpo.training.run_planner import estimate_run
 
-    estimate = estimate_run(config_from(config, flags), listener=TerminalProgress(stderr_console))
+    estimate = estimate_run(load_config(config, flags), listener=TerminalProgress(stderr_console))
     if json:
         print_json(estimate.to_mapping())
     else:

@@ -14,7 +14,8 @@ import typer
 from mlx_dpo.cli.config_options import ConfigFile, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.push import push_location, push_result_json
-from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import load_config
 from mlx_dpo.distributed.launcher import launch_workers
 from mlx_dpo.distributed.rank_environment import is_main_process, launcher_rank
 from mlx_dpo.errors import Interrupted, UserError
@@ -159,7 +160,7 @@ def _resolve_config(file: Path | None, flags: dict[str, Any], resume: bool) -> T
         run = Path(flags.get("adapter_path", TrainConfig.adapter_path))
         files = [run / "config.yaml", *sorted(run.glob("checkpoints/[0-9]*/config.yaml"), reverse=True)]
         file = next((path for path in files if path.exists()), None)
-    return config_from(file, flags)
+    return load_config(file, flags)
 
 
 class StopOnInterrupt(Listener):

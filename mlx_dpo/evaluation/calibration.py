@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.config import TrainConfig, config_from
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import load_config
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.example_file import ExampleFile
@@ -49,7 +50,7 @@ def find_calibration_set(adapter_path: str | Path, calibrate: str | None, tokeni
         UserError: the pairs or the run's config can't be read.
     """
     file = Path(adapter_path) / "config.yaml"
-    config = config_from(file, {}) if file.is_file() else TrainConfig()
+    config = load_config(file, {}) if file.is_file() else TrainConfig()
     loss = loss_from_config(config)
     config = resolve_loss_settings(config, loss)
     if calibrate is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.config import read_yaml
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import read_metrics

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from mlx_dpo.config import read_yaml
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.evaluation_records import write_text_atomically
 from mlx_dpo.training.events import Metrics, RunPlan

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
-from mlx_dpo.config import TrainConfig, dump_yaml
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import dump_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.training.checkpoint import TrainingState
 from mlx_dpo.training.events import CheckpointSaved, Note

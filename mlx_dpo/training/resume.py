@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlx_dpo.adapters.adapter_folder import read_adapter, set_tensors
-from mlx_dpo.config import dump_yaml, read_yaml
+from mlx_dpo.config_files import dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.evaluation.example_sets import TRAIN

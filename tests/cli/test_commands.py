@@ -13,7 +13,8 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from mlx_dpo.config import TrainConfig, read_yaml
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import read_yaml
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_dpo.config import TrainConfig, read_yaml
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.data.example_file import ExampleFile
 from mlx_dpo.data.examples import Completion, Pair
 from mlx_dpo.data.files.json_lines import parse_json_line

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo import Interrupted, Listener, TrainConfig, UserError, train
-from mlx_dpo.config import config_from
+from mlx_dpo.config_files import load_config
 from mlx_dpo.evaluation.metrics import PAIR_METRICS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.listener import Metrics
@@ -84,7 +84,7 @@ def test_mlx_lm_loads_it_with_the_same_logits_to_the_bit(tmp_path: Path, kind: s
 def test_the_same_config_gives_the_same_run(tmp_path: Path) -> None:
     first, again, other = (tmp_path / name for name in ("a", "b", "c"))
     train(config(first, dropout=0.1))
-    train(config_from(first / "config.yaml", {"adapter_path": str(again)}))
+    train(load_config(first / "config.yaml", {"adapter_path": str(again)}))
     train(config(other, dropout=0.1, seed=1))
     assert adapter(first) == adapter(again) != adapter(other)
 

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from mlx_dpo.cli.console import print_message
 from mlx_dpo.cli.tables.pairwise_tables import pairwise_table, tasks_table
-from mlx_dpo.config import TrainConfig, read_yaml
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import UserError
 
