@@ -12,8 +12,8 @@ import numpy as np
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
+from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.evaluation.row_batches import index_batches
-from mlx_dpo.evaluation.scored_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network
 from mlx_dpo.objectives import WeightedLoss

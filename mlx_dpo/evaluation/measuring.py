@@ -12,14 +12,13 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.evaluation.metrics import METRICS, mean_metrics
+from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.evaluation.row_batches import by_example, index_batches
 from mlx_dpo.evaluation.scored_batch import (
     BatchStatistics,
-    OptimizerBatch,
     ScoredBatch,
     completion_outputs,
     example_columns,
-    optimizer_batches,
     scoring_options,
 )
 from mlx_dpo.forward.completion_logps import CompletionLogps

@@ -13,7 +13,7 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.micro_batches import split_into_micro_batches
 from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.errors import Where
-from mlx_dpo.evaluation.scored_batch import IndexedExample, OptimizerBatch
+from mlx_dpo.evaluation.optimizer_batch import IndexedExample, OptimizerBatch
 from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
@@ -24,6 +23,7 @@ from mlx_dpo.forward.lora_products import single_product_lora
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, token_logps
 from mlx_dpo.utils.random_state import random_state
+from mlx_dpo.utils.tensor_names import block_prefix
 
 if TYPE_CHECKING:
     from mlx_dpo.distributed.tensor_parallel import TensorParallelism
@@ -246,12 +246,6 @@ class ForwardTrace:
         for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
             mx.eval([tensor for _, tensor in tensors])
         return self.gradients
-
-
-def block_prefix(name: str) -> str:
-    """The common prefix of the names of a block's tensors, for one of them; empty outside of blocks."""
-    match = re.match(r".*?\blayers\.\d+\b", name)
-    return match.group() if match else ""
 
 
 def _head_is_adapted(model: nn.Module) -> bool:

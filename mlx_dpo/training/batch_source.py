@@ -10,7 +10,7 @@ import numpy as np
 from mlx_dpo.data.shuffled_epochs import ShuffledEpochs
 from mlx_dpo.distributed.communicator import Arrays
 from mlx_dpo.evaluation.example_sets import ExampleSet
-from mlx_dpo.evaluation.scored_batch import IndexedExample, indexed_examples
+from mlx_dpo.evaluation.optimizer_batch import IndexedExample, indexed_examples
 from mlx_dpo.training.checkpoint import ComponentState
 
 

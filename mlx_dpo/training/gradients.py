@@ -12,7 +12,8 @@ from mlx.utils import tree_map
 
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import Arrays, Communicator
-from mlx_dpo.evaluation.scored_batch import OptimizerBatch, split_by_micro_batch
+from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
+from mlx_dpo.evaluation.scored_batch import split_by_micro_batch
 from mlx_dpo.objectives import LossStates
 from mlx_dpo.training.batch_loss import BatchLoss
 from mlx_dpo.training.scorer import Scorer

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import Diverged, Where
-from mlx_dpo.evaluation.scored_batch import OptimizerBatch
+from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.training.checkpoint import TrainingProgress
 from mlx_dpo.training.events import Note
 from mlx_dpo.training.listener import Listener

@@ -16,7 +16,7 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
-from mlx_dpo.evaluation.scored_batch import OptimizerBatch
+from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.memory_model import BatchCost, MemoryModel, synthetic_pair
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit

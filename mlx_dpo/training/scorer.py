@@ -13,14 +13,8 @@ from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch, split_into_micro_batches
 from mlx_dpo.distributed.communicator import Arrays, Communicator
 from mlx_dpo.evaluation.example_sets import TRAIN
-from mlx_dpo.evaluation.scored_batch import (
-    BatchStatistics,
-    IndexedExample,
-    OptimizerBatch,
-    completion_outputs,
-    make_optimizer_batch,
-    scoring_options,
-)
+from mlx_dpo.evaluation.optimizer_batch import IndexedExample, OptimizerBatch, make_optimizer_batch
+from mlx_dpo.evaluation.scored_batch import BatchStatistics, completion_outputs, scoring_options
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import ForwardTrace
 from mlx_dpo.forward.policy import Policy

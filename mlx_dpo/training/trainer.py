@@ -19,7 +19,7 @@ from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import Diverged, Interrupted, UserError, Where
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.metrics import mean_metrics
-from mlx_dpo.evaluation.scored_batch import OptimizerBatch
+from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.objectives import LossStates
 from mlx_dpo.training import events
 from mlx_dpo.training.batch_loss import BatchLoss

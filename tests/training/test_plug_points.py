@@ -21,7 +21,7 @@ from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays
 from mlx_dpo.errors import Where
-from mlx_dpo.evaluation.scored_batch import IndexedExample
+from mlx_dpo.evaluation.optimizer_batch import IndexedExample
 from mlx_dpo.training.batch_loss import BatchLoss, BatchLossResult
 from mlx_dpo.training.batch_source import BatchSource
 from mlx_dpo.training.checkpoint import ComponentState, read_training_state

@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from mlx_dpo.adapters.merging import FLOAT_PRECISION, Precision, layer_precision, rounding_error, weight_bytes
 from mlx_dpo.adapters.qa_lora import is_qa_lora
-from mlx_dpo.forward.network import block_prefix
+from mlx_dpo.utils.tensor_names import block_prefix
 
 PrecisionPlan = dict[str, Precision]  # by name of the adapted layer
 SUPPORTED_BITS = (4, 5, 6, 8)

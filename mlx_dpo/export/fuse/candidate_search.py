@@ -18,7 +18,7 @@ from mlx_dpo.evaluation.margin_evaluator import MarginEvaluator, MarginMeasureme
 from mlx_dpo.export.fuse.adapted_model import AdaptedModel, temporarily_merged
 from mlx_dpo.export.fuse.bit_search import PrecisionPlan, greedy_upgrade, smallest_sufficient_plan, uniform_plan
 from mlx_dpo.export.fuse.fuse_result import ModelMeasurement, describe_bits
-from mlx_dpo.forward.network import block_prefix
+from mlx_dpo.utils.tensor_names import block_prefix
 
 SENSITIVITY_PAIRS = 32
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.fuse.bit_search import PrecisionPlan
-from mlx_dpo.forward.network import block_prefix
+from mlx_dpo.utils.tensor_names import block_prefix
 
 MIN_KEPT_MARGIN = 0.95  # share of the adapter's margin that a fused model has to keep
 FUSE_TABLE_COLUMNS = ("model", "bits", "MB", "margin", "kept", "accuracy", "KL/token")
