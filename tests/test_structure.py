@@ -68,7 +68,7 @@ PHRASES = {
     r"\bslopes?\b": "gradient",
     r"\byardsticks?\b": "margin evaluator",
     r"\bmend(s|ed|ing)?\b": "fix",
-    r"\bknobs?\b": "setting",
+    r'(?<!")\bknobs?\b': "setting",  # "knobs" is a key of `losses --json`
     r"\bcarefree\b": "no fallback",
     r"\bgo(es|ing)? on (with|from|where)\b": "resume",
     r"\bto know:": "Warnings",

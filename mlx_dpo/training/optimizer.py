@@ -7,6 +7,7 @@ import math
 import mlx.optimizers as optim
 
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import UserError
 
 
 def make_optimizer(config: TrainConfig) -> optim.Optimizer:
@@ -25,6 +26,23 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
             return optim.Adafactor(rate, weight_decay=decay, relative_step=False, scale_parameter=False)
         case "muon":
             return optim.Muon(rate, weight_decay=decay)
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int | None) -> int:
+    """The optimizer steps of a run.
+
+    Args:
+        config: the run's settings.
+        steps_per_epoch: of the batch source; None where it has no epochs.
+
+    Raises:
+        UserError: neither `iters` nor epochs give a number.
+    """
+    if config.iters:
+        return config.iters
+    if steps_per_epoch is None:
+        raise UserError("the batch source has no epochs", field="iters", hint="Give the number of steps.")
+    return max(1, math.ceil(config.epochs * steps_per_epoch))
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -30,7 +29,7 @@ from mlx_dpo.training.events import Metrics
 from mlx_dpo.training.gradients import GradientComputer
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.non_finite import SkippedSteps
-from mlx_dpo.training.optimizer import learning_rate_at, make_optimizer
+from mlx_dpo.training.optimizer import learning_rate_at, make_optimizer, total_steps
 from mlx_dpo.training.scorer import Scorer
 from mlx_dpo.training.throughput import ThroughputMeter
 
@@ -81,9 +80,7 @@ class Trainer:
         self.gradients = GradientComputer(scorer, loss, communicator, config.seed)
         self.optimizer = make_optimizer(config)
         self.optimizer.init(self.model.trainable_parameters())
-        if not config.iters and source.steps_per_epoch is None:
-            raise UserError("the batch source has no epochs", field="iters", hint="Give the number of steps.")
-        self.steps = config.iters or max(1, math.ceil(config.epochs * (source.steps_per_epoch or 0)))
+        self.steps = total_steps(config, source.steps_per_epoch)
         self.progress = TrainingProgress()
         self._skipped_steps = SkippedSteps(saver.folder, listener, loss.metric_names, communicator)
         self._throughput = ThroughputMeter(communicator)
@@ -294,7 +291,7 @@ class Trainer:
         return metrics
 
     def _update_best(self, loss: float) -> None:
-        """Count evaluations since the best one, and keeps that."""
+        """Count evaluations since the best one, and save the best."""
         progress = self.progress
         if progress.best_loss is not None and not loss < progress.best_loss:
             progress.evaluations_since_best += 1

@@ -109,7 +109,7 @@ def check_line(command: list[str], tmp_path: Path, start_process: Any) -> None:
     out, err = process.communicate(timeout=120)
     summary = json.loads(out)
     assert summary["steps"] == 5 and summary["run"] == str(run)
-    assert err.count("Training ") == err.count("2 processes together") == err.count("held out at step 5") == 1
+    assert err.count("Training ") == err.count("2 processes; each sends") == err.count("held out at step 5") == 1
     run_training(tmp_path, "alone", settings)
     assert max_difference(run, tmp_path / "alone") <= 1e-5
 
@@ -133,11 +133,11 @@ def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, start_pr
     run = tmp_path / "run"
     process = start_process([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "2 processes together" in err
+    assert process.returncode == 0 and "2 processes; each sends" in err
     assert out.count("reward accuracy") == 1
     for name in ("report.html", "README.md"):
         text = (run / name).read_text(encoding="utf-8")
-        assert "mlx-dpo train --workers 2" in text and "2 processes together" in text
+        assert "mlx-dpo train --workers 2" in text and "2 processes; each sends" in text
     process = start_process([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2

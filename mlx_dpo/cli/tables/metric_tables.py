@@ -38,13 +38,13 @@ def warn_about_training_settings(
     defaults = TrainConfig().to_mapping() | find_loss_function(TrainConfig.loss).settings
     for adapter in filter(None, adapters):
         try:
-            training_config = read_yaml(adapter / "config.yaml")
+            run_config = read_yaml(adapter / "config.yaml")
         except UserError:
             continue  # the adapter is not from mlx-dpo
         differences = [
-            f"--{name.replace('_', '-')} {training_config[name]}"
+            f"--{name.replace('_', '-')} {run_config[name]}"
             for name in names
-            if name not in flags and training_config.get(name) not in (None, defaults[name])
+            if name not in flags and run_config.get(name) not in (None, defaults[name])
         ]
         if differences:
             print_message(

@@ -53,9 +53,9 @@ def print_example(encoded: EncodedExample, tokenizer: Any, title: str, *, colors
 
 
 def _legend(colors: bool) -> Text:
-    label, end = ("trained", "end of turn") if colors else ("«trained»", "⟦end of turn⟧")
+    trained_label, end_label = ("trained", "end of turn") if colors else ("«trained»", "⟦end of turn⟧")
     return Text.assemble(
-        ("prompt", PROMPT_STYLE), "  ", (label, TRAINED_STYLE), "  ", (end, END_STYLE), "  ⏎ line break"
+        ("prompt", PROMPT_STYLE), "  ", (trained_label, TRAINED_STYLE), "  ", (end_label, END_STYLE), "  ⏎ line break"
     )
 
 
