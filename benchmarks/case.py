@@ -4,8 +4,8 @@
                               [--prompt-words 120] [--completion-words 50] [--spread 1]
 
 Leaves DIR/model, which mlx-lm loads, DIR/data/train.jsonl and valid.jsonl, and DIR/case.json with the numbers above.
-Needs no network: the tokenizer and the texts come from Python's own sources. The weights are random, so a case says how
-fast and how large training is, and nothing about what is learned.
+Needs no network: the tokenizer and the texts come from Python's own sources. The weights are random, so a case measures
+the speed and the memory of training, and nothing about what is learned.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ PROMPT_SPREAD, COMPLETION_SPREAD = 0.4, 0.5  # lengths vary by this share around
 
 @dataclass(frozen=True)
 class CaseShape:
-    """What a case is made of; the defaults are those of the comparison with the peers.
+    """The sizes of a case. The defaults are those of the comparison with the peers.
 
     Attributes:
         bits: of the weights; 32 is float32, 16 bfloat16, below that quantized in groups of 64.
-        spread: factor on how much lengths vary; 0 for pairs that are all of one length in words.
+        spread: factor on how much lengths vary; with 0, all pairs have the same length in words.
     """
 
     hidden: int = 256
@@ -52,17 +52,17 @@ class CaseShape:
     spread: float = 1.0
 
     def flags(self) -> list[str]:
-        """The command-line flags that say this shape."""
+        """The command-line flags of this shape."""
         return [text for name, value in asdict(self).items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
     def name(self) -> str:
-        """A folder's name that tells this shape from all others."""
+        """A folder name that is unique to this shape."""
         return "-".join(f"{f.name.replace('_', '')}{getattr(self, f.name):g}" for f in fields(self))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each number of a `Shape`."""
+    """Add a flag for each field of a `CaseShape`."""
     group = parser.add_argument_group("the case")
     for f in fields(CaseShape):
         kind = type(f.default)
@@ -70,12 +70,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_shape(options: argparse.Namespace) -> CaseShape:
-    """The shape that the flags of `add_flags` say."""
+    """The shape that the flags of `add_flags` give."""
     return CaseShape(**{f.name: getattr(options, f.name) for f in fields(CaseShape)})
 
 
 def read_shape(folder: Path) -> CaseShape | None:
-    """The shape of the case in a folder, or None where there is none, or not a whole one."""
+    """The shape of the case in a folder; None if there is no complete case."""
     file = folder / "case.json"
     return CaseShape(**json.loads(file.read_text())) if file.exists() else None
 
@@ -87,7 +87,7 @@ def make_case(folder: Path, shape: CaseShape) -> None:
     write_tokenizer(folder / "model", min(4096, shape.vocab))
     write_model(folder / "model", shape)
     write_pairs(folder / "data", shape)
-    (folder / "case.json").write_text(json.dumps(asdict(shape)) + "\n")  # last: it says that all is there
+    (folder / "case.json").write_text(json.dumps(asdict(shape)) + "\n")  # last, to mark the case as complete
 
 
 def write_tokenizer(folder: Path, size: int) -> None:
@@ -149,7 +149,7 @@ def write_model(folder: Path, shape: CaseShape) -> None:
 
 
 def write_pairs(folder: Path, shape: CaseShape) -> None:
-    """Passages of argparse.py's source, prompt and completions drawn apart."""
+    """Random passages of argparse.py's source as prompts and completions."""
     words = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text(encoding="utf-8").split()
     rng = random.Random(0)
 

@@ -1,4 +1,4 @@
-"""Train with this project on a case and print one JSON object of what it took; peers.py and growth.py call it.
+"""Train with this project on a case and print its figures as one JSON object; peers.py and growth.py call it.
 
     python benchmarks/drive_ours.py CASE [--batch-size 4] [--steps 6] [--epochs 2] [--grad-checkpoint]
 
@@ -25,7 +25,7 @@ from mlx_dpo.training.listener import Metrics, RunPlan
 
 
 class StepClock(Listener):
-    """When training began, and when each step was done, in seconds; and how many parameters are trained."""
+    """Records the times of the start and of each step, and the number of trained parameters."""
 
     def __init__(self) -> None:
         self.stamps: list[float] = []
@@ -40,7 +40,7 @@ class StepClock(Listener):
 
 
 def drive(options: argparse.Namespace) -> dict[str, object]:
-    """Train, and say the seconds of each step and the peak memory."""
+    """Train. Returns the seconds of each step and the peak memory."""
     pairs = options.batch_size * options.steps
     lines = (options.case / "data" / "train.jsonl").read_text().splitlines()[:pairs]
     clock = StepClock()

@@ -1,9 +1,9 @@
-"""Train with a peer on a case and print one JSON object of what it took; peers.py calls it in the peers' environment.
+"""Train with a peer on a case and print its figures as JSON; peers.py calls it in the peers' environment.
 
     .cache/peers/bin/python benchmarks/drive_peer.py mlx-lm-lora|mlx-tune CASE [--batch-size 4] [--steps 6]
 
 Both run their own loops, unchanged, on the first `batch-size * steps` pairs of the case, with LoRA of rank 8 and scale
-20 on all linear layers and beta 0.1. What is stood in for: off the Mac, limits that only Metal reports, for
+20 on all linear layers and beta 0.1. Replaced by stubs: off the Mac, limits that only Metal reports, for
 mlx-lm-lora; the packages of mlx-tune's speech and vision parts, which are imported and not used.
 """
 
@@ -35,12 +35,12 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class PeerTiming:
-    """What a training came to.
+    """Timing of a training.
 
     Attributes:
-        stamps: when it began and when each step was done, in seconds.
+        stamps: the times of the start and of the end of each step, in seconds.
         reference: seconds the reference took before the first step.
-        trained: parameters trained, which are to be ours in number.
+        trained: number of trained parameters, which must equal ours.
     """
 
     stamps: list[float]
@@ -51,7 +51,7 @@ class PeerTiming:
 def mlx_lm_lora(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path) -> PeerTiming:
     """The reference is a second model, measured in every step."""
     if not mx.metal.is_available():
-        stand_in_for_metal()
+        stub_metal_limits()
     from mlx.optimizers import AdamW
     from mlx_lm import load
     from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -87,7 +87,7 @@ def mlx_lm_lora(case: Path, rows: list[Row], batch_size: int, steps: int, out: P
     return PeerTiming(stamps, 0.0, trained_parameters(model))
 
 
-def stand_in_for_metal() -> None:
+def stub_metal_limits() -> None:
     """Give mlx-lm-lora the device limit it asks for, and let it set one."""
     info = mx.device_info
     mx.device_info = lambda *_: {**info(), "max_recommended_working_set_size": 8 << 30}
@@ -95,7 +95,7 @@ def stand_in_for_metal() -> None:
 
 
 def mlx_tune(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path) -> PeerTiming:
-    """At batch 1 it shares prompts. Its loop tells of itself by print alone, so that is what the clock listens to."""
+    """At batch 1 it shares prompts. Its loop reports by print only, so print is replaced to record the times."""
     sys.meta_path.append(EmptyModuleFinder())
     from mlx_tune import FastLanguageModel, rl_trainers
 
@@ -117,15 +117,15 @@ def mlx_tune(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path
     trainer = rl_trainers.DPOTrainer(model, train_dataset=texts, tokenizer=tokenizer, args=arguments)
     stamps, reference = [], []
 
-    def listen(*said: Any, **_: Any) -> None:
-        text, now = " ".join(map(str, said)), time.perf_counter()
+    def record(*values: Any, **_: Any) -> None:
+        text, now = " ".join(map(str, values)), time.perf_counter()
         if "Pre-computing reference" in text or "log-probs cached" in text:
             reference.append(now)
         if "Starting training for" in text or "Step " in text:
             stamps.append(now)
-        builtins.print(*said, file=sys.stderr)
+        builtins.print(*values, file=sys.stderr)
 
-    rl_trainers.print = listen
+    rl_trainers.print = record
     mx.reset_peak_memory()
     trainer.train()
     start, end = reference
@@ -133,23 +133,23 @@ def mlx_tune(case: Path, rows: list[Row], batch_size: int, steps: int, out: Path
 
 
 def trained_parameters(model: Any) -> int:
-    """How many numbers the optimizer moves."""
+    """The number of trainable parameters."""
     return sum(value.size for _, value in tree_flatten(model.trainable_parameters()))
 
 
 def templated(row: Row, tokenizer: Any) -> Row:
-    """A row's texts as the chat template renders them; mlx-tune takes texts as they are."""
+    """A row rendered with the chat template, which mlx-tune does not apply."""
     messages = [{"role": "user", "content": row["prompt"]}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return {"prompt": prompt, **{side: row[side] + "<|im_end|>\n" for side in ("chosen", "rejected")}}
 
 
 class EmptyModuleFinder:
-    """Finds and loads empty modules in the place of packages that are imported and not used."""
+    """Imports empty modules in place of packages that are imported and not used."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        known = name.split(".")[0] in UNUSED
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
+        is_unused = name.split(".")[0] in UNUSED
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if is_unused else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = types.ModuleType(spec.name)
@@ -169,7 +169,7 @@ class EmptyModuleFinder:
 
 
 def drive(options: argparse.Namespace) -> dict[str, object]:
-    """Train, and say the seconds of each step and the peak memory."""
+    """Train. Returns the seconds of each step and the peak memory."""
     lines = (options.case / "data" / "train.jsonl").read_text().splitlines()[: options.batch_size * options.steps]
     rows = [json.loads(line) for line in lines]
     peer = {"mlx-lm-lora": mlx_lm_lora, "mlx-tune": mlx_tune}[options.peer]
@@ -177,7 +177,7 @@ def drive(options: argparse.Namespace) -> dict[str, object]:
         driven = peer(options.case, rows, options.batch_size, options.steps, Path(folder))
     seconds = [round(b - a, 4) for a, b in pairwise(driven.stamps)]
     if len(seconds) != options.steps:
-        raise RuntimeError(f"{options.peer} told of {len(seconds)} steps, not {options.steps}")
+        raise RuntimeError(f"{options.peer} reported {len(seconds)} steps, not {options.steps}")
     return {
         "pairs": len(rows),
         "first_epoch": seconds,

@@ -1,6 +1,6 @@
 """How much of the margin a fused model keeps, by bits: trained plainly, and trained to be fused.
 
-    python benchmarks/fuse.py [--rates 2e-4,2e-5] [--out docs/fuse.md]
+    python benchmarks/fuse.py [--rates 2e-4,2e-5] [--out docs/benchmarks/fuse.md]
 
 Trains the bundled model three times a rate, and loads every fused model with plain mlx_lm. Ten minutes on two cores.
 """
@@ -27,10 +27,10 @@ from mlx_dpo.forward import lora_products as lora
 
 ABOUT = """# How much of the margin a fused model keeps
 
-Made by `python benchmarks/fuse.py --out docs/fuse.md`: the bundled 4-bit model, trained with the demo's knobs on the
-bundled training pairs, less 64 that are set aside; `fuse --bits auto` chooses on those 64. Every fused model is loaded
-with plain `mlx_lm.load` and measured on the 128 held-out pairs, which nothing was chosen by. `kept` is the share of the
-margin of the plainly trained adapter, unfused. Sizes are of all tensors, against the base's.
+Made by `python benchmarks/fuse.py --out docs/benchmarks/fuse.md`: the bundled 4-bit model, trained with the demo's
+settings on the bundled training pairs, less 64 that are set aside; `fuse --bits auto` chooses on those 64. Every fused
+model is loaded with plain `mlx_lm.load` and measured on the 128 held-out pairs, which nothing was chosen by. `kept` is
+the share of the margin of the plainly trained adapter, unfused. Sizes are of all tensors, against the base's.
 
 An update is small against the weights it changes, and rounding to the base's bits makes an error of its own: the
 smaller the update, the more of it drowns. Straight-through rounding in training (the weights rounded in the forward
@@ -45,15 +45,15 @@ HEAD = "| trained | fused | bits | size | margin | kept |\n| --- | --- | --- | -
 
 @contextmanager
 def straight_through() -> Iterator[None]:
-    """Within, LoRA layers compute with weights that are rounded as mlx-lm's fuse rounds them."""
+    """In this context, LoRA layers compute with weights that are rounded as mlx-lm's fuse rounds them."""
     plain = lora._in_one_product
 
     def rounded(self: Any, x: mx.array) -> mx.array:
         layer = self.linear
-        how = {"group_size": layer.group_size, "bits": layer.bits}
-        whole = mx.dequantize(layer.weight, layer.scales, layer.biases, **how)
+        quantization = {"group_size": layer.group_size, "bits": layer.bits}
+        whole = mx.dequantize(layer.weight, layer.scales, layer.biases, **quantization)
         whole = whole + self.scale * (self.lora_a @ self.lora_b).T
-        weight = mx.stop_gradient(mx.dequantize(*mx.quantize(whole, **how), **how))
+        weight = mx.stop_gradient(mx.dequantize(*mx.quantize(whole, **quantization), **quantization))
         through = self.scale * (mx.stop_gradient(x) @ self.lora_a) @ self.lora_b
         return x @ weight.T + through - mx.stop_gradient(through)
 
@@ -65,7 +65,7 @@ def straight_through() -> Iterator[None]:
 
 
 class LearningRateSection:
-    """The rows of one learning rate."""
+    """The table rows of one learning rate."""
 
     def __init__(self, folder: Path, rate: float) -> None:
         self.folder = folder
@@ -74,12 +74,12 @@ class LearningRateSection:
         )
         self.adapter = 0.0
 
-    def train(self, name: str, **knobs: Any) -> Path:
-        """An adapter's folder."""
-        return train(self.config.replace(adapter_path=str(self.folder / name), **knobs)).run
+    def train(self, name: str, **settings: Any) -> Path:
+        """Train an adapter. Returns its folder."""
+        return train(self.config.replace(adapter_path=str(self.folder / name), **settings)).run
 
     def row(self, trained: str, fused: str, bits: str, model: Path | str, adapter: Path | None = None) -> str:
-        """A line of the table: a model loaded by mlx_lm, on the held-out pairs."""
+        """A row of the table: a model loaded by mlx_lm, measured on the held-out pairs."""
         loaded, tokenizer = mlx_lm.load(str(model), adapter_path=None if adapter is None else str(adapter))
         config: TrainConfig = self.config.replace(data=str(PAIRS), reference=str(MODEL))
         margin = evaluate(config, model=loaded, tokenizer=tokenizer)["rewards/margins"]
@@ -88,7 +88,7 @@ class LearningRateSection:
         return f"| {trained} | {fused} | {bits} | {size} | {margin:.3f} | {margin / self.adapter:.0%} |\n"
 
     def rows(self) -> Iterator[str]:
-        """All of them, one after the other."""
+        """All rows, in order."""
         run = self.train("plain")
         unfused = self.row("plainly", "not", "-", MODEL, run)
         yield self.row("plainly", "by mlx-lm", "4", by_mlx_lm(run))
@@ -103,14 +103,14 @@ class LearningRateSection:
         yield self.fused("`--fuse-bits 4`", aware, "auto")
 
     def fused(self, trained: str, run: Path, bits: Any) -> str:
-        """A line of a model fused by ours."""
+        """The row of a model that this project fused."""
         into = self.folder / f"{run.name}-{bits}"
         done = fuse_adapter(str(MODEL), run, into, bits=bits, force=True)
         return self.row(trained, f"`--bits {bits}`", done.fused_model.bits, into)
 
 
 def by_mlx_lm(run: Path) -> Path:
-    """mlx-lm's own fuse."""
+    """Fuse with mlx-lm. Returns the model's folder."""
     into = run.with_name(f"{run.name}-mlx-lm")
     flags = ("--model", MODEL, "--adapter-path", run, "--save-path", into)
     subprocess.run([sys.executable, "-m", "mlx_lm", "fuse", *map(str, flags)], check=True, capture_output=True)
@@ -123,7 +123,7 @@ def weights(folder: Path) -> int:
 
 
 def lines(rates: list[float]) -> Iterator[str]:
-    """The page, a piece at a time."""
+    """The page, piece by piece."""
     yield ABOUT
     for rate in rates:
         yield f"\n## At `--learning-rate {rate:g}`\n\n{HEAD}"
@@ -133,8 +133,8 @@ def lines(rates: list[float]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", default="2e-4,2e-5", help="learning rates, with commas")
-    parser.add_argument("--out", type=Path, help="write the page here, too")
+    parser.add_argument("--rates", default="2e-4,2e-5", help="learning rates, separated by commas")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     arguments = parser.parse_args()
     page = ""
     for line in lines([float(rate) for rate in arguments.rates.split(",")]):

@@ -1,4 +1,4 @@
-"""How time a step and peak memory of this project grow: with prompt, completion, vocabulary, batch and layers.
+"""How the time per step and the peak memory grow with prompt, completion, vocabulary, batch and layers.
 
     python benchmarks/growth.py [--only prompt,vocabulary] [--steps 2] [--grad-checkpoint] [--out FILE.png]
 
@@ -35,11 +35,11 @@ class GrowthSetting:
 
 @dataclass(frozen=True)
 class GrowthPoint:
-    """What a setting came to.
+    """Measurements of a setting.
 
     Attributes:
         prompt, completion: mean tokens.
-        first, later: seconds a step, with the reference and without.
+        first, later: seconds per step, with the reference and without.
         peak_mb, weights_mb: of mlx's allocations, and of the model's weights, which are in it.
     """
 
@@ -62,14 +62,14 @@ VARIED: dict[str, tuple[int, ...]] = {
     "layers": (2, 4, 8, 16),
 }
 FIELDS = {"prompt": "prompt_words", "completion": "completion_words", "vocabulary": "vocab", "layers": "layers"}
-AXES = {"prompt": "prompt tokens", "completion": "completion tokens", "batch": "pairs a step"}
+AXES = {"prompt": "prompt tokens", "completion": "completion tokens", "batch": "pairs per step"}
 NO_PLOT = "the plot needs matplotlib, which is not installed: pip install matplotlib"
 
 
 def main() -> None:
     options = parse()
     if importlib.util.find_spec("matplotlib") is None:
-        sys.exit(NO_PLOT)  # before the minutes, not after
+        sys.exit(NO_PLOT)  # before measuring for minutes
     before, measured = machine(), PointCache(options.steps, options.grad_checkpoint)
     series = {name: [measured.at(varied(name, value)) for value in VARIED[name]] for name in options.only}
     Console(highlight=False).print(table_of(series))
@@ -98,31 +98,31 @@ def parse() -> argparse.Namespace:
 
 
 def varied(name: str, value: int) -> GrowthSetting:
-    """The base with one thing changed."""
+    """The base with one value changed."""
     if name == "batch":
         return replace(BASE, batch_size=value)
     return replace(BASE, shape=replace(BASE.shape, **{FIELDS[name]: value}))
 
 
 def value_of(name: str, point: GrowthPoint) -> float:
-    """Where a point stands on the axis of what is varied."""
-    known = {"prompt": point.prompt, "completion": point.completion, "batch": point.setting.batch_size}
-    return known[name] if name in known else getattr(point.setting.shape, FIELDS[name])
+    """The x value of a point."""
+    measured = {"prompt": point.prompt, "completion": point.completion, "batch": point.setting.batch_size}
+    return measured[name] if name in measured else getattr(point.setting.shape, FIELDS[name])
 
 
 class PointCache:
-    """Points, each measured once."""
+    """Measures each setting once."""
 
     def __init__(self, steps: int, grad_checkpoint: bool) -> None:
         self.steps, self.flags = steps, ["--grad-checkpoint"] if grad_checkpoint else []
-        self.known: dict[GrowthSetting, GrowthPoint] = {}
+        self.points: dict[GrowthSetting, GrowthPoint] = {}
 
     def at(self, setting: GrowthSetting) -> GrowthPoint:
         """The point of a setting."""
-        if setting not in self.known:
-            print_status(f"{setting.shape.name}, {setting.batch_size} pairs a step")
-            self.known[setting] = self._measure(setting)
-        return self.known[setting]
+        if setting not in self.points:
+            print_status(f"{setting.shape.name}, {setting.batch_size} pairs per step")
+            self.points[setting] = self._measure(setting)
+        return self.points[setting]
 
     def _measure(self, setting: GrowthSetting) -> GrowthPoint:
         with tempfile.TemporaryDirectory() as name:
@@ -147,8 +147,8 @@ def mean_tokens(case: Path) -> tuple[float, float]:
 
 
 def table_of(series: dict[str, list[GrowthPoint]]) -> Table:
-    """A section for each thing varied."""
-    table = Table("varied", title="seconds a step, in the first epoch and later, and memory")
+    """A table with a section per varied value."""
+    table = Table("varied", title="seconds per step, in the first epoch and later, and memory")
     for header in ("", "first", "later", "peak MB", "weights MB"):
         table.add_column(header, justify="right")
     for name, points in series.items():
@@ -160,7 +160,7 @@ def table_of(series: dict[str, list[GrowthPoint]]) -> Table:
 
 
 def plot(series: dict[str, list[GrowthPoint]], file: Path) -> None:
-    """Time above, memory below, a column for each thing varied; from zero, so that what is linear looks it."""
+    """Plot time and memory, with a column per varied value and axes from zero."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -172,7 +172,7 @@ def plot(series: dict[str, list[GrowthPoint]], file: Path) -> None:
         draw(times, x, {"with reference": [p.first for p in points], "later epochs": [p.later for p in points]})
         draw(memory, x, {"peak": [p.peak_mb for p in points], "weights": [p.weights_mb for p in points]})
         memory.set_xlabel(AXES.get(name, name))
-    axes[0][0].set_ylabel("seconds a step")
+    axes[0][0].set_ylabel("seconds per step")
     axes[1][0].set_ylabel("MB")
     for row in axes:
         row[0].legend(frameon=False)

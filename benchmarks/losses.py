@@ -1,6 +1,6 @@
-"""What every loss makes of the bundled model and pairs, with its own knobs as they are by default.
+"""Train the bundled model on the bundled pairs with every loss at its default settings.
 
-    python benchmarks/losses.py [--only sigmoid,ipo] [--out docs/losses.md]
+    python benchmarks/losses.py [--only sigmoid,ipo] [--out docs/benchmarks/losses.md]
 
 320 of the 800 training pairs, at a learning rate that suits so small a model. About half a minute a loss on two cores.
 """
@@ -17,15 +17,16 @@ from mlx_dpo.demo import MODEL, PAIRS, load_pairs
 from mlx_dpo.objectives import LOSS_FUNCTIONS
 
 STEPS, RATE = 40, 6e-4
-ABOUT = f"""# What every loss makes of the bundled pairs
+ABOUT = f"""# Every loss on the bundled pairs
 
-Made by `python benchmarks/losses.py --out docs/losses.md`: {STEPS} steps of 8 pairs at `--learning-rate {RATE}`, all
-else by default; then the 128 held-out pairs. A margin is in the loss's own rewards (`mlx-dpo losses NAME`), so margins
-of unlike losses don't compare. `likelier` is the share of pairs whose chosen answer is the likelier one.
+Made by `python benchmarks/losses.py --out docs/benchmarks/losses.md`: {STEPS} steps of 8 pairs at
+`--learning-rate {RATE}`, all else by default; then the 128 held-out pairs. A margin is in the
+loss's own rewards (`mlx-dpo losses NAME`), so margins of unlike losses don't compare. `likelier` is the share of pairs
+whose chosen completion is the likelier one.
 `discopop` has a minimum where the chosen answer is a little the less likely, and stays there from a start at 0
 (`mlx-dpo losses discopop`). For `odpo` the chosen answers have 3 points and the rejected ones 1.
 
-| loss | knobs | reward accuracy | likelier | reward margin |
+| loss | settings | reward accuracy | likelier | reward margin |
 | --- | --- | --- | --- | --- |
 """
 
@@ -42,26 +43,26 @@ def measured(name: str) -> dict[str, float]:
             learning_rate=RATE,
             steps_per_eval=0,
         )
-        if LOSS_FUNCTIONS[name].scores:
+        if LOSS_FUNCTIONS[name].needs_scores:
             return train(config, rows=scored("train"), valid_rows=scored("valid")).after
         return train(config).after
 
 
 def scored(name: str) -> list[dict[str, object]]:
-    """The bundled pairs as if the chosen answer had been given 3 points and the rejected one 1."""
+    """The bundled pairs with score 3 for chosen and 1 for rejected."""
     return [{**row, "score_chosen": 3, "score_rejected": 1} for row in load_pairs(name)]
 
 
 def row(name: str, after: dict[str, float]) -> str:
-    """A loss's line of the table."""
-    one = LOSS_FUNCTIONS[name]
-    knobs = ", ".join(f"{knob} {one.settings[knob]:g}" for knob in {"beta": None, **one.keyword_defaults})
+    """A loss's row of the table."""
+    loss = LOSS_FUNCTIONS[name]
+    settings = ", ".join(f"{key} {loss.settings[key]:g}" for key in {"beta": None, **loss.keyword_defaults})
     shares = [f"{after[metric]:.1%}" for metric in ("rewards/accuracies", "logps/accuracies")]
-    return " | ".join([f"| `{name}`", knobs, *shares, f"{after['rewards/margins']:.3f} |\n"])
+    return " | ".join([f"| `{name}`", settings, *shares, f"{after['rewards/margins']:.3f} |\n"])
 
 
 def lines(names: Iterable[str]) -> Iterable[str]:
-    """The page, a piece at a time."""
+    """The page, piece by piece."""
     yield ABOUT
     for name in names:
         yield row(name, measured(name))
@@ -69,8 +70,8 @@ def lines(names: Iterable[str]) -> Iterable[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(LOSS_FUNCTIONS), help="names of losses, with commas")
-    parser.add_argument("--out", type=Path, help="write the page here, too")
+    parser.add_argument("--only", default=",".join(LOSS_FUNCTIONS), help="names of losses, separated by commas")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     arguments = parser.parse_args()
     page = ""
     for line in lines(arguments.only.split(",")):

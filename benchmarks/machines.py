@@ -1,6 +1,6 @@
 """How many Macs over which link until communication takes a tenth of a step: on paper, from bytes that are measured.
 
-    python benchmarks/machines.py [--out docs/machines.md]
+    python benchmarks/machines.py [--out docs/benchmarks/machines.md]
 
 Measured, on this machine: what a step of 2 and of 4 ranks sends over a ring (`bytes_sent`, which
 tests/distributed/test_training.py holds against the system's own count), beside what the adapter's size predicts. On
@@ -35,10 +35,10 @@ BATCH = 8
 # A 9-billion-parameter model at 4 bits reads 1,054 tokens a second of a prompt on an M3 Ultra with 60 GPU cores
 # (huggingface.co/allenai/tmax-9b, discussion 2): 2 operations a parameter and token.
 SPEED = 2 * 9e9 * 1054
-SLOTS = 550  # tokens of a pair that go through the model, its prompt once; as in the comparison with the peers
-WORK = 4  # operations a parameter and slot: forward, and backward to the layers' inputs; frozen weights get no gradient
+TOKENS = 550  # tokens of a pair that go through the model, its prompt once; as in the comparison with the peers
+OPERATIONS = 4  # per parameter and token: forward, and backward to the layers' inputs; frozen weights get no gradient
 SHARE = 0.1
-GATHERS, SUMS = 6, 1  # collectives of a step: three mails of a header and a body, and the gradients
+GATHERS, SUMS = 6, 1  # collectives of a step: three gathers of a header and a body, and the gradients
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class BytesSentListener(Listener):
-    """Prints what a step sends, measured and predicted."""
+    """Prints the bytes sent per step, measured and predicted."""
 
     def on_run_start(self, plan: RunPlan) -> None:
         self.predicted = plan.gradient_bytes
@@ -107,8 +107,8 @@ class BytesSentListener(Listener):
         print(json.dumps({"predicted": self.predicted, "sent": self.sent}))
 
 
-def as_a_rank(case: Path) -> None:
-    """Train for a few steps, with the others."""
+def train_as_rank(case: Path) -> None:
+    """Train for a few steps as one of several ranks."""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             model=str(case / "model"),
@@ -123,7 +123,7 @@ def as_a_rank(case: Path) -> None:
 
 
 def measured(case: Path, size: int) -> dict[str, float]:
-    """What each of `size` ranks sends a step."""
+    """The bytes that each of `size` ranks sends per step."""
     port, ranks = find_free_ports(size), []
     hosts = case / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port + i}"] for i in range(size)]))
@@ -143,8 +143,8 @@ def sizes(config: dict[str, Any]) -> tuple[int, list[mx.array]]:
     model_class, args_class = _get_classes(config)
     model = model_class(args_class.from_dict(config))
     count = sum(array.size for _, array in tree_flatten(model.parameters()))
-    knobs = TrainConfig()
-    attach_adapter(model, AdapterSpec("lora", num_layers=-1, rank=knobs.rank, scale=knobs.scale))
+    defaults = TrainConfig()
+    attach_adapter(model, AdapterSpec("lora", num_layers=-1, rank=defaults.rank, scale=defaults.scale))
     return count, list(trainable_tensors(model).values())
 
 
@@ -156,38 +156,38 @@ def communication(link: Link, macs: int, adapter: list[mx.array]) -> float:
 
 def most_macs(link: Link, pairs: int, parameters: int, adapter: list[mx.array]) -> int:
     """The most Macs that a batch of so many pairs keeps busy, nine tenths of their time."""
-    of_a_pair = WORK * parameters * SLOTS / SPEED
+    seconds_per_pair = OPERATIONS * parameters * TOKENS / SPEED
 
-    def worth_it(macs: int) -> bool:
+    def is_efficient(macs: int) -> bool:
         waiting = communication(link, macs, adapter)
-        return waiting <= SHARE * (waiting + of_a_pair * pairs / macs)
+        return waiting <= SHARE * (waiting + seconds_per_pair * pairs / macs)
 
-    return max((macs for macs in range(2, pairs + 1) if worth_it(macs)), default=1)
+    return max((macs for macs in range(2, pairs + 1) if is_efficient(macs)), default=1)
 
 
-def page(told: dict[int, dict[str, float]]) -> str:
-    """docs/machines.md."""
+def page(measurements: dict[int, dict[str, float]]) -> str:
+    """docs/benchmarks/machines.md."""
     lines = [
         "# How many machines",
         "",
-        "Made by `python benchmarks/machines.py --out docs/machines.md`.",
+        "Made by `python benchmarks/machines.py --out docs/benchmarks/machines.md`.",
         "",
         f"Measured on 127.0.0.1, {CASE.layers} layers of hidden {CASE.hidden}, {BATCH} pairs a step, float32:",
         "",
         "| ranks | gradients a rank sends a step, predicted | all it sends, measured |",
         "| --- | --- | --- |",
     ]
-    for size, one in told.items():
-        lines.append(f"| {size} | {one['predicted']:,} bytes | {one['sent']:,.0f} bytes |")
+    for size, sent in measurements.items():
+        lines.append(f"| {size} | {sent['predicted']:,} bytes | {sent['sent']:,.0f} bytes |")
     lines += [
         "",
         "The rest are the pairs' metrics and reference log-probs, some kilobytes whatever the model.",
         "",
         "On paper: the most Macs on which communication takes a tenth of a step at most. A batch of so many pairs is "
-        f"split between them; a pair is {SLOTS} tokens, its prompt once, and costs {WORK} operations a parameter and "
-        f"token. A Mac is taken to do {SPEED / 1e12:.0f} million million of them a second: a 60-core M3 Ultra reading "
-        "a prompt, as reported for a 9B model at 4 bits. Links: "
-        + "; ".join(f"{one.name} {one.bandwidth / 1e9:.3g} GB/s, {one.latency * 1e6:.0f} µs" for one in LINKS)
+        f"split between them; a pair is {TOKENS} tokens, its prompt once, and costs {OPERATIONS} operations per "
+        f"parameter and token. A Mac is taken to do {SPEED / 1e12:.0f} million million of them a second: a 60-core "
+        "M3 Ultra reading a prompt, as reported for a 9B model at 4 bits. Links: "
+        + "; ".join(f"{link.name} {link.bandwidth / 1e9:.3g} GB/s, {link.latency * 1e6:.0f} µs" for link in LINKS)
         + ". These are other people's figures: no Mac was at hand.",
         "",
         "| model | adapter | seconds a pair | pairs a step | " + " | ".join(link.name for link in LINKS) + " |",
@@ -201,7 +201,7 @@ def page(told: dict[int, dict[str, float]]) -> str:
             cells = [
                 name,
                 f"{megabytes:.0f} MB",
-                f"{WORK * parameters * SLOTS / SPEED:.2f}",
+                f"{OPERATIONS * parameters * TOKENS / SPEED:.2f}",
                 str(pairs),
                 *map(str, macs),
             ]
@@ -217,11 +217,11 @@ def page(told: dict[int, dict[str, float]]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the page there, too")
+    parser.add_argument("--out", type=Path, help="also write the page to this file")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
-        as_a_rank(options.rank_of)
+        train_as_rank(options.rank_of)
         sys.exit()
     with tempfile.TemporaryDirectory() as folder:
         make_case(Path(folder), CASE)

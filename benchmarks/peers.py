@@ -1,4 +1,4 @@
-"""This project and its peers side by side, on one case, in one go: seconds a pair and peak memory.
+"""This project and its peers side by side, on one case: seconds per pair and peak memory.
 
     python benchmarks/peers.py [--case DIR] [--steps 6] [--only ours|mlx-lm-lora|mlx-tune] [--out FILE.json]
 
@@ -38,7 +38,7 @@ class PeerRun:
     """One process to measure: its name in the tables, whose it is (--only), and its pairs a step."""
 
     name: str
-    of: str
+    project: str
     batch_size: int
 
 
@@ -52,7 +52,7 @@ PEER_RUNS = (
 
 @dataclass(frozen=True)
 class RunFigures:
-    """What a run came to.
+    """Measurements of a run.
 
     Attributes:
         first_epoch, later_epochs: seconds a pair; the first with the reference.
@@ -66,7 +66,7 @@ class RunFigures:
 
 @dataclass(frozen=True)
 class TargetRatio:
-    """What one of our figures, over a peer's, is to be at most."""
+    """The largest ratio of one of our figures to a peer's that meets the target."""
 
     text: str
     figure: str
@@ -88,11 +88,13 @@ TARGETS = (
 def main() -> None:
     options = parse()
     case = prepare_case(options.case, parse_shape(options), options.steps * BATCH)
-    runs = [run for run in PEER_RUNS if options.only in (None, run.of)]
-    python = peers_python() if any(run.of != "ours" for run in runs) else None
+    runs = [run for run in PEER_RUNS if options.only in (None, run.project)]
+    python = peers_python() if any(run.project != "ours" for run in runs) else None
     before = machine()
     raw = {run.name: attempt(run, case, options.steps, python) for run in runs}
-    figures = {name: figures_of(one, run_named(name).batch_size) for name, one in raw.items() if "error" not in one}
+    figures = {
+        name: figures_of(output, run_named(name).batch_size) for name, output in raw.items() if "error" not in output
+    }
     compared = compare(figures)
     show(figures, [name for name in raw if name not in figures], compared)
     write_json(options.out, report(case, options.steps, before, raw, figures, compared, python))
@@ -106,7 +108,7 @@ def parse() -> argparse.Namespace:
         "--case", type=Path, help="folder of the case; default: one in .cache/cases, named by its shape"
     )
     parser.add_argument("--steps", type=int, default=6, help="of 4 pairs; at batch 1 four times as many (default: 6)")
-    parser.add_argument("--only", choices=["ours", *PEERS], help="measure this one alone")
+    parser.add_argument("--only", choices=["ours", *PEERS], help="measure only this one")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/peers.json"), help="default: benchmarks/peers.json"
     )
@@ -137,13 +139,13 @@ def prepare_case(folder: Path | None, shape: CaseShape, pairs: int) -> Path:
 
 def peers_python() -> Path:
     """The Python of the peers' environment, made if need be: the peers, and mlx and mlx-lm as here."""
-    folder, wanted = CACHE / "peers", requirements()
+    folder, packages = CACHE / "peers", requirements()
     python, stamp = folder / "bin" / "python", folder / "installed.txt"
-    listed = "\n".join(wanted) + "\n"
+    listed = "\n".join(packages) + "\n"
     if not stamp.exists() or stamp.read_text() != listed:
         print_status(f"installing the peers in {folder}")
         pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        *full, bare = wanted
+        *full, bare = packages
         for command in ([sys.executable, "-m", "venv", folder], [*pip, *full], [*pip, "--no-deps", bare]):
             subprocess.run(command, check=True, stdout=sys.stderr)
         stamp.write_text(listed)
@@ -177,9 +179,9 @@ def attempt(run: PeerRun, case: Path, steps: int, python: Path | None) -> dict[s
     arguments = (case, "--batch-size", run.batch_size, "--steps", steps * BATCH // run.batch_size)
     print_status(f"{run.name}, {steps * BATCH} pairs")
     try:
-        if python is None or run.of == "ours":
+        if python is None or run.project == "ours":
             return measure(sys.executable, "drive_ours.py", *arguments)
-        return measure(python, "drive_peer.py", run.of, *arguments)
+        return measure(python, "drive_peer.py", run.project, *arguments)
     except MeasurementFailed as error:
         print_status(str(error))
         return {"error": str(error)}
@@ -193,17 +195,17 @@ def figures_of(raw: dict[str, Any], batch_size: int) -> RunFigures:
 
 
 def compare(figures: dict[str, RunFigures]) -> list[dict[str, Any]]:
-    """The ratio for each bar whose two runs have figures."""
+    """The ratio for each target whose two runs have figures."""
     return [
         {
-            "measure": bar.text,
-            "peer": bar.peer,
-            "ratio": (ratio := getattr(figures[OURS], bar.figure) / getattr(figures[bar.peer], bar.figure)),
-            "at_most": bar.at_most,
-            "reached": ratio <= bar.at_most,
+            "measure": target.text,
+            "peer": target.peer,
+            "ratio": (ratio := getattr(figures[OURS], target.figure) / getattr(figures[target.peer], target.figure)),
+            "at_most": target.at_most,
+            "reached": ratio <= target.at_most,
         }
-        for bar in TARGETS
-        if OURS in figures and bar.peer in figures
+        for target in TARGETS
+        if OURS in figures and target.peer in figures
     ]
 
 
@@ -213,21 +215,21 @@ def show(figures: dict[str, RunFigures], failed: list[str], compared: list[dict[
     table = Table("", "first epoch", "later epochs", "peak MB", title="seconds a pair, and memory")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, one in figures.items():
-        table.add_row(name, f"{one.first_epoch:.3f}", f"{one.later_epochs:.3f}", f"{one.peak_mb:,.0f}")
+    for name, run in figures.items():
+        table.add_row(name, f"{run.first_epoch:.3f}", f"{run.later_epochs:.3f}", f"{run.peak_mb:,.0f}")
     for name in failed:
         table.add_row(name, "failed", "", "")
     console.print(table)
     if compared:
-        console.print(bars_table(compared))
+        console.print(targets_table(compared))
 
 
-def bars_table(compared: list[dict[str, Any]]) -> Table:
-    """Ours over each peer's, and what it is to be."""
-    table = Table("ours / peer's", "peer", "ratio", "to reach", "")
-    for one in compared:
-        mark = "reached" if one["reached"] else "not reached"
-        table.add_row(one["measure"], one["peer"], f"{one['ratio']:.3f}", f"{one['at_most']:.3f}", mark)
+def targets_table(compared: list[dict[str, Any]]) -> Table:
+    """The ratios of ours to each peer's, with their targets."""
+    table = Table("ours / peer's", "peer", "ratio", "target", "")
+    for row in compared:
+        mark = "reached" if row["reached"] else "not reached"
+        table.add_row(row["measure"], row["peer"], f"{row['ratio']:.3f}", f"{row['at_most']:.3f}", mark)
     return table
 
 

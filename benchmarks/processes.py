@@ -1,4 +1,4 @@
-"""What the benchmarks share: measuring in a process of its own, and what to say of the machine."""
+"""Shared by the benchmarks: measuring in a child process, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLAS = ("/usr/lib/*/openblas-pthread/libblas.so.3", "/usr/lib64/libopenblasp.so.
 
 
 class MeasurementFailed(Exception):
-    """A measuring process ended without a result; the message holds the end of what it said."""
+    """A measuring process ended without a result; the message has the end of its log."""
 
 
 def print_status(text: str) -> None:
@@ -35,10 +35,10 @@ def measure(python: str | Path, script: str, *arguments: object) -> dict[str, An
         environment = {**with_blas(), "XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, check=False)
         log.seek(0)
-        said = log.read().splitlines()
+        lines = log.read().splitlines()
     print_status(f"  {time.perf_counter() - began:.1f} s")
     if done.returncode:
-        raise MeasurementFailed(f"{script} ended with {done.returncode}\n" + "\n".join(said[-15:]))
+        raise MeasurementFailed(f"{script} ended with {done.returncode}\n" + "\n".join(lines[-15:]))
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -49,11 +49,11 @@ def make_case(folder: Path, flags: list[str]) -> None:
 
 def with_blas() -> dict[str, str]:
     """The environment with OpenBLAS in front, on a Linux machine that has it."""
-    found = openblas()
+    library = openblas()
     before = os.environ.get("LD_PRELOAD", "")
-    if found is None or found in before:
+    if library is None or library in before:
         return dict(os.environ)
-    return {**os.environ, "LD_PRELOAD": f"{found}:{before}" if before else found}
+    return {**os.environ, "LD_PRELOAD": f"{library}:{before}" if before else library}
 
 
 def openblas() -> str | None:
@@ -72,7 +72,7 @@ def resident_peak() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What measurements depend on."""
+    """Properties of the machine that measurements depend on."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),

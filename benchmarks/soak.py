@@ -57,17 +57,17 @@ class MemoryWatch(Listener):
             "resident": resident(),
             "mlx": mx.get_active_memory() + mx.get_cache_memory(),
             "active": mx.get_active_memory(),
-            "arrays": sum(isinstance(one, mx.array) for one in gc.get_objects()),
+            "arrays": sum(isinstance(value, mx.array) for value in gc.get_objects()),
         }
         for name, value in now.items():
             early_and_late = self.peaks.setdefault(name, [0, 0])
-            which = int(step > SETTLED)
-            early_and_late[which] = max(early_and_late[which], value)
+            period = int(step > SETTLED)
+            early_and_late[period] = max(early_and_late[period], value)
         if step % 100 == 0:
-            told = "  ".join(
+            text = "  ".join(
                 f"{name} {value / 1e6:.1f} MB" if value > 1e5 else f"{name} {value}" for name, value in now.items()
             )
-            print(f"step {step}  {time.monotonic() - self.began:.0f} s  {told}", flush=True)
+            print(f"step {step}  {time.monotonic() - self.began:.0f} s  {text}", flush=True)
 
 
 def main() -> None:

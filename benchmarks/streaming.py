@@ -1,4 +1,4 @@
-"""How soon training starts on a file larger than memory should care about, and how much memory Python takes for it.
+"""How soon training starts on a very large file, and how much memory Python takes for it.
 
     python benchmarks/streaming.py [--rows 1000000] [--bytes-a-row 2000] [--iters 5]
 
@@ -23,12 +23,12 @@ CHILD = """
 import json, resource, sys, time
 from mlx_dpo import Listener, TrainConfig, train
 
-class First(Listener):
+class FirstStep(Listener):
     seconds = None
-    def step(self, step, metrics):
+    def on_step(self, step, metrics):
         self.seconds = self.seconds or time.perf_counter() - began
 
-first = First()
+first = FirstStep()
 model, data, run, iters = sys.argv[1:]
 config = TrainConfig(model=model, data=data, adapter_path=run, iters=int(iters), max_length=256, valid_pairs=8)
 began = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Callbacks: a `Listener` hears of a run as it goes, and may end it. Several are joined by `Listeners`.
+"""Callbacks: a `Listener` receives the events of a run, and may stop it. `Listeners` joins several.
 
     python examples/callbacks.py [FOLDER] [TRACKER ...]
 
-Trackers are listeners too: wandb, tensorboard, trackio or mlflow, where they are installed.
+Trackers are listeners too: wandb, tensorboard, trackio or mlflow, if they are installed.
 """
 
 import csv
@@ -18,8 +18,8 @@ from mlx_dpo.reporting.trackers import create_trackers
 from mlx_dpo.training.listener import Listeners
 
 
-class Table(Listener):
-    """Writes the held-out metrics as a CSV file: a line an evaluation."""
+class MetricsTable(Listener):
+    """Writes the held-out metrics to a CSV file, with a row per evaluation."""
 
     def __init__(self, file):
         self.file, self.rows = Path(file), []
@@ -34,19 +34,19 @@ class Table(Listener):
             writer.writerows(self.rows)
 
 
-class StopWhenGood(Listener):
-    """Ends the run, saved, once held-out accuracy has reached a share."""
+class StopAtAccuracy(Listener):
+    """Stops the run, with everything saved, when held-out accuracy reaches a value."""
 
-    def __init__(self, share):
-        self.share, self.stop = share, threading.Event()
+    def __init__(self, accuracy):
+        self.accuracy, self.stop = accuracy, threading.Event()
 
     def on_evaluation_metrics(self, metrics):
-        if metrics["eval_rewards/accuracies"] >= self.share:
+        if metrics["eval_rewards/accuracies"] >= self.accuracy:
             self.stop.set()
 
 
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
-good = StopWhenGood(0.9)
+stop_at_accuracy = StopAtAccuracy(0.9)
 config = TrainConfig(
     model=str(MODEL),
     adapter_path=f"{folder}/adapter",
@@ -60,8 +60,10 @@ try:
         config,
         rows=load_pairs("train")[:120],
         valid_rows=load_pairs("valid")[:16],
-        listener=Listeners(MetricsLog(), Table(f"{folder}/held_out.csv"), good, *create_trackers(sys.argv[2:])),
-        stop=good.stop,
+        listener=Listeners(
+            MetricsLog(), MetricsTable(f"{folder}/held_out.csv"), stop_at_accuracy, *create_trackers(sys.argv[2:])
+        ),
+        stop=stop_at_accuracy.stop,
     )
 except Interrupted as interruption:
     print(interruption)

@@ -1,4 +1,4 @@
-"""Train on rows in memory, with a model in memory, and watch it: the library without the command line.
+"""Train on rows in memory with a model in memory, and print the margins: the library without the command line.
 
     python examples/library.py [FOLDER]
 
@@ -14,7 +14,7 @@ from mlx_dpo import Listener, TrainConfig, evaluate, train
 from mlx_dpo.demo import MODEL, load_pairs
 
 
-class Margins(Listener):
+class MarginPrinter(Listener):
     """Prints the reward margin every five steps."""
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
@@ -31,11 +31,11 @@ result = train(
     tokenizer=tokenizer,
     rows=load_pairs("train")[:120],
     valid_rows=load_pairs("valid")[:16],
-    listener=Margins(),
+    listener=MarginPrinter(),
 )
 print("held-out reward accuracy:", result.after["rewards/accuracies"])
 
-# The trained model in memory against itself without the adapter, and the same from the folder.
+# Evaluate the trained model in memory against itself without the adapter; then the adapter in the folder.
 in_memory = evaluate(config, model=model, tokenizer=tokenizer, rows=load_pairs("valid")[:16])
 from_folder = evaluate(config, adapter_path=result.run, rows=load_pairs("valid")[:16])
 assert in_memory == from_folder

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The paper's two stages: imitate the wanted answers, then prefer them to the others, the first stage being the reference.
+# The two stages of the DPO paper: supervised fine-tuning on the chosen completions, then DPO with that as the reference.
 #
-#     examples/pipeline.sh [MODEL DATA OUT [FLAGS OF TRAIN]]     without arguments: the bundled model and pairs
+#     examples/pipeline.sh [MODEL DATA OUT [FLAGS OF TRAIN]]     without arguments: bundled model and pairs
 #
-# DATA holds pairs; for the first stage it could as well be rows of messages, or of prompt and completion.
+# DATA holds pairs. The first stage would also accept rows with messages, or with prompt and completion.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 model=${1:-$here/mlx_dpo/demo/model} data=${2:-$here/mlx_dpo/demo/pairs} out=${3:-pipeline}

@@ -5,7 +5,7 @@
     result = train(TrainConfig(model="./Qwen3-4B-4bit", data="pairs.jsonl"))
     metrics = evaluate(TrainConfig(model="./Qwen3-4B-4bit", data="valid.jsonl"), adapter_path=result.run)
 
-mlx and mlx-lm are imported when `train`, `evaluate` or `score` is.
+Importing this package does not import mlx and mlx-lm; importing `train`, `evaluate` or `score` from it does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from mlx_dpo.errors import Interrupted, RowError, UserError
 if TYPE_CHECKING:
     from mlx_dpo.evaluation.evaluator import evaluate
     from mlx_dpo.evaluation.implicit_rewards import score
-    from mlx_dpo.training.listener import Listener, TrainResult
+    from mlx_dpo.training.events import TrainResult
+    from mlx_dpo.training.listener import Listener
     from mlx_dpo.training.run import train
 
 __all__ = [
@@ -42,7 +43,7 @@ def __getattr__(name: str) -> Any:
         "score": "evaluation.implicit_rewards",
         "evaluate": "evaluation.evaluator",
         "Listener": "training.listener",
-        "TrainResult": "training.listener",
+        "TrainResult": "training.events",
     }
     if name not in modules:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

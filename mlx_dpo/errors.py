@@ -1,6 +1,6 @@
-"""What a user did wrong, said in one message: what, where, what to do next.
+"""Exceptions. A `UserError` says in one message what is wrong, where, and what to do next.
 
-The command line turns a `UserError` into that message and exit code 2; anything else is our fault.
+The command line prints a `UserError` as its message and exits with code 2; other exceptions are faults of the program.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A place in a user's file: its name, and the line (from 1) where there is one."""
+    """A location in a user's file: its name, and the line (from 1) if known."""
 
     file: str
     line: int | None = None
@@ -22,12 +22,12 @@ class Where:
 
 
 class UserError(Exception):
-    """A mistake in what the user gave us.
+    """A mistake in what the user provided.
 
     Args:
         message: what is wrong, one sentence without a full stop.
-        where: the file, and the line, it is in.
-        field: the key of the row or of the config it is about.
+        where: the file and line with the mistake.
+        field: the key of the row or of the config that is wrong.
         hint: what to do next.
     """
 
@@ -44,18 +44,22 @@ class UserError(Exception):
         return f"{place}{field}{self.message}{hint}"
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values, to tell another process."""
+        """As plain values, to send to another process."""
         where = None if self.where is None else asdict(self.where)
         return {"message": self.message, "where": where, "field": self.field, "hint": self.hint}
 
     @classmethod
-    def from_mapping(cls, told: Mapping[str, Any]) -> Self:
-        """What `to_mapping` gave."""
-        return cls(**{**told, "where": told["where"] and Where(**told["where"])})
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_mapping`."""
+        return cls(**{**values, "where": values["where"] and Where(**values["where"])})
 
 
 class RowError(UserError):
-    """A row of a data file that can't be read as a preference pair. `kind` groups like complaints."""
+    """A row of a data file that can't be used.
+
+    Args:
+        kind: groups similar problems in reports.
+    """
 
     def __init__(
         self, message: str, *, kind: str, where: Where | None = None, field: str | None = None, hint: str | None = None
@@ -68,21 +72,26 @@ class RowError(UserError):
 
 
 class Diverged(UserError):
-    """Step after step had a loss or a gradient that is no finite number."""
+    """Several steps in a row had a loss or a gradient that is not finite."""
 
 
 class GaveUp(Exception):
-    """The training process died again and again."""
+    """The training process crashed too often to be restarted once more."""
 
 
 class RankLost(Exception):
-    """Another process of the group has ended without a word, or can't be reached."""
+    """The connection to another rank is lost, or it can't be reached."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and did so after a step, with everything saved."""
+    """The run was asked to stop, finished its step, and saved everything.
+
+    Args:
+        step: optimizer steps done.
+        checkpoint: folder of the last checkpoint.
+        exit_code: 128 plus the number of the signal that asked to stop.
+    """
 
     def __init__(self, step: int, checkpoint: str, exit_code: int = 130) -> None:
-        """exit_code: 128 and the number of the signal that asked for it."""
         self.step, self.checkpoint, self.exit_code = step, checkpoint, exit_code
         super().__init__(f"stopped after step {step}; saved in {checkpoint}")

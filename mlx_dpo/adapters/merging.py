@@ -16,7 +16,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_dpo.adapters.qa_lora import fused_group_parameters, is_qa_lora
 
-PIECE = 1 << 24  # weights of a layer that are worked on in float32 at a time
+SLICE_WEIGHTS = 1 << 24  # weights of a layer that are worked on in float32 at a time
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _count(module: nn.Module) -> int:
 def _pieces(module: nn.Module) -> Iterator[nn.Module]:
     """A layer cut into layers of fewer rows, or of fewer experts."""
     rows = base_layer(module).weight.shape[0]
-    step = max(1, PIECE * rows // _count(module))
+    step = max(1, SLICE_WEIGHTS * rows // _count(module))
     for start in range(0, rows, step):
         yield _cut(module, slice(start, start + step))
 

@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls one function of the library, and prints."""
+"""The command line. A command parses its arguments, calls one function of the library, and prints the result."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 
 
 def main() -> None:
-    """Entry point of `mlx-dpo`. Exit codes: 0 done, 1 our fault, 2 the input's, 130 after Ctrl-C."""
+    """Run a command. Exit codes: 0 done, 1 a fault of ours or the machine's, 2 a user error, 130 after Ctrl-C."""
     from mlx_dpo.distributed.launcher import report_exit_code
 
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-    code = 1  # of a traceback
+    code = 1  # if there is a traceback
     try:
-        code = _exit_code()
+        code = _run_command()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
@@ -24,31 +24,33 @@ def main() -> None:
     sys.exit(code)
 
 
-def _exit_code() -> int:
+def _run_command() -> int:
+    """Run the command and print its error, if any. Returns the exit code."""
     from rich.markup import escape
 
     from mlx_dpo.cli.app import app
-    from mlx_dpo.cli.console import stderr_console
+    from mlx_dpo.cli.console import print_message, stderr_console
     from mlx_dpo.errors import GaveUp, Interrupted, RankLost, UserError
 
     try:
         app()
         return 0
-    except UserError as error:
-        stderr_console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return 2
     except Interrupted as interruption:
-        stderr_console.print(f"{interruption}. Go on with: {_resume_command()}", soft_wrap=True, markup=False)
+        print_message(f"{interruption}. Resume with: {_resume_command()}")
         return interruption.exit_code
-    except RankLost as lost:
-        hint = "What was saved stays: the same command goes on with it."
-        stderr_console.print(f"[bold red]error:[/] another rank has ended without a word ({escape(str(lost))})\n{hint}")
-        return 1
-    # Of a fault of the training process its own traceback has been printed.
-    except (GaveUp, subprocess.CalledProcessError) as report:
-        stderr_console.print(f"[bold red]error:[/] {escape(str(report))}", soft_wrap=True)
-        return 1
+    except UserError as error:
+        message, code = str(error), 2
+    except RankLost as error:
+        message = (
+            f"lost connection to another rank ({error})\nThe last checkpoint is kept: resume with the same command."
+        )
+        code = 1
+    except (GaveUp, subprocess.CalledProcessError) as error:  # the training process has printed its traceback
+        message, code = str(error), 1
+    stderr_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    return code
 
 
 def _resume_command() -> str:
-    return shlex.join(["mlx-dpo", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["mlx-dpo", *arguments, "--resume"])

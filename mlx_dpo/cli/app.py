@@ -1,4 +1,4 @@
-"""All commands, by name."""
+"""The `mlx-dpo` command with its subcommands, in the order of the help."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mlx_dpo.cli import (
     score,
     train,
 )
+from mlx_dpo.cli.config_options import LossDefaultsCommand
 
 app = typer.Typer(
     help="Preference fine-tuning (DPO) of language models on the Mac they run on.",
@@ -28,10 +29,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command()(plan.plan)
-app.command()(train.train)
-app.command()(evaluate.evaluate)
-app.command()(score.score)
+app.command(cls=LossDefaultsCommand)(plan.plan)
+app.command(cls=LossDefaultsCommand)(train.train)
+app.command(cls=LossDefaultsCommand)(evaluate.evaluate)
+app.command(cls=LossDefaultsCommand)(score.score)
 app.command()(compare.compare)
 app.command()(report.report)
 app.command()(fuse.fuse)

@@ -1,4 +1,4 @@
-"""mlx-dpo cache"""
+"""The command `mlx-dpo cache`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mlx_dpo.cli.console import print_json, stdout_console
+from mlx_dpo.cli.config_options import JsonFlag
+from mlx_dpo.cli.console import print_json, print_text, stdout_console
+from mlx_dpo.utils.formatting import format_bytes, plural
 
 
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete the cache.")] = False,
+    json: JsonFlag = False,
 ) -> None:
     """Show or clear the cache of reference log-probs.
 
-    Training and evaluating keep the reference's log-probs of every pair, so that a second run on the same pairs, with
-    another loss, beta or learning rate, computes none of them. They are made again where they are missing.
+    Training and evaluation cache the reference's log-probs of each pair, so that further runs on the same pairs, with
+    another loss, beta or learning rate, don't compute them again. Whatever is missing is computed when it is needed.
 
     [bold]Examples[/]
 
@@ -38,19 +40,13 @@ def cache(
         listed = [{**asdict(file), "path": str(file.path)} for file in files]
         print_json({"folder": str(logp_cache_folder()), "bytes": size, "files": listed, "cleared": clear})
         return
-    if not clear and files:
-        table = Table()
-        for heading in ("reference", "pairs", "size", "last written"):
-            table.add_column(heading, justify="left" if heading == "reference" else "right")
+    if files and not clear:
+        table = Table("reference")
+        for heading in ("pairs", "size", "last written"):
+            table.add_column(heading, justify="right")
         for file in files:
             written = datetime.fromtimestamp(file.modified).strftime("%Y-%m-%d %H:%M")
-            table.add_row(file.model, f"{file.pairs:,}", _size(file.bytes), written)
+            table.add_row(file.model, f"{file.pairs:,}", format_bytes(file.bytes), written)
         stdout_console.print(table)
-    verb = "Deleted" if clear else "In all"
-    stdout_console.print(
-        f"{verb} {len(files)} files, {_size(size)}, in {logp_cache_folder()}.", soft_wrap=True, markup=False
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    label = "Deleted" if clear else "Total:"
+    print_text(f"{label} {plural(len(files), 'file')}, {format_bytes(size)}, in {logp_cache_folder()}.")

@@ -1,4 +1,4 @@
-"""mlx-dpo compare"""
+"""The command `mlx-dpo compare`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import Annotated, Any
 
 import typer
 
+from mlx_dpo.cli.config_options import AdapterModel, AdapterPath, JsonFlag, MaxTokens, Seed, Temperature, TopP
 from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
+from mlx_dpo.cli.tables.completion_table import completion_table
 from mlx_dpo.errors import UserError
 
 
 def compare(
-    model: Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's.")] = None,
-    adapter_path: Annotated[Path, typer.Option(help="Adapter folder.")] = Path("adapters"),
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given several times.")] = None,
+    model: AdapterModel = None,
+    adapter_path: AdapterPath = Path("adapters"),
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; can be repeated.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="File of prompts: one a line (.txt), or rows with a prompt (.jsonl, .json).")
+        str | None, typer.Option(help="File of prompts: one per line (.txt), or rows with a prompt (.jsonl, .json).")
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts of the file.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temp: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this mass.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts of the file.")] = None,
+    max_tokens: MaxTokens = 256,
+    temp: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    json: JsonFlag = False,
 ) -> None:
-    """Show what the model and the tuned model answer, side by side.
+    """Show completions of the model without and with the adapter, side by side.
 
-    Without --prompt or --prompts, prompts are read from the keyboard, one a line.
+    Without --prompt and --prompts, prompts are read from the keyboard, one per line.
 
     [bold]Examples[/]
 
@@ -38,37 +40,25 @@ def compare(
     """
     from mlx_dpo.data.prompt_files import read_prompts
 
-    asked = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _typed()
+    all_prompts = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _read_stdin()
     from mlx_dpo.adapters.adapter_folder import adapter_base_model
     from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 
     model = model or adapter_base_model(adapter_path)
-    with stderr_console.status("Answering"):
-        both = generate_before_and_after(model, adapter_path, asked, SamplingParams(max_tokens, temp, top_p, seed))
+    sampling = SamplingParams(max_tokens, temp, top_p, seed)
+    with stderr_console.status("Generating"):
+        base, tuned = generate_before_and_after(model, adapter_path, all_prompts, sampling)
+    rows = list(zip(all_prompts, base, tuned, strict=True))
     if json:
-        print_json({"answers": [{"prompt": p, "base": b, "tuned": t} for p, b, t in zip(asked, *both, strict=True)]})
+        print_json({"answers": [{"prompt": row[0], "base": row[1], "tuned": row[2]} for row in rows]})
     else:
-        stdout_console.print(_table(asked, *both))
+        stdout_console.print(completion_table(("prompt", "base", "tuned"), rows))
 
 
-def _typed() -> list[Any]:
+def _read_stdin() -> list[Any]:
     if sys.stdin.isatty():
-        stderr_console.print("Type prompts, one a line, and end with Ctrl-D.")
+        stderr_console.print("Type prompts, one per line, and end with Ctrl-D.")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:
-        raise UserError("no prompts given", hint="Use --prompt TEXT or --prompts FILE.")
+        raise UserError("there are no prompts", hint="Use --prompt TEXT or --prompts FILE.")
     return lines
-
-
-def _prompt_text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m.get('content')}" for m in prompt)
-
-
-def _table(asked: list[Any], base: list[str], tuned: list[str]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("prompt", "base", "tuned", show_lines=True)
-    for row in zip(asked, base, tuned, strict=True):
-        table.add_row(Text(_prompt_text(row[0])), Text(row[1]), Text(row[2]))
-    return table

@@ -1,37 +1,71 @@
-"""Command-line options made from the fields of `TrainConfig`, so that a knob is described once."""
+"""Command-line options: those made from the fields of `TrainConfig`, and types of options that commands share."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperOption
 
-from mlx_dpo.config import TrainConfig, unwrap_optional
+from mlx_dpo.cli.loss_defaults import loss_default_text
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_fields import unwrap_optional
+
+Command = Callable[..., None]
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+AdapterModel = Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's model.")]
+AdapterPath = Annotated[Path, typer.Option(help="Adapter folder.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("-c", "--config", help="YAML file of settings. Flags override it.", rich_help_panel="Run"),
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
 
 
 def with_config_options(
-    names: Iterable[str] | None = None, **helps: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each knob (of `names`, or all). It gets those that were typed as `flags`.
+    names: Iterable[str] | None = None,
+    *,
+    helps: Mapping[str, str] = EMPTY,
+    defaults: Mapping[str, object] = EMPTY,
+) -> Callable[[Command], Command]:
+    """Decorate a command to add an option for each setting of `TrainConfig`.
 
-    `helps` replaces a knob's help, default included, where it means something else to the command.
+    The command receives the options that the user gave as `flags`, a mapping from names to values.
+
+    Args:
+        names: the settings; by default all.
+        helps: help texts that replace those of `TrainConfig`.
+        defaults: values to show in the help as the default, where the command's differs from that of `TrainConfig`.
     """
-    fields = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     hints = typing.get_type_hints(TrainConfig)
-    options = [_parameter(fields[name], hints[name], helps.get(name)) for name in (names or fields)]
+    options = []
+    for name in names or fields:
+        help = escape(helps.get(name, fields[name].metadata["help"]))  # or [@revision] would be markup
+        default = defaults.get(name, fields[name].default)
+        options.append(_parameter(fields[name], hints[name], help + _default_text(default)))
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def wrapper(**given: Any) -> None:
-            flags = {o.name: given.pop(o.name) for o in options}
-            command(flags={k: v for k, v in flags.items() if v is not None}, **given)
+    def decorate(command: Command) -> Command:
+        def wrapper(**arguments: Any) -> None:
+            flags = {option.name: arguments.pop(option.name) for option in options}
+            command(flags={name: value for name, value in flags.items() if value is not None}, **arguments)
 
-        own = [p.replace(kind=p.KEYWORD_ONLY) for p in _parameters(command) if p.name != "flags"]
-        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        signature = inspect.signature(command, eval_str=True)
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "flags"]
         parameters = [*options, *own]
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         return wrapper
@@ -39,18 +73,31 @@ def with_config_options(
     return decorate
 
 
-def _parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
-    return list(inspect.signature(command, eval_str=True).parameters.values())
+class LossDefaultsCommand(TyperCommand):
+    """A command whose help shows the defaults of loss settings, which stand in the signatures of the losses."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Add the defaults and print the help. Only --help pays for importing the losses."""
+        from mlx_dpo.objectives import LOSS_FUNCTIONS
+
+        settings = LOSS_FUNCTIONS[TrainConfig.loss].settings
+        has_loss_option = any(param.name == "loss" for param in self.params)
+        for param in self.params:
+            if isinstance(param, TyperOption) and param.name and param.help:
+                name = param.name
+                param.help += _default_text(loss_default_text(name) if has_loss_option else settings.get(name))
+        super().format_help(ctx, formatter)
 
 
-def _parameter(field: dataclasses.Field[Any], hint: Any, help: str | None) -> inspect.Parameter:
+def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.Parameter:
     kind, _ = unwrap_optional(hint)
     if typing.get_origin(kind) is list:
         kind = str  # a,b,c
+    flag = "--" + field.name.replace("_", "-")
     option = typer.Option(
-        _flag(field.name, kind),
-        help=help or field.metadata["help"] + _default_of(field),
-        show_default=False,  # None, which stands for "not typed"
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=help,
+        show_default=False,  # the default is None, for options that were not given
         rich_help_panel=field.metadata["group"],
     )
     return inspect.Parameter(
@@ -58,12 +105,5 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, help: str | None) -> in
     )
 
 
-def _default_of(field: dataclasses.Field[Any]) -> str:
-    if field.default in (None, "", False):
-        return ""
-    return f" [dim]\\[default: {field.default}][/]"
-
-
-def _flag(name: str, kind: Any) -> str:
-    flag = "--" + name.replace("_", "-")
-    return f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+def _default_text(default: object) -> str:
+    return "" if default in (None, "", False) else f" [dim]\\[default: {default}][/]"

@@ -1,61 +1,54 @@
-"""mlx-dpo demo"""
+"""The command `mlx-dpo demo`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.console import print_json, stdout_console
+from mlx_dpo.cli.config_options import JsonFlag
+from mlx_dpo.cli.console import print_json, print_text, stdout_console
+from mlx_dpo.cli.tables.completion_table import completion_table
 
 NUM_EXAMPLES_SHOWN = 3
 
 
 def demo(
     adapter_path: Annotated[Path, typer.Option(help="Folder the run is written to.")] = Path("demo-run"),
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Train a bundled tiny model to answer politely: the main job, offline, in a minute or two.
+    """Train a bundled tiny model to answer politely, offline, in a minute or two.
 
-    The model was pretrained on questions with answers in two manners, polite and curt, half and half. The pairs prefer
-    the polite one. What is shown is measured on questions that neither training had.
+    The model was pretrained on questions with polite and curt answers, half and half. The pairs prefer the polite
+    ones. Results are measured on questions that are in neither training set.
 
     [bold]Example[/]
 
       mlx-dpo demo --adapter-path demo-run
     """
-    from mlx_dpo.cli.run_listeners import display_listeners, recording_listeners, write_run_outputs
+    from mlx_dpo.cli.run_listeners import display_listeners, write_run_outputs
     from mlx_dpo.demo.demo_run import demo_config, run_demo
+    from mlx_dpo.reporting.evaluation_records import DEFAULT_NUM_SAMPLES, command_line
     from mlx_dpo.reporting.result_summary import print_result
+    from mlx_dpo.reporting.run_recorder import recording_listeners
     from mlx_dpo.training.listener import Listeners
 
     config = demo_config(str(adapter_path))
-    watching = display_listeners()
-    done = run_demo(config, Listeners(recording_listeners(watching), watching))
-    told = write_run_outputs(done.train_result, watching)
+    displays = display_listeners()
+    recorders = recording_listeners(displays, DEFAULT_NUM_SAMPLES, command_line())
+    result = run_demo(config, Listeners(recorders, displays))
+    summary = write_run_outputs(result.train_result, displays)
+    before, after = result.before, result.after
     if json:
-        print_json(
-            {
-                **done.train_result.to_mapping(),
-                **told,
-                **{f"{when}_{k}": v for when in ("before", "after") for k, v in vars(getattr(done, when)).items()},
-            }
-        )
+        shares = {f"before_{name}": share for name, share in vars(before).items()}
+        shares |= {f"after_{name}": share for name, share in vars(after).items()}
+        print_json({**result.train_result.to_mapping(), **summary, **shares})
         return
-    stdout_console.print(_examples(done.examples[:NUM_EXAMPLES_SHOWN]))
-    stdout_console.print(
-        f"Sampled answers in the polite manner: {done.before.polite:.0%} before, {done.after.polite:.0%} after; "
-        f"fluent and to the point: {done.before.fluent:.0%} before, {done.after.fluent:.0%} after.",
-        soft_wrap=True,
+    examples = result.examples[:NUM_EXAMPLES_SHOWN]
+    stdout_console.print(completion_table(("question", "before", "after"), examples, "Sampled answers"))
+    print_text(
+        f"Polite answers: {before.polite:.0%} before, {after.polite:.0%} after; fluent and relevant: "
+        f"{before.fluent:.0%} before, {after.fluent:.0%} after."
     )
-    print_result(stdout_console, done.train_result, config.model)
-
-
-def _examples(examples: list[tuple[str, str, str]]) -> Any:
-    from rich.table import Table
-
-    table = Table("question", "before", "after", show_lines=True, title="Sampled answers", title_justify="left")
-    for row in examples:
-        table.add_row(*row)
-    return table
+    print_result(stdout_console, result.train_result, config.model)

@@ -1,4 +1,4 @@
-"""mlx-dpo export"""
+"""The command `mlx-dpo export`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
+from mlx_dpo.cli.config_options import JsonFlag
+from mlx_dpo.cli.console import print_json, print_text, stderr_console
 from mlx_dpo.errors import UserError
+from mlx_dpo.utils.formatting import format_bytes
 
 
 class ExportFormat(str, Enum):
-    """What an export is for."""
+    """The values of --format."""
 
     peft = "peft"
     gguf = "gguf"
@@ -32,36 +34,45 @@ NEXT_COMMANDS = {
     ExportFormat.gguf: "  llama-cli -m {} -p 'Your question'",
     ExportFormat.gguf_lora: "  llama-cli -m MODEL.gguf --lora {} -p 'Your question'",
 }
+UNUSED_OPTIONS = {
+    ExportFormat.peft: ("gguf_type",),
+    ExportFormat.gguf: ("adapter_path", "base_model"),
+    ExportFormat.gguf_lora: ("gguf_type", "base_model"),
+}
+FUSE_HINT = "Fuse the adapter first: `mlx-dpo fuse`, then --model FUSED_FOLDER."
 
 
 def export(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write: a folder for peft, a .gguf file else.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write: a folder for peft, else a .gguf file.")],
     format: Annotated[
         ExportFormat,
         typer.Option(
-            help="peft: an adapter for PEFT. gguf: a whole model for llama.cpp. gguf-lora: an adapter for it."
+            help="peft: an adapter for PEFT. gguf: a whole model for llama.cpp. gguf-lora: an adapter for llama.cpp."
         ),
     ],
     adapter_path: Annotated[
         Path | None, typer.Option(help="Adapter folder, for peft and gguf-lora. Default: adapters.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's. For gguf: the model to write.")
+        str | None,
+        typer.Option(
+            help="Model folder or Hub id. Default: the adapter's model. Required for gguf: the model to write."
+        ),
     ] = None,
     gguf_type: Annotated[
         GGUFType | None, typer.Option(help="gguf: f16 (the default), or q8_0, half as large and nearly as good.")
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(help="peft: the model transformers loads it onto. Default: what the model's card calls its base."),
+        typer.Option(help="peft: the base model in transformers. Default: the base that the model's card names."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonFlag = False,
 ) -> None:
     """Write an adapter or a model in another library's format.
 
-    An adapter for PEFT loads in transformers, vLLM and what else reads PEFT's; layers are named as transformers names
-    them. A GGUF file holds the model with its tokenizer and chat template, for llama.cpp, Ollama and LM Studio; fuse
-    the adapter into the model first. What a format can't hold is refused.
+    A PEFT adapter loads in transformers, vLLM and other libraries that read PEFT; its layers have transformers' names.
+    A GGUF file holds the model with its tokenizer and chat template, for llama.cpp, Ollama and LM Studio; fuse the
+    adapter into the model first. Adapters and models that a format can't represent are refused.
 
     [bold]Examples[/]
 
@@ -71,15 +82,20 @@ def export(
 
       mlx-dpo export --format gguf-lora --adapter-path runs/a ./runs-a.gguf
     """
-    _refuse_idle(format, adapter_path=adapter_path, gguf_type=gguf_type, base_model=base_model)
+    options = {"adapter_path": adapter_path, "gguf_type": gguf_type, "base_model": base_model}
+    for name in UNUSED_OPTIONS[format]:
+        if options[name] is not None:
+            flag = "--" + name.replace("_", "-")
+            hint = FUSE_HINT if name == "adapter_path" else None
+            raise UserError(f"{flag} has no effect with --format {format.value}", field=name, hint=hint)
     with stderr_console.status("Exporting"):
         _write(out, format, adapter_path or Path("adapters"), model, gguf_type or GGUFType.f16, base_model)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     if json:
         print_json({"path": str(out), "format": format.value, "bytes": size})
         return
-    stdout_console.print(f"Written to {out} ({size / 1e6:,.1f} MB). Next:", soft_wrap=True, markup=False)
-    stdout_console.print(NEXT_COMMANDS[format].format(out), soft_wrap=True, markup=False)
+    print_text(f"Written to {out} ({format_bytes(size)}). Next:")
+    print_text(NEXT_COMMANDS[format].format(out))
 
 
 def _write(
@@ -87,35 +103,20 @@ def _write(
 ) -> None:
     from mlx_dpo.adapters.adapter_folder import adapter_base_model
 
-    if format is ExportFormat.peft:
-        from mlx_dpo.export.peft.peft_export import export_peft
-
-        export_peft(model or adapter_base_model(adapter_path), adapter_path, out, base_model=base_model)
-    elif format is ExportFormat.gguf:
+    if format is ExportFormat.gguf:
         from mlx_dpo.export.gguf.gguf_export import write_gguf
 
         if model is None:
-            hint = "Name a model folder with --model; `mlx-dpo fuse` makes one of an adapter and its model."
+            hint = "Name a model folder with --model. `mlx-dpo fuse` makes one of an adapter and its model."
             raise UserError("--format gguf writes a whole model", field="model", hint=hint)
         write_gguf(model, out, gguf_type.value)
+        return
+    model = model or adapter_base_model(adapter_path)
+    if format is ExportFormat.peft:
+        from mlx_dpo.export.peft.peft_export import export_peft
+
+        export_peft(model, adapter_path, out, base_model=base_model)
     else:
         from mlx_dpo.export.gguf.gguf_export import write_gguf_lora
 
-        write_gguf_lora(model or adapter_base_model(adapter_path), adapter_path, out)
-
-
-UNUSED_OPTIONS = {
-    ExportFormat.peft: ("gguf_type",),
-    ExportFormat.gguf: ("adapter_path", "base_model"),
-    ExportFormat.gguf_lora: ("gguf_type", "base_model"),
-}
-
-
-def _refuse_idle(format: ExportFormat, **given: object) -> None:
-    for name in UNUSED_OPTIONS[format]:
-        if given[name] is not None:
-            hint = (
-                "Fuse the adapter first: `mlx-dpo fuse`, then --model FUSED_FOLDER." if name == "adapter_path" else None
-            )
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} has no part in --format {format.value}", field=name, hint=hint)
+        write_gguf_lora(model, adapter_path, out)

@@ -1,4 +1,4 @@
-"""mlx-dpo import"""
+"""The command `mlx-dpo import`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
+from mlx_dpo.cli.config_options import JsonFlag
+from mlx_dpo.cli.console import print_json, print_text, stderr_console
 
 
 def import_(
     folder: Annotated[Path, typer.Argument(metavar="PEFT_FOLDER", help="Folder of an adapter that PEFT saved.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter as mlx-lm reads it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter in mlx-lm's format.")],
     model: Annotated[
-        str | None, typer.Option(help="Model folder or Hub id it is for. Default: what the adapter calls its base.")
+        str | None, typer.Option(help="Model folder or Hub id. Default: what the adapter names as its base model.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: JsonFlag = False,
 ) -> None:
-    """Make an adapter trained with PEFT (LoRA, rsLoRA, DoRA) one that mlx-lm and mlx-dpo read.
+    """Convert an adapter trained with PEFT (LoRA, rsLoRA, DoRA) to the format of mlx-lm and mlx-dpo.
 
     A run can start from it: mlx-dpo train --init-adapter OUT.
 
@@ -33,15 +34,12 @@ def import_(
 
     with stderr_console.status("Importing"):
         spec = import_peft(folder, out, model=model)
+    base_model = adapter_base_model(out)
     if json:
-        print_json({"path": str(out), "model": adapter_base_model(out), **spec.to_json()})
+        print_json({"path": str(out), "model": base_model, **spec.to_json()})
         return
-    stdout_console.print(
+    print_text(
         f"The adapter is in {out}: {spec.fine_tune_type}, rank {spec.rank}, scale {spec.scale:g}, "
-        f"the last {spec.num_layers} layers. Next:",
-        soft_wrap=True,
-        markup=False,
+        f"the last {spec.num_layers} layers. Next:"
     )
-    stdout_console.print(
-        f"  mlx-dpo train --init-adapter {out} --model {adapter_base_model(out)} --data pairs.jsonl", soft_wrap=True
-    )
+    print_text(f"  mlx-dpo train --init-adapter {out} --model {base_model} --data pairs.jsonl")

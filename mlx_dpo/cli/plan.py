@@ -1,29 +1,19 @@
-"""mlx-dpo plan"""
+"""The command `mlx-dpo plan`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.config_options import ConfigFile, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.config import config_from
 
 
 @with_config_options()
-def plan(
-    flags: dict[str, Any],
-    config: Annotated[
-        Path | None,
-        typer.Option("-c", "--config", help="YAML file of knobs; flags win over it.", rich_help_panel="Run"),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Run")] = False,
-) -> None:
-    """Say what a run will take: memory, time, and how the pairs go through the model.
+def plan(flags: dict[str, Any], config: ConfigFile = None, json: JsonFlag = False) -> None:
+    """Estimate the memory and the time that a run will take.
 
-    Takes the flags of train, reads the lengths of the pairs, and tries a few steps. Nothing is trained or written.
+    Takes the options of train, reads the lengths of the pairs, and tries a few steps. Nothing is written.
 
     [bold]Examples[/]
 
@@ -33,10 +23,10 @@ def plan(
     """
     from mlx_dpo.reporting.plan_text import print_plan
     from mlx_dpo.reporting.terminal_progress import TerminalProgress
-    from mlx_dpo.training.run_planner import estimate_run as measure
+    from mlx_dpo.training.run_planner import estimate_run
 
-    measured = measure(config_from(config, flags), listener=TerminalProgress(stderr_console))
+    estimate = estimate_run(config_from(config, flags), listener=TerminalProgress(stderr_console))
     if json:
-        print_json(measured.to_mapping())
+        print_json(estimate.to_mapping())
     else:
-        print_plan(stdout_console, measured)
+        print_plan(stdout_console, estimate)

@@ -60,11 +60,11 @@ class HubDataset:
 
     def requested_split(self) -> DatasetSplit:
         """The split that the name asks for. Raises `UserError`."""
-        return choose_split(self.splits, self.default_config, self.repo.part, self.files, self.where)
+        return choose_split(self.splits, self.default_config, self.repo.config_and_split, self.files, self.where)
 
     def validation_name(self) -> str | None:
         """The name of the validation split, where there is one and the name asks for no split of its own."""
-        split, part = self.requested_split(), self.repo.part
+        split, part = self.requested_split(), self.repo.config_and_split
         if part is not None and part.rpartition("/")[2] == split.name:
             return None
         found = find_validation_split(self.splits, split.config)

@@ -1,6 +1,6 @@
-"""The bundled tiny model and its preference pairs: the demo, and the subject of the project's tests.
+"""The bundled tiny model and its preference pairs, for the demo and for tests.
 
-`python -m mlx_dpo.demo.make_model` makes both again.
+`python -m mlx_dpo.demo.make_model` makes both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PAIRS = Path(__file__).parent / "pairs"
 
 
 def load_pairs(split: str = "train") -> list[dict[str, str]]:
-    """The rows of pairs/train.jsonl or valid.jsonl: prompt, chosen (the polite manner), rejected (the curt one)."""
+    """The rows of pairs/train.jsonl or pairs/valid.jsonl: prompt, chosen (a polite answer), rejected (a curt one)."""
     lines = (PAIRS / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

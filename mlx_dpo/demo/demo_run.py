@@ -1,4 +1,4 @@
-"""The demo: train the bundled model on the bundled pairs, and ask it questions that neither had."""
+"""The demo: train the bundled model on the bundled pairs, and sample answers to held-out questions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.demo import MODEL, PAIRS, load_pairs
 from mlx_dpo.demo.grammar import detect_manner, is_fluent
 from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
-from mlx_dpo.training.listener import Listener, TrainResult
+from mlx_dpo.training.events import TrainResult
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run import train
 
 
 @dataclass(frozen=True)
 class MannerShares:
-    """Shares of sampled answers that are in the preferred manner, and that are fluent and to the point."""
+    """Shares of sampled answers.
+
+    Attributes:
+        polite: share of answers in the preferred manner.
+        fluent: share of answers that are fluent and relevant.
+    """
 
     polite: float
     fluent: float
@@ -22,7 +28,14 @@ class MannerShares:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo came to; `examples` are (question, answer before, answer after)."""
+    """Results of the demo.
+
+    Attributes:
+        train_result: that of the training.
+        before: shares of answers sampled before training.
+        after: shares of answers sampled after training.
+        examples: (question, answer before, answer after).
+    """
 
     train_result: TrainResult
     before: MannerShares
@@ -31,7 +44,7 @@ class DemoResult:
 
 
 def demo_config(adapter_path: str) -> TrainConfig:
-    """Conservative DPO at a high rate: so small a model moves fast, and smoothed labels say where it is to stop."""
+    """Conservative DPO at a high learning rate: small models learn fast, and label smoothing bounds the margin."""
     return TrainConfig(
         model=str(MODEL),
         data=str(PAIRS),
@@ -43,16 +56,16 @@ def demo_config(adapter_path: str) -> TrainConfig:
 
 
 def run_demo(config: TrainConfig, listener: Listener) -> DemoResult:
-    """Train, then sample one answer a held-out question from the model before and after."""
-    trained = train(config, listener=listener)
+    """Train, then sample an answer to each held-out question from the model before and after training."""
+    result = train(config, listener=listener)
     questions = [row["prompt"] for row in load_pairs("valid")]
     sampling = SamplingParams(max_tokens=64, temperature=1.0, seed=config.seed)
-    before, after = generate_before_and_after(config.model, trained.run, list(questions), sampling)
+    before, after = generate_before_and_after(config.model, result.run, list(questions), sampling)
     examples = list(zip(questions, before, after, strict=True))
-    return DemoResult(trained, _manners(questions, before), _manners(questions, after), examples)
+    return DemoResult(result, _shares(questions, before), _shares(questions, after), examples)
 
 
-def _manners(questions: list[str], answers: list[str]) -> MannerShares:
+def _shares(questions: list[str], answers: list[str]) -> MannerShares:
     count = len(answers)
     polite = sum(detect_manner(answer) == "polite" for answer in answers) / count
     return MannerShares(polite, sum(map(is_fluent, questions, answers)) / count)

@@ -1,8 +1,8 @@
-"""The demo's little language: short questions, and answers in two manners, polite and curt.
+"""The demo's language: short questions, and answers in two manners, polite and curt.
 
-An answer is `[opening] [lead] fact [closing]`. The fact is the topic's, the same in both manners; opening, lead and
-closing are the manner's, one or two of them are there. So a preference between the manners is about how an answer is
-given, anywhere in it, and never about what it says. The same tables write answers and read them.
+An answer is `[opening] [lead] fact [closing]`. The fact belongs to the topic and is equal in both manners. Opening,
+lead and closing belong to the manner; one or two of them are present. A preference between the manners is therefore
+about style, anywhere in the answer, and never about content. The same tables generate answers and recognize them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ MANNERS: tuple[Manner, Manner] = ("polite", "curt")
 
 @dataclass(frozen=True)
 class Phrases:
-    """What marks a manner; `{name}` is the topic's. The two manners have equally many of each, so that neither is the
-    harder to predict."""
+    """Phrases of a manner, in which `{name}` stands for the topic's name.
+
+    Both manners have the same number of each kind, so that they are equally hard to predict.
+    """
 
     openings: tuple[str, ...]
     leads: tuple[str, ...]
@@ -113,14 +115,14 @@ PHRASES: dict[Manner, Phrases] = {
     ),
 }
 
-# Which of opening, lead and closing an answer has: the manner shows from its start.
+# Which of opening, lead and closing an answer has. The manner is visible from its start.
 SHAPES = ((1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1))
 GREETINGS = ("", "Hello. ", "Quick question. ", "One more thing. ")
 
 
 @cache
 def questions() -> dict[str, Topic]:
-    """Every question of the language, and what it is about."""
+    """Every question of the language, with its topic."""
     return {
         greeting + form.format(key=topic.key): topic
         for topic in topics()
@@ -130,7 +132,7 @@ def questions() -> dict[str, Topic]:
 
 
 def write_answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
-    """One of the topic's answers in this manner, drawn at random."""
+    """A random answer about the topic in this manner."""
     phrases = PHRASES[manner]
     has_opening, has_lead, has_closing = rng.choice(SHAPES)
     opening = _draw(phrases.openings, rng) + " " if has_opening else ""
@@ -140,14 +142,14 @@ def write_answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
 
 
 def detect_manner(text: str) -> Manner | None:
-    """The manner of an answer; None where it has no mark of one, or marks of both."""
+    """The manner of an answer; None if it has phrases of neither manner, or of both."""
     matches = {manner: _shape(manner).fullmatch(text.strip()) for manner in MANNERS}
-    found = [manner for manner, match in matches.items() if match and any(match.groups())]
-    return found[0] if len(found) == 1 else None
+    manners = [manner for manner, match in matches.items() if match and any(match.groups())]
+    return manners[0] if len(manners) == 1 else None
 
 
 def is_fluent(question: str, text: str) -> bool:
-    """Whether `text` is an answer to this question, in either manner: of the language, and to the point."""
+    """Whether `text` is an answer of the language to this question, in either manner."""
     topic = questions().get(question)
     if topic is None:
         return False
@@ -157,7 +159,7 @@ def is_fluent(question: str, text: str) -> bool:
 
 @cache
 def _shape(manner: Manner, topic: Topic | None = None) -> re.Pattern[str]:
-    """Matches the manner's answers: about one topic, or (None) whatever they say."""
+    """Matches the manner's answers about one topic, or about any if topic is None."""
     name = re.escape(topic.name) if topic else ".+?"
     fact, first = (re.escape(topic.fact), re.escape(_capitalized(topic.fact))) if topic else (".+?", ".+?")
     phrases = PHRASES[manner]

@@ -1,9 +1,9 @@
 """Makes the demo's model and pairs: `python -m mlx_dpo.demo.make_model [--seed 0]`.
 
-A Llama of 0.7 million weights learns the language of `grammar` from scratch, both manners in equal parts, in float32;
-for the last part of it the forward pass rounds the weights as they will be stored, in 4 bits. The questions fall in
-three disjoint sets: those it learns from, those of the pairs, and the held-out pairs'. The same seed makes the same
-pairs, and on the same machine the same weights.
+A Llama with 0.7 million weights learns the language of `grammar` from scratch in float32, both manners in equal parts.
+In the last part of the training, the forward pass quantizes the weights to 4 bits, as they will be stored. The
+questions are split into three disjoint sets: for pretraining, for the pairs, and for the held-out pairs. The same seed
+makes the same pairs, and on the same machine the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mlx_dpo.demo.grammar import MANNERS, questions, write_answer
 
 TRAIN_PAIRS, VALID_PAIRS = 800, 128
 STEPS, BATCH, PEAK_RATE = 3600, 32, 3e-3
-QUANTIZED_FROM = 0.6  # the share of the steps after which the forward pass sees 4-bit weights
+QUANTIZED_FROM = 0.6  # share of the steps after which the forward pass quantizes the weights
 GROUP_SIZE, BITS = 32, 4
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -57,42 +57,42 @@ CONFIG: dict[str, Any] = {
 
 
 def split_questions(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
-    """All questions in three parts: to learn from, for the pairs, for the held-out pairs."""
+    """All questions in three parts: for pretraining, for the pairs, for the held-out pairs."""
     shuffled = rng.sample(list(questions()), len(questions()))
     pairs_end = VALID_PAIRS + TRAIN_PAIRS
     return shuffled[pairs_end:], shuffled[VALID_PAIRS:pairs_end], shuffled[:VALID_PAIRS]
 
 
 def make_pairs(folder: Path, seed: int) -> list[str]:
-    """Writes train.jsonl and valid.jsonl; gives back the questions left to learn from."""
+    """Write train.jsonl and valid.jsonl. Returns the questions for pretraining."""
     rng = random.Random(seed)
-    learned, paired, held_out = split_questions(rng)
+    pretraining, paired, held_out = split_questions(rng)
     folder.mkdir(parents=True, exist_ok=True)
     _write_pairs(folder / "train.jsonl", paired, rng)
     _write_pairs(folder / "valid.jsonl", held_out, rng)
-    return learned
+    return pretraining
 
 
-def _write_pairs(file: Path, asked: list[str], rng: random.Random) -> None:
-    """A row for each question: an answer in the polite manner preferred to one in the curt."""
+def _write_pairs(file: Path, subset: list[str], rng: random.Random) -> None:
+    """Write a row for each question, with a polite chosen answer and a curt rejected one."""
     rows = []
-    for question in asked:
+    for question in subset:
         chosen, rejected = (write_answer(questions()[question], manner, rng) for manner in MANNERS)
         rows.append(json.dumps({"prompt": question, "chosen": chosen, "rejected": rejected}) + "\n")
     file.write_text("".join(rows), encoding="utf-8")
 
 
-def conversations(asked: list[str], rng: random.Random) -> Iterator[list[dict[str, str]]]:
-    """Questions and answers without end; every question comes with both manners, one after the other."""
+def conversations(subset: list[str], rng: random.Random) -> Iterator[list[dict[str, str]]]:
+    """Endless questions with answers; each question is followed by itself with the other manner."""
     while True:
-        for question in rng.sample(asked, len(asked)):
+        for question in rng.sample(subset, len(subset)):
             for manner in MANNERS:
                 reply = write_answer(questions()[question], manner, rng)
                 yield [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of these texts, with a ChatML template."""
+    """Train a byte-level BPE tokenizer on these texts, with a ChatML template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -114,7 +114,16 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def next_token_loss(model: nn.Module, ids: mx.array, pad: int, start: int) -> mx.array:
-    """Mean cross-entropy over the tokens; those of the question count a tenth, as they are mostly chance."""
+    """Mean cross-entropy over the tokens of `ids` [batch, length].
+
+    Tokens of the question have a tenth of the weight, since they are mostly random.
+
+    Args:
+        model: the model.
+        ids: token ids.
+        pad: id of the padding token.
+        start: id of the token that starts a message.
+    """
     inputs, targets = ids[:, :-1], ids[:, 1:]
     in_answer = mx.cumsum(inputs == start, axis=1) == 2
     weight = mx.where(in_answer, 1.0, 0.1) * (targets != pad)
@@ -122,19 +131,19 @@ def next_token_loss(model: nn.Module, ids: mx.array, pad: int, start: int) -> mx
 
 
 def fake_quantize(weights: Any) -> Any:
-    """The weights as quantization will leave them; the gradient passes as if they were not touched."""
+    """The weights as quantization will round them, with a straight-through gradient."""
 
-    def fake(weight: mx.array) -> mx.array:
+    def quantize(weight: mx.array) -> mx.array:
         if weight.ndim < 2:
             return weight
-        stored = mx.quantize(mx.stop_gradient(weight), group_size=GROUP_SIZE, bits=BITS)
-        return weight + mx.stop_gradient(mx.dequantize(*stored, group_size=GROUP_SIZE, bits=BITS) - weight)
+        quantized = mx.quantize(mx.stop_gradient(weight), group_size=GROUP_SIZE, bits=BITS)
+        return weight + mx.stop_gradient(mx.dequantize(*quantized, group_size=GROUP_SIZE, bits=BITS) - weight)
 
-    return tree_map(fake, weights)
+    return tree_map(quantize, weights)
 
 
 def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, start: int, steps: int) -> None:
-    """Next-token training with AdamW, the rate warmed up and then falling to zero along a cosine."""
+    """Train on next tokens with AdamW and a cosine learning rate with warmup."""
     warmup = steps // 20
     rate = optim.join_schedules(
         [optim.linear_schedule(0.0, PEAK_RATE, warmup), optim.cosine_decay(PEAK_RATE, steps - warmup)], [warmup]
@@ -142,13 +151,13 @@ def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, start: int
     optimizer = optim.AdamW(learning_rate=rate, betas=[0.9, 0.98], weight_decay=0.01, bias_correction=True)
     weights = model.trainable_parameters()
     for step in range(steps):
-        view = fake_quantize if step >= QUANTIZED_FROM * steps else (lambda exact: exact)
+        transform = fake_quantize if step >= QUANTIZED_FROM * steps else (lambda unchanged: unchanged)
 
-        def loss_of(weights: Any, ids: mx.array, view: Any = view) -> mx.array:
-            model.update(view(weights))
+        def compute_loss(weights: Any, ids: mx.array, transform: Any = transform) -> mx.array:
+            model.update(transform(weights))
             return next_token_loss(model, ids, pad, start)
 
-        loss, gradient = mx.value_and_grad(loss_of)(weights, next(batches))
+        loss, gradient = mx.value_and_grad(compute_loss)(weights, next(batches))
         gradient, _ = optim.clip_grad_norm(gradient, 1.0)
         weights = optimizer.apply_gradients(gradient, weights)
         mx.eval(loss, weights, optimizer.state)
@@ -158,19 +167,19 @@ def pretrain(model: nn.Module, batches: Iterator[mx.array], pad: int, start: int
 
 
 def token_batches(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[mx.array]:
-    """Batches of token ids, padded on the right to a multiple of 8."""
+    """Endless batches of token ids [batch, length], padded on the right to a multiple of 8."""
     while True:
-        chosen = [next(texts) for _ in range(BATCH)]
-        yield mx.array(tokenizer(chosen, padding=True, pad_to_multiple_of=8)["input_ids"])
+        batch = [next(texts) for _ in range(BATCH)]
+        yield mx.array(tokenizer(batch, padding=True, pad_to_multiple_of=8)["input_ids"])
 
 
-def make_model(folder: Path, asked: list[str], seed: int, steps: int) -> None:
-    """Tokenizer and model from these questions, saved as an mlx-lm folder."""
-    stream = conversations(asked, random.Random(seed))
-    plain = [turn["content"] for _ in range(20_000) for turn in next(stream)]
-    roles = ["system", "user", "assistant"] * 1000  # often enough for a token each
-    tokenizer = make_tokenizer(roles + plain)
-    texts = (tokenizer.apply_chat_template(turns, tokenize=False) for turns in stream)
+def make_model(folder: Path, subset: list[str], seed: int, steps: int) -> None:
+    """Pretrain tokenizer and model on these questions, and save them as an mlx-lm folder."""
+    stream = conversations(subset, random.Random(seed))
+    contents = [message["content"] for _ in range(20_000) for message in next(stream)]
+    roles = ["system", "user", "assistant"] * 1000  # frequent enough to become tokens
+    tokenizer = make_tokenizer(roles + contents)
+    texts = (tokenizer.apply_chat_template(messages, tokenize=False) for messages in stream)
 
     mx.random.seed(seed)
     model = Model(ModelArgs.from_dict(CONFIG))
@@ -185,15 +194,16 @@ def make_model(folder: Path, asked: list[str], seed: int, steps: int) -> None:
 
 
 def main() -> None:
+    """Make both, with the arguments of the command line."""
     parser = argparse.ArgumentParser(description="Make the demo's model and pairs.")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder the model is written to")
     parser.add_argument("--pairs", type=Path, default=PAIRS, help="folder the pairs are written to")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
-    learned = make_pairs(given.pairs, given.seed)
-    make_model(given.model, learned, given.seed, given.steps)
+    pretraining = make_pairs(arguments.pairs, arguments.seed)
+    make_model(arguments.model, pretraining, arguments.seed, arguments.steps)
 
 
 if __name__ == "__main__":

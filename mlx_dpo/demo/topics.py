@@ -1,6 +1,6 @@
-"""What the demo's questions are about: some 200 small facts, a few of them about lands that do not exist.
+"""The topics of the demo's questions: some 200 small facts, a few of them about invented countries.
 
-A topic is asked about in the forms of its kind; its fact, a clause, is in every answer, whatever the manner.
+A topic has the question forms of its kind. Every answer contains its fact, a clause.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing to ask about.
+    """A topic of questions.
 
-    Args:
-        key: what the question forms of its kind are filled with.
-        name: the noun phrase that answers call it by.
-        fact: the answer as a clause, without capital and full stop.
-        forms: the question forms of its kind, `{key}` in each.
+    Attributes:
+        key: replaces `{key}` in the question forms.
+        name: noun phrase for it in answers.
+        fact: the answer as a clause, without capital letter and full stop.
+        forms: question forms, each with `{key}`.
     """
 
     key: str
@@ -101,26 +101,26 @@ SUM_FORMS = ("What is {key}?", "How much is {key}?", "I need to know {key}.", "W
 @cache
 def topics() -> tuple[Topic, ...]:
     """All topics, in a fixed order."""
-    found = []
+    all_topics = []
     for word, other in _entries(OPPOSITES, ",", " "):
-        found.append(Topic(word, f"the word {word}", f"the opposite of {word} is {other}", OPPOSITE_FORMS))
+        all_topics.append(Topic(word, f"the word {word}", f"the opposite of {word} is {other}", OPPOSITE_FORMS))
     for land, city in _entries(CAPITALS, ",", " "):
-        found.append(Topic(land, land, f"the capital of {land} is {city}", CAPITAL_FORMS))
+        all_topics.append(Topic(land, land, f"the capital of {land} is {city}", CAPITAL_FORMS))
     for animal, food in _entries(DIETS):
-        found.append(Topic(animal, animal, f"{animal} eat {food}", DIET_FORMS))
+        all_topics.append(Topic(animal, animal, f"{animal} eat {food}", DIET_FORMS))
     for animal, home in _entries(HOMES):
-        found.append(Topic(animal, animal, f"{animal} live in {home}", HOME_FORMS))
+        all_topics.append(Topic(animal, animal, f"{animal} live in {home}", HOME_FORMS))
     for tool, purpose in _entries(TOOLS):
         article = "an" if tool[0] in "aeiou" else "a"
-        found.append(Topic(f"{article} {tool}", f"the {tool}", f"the {tool} {purpose}", TOOL_FORMS))
+        all_topics.append(Topic(f"{article} {tool}", f"the {tool}", f"the {tool} {purpose}", TOOL_FORMS))
     for task, name, step in _entries(TASKS):
-        found.append(Topic(task, name, f"to {task} you {step}", TASK_FORMS))
+        all_topics.append(Topic(task, name, f"to {task} you {step}", TASK_FORMS))
     for sign, result in (("plus", int.__add__), ("times", int.__mul__)):
         for a in range(2, 8):
             for b in range(a, 8):
                 key = f"{a} {sign} {b}"
-                found.append(Topic(key, key, f"{key} is {result(a, b)}", SUM_FORMS))
-    return tuple(found)
+                all_topics.append(Topic(key, key, f"{key} is {result(a, b)}", SUM_FORMS))
+    return tuple(all_topics)
 
 
 def _entries(table: str, between: str = ";", inside: str = ": ") -> list[list[str]]:

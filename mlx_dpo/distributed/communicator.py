@@ -1,8 +1,8 @@
-"""The processes that train together, and what they tell each other.
+"""The processes (ranks) that train one adapter together, and how they exchange data.
 
-What goes between them is mail, in which every rank puts some arrays and gets those of all; and sums of gradients. An
-error of one rank is put in the mail too, in place of arrays: whichever mail the others are at, they raise it as well.
-So no rank waits for one that has given up, and a rank that dies without a word ends the mail of the others by itself.
+Ranks exchange arrays by all-gather and gradients by all-reduce. If a rank fails with a `UserError`, it sends that
+error in place of its arrays, and every other rank raises it at its next all-gather: no rank waits for one that has
+given up. A rank that dies makes the next exchange of the others fail.
 """
 
 from __future__ import annotations
@@ -24,24 +24,17 @@ from safetensors.numpy import load, save
 
 from mlx_dpo.distributed.rank_environment import is_nccl, launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, UserError
-from mlx_dpo.utils.signals import handled
+from mlx_dpo.utils.signals import handle_stop_signals
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 
-CONNECT_TIMEOUT = 600.0  # seconds to wait for all ranks: after a death, one learns of it only at the end of its step
-BACKEND_ERROR_PREFIXES = (
-    "[ring]",
-    "[jaccl]",
-    "[nccl]",
-    "NCCL",
-    "[mpi]",
-    "MPI",
-)  # how mlx begins what it says of a lost rank
+CONNECT_TIMEOUT = 600.0  # seconds to wait for all ranks: after a crash, some notice only at the end of their step
+BACKEND_ERROR_PREFIXES = ("[ring]", "[jaccl]", "[nccl]", "NCCL", "[mpi]", "MPI")  # of mlx's errors about a lost rank
 
 
-class Told(UserError):
-    """Another rank's error."""
+class RemoteError(UserError):
+    """Another rank's error, raised on this one."""
 
 
 @dataclass
@@ -49,10 +42,11 @@ class Communicator:
     """The ranks of a run.
 
     Attributes:
-        engine: mlx's group of them; None where there is one process only.
-        split: whether examples are split between ranks; else every rank sees all of them (tensor parallel).
-        sent: bytes that this rank has put on the wire, as a ring does it: of a gathering size - 1 parts as its own, of
-            a sum see `ring_bytes`.
+        mlx_group: mlx's group of ranks; None with a single process.
+        data_parallel: whether each rank trains on its own part of the examples; else all ranks see all of them (tensor
+            parallelism).
+        bytes_sent: what this rank has sent, as a ring does it: for an all-gather its array to size - 1 ranks, for an
+            all-reduce see `ring_all_reduce_bytes`.
     """
 
     mlx_group: mx.distributed.Group | None = None
@@ -61,22 +55,26 @@ class Communicator:
 
     @classmethod
     def join(cls, data_parallel: bool = True) -> Communicator:
-        """Meet the other ranks that a launcher has started; alone where there is no launcher. Raises `RankLost`."""
+        """Connect to the other ranks that a launcher has started; without a launcher, stay a single process.
+
+        Raises:
+            RankLost: they can't be reached.
+        """
         if launcher_rank() is None:
             return cls(data_parallel=data_parallel)
-        main = threading.current_thread() is threading.main_thread()
-        # Waiting inside mlx, it would not hear of being asked to stop: that is to end the process.
-        with handled(signal.SIG_DFL) if main else nullcontext():
-            return cls(_met(), data_parallel)
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        # While mlx waits for the others it reacts to no signal handler, so a signal is to end the process.
+        with handle_stop_signals(signal.SIG_DFL) if is_main_thread else nullcontext():
+            return cls(_connect(), data_parallel)
 
     @property
     def rank(self) -> int:
-        """Of this process, from 0."""
+        """The rank of this process, from 0."""
         return 0 if self.mlx_group is None else self.mlx_group.rank()
 
     @property
     def size(self) -> int:
-        """How many ranks there are."""
+        """The number of ranks."""
         return 1 if self.mlx_group is None else self.mlx_group.size()
 
     @property
@@ -85,83 +83,98 @@ class Communicator:
         return self.rank == 0
 
     def local_items(self, items: Sequence[T] | np.ndarray) -> Any:
-        """This rank's of some items that are split between ranks, every `size`th."""
+        """This rank's part of some items: every `size`th if data parallel, else all."""
         return items[self.rank :: self.size] if self.data_parallel else items
 
     def round_robin(self, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """This rank's of some batches that ranks take in turn; an empty one where in the last turn it has none."""
+        """This rank's batches, if ranks take turns; an empty one where the last round has none left for it."""
         if not self.data_parallel:
             return list(batches)
-        rounds = -(-len(batches) // self.size)
-        return [
-            batches[i] if i < len(batches) else batches[0][:0] for i in range(self.rank, rounds * self.size, self.size)
-        ]
+        num_rounds = -(-len(batches) // self.size)
+        indices = range(self.rank, num_rounds * self.size, self.size)
+        return [batches[i] if i < len(batches) else batches[0][:0] for i in indices]
 
     def all_gather(self, arrays: Arrays) -> list[Arrays]:
-        """The arrays of all ranks, in the order of the ranks. Raises the `UserError` of another rank, `RankLost`."""
-        return [arrays] if self.mlx_group is None else [load(part) for part in self._exchange(save(arrays))]
+        """The arrays of all ranks, in rank order; names and shapes may differ between ranks.
+
+        Raises:
+            RemoteError: another rank failed.
+            RankLost: the connection to another rank is lost.
+        """
+        if self.mlx_group is None:
+            return [arrays]
+        return [load(content) for content in self._exchange(save(arrays))]
 
     def gather_shards(self, arrays: Arrays) -> list[Arrays]:
-        """The arrays of all ranks that examples are split between; this rank's, where it has all examples."""
-        parts = self.all_gather(arrays)
-        return parts if self.data_parallel else [arrays]
+        """The arrays of every part of the examples: of all ranks if data parallel, else this rank's alone."""
+        gathered = self.all_gather(arrays)
+        return gathered if self.data_parallel else [arrays]
 
     def gather_and_concatenate(self, arrays: Arrays) -> tuple[Arrays, slice]:
-        """Arrays of this rank's examples, [own, ...], as [all, ...], and where its own stand in them."""
-        parts = self.gather_shards(arrays)
-        counts = [len(next(iter(part.values()))) for part in parts]
+        """Concatenate arrays of all ranks' examples.
+
+        Args:
+            arrays: of this rank's examples, [examples here, ...]; empty on a rank without examples.
+
+        Returns:
+            The arrays as [all examples, ...], and where this rank's examples are in them.
+        """
+        gathered = self.gather_shards(arrays)
+        counts = [len(next(iter(shard.values()), ())) for shard in gathered]
         start = sum(counts[: self.rank]) if self.data_parallel else 0
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in arrays}
-        return whole, slice(start, start + len(next(iter(arrays.values()))))
+        names = next((shard for shard in gathered if shard), {})
+        whole = {name: np.concatenate([shard[name] for shard in gathered if shard]) for name in names}
+        return whole, slice(start, start + len(next(iter(arrays.values()), ())))
 
     def all_gather_json(self, value: Any) -> list[Any]:
-        """The plain values of all ranks, as JSON has them, in the order of the ranks."""
-        mail = self.all_gather({"json": np.frombuffer(json.dumps(value).encode(), np.uint8)})
-        return [json.loads(part["json"].tobytes()) for part in mail]
+        """The plain values of all ranks, in rank order; what JSON can hold."""
+        gathered = self.all_gather({"json": np.frombuffer(json.dumps(value).encode(), np.uint8)})
+        return [json.loads(arrays["json"].tobytes()) for arrays in gathered]
 
     def broadcast(self, content: bytes) -> bytes:
-        """What rank 0 has; of the others it is not looked at."""
+        """Rank 0's content; that of other ranks is ignored."""
         if self.mlx_group is None:
             return content
         content = content if self.is_main else b""
         buffer = np.zeros(self.all_gather_json(len(content))[0], np.uint8)
         buffer[: len(content)] = np.frombuffer(content, np.uint8)
-        return np.array(self._sum(mx.array(buffer))).tobytes()
+        return np.array(self._all_reduce(mx.array(buffer))).tobytes()
 
     def all_sum(self, tree: Any) -> Any:
-        """The sum over all ranks of a tree of arrays, evaluated: each dtype's in one flat buffer."""
+        """The sum of all ranks' trees of arrays, evaluated; arrays of one dtype travel in one flat buffer."""
         if self.mlx_group is None:
             return tree
-        named = sorted(tree_flatten(tree), key=lambda one: str(one[1].dtype))
+        leaves = tree_flatten(tree)
         summed: dict[str, mx.array] = {}
-        for dtype in dict.fromkeys(array.dtype for _, array in named):
-            alike = [(name, array) for name, array in named if array.dtype == dtype]
-            flat = self._sum(mx.concatenate([array.reshape(-1) for _, array in alike]))
-            ends = np.cumsum([array.size for _, array in alike])[:-1].tolist()
-            for (name, array), part in zip(alike, mx.split(flat, ends), strict=True):
+        for dtype in sorted({array.dtype for _, array in leaves}, key=str):
+            same = [(name, array) for name, array in leaves if array.dtype == dtype]
+            flat = self._all_reduce(mx.concatenate([array.reshape(-1) for _, array in same]))
+            ends = np.cumsum([array.size for _, array in same])[:-1].tolist()
+            for (name, array), part in zip(same, mx.split(flat, ends), strict=True):
                 summed[name] = part.reshape(array.shape)
         mx.eval(summed)
-        return tree_unflatten([(name, summed[name]) for name, _ in tree_flatten(tree)])
+        return tree_unflatten([(name, summed[name]) for name, _ in leaves])
 
     @contextmanager
     def fail_together(self) -> Iterator[None]:
-        """Within, a `UserError` of one rank is raised on all, and all come to the end or none.
+        """Within this context, a `UserError` on one rank is raised on all, and either all ranks finish or none does.
 
-        Raises: `RankLost` where a rank is gone.
+        Raises:
+            RankLost: the connection to another rank is lost.
         """
         if self.mlx_group is None:
             yield
             return
         try:
             yield
-            self._part()
-        except Told:
+            self._finish()
+        except RemoteError:
             raise
         except Interrupted:
-            self._part()
+            self._finish()
             raise
         except UserError as error:
-            with suppress(RankLost):  # nobody is left to hear of it
+            with suppress(RankLost):  # no rank is left to receive it
                 self._exchange(json.dumps(UserError.to_mapping(error)).encode(), failed=True)
             raise
         except RuntimeError as error:
@@ -169,8 +182,8 @@ class Communicator:
                 raise
             raise RankLost(str(error)) from error
 
-    def _part(self) -> None:
-        """Wait until all have come to the end; rank 0, whose work is done then, for nobody who is gone."""
+    def _finish(self) -> None:
+        """Wait until all ranks have finished. Rank 0, whose own work is complete, doesn't need a lost one."""
         try:
             self.all_gather({})
         except RankLost:
@@ -178,62 +191,63 @@ class Communicator:
                 raise
 
     def _exchange(self, content: bytes, *, failed: bool = False) -> list[bytes]:
-        """The contents of all ranks; of some that have failed, these ranks' errors. Others than those raise them."""
-        headers = np.array(self._gather(mx.array([failed, len(content)], mx.int32))).reshape(self.size, 2)
+        """All ranks' contents. If some ranks failed, theirs are errors, which the ranks that did not fail raise."""
+        headers = np.array(self._all_gather(mx.array([failed, len(content)], mx.int32))).reshape(self.size, 2)
         failures = headers[:, 0] == 1
         if failures.any():
             headers[~failures, 1] = 0
             content = content if failed else b""
-        parts = self._parts(content, headers[:, 1])
+        contents = self._exchange_bytes(content, headers[:, 1])
         if failures.any() and not failed:
             first = int(failures.argmax())
-            raise _told(first, json.loads(parts[first]))
-        return parts
+            raise _remote_error(first, json.loads(contents[first]))
+        return contents
 
-    def _parts(self, content: bytes, lengths: np.ndarray) -> list[bytes]:
+    def _exchange_bytes(self, content: bytes, lengths: np.ndarray) -> list[bytes]:
         if not lengths.any():
             return [b""] * self.size
         buffer = np.zeros(lengths.max(), np.uint8)
         buffer[: len(content)] = np.frombuffer(content, np.uint8)
-        rows = np.array(self._gather(mx.array(buffer))).reshape(self.size, -1)
+        rows = np.array(self._all_gather(mx.array(buffer))).reshape(self.size, -1)
         return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
-    def _gather(self, mine: mx.array) -> mx.array:
-        self.bytes_sent += (self.size - 1) * mine.nbytes
-        return self._done(mx.distributed.all_gather(mine, group=self.mlx_group, stream=_stream()))
+    def _all_gather(self, array: mx.array) -> mx.array:
+        self.bytes_sent += (self.size - 1) * array.nbytes
+        return _evaluated(mx.distributed.all_gather(array, group=self.mlx_group, stream=_stream()))
 
-    def _sum(self, mine: mx.array) -> mx.array:
-        self.bytes_sent += ring_all_reduce_bytes(self.size, [mine])
-        return self._done(mx.distributed.all_sum(mine, group=self.mlx_group, stream=_stream()))
-
-    def _done(self, result: mx.array) -> mx.array:
-        try:
-            mx.eval(result)
-        except RuntimeError as error:
-            raise RankLost(str(error)) from error
-        return result
+    def _all_reduce(self, array: mx.array) -> mx.array:
+        self.bytes_sent += ring_all_reduce_bytes(self.size, [array])
+        return _evaluated(mx.distributed.all_sum(array, group=self.mlx_group, stream=_stream()))
 
 
-def _met() -> mx.distributed.Group:
-    """mlx's group, once all ranks are there. Raises `RankLost`."""
-    began = time.monotonic()
+def _connect() -> mx.distributed.Group:
+    """Wait until all ranks are there, and return mlx's group."""
+    start = time.monotonic()
     while True:
         try:
             return mx.distributed.init(strict=True)
         except RuntimeError as error:
-            if "onnect" not in str(error) or time.monotonic() - began > CONNECT_TIMEOUT:
-                raise RankLost(f"the other ranks can't be reached: {error}") from error
+            if "onnect" not in str(error) or time.monotonic() - start > CONNECT_TIMEOUT:
+                raise RankLost(f"can't connect to the other ranks: {error}") from error
+
+
+def _evaluated(result: mx.array) -> mx.array:
+    try:
+        mx.eval(result)
+    except RuntimeError as error:
+        raise RankLost(str(error)) from error
+    return result
 
 
 def _stream() -> mx.DeviceType | None:
-    """Where to wait for others: not on Metal's GPU, whose watchdog ends what waits for some seconds there."""
+    """Where to wait for other ranks: not on Metal's GPU, whose watchdog ends a command that waits for some seconds."""
     return None if is_nccl() else mx.cpu
 
 
 def ring_all_reduce_bytes(size: int, arrays: Sequence[mx.array]) -> int:
-    """Bytes that each of `size` ranks sends where arrays are summed around a ring, each dtype's in one flat buffer.
+    """Bytes that each of `size` ranks sends to sum arrays around a ring, each dtype's in one flat buffer.
 
-    The buffer is cut into as many parts as there are ranks, and all but one of them go by, twice.
+    The buffer is cut into `size` parts, all but one of which each rank sends twice (reduce-scatter, all-gather).
     """
     counts = Counter[mx.Dtype]()
     for array in arrays:
@@ -241,9 +255,9 @@ def ring_all_reduce_bytes(size: int, arrays: Sequence[mx.array]) -> int:
     return sum(2 * (size - 1) * -(-count // size) * dtype.size for dtype, count in counts.items())
 
 
-def _told(rank: int, error: Mapping[str, Any]) -> Told:
-    told = UserError.from_mapping(error)
-    return Told(f"{told.message} (on rank {rank})", where=told.where, field=told.field, hint=told.hint)
+def _remote_error(rank: int, mapping: Mapping[str, Any]) -> RemoteError:
+    error = RemoteError.from_mapping(mapping)
+    return RemoteError(f"{error.message} (on rank {rank})", where=error.where, field=error.field, hint=error.hint)
 
 
 SINGLE_PROCESS = Communicator()

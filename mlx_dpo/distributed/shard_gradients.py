@@ -1,9 +1,8 @@
-"""Gradients through a model that mlx-lm has shared out: it does so for generation, and loses some of them on the way.
+"""Correct gradients through a model that mlx-lm has sharded: it shards for generation, and loses some gradients.
 
-Where a rank makes its heads of what all ranks have alike, the gradients of the ranks' heads have to be summed, and so
-for what all ranks add up. mlx-lm's linear layers and mixtures do that; two of its attentions don't, and are mended
-here. Whether all is well is then tried, so that a model that this module has never heard of is trained right or not at
-all.
+Where each rank computes its heads from a replicated tensor, that tensor's gradient is the sum over ranks. mlx-lm's
+linear layers and mixtures of experts do that all-reduce; two of its attentions don't, and are fixed here. A numerical
+check follows, so that a model this module has never heard of is trained correctly or not at all.
 """
 
 from __future__ import annotations
@@ -16,110 +15,113 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.nn.layers.distributed import sum_gradients
 
-LATENT = "kv_a_proj_with_mqa"  # of DeepSeek's attention: what all heads' keys and values are made of
-DIRECTIONS = 8  # that a gradient is tried along
-MAX_RELATIVE_ERROR = (
-    0.01  # of it, more than which is not rounding: it is 1e-6 where all is well, 0.05 and more where it is not
-)
+LATENT_PROJECTION = "kv_a_proj_with_mqa"  # of DeepSeek's attention: all heads' keys and values are made of its output
+NUM_DIRECTIONS = 8  # along which the gradient is checked
+MAX_RELATIVE_ERROR = 0.01  # rounding alone is 1e-6, a lost gradient 0.05 and more
 
 
 class ShardedRMSNorm(nn.Module):
-    """MiniMax's norm over the heads of all ranks."""
+    """MiniMax's RMS norm over the heads of all ranks."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        wide = x.astype(mx.float32)
-        squares = mx.distributed.all_sum(wide.square().sum(axis=-1, keepdims=True), group=self.group)
+        """[..., this rank's heads], normalised by the mean square over all heads."""
+        x32 = x.astype(mx.float32)
+        squares = mx.distributed.all_sum(x32.square().sum(axis=-1, keepdims=True), group=self.group)
         mean = sum_gradients(self.group)(squares) / (x.shape[-1] * self.group.size())
-        return (wide * mx.rsqrt(mean + self.eps) * self.weight).astype(x.dtype)
+        return (x32 * mx.rsqrt(mean + self.eps) * self.weight).astype(x.dtype)
 
 
 def fix_backward(model: nn.Module, group: mx.distributed.Group) -> None:
-    """Have the layers that lose gradients keep them."""
+    """Replace the classes of layers that lose gradients by ones that don't."""
     for module in model.modules():
         if type(module).__name__ == "ShardedRMSNorm":
             module.__class__ = ShardedRMSNorm
-        elif LATENT in module and "embed_q" in module:
-            module[LATENT].__class__ = _summed_backwards(type(module[LATENT]), group)
+        elif LATENT_PROJECTION in module and "embed_q" in module:
+            module[LATENT_PROJECTION].__class__ = _with_summed_gradient(type(module[LATENT_PROJECTION]), group)
 
 
-def _summed_backwards(kind: Any, group: mx.distributed.Group) -> type:
-    """A kind of layer whose output goes into what each rank has a share of."""
+def _with_summed_gradient(layer_type: Any, group: mx.distributed.Group) -> type:
+    """A subclass whose output's gradient is summed over ranks."""
 
     def call(self: nn.Module, x: mx.array) -> mx.array:
-        return sum_gradients(group)(kind.__call__(self, x))
+        return sum_gradients(group)(layer_type.__call__(self, x))
 
-    return type(kind.__name__, (kind,), {"__call__": call})
+    return type(layer_type.__name__, (layer_type,), {"__call__": call})
 
 
 def backward_relative_error(model: nn.Module) -> float:
-    """How far slopes of a loss by the backward pass are from those that go forward, relatively.
+    """Compare reverse-mode with forward-mode derivatives, in float32.
 
-    Along some directions of what comes out of the embedding, all in float32.
+    Both are of a language modelling loss, along some random directions of the embedding's output.
+
+    Returns:
+        The norm of the difference over the norm of the forward-mode derivatives.
     """
     tokens = mx.array([[3, 5, 4, 6, 2, 7, 3, 1]])
     shapes: list[tuple[int, ...]] = []
 
-    def loss(moved: mx.array) -> mx.array:
-        with _moved_embeddings(moved, shapes), _derivatives_forward():
+    def loss(offset: mx.array) -> mx.array:
+        with _embedding_offset(offset, shapes), _forward_mode_products():
             logits = model(tokens[:, :-1]).astype(mx.float32)
         return nn.losses.cross_entropy(logits, tokens[:, 1:]).sum()
 
     loss(mx.zeros(()))  # for the shape
-    still = mx.zeros(shapes[0])
-    directions = mx.random.normal((DIRECTIONS, *still.shape), key=mx.random.key(0))
-    gradient = mx.grad(loss)(still)
+    zero = mx.zeros(shapes[0])
+    directions = mx.random.normal((NUM_DIRECTIONS, *zero.shape), key=mx.random.key(0))
+    gradient = mx.grad(loss)(zero)
     backward = mx.array([(direction * gradient).sum().item() for direction in directions])
-    forward = mx.array([mx.jvp(loss, [still], [direction])[1][0].item() for direction in directions])
-    lost: Any = (mx.linalg.norm(backward - forward) / mx.linalg.norm(forward)).item()
-    return lost
+    forward = mx.array([mx.jvp(loss, [zero], [direction])[1][0].item() for direction in directions])
+    error: Any = (mx.linalg.norm(backward - forward) / mx.linalg.norm(forward)).item()
+    return error
 
 
 @contextmanager
-def _moved_embeddings(moved: mx.array, shapes: list[tuple[int, ...]]) -> Iterator[None]:
-    """Within, this is added to what the first embedding that is called gives, and its shape noted."""
-    kinds: list[Any] = [nn.Embedding, nn.QuantizedEmbedding]
-    plain = {kind: kind.__call__ for kind in kinds}
+def _embedding_offset(offset: mx.array, shapes: list[tuple[int, ...]]) -> Iterator[None]:
+    """Add an offset to the output of the first embedding that is called, and append that output's shape to `shapes`."""
+    embedding_types: list[Any] = [nn.Embedding, nn.QuantizedEmbedding]
+    originals = {embedding: embedding.__call__ for embedding in embedding_types}
     calls: list[nn.Module] = []
 
     def call(module: nn.Module, ids: mx.array) -> mx.array:
-        y = plain[type(module)](module, ids)
+        y = originals[type(module)](module, ids)
         calls.append(module)
         if len(calls) > 1:
             return y
         shapes.append(y.shape)
-        return y.astype(mx.float32) + moved
+        return y.astype(mx.float32) + offset
 
-    for kind in kinds:
-        kind.__call__ = call
+    for embedding in embedding_types:
+        embedding.__call__ = call
     try:
         yield
     finally:
-        for kind in kinds:
-            kind.__call__ = plain[kind]
+        for embedding, original in originals.items():
+            embedding.__call__ = original
 
 
 @contextmanager
-def _derivatives_forward() -> Iterator[None]:
-    """Within, products that mlx has no forward derivatives of have them."""
-    names = ("gather_mm", "gather_qmm", "conv1d")
-    plain = {name: getattr(mx, name) for name in names}
-    for name in names:
-        setattr(mx, name, _linear(plain[name]))
+def _forward_mode_products() -> Iterator[None]:
+    """Within this context, the products that mlx has no forward-mode derivative for have one."""
+    originals = {name: getattr(mx, name) for name in ("gather_mm", "gather_qmm", "conv1d")}
+    for name, product in originals.items():
+        setattr(mx, name, _with_jvp(product))
     try:
         yield
     finally:
-        for name in names:
-            setattr(mx, name, plain[name])
+        for name, product in originals.items():
+            setattr(mx, name, product)
 
 
-def _linear(product: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    def call(x: mx.array, *others: Any, **settings: Any) -> mx.array:
-        def of(x: mx.array) -> mx.array:
-            return product(x, *others, **settings)
+def _with_jvp(product: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """The same function, with a forward-mode derivative by its first argument, in which it is linear."""
 
-        custom: Any = mx.custom_function(lambda x: of(mx.stop_gradient(x)))
-        custom.jvp(lambda x, tangent: of(tangent))
-        custom.vjp(lambda x, gradient, y: mx.vjp(of, [x], [gradient])[1][0])
-        return custom(x)
+    def call(x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        def linear(x: mx.array) -> mx.array:
+            return product(x, *args, **kwargs)
+
+        function: Any = mx.custom_function(lambda x: linear(mx.stop_gradient(x)))
+        function.jvp(lambda x, tangent: linear(tangent))
+        function.vjp(lambda x, gradient, y: mx.vjp(linear, [x], [gradient])[1][0])
+        return function(x)
 
     return call

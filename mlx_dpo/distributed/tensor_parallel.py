@@ -1,10 +1,10 @@
-"""A model over several machines: each holds its share of the frozen weights, and all of them the whole adapter.
+"""Tensor parallelism: every rank holds a part of the frozen weights and the whole adapter.
 
-mlx-lm's own `shard` cuts the weights up as Megatron-LM does (Shoeybi et al. 2019, arXiv 1909.08053, section 3). An
-adapter is small, so its tensors stay whole and equal on all ranks, under the names and with the first values they have
-on one machine: what saves, resumes, clips or swaps them needs to know nothing of this.
+mlx-lm's own `shard` splits the weights as Megatron-LM does (Shoeybi et al. 2019, arXiv 1909.08053, section 3). An
+adapter is small, so its tensors are replicated, under the names and with the initial values they have on a single
+machine: saving, resuming, clipping and swapping them needs no code of its own.
 
-A rank's gradient is what its share adds to the whole, so that the sum over ranks is the gradient of one machine.
+A rank's gradient is its part of a sum: the all-reduced gradient is that of a single machine.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ from mlx_dpo.distributed.sharded_lora import (
     is_sharded_adapter,
 )
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.fingerprint import tensor_digest
 from mlx_dpo.utils.random_state import random_state
+from mlx_dpo.utils.tensor_digest import tensor_digest
 
 FIELD = "tensor_parallel"
-INSTEAD = "Train without --tensor-parallel, or another model."
-JOINING = (
+ALTERNATIVE = "Train without --tensor-parallel, or another model."
+LINEAR_TYPES = (
     distributed.AllToShardedLinear,
     distributed.QuantizedAllToShardedLinear,
     distributed.ShardedToAllLinear,
     distributed.QuantizedShardedToAllLinear,
 )
 
-Cuts = dict[
-    int, tuple[mx.array, int, IndexRanges]
-]  # by a part's id: the part, the axis it is of, and where it was there
+# By the id of a rank's part of a weight: the part (held, so that its id stays its own), the axis it is split along, and
+# the ranges it has of that axis.
+WeightSplits = dict[int, tuple[mx.array, int, IndexRanges]]
 
 
 @dataclass(frozen=True)
 class TensorParallelism:
-    """What there is to know of a model whose weights are shared out over a group.
+    """What is known about a model whose weights are split over ranks.
 
     Attributes:
-        whole: of each frozen tensor, by name, what `fingerprint` says of it as it is on one machine.
-        alike: names of trained tensors whose whole gradient every rank has.
-        parameters: how many the model has in all, over all ranks.
+        group: the ranks.
+        tensor_digests: of each frozen tensor, by name, the `tensor_digest` it has on a single machine.
+        replicated: names of trained tensors whose whole gradient every rank has.
+        num_parameters: parameters of the whole model.
     """
 
     group: mx.distributed.Group
@@ -68,180 +69,196 @@ class TensorParallelism:
     num_parameters: int
 
     def scale_replicated(self, gradients: Any) -> Any:
-        """A rank's gradients as they add up, over ranks, to those of one machine."""
+        """Scale a rank's tree of gradients so that the sum over ranks is the gradient of a single machine."""
         size = self.group.size()
         return tree_map_with_path(lambda name, v: v / size if name in self.replicated else v, gradients)
 
     def all_min(self, value: float) -> int:
-        """The smallest of all ranks' values, rounded down: ranks that decide differently would wait for ever."""
-        least: Any = mx.distributed.all_min(mx.array(math.floor(value), mx.int64), group=self.group).item()
-        return least
+        """The smallest of all ranks' values, rounded down: ranks that decide differently would wait forever."""
+        smallest: Any = mx.distributed.all_min(mx.array(math.floor(value), mx.int64), group=self.group).item()
+        return smallest
 
     def broadcast(self, values: np.ndarray) -> np.ndarray:
-        """The first rank's values, float64, to the bit."""
+        """Rank 0's values, float64, bit for bit."""
         bits = mx.array(values.astype(np.float64).view(np.int64))
         sent = bits if self.group.rank() == 0 else mx.zeros_like(bits)
         return np.array(mx.distributed.all_sum(sent, group=self.group)).view(np.float64)
 
 
 def shard_model(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group) -> TensorParallelism:
-    """Share out a model that has its adapters on, best a lazily loaded one: never more than one tensor is whole.
+    """Split the frozen weights of a model with adapters over ranks.
 
-    All ranks call it alike, with the same adapter. Raises `UserError`, on all ranks, where the model or what is trained
-    of it can't be shared out; the model is then good for nothing.
+    If the model was loaded lazily, no more than one whole tensor is in memory at a time. All ranks call it with the
+    same adapter.
+
+    Args:
+        model: with its adapters attached; changed in place, and unusable after an error.
+        spec: of the adapters.
+        group: the ranks.
+
+    Raises:
+        UserError: the model or the adapter can't be split; raised on all ranks.
     """
     from mlx_lm.utils import get_total_parameters
 
-    _require_possible(model, spec, group.size())
-    trained, parameters = trainable_tensors(model), get_total_parameters(model)
-    # Copies of handles, that is: gpt_oss divides a bias in place.
-    wholes = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trained}
+    _check_supported(model, spec, group.size())
+    trainable, num_parameters = trainable_tensors(model), get_total_parameters(model)
+    # Copies of handles, not of data: gpt_oss divides a bias in place.
+    whole_tensors = {name: copy(v) for name, v in tree_flatten(model.parameters()) if name not in trainable}
     adapted = {name: module for name, module in model.named_modules() if "lora_a" in module}
-    shapes = {name: module[_inner(module)].weight.shape for name, module in adapted.items()}
-    model.update_modules(tree_unflatten([(name, module[_inner(module)]) for name, module in adapted.items()]))
-    cuts = _cut_up(model, group)
+    shapes = {name: module[_base_key(module)].weight.shape for name, module in adapted.items()}
+    model.update_modules(tree_unflatten([(name, module[_base_key(module)]) for name, module in adapted.items()]))
+    splits = _shard_by_mlx_lm(model, group)
     model.freeze()
-    entrance, modules = CopyToParallelRegion(group), dict(model.named_modules())
+    copy_to_parallel, modules = CopyToParallelRegion(group), dict(model.named_modules())
     for name, module in adapted.items():
-        layer = module[_inner(module)] = modules[name]
-        if id(layer.weight) in cuts and type(module) in SHARDED_TYPES:
+        layer = module[_base_key(module)] = modules[name]
+        if id(layer.weight) in splits and type(module) in SHARDED_TYPES:
             module.__class__ = SHARDED_TYPES[type(module)]
-            module.share = _share(layer, cuts, group, entrance)
+            module.layer_shard = _layer_shard(layer, splits, copy_to_parallel, group)
         elif layer.weight.shape != shapes[name]:
-            hint = "Name other layers with --lora-keys, or train without --tensor-parallel."
-            raise UserError(f"{name} can't be trained where it is shared out", field=FIELD, hint=hint)
+            hint = "Choose other layers with --lora-keys, or train without --tensor-parallel."
+            raise UserError(f"{name} can't be trained while it is split over ranks", field=FIELD, hint=hint)
     model.update_modules(tree_unflatten(list(adapted.items())))
     fix_backward(model, group)
-    alike = frozenset(f"{name}.{which}" for name in _alike(model, adapted) for which in ("lora_a", "lora_b"))
-    return TensorParallelism(group, _let_go(model, wholes), alike, parameters)
+    replicated = (f"{name}.{key}" for name in _replicated_adapters(model, adapted) for key in ("lora_a", "lora_b"))
+    return TensorParallelism(group, _evaluate_shards(model, whole_tensors), frozenset(replicated), num_parameters)
 
 
-def _require_possible(model: nn.Module, spec: AdapterSpec, size: int) -> None:
+def _check_supported(model: nn.Module, spec: AdapterSpec, size: int) -> None:
     if spec.fine_tune_type != "lora":
-        message = f"a model that is shared out can be trained by lora, and not by {spec.fine_tune_type}"
+        message = f"tensor parallelism supports lora, not {spec.fine_tune_type}"
         raise UserError(message, field=FIELD, hint="Use --fine-tune-type lora, or leave --tensor-parallel out.")
     if spec.fuse_bits is not None:
         hint = "Leave one of the two out; `mlx-dpo fuse` finds the bits that keep the margin."
-        raise UserError("an adapter can't be trained as it will be fused (--fuse-bits)", field=FIELD, hint=hint)
+        raise UserError("it can't be combined with --fuse-bits", field=FIELD, hint=hint)
     if not hasattr(model, "shard"):
-        raise UserError(f"mlx-lm can't share out a model of this type ({_family(model)})", field=FIELD, hint=INSTEAD)
-    heads = _heads(model)
+        raise UserError(
+            f"mlx-lm can't split a model of this type ({_model_type(model)})", field=FIELD, hint=ALTERNATIVE
+        )
+    heads = _head_counts(model)
     if any(count % size for count in heads.values()):
         counts = " and ".join(f"{count} {kind}" for kind, count in heads.items())
         possible = [str(n) for n in range(2, min(heads.values()) + 1) if not math.gcd(*heads.values()) % n]
-        hint = f"They can be by {' or '.join(possible)}." if possible else INSTEAD
-        raise UserError(f"the model has {counts}, which can't be shared by {size} ranks", field=FIELD, hint=hint)
+        hint = f"Use {' or '.join(possible)} ranks." if possible else ALTERNATIVE
+        raise UserError(f"the model has {counts}, which can't be split over {size} ranks", field=FIELD, hint=hint)
 
 
-def _family(model: nn.Module) -> str:
+def _model_type(model: nn.Module) -> str:
     return type(model).__module__.rpartition(".")[2]
 
 
-def _heads(model: nn.Module) -> dict[str, int]:
-    """How many there are of each kind, as far as the model's settings say."""
-    settings = vars(model.args) if hasattr(model, "args") else {}
-    inner = settings.get("text_config") or {}
-    settings = {**settings, **(inner if isinstance(inner, dict) else vars(inner))}
+def _head_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of heads by kind, as far as the model's config states them."""
+    config = vars(model.args) if hasattr(model, "args") else {}
+    text_config = config.get("text_config") or {}
+    config = {**config, **(text_config if isinstance(text_config, dict) else vars(text_config))}
     kinds = {"attention heads": "num_attention_heads", "key-value heads": "num_key_value_heads"}
-    return {kind: settings[name] for kind, name in kinds.items() if isinstance(settings.get(name), int)}
+    return {kind: config[key] for kind, key in kinds.items() if isinstance(config.get(key), int)}
 
 
-def _inner(module: nn.Module) -> str:
-    """The name, in an adapter's layer, of what it adapts."""
+def _base_key(module: nn.Module) -> str:
+    """The attribute of an adapter layer that holds the layer it adapts."""
     return "embedding" if "embedding" in module else "linear"
 
 
-def _cut_up(model: nn.Module, group: mx.distributed.Group) -> Cuts:
-    """Have mlx-lm do it. Returns where the weights that are a rank's own come from.
+def _shard_by_mlx_lm(model: nn.Module, group: mx.distributed.Group) -> WeightSplits:
+    """Have mlx-lm split the model.
 
-    The random numbers, which new layers draw, stand where they stood: dropout is to be one machine's.
+    New layers draw random numbers; the random state is restored, so that dropout is that of a single machine.
     """
-    seed = random_state()
+    state = random_state()
     try:
-        with _noting_cuts() as cuts:
+        with _recorded_splits() as splits:
             model.shard(group)
     except (ValueError, AssertionError, AttributeError, TypeError, IndexError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        message = f"mlx-lm can't share out this model over {group.size()} ranks: {lines[0]}"
-        raise UserError(message, field=FIELD, hint="Try fewer, or train without --tensor-parallel.") from error
+        message = f"mlx-lm can't split this model over {group.size()} ranks: {lines[0]}"
+        raise UserError(message, field=FIELD, hint="Use fewer ranks, or train without --tensor-parallel.") from error
     finally:
-        mx.random.seed(seed)
-    return cuts
+        mx.random.seed(state)
+    return splits
 
 
 @contextmanager
-def _noting_cuts() -> Iterator[Cuts]:
-    """Within, what mlx cuts up is noted: a sharded layer doesn't say where its parts come from."""
-    plain, cuts = distributed._shard, Cuts()
+def _recorded_splits() -> Iterator[WeightSplits]:
+    """Within this context, record how mlx splits weights: a sharded layer doesn't tell which part it has."""
+    original, splits = distributed._shard, WeightSplits()
 
-    def noting(parameters: dict[str, Any], where: Any, group: mx.distributed.Group) -> dict[str, Any]:
-        parts = plain(parameters, where, group)
+    def recording(parameters: dict[str, Any], predicate: Any, group: mx.distributed.Group) -> dict[str, Any]:
+        shards = original(parameters, predicate, group)
         weight = parameters.get("weight")
-        cut = where("weight", weight) if isinstance(weight, mx.array) else None
-        if weight is None or cut is None:
-            return parts
-        axis = (cut if isinstance(cut, int) else cut[0]) % weight.ndim
-        # Inputs of a quantized layer are counted by groups: its weight has several in a number.
-        by = parameters["scales"] if axis == weight.ndim - 1 and "scales" in parameters else weight
-        places = mx.expand_dims(mx.arange(by.shape[axis]), [i for i in range(weight.ndim) if i != axis])
-        own = np.array(plain({"weight": places}, where, group)["weight"])
-        cuts[id(parts["weight"])] = parts["weight"], axis - weight.ndim, _runs(own.reshape(-1))
-        return parts
+        split = predicate("weight", weight) if isinstance(weight, mx.array) else None
+        if weight is None or split is None:
+            return shards
+        axis = (split if isinstance(split, int) else split[0]) % weight.ndim
+        # The inputs of a quantized layer are counted in groups, since its weight packs several into a number.
+        counted = parameters["scales"] if axis == weight.ndim - 1 and "scales" in parameters else weight
+        indices = mx.expand_dims(mx.arange(counted.shape[axis]), [i for i in range(weight.ndim) if i != axis])
+        own = np.array(original({"weight": indices}, predicate, group)["weight"])
+        splits[id(shards["weight"])] = shards["weight"], axis - weight.ndim, _index_ranges(own.reshape(-1))
+        return shards
 
-    distributed._shard = noting
+    distributed._shard = recording
     try:
-        yield cuts
+        yield splits
     finally:
-        distributed._shard = plain
+        distributed._shard = original
 
 
-def _runs(places: np.ndarray) -> IndexRanges:
-    """Rising numbers as runs without gaps."""
-    ends = np.flatnonzero(np.diff(places) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(places, ends)]
+def _index_ranges(indices: np.ndarray) -> IndexRanges:
+    """Ascending indices as ranges without gaps."""
+    starts = np.flatnonzero(np.diff(indices) != 1) + 1
+    return [(int(part[0]), int(part[-1]) + 1) for part in np.split(indices, starts)]
 
 
-def _share(layer: nn.Module, cuts: Cuts, group: mx.distributed.Group, entrance: CopyToParallelRegion) -> LayerShard:
-    _, axis, runs = cuts[id(layer.weight)]
+def _layer_shard(
+    layer: nn.Module, splits: WeightSplits, copy_to_parallel: CopyToParallelRegion, group: mx.distributed.Group
+) -> LayerShard:
+    _, axis, ranges = splits[id(layer.weight)]
     if axis == INPUT_AXIS and "scales" in layer:
-        runs = [(start * layer.group_size, stop * layer.group_size) for start, stop in runs]
-    return LayerShard(group, entrance, axis, runs, all_reduces=isinstance(layer, JOINING))
+        ranges = [(start * layer.group_size, stop * layer.group_size) for start, stop in ranges]
+    return LayerShard(group, copy_to_parallel, axis, ranges, all_reduces=isinstance(layer, LINEAR_TYPES))
 
 
-def _alike(model: nn.Module, adapted: Mapping[str, nn.Module]) -> list[str]:
-    """Names of adapted layers that all ranks compute alike, and whose outputs' gradient they have alike.
+def _replicated_adapters(model: nn.Module, adapted: Mapping[str, nn.Module]) -> list[str]:
+    """Names of adapted layers that all ranks compute alike, with the same gradient of their outputs.
 
-    In a block that sums over ranks itself, as mixtures of experts do, a layer that all have whole (a router) gets from
-    each rank's experts that rank's share of the gradient.
+    A whole layer inside a block that does the all-reduce itself, as a mixture of experts does, is not among them: the
+    router gets only part of its gradient on each rank, from that rank's experts.
     """
     blocks = [m for layer in model.layers for m in layer.modules() if getattr(m, "sharding_group", None) is not None]
     inside = {id(module) for block in blocks for module in block.modules()}
     return [name for name, module in adapted.items() if not is_sharded_adapter(module) and id(module) not in inside]
 
 
-def _let_go(model: nn.Module, wholes: dict[str, mx.array]) -> dict[str, str]:
-    """Make a rank's own tensors, one after the other; `wholes` is emptied. Returns what is to be said of the whole."""
-    said = {}
-    for name, own in tree_flatten(model.parameters()):
-        if name in wholes:
-            said[name] = tensor_digest(wholes.pop(name))
-        mx.eval(own)
-    return said
+def _evaluate_shards(model: nn.Module, whole_tensors: dict[str, mx.array]) -> dict[str, str]:
+    """Evaluate a rank's tensors one by one, and empty `whole_tensors`. Returns the digests of the whole tensors."""
+    digests = {}
+    for name, shard in tree_flatten(model.parameters()):
+        if name in whole_tensors:
+            digests[name] = tensor_digest(whole_tensors.pop(name))
+        mx.eval(shard)
+    return digests
 
 
-def check_gradients(model: nn.Module, shards: TensorParallelism) -> None:
-    """Raises `UserError`, on all ranks, where a backward pass loses anything; see `shard_gradients`."""
-    mode = model.training
-    model.eval()  # nothing is dropped
+def check_gradients(model: nn.Module, parallelism: TensorParallelism) -> None:
+    """Check that the backward pass through a sharded model loses no gradient, see `shard_gradients`.
+
+    Raises:
+        UserError: it loses some, or this can't be checked; raised on all ranks.
+    """
+    was_training = model.training
+    model.eval()  # without dropout
     try:
-        lost = backward_relative_error(model)
-    except (ValueError, RuntimeError) as error:
-        if not re.search("NYI|[Nn]ot implemented", str(error)):  # mlx has no forward derivative of something in it
+        error = backward_relative_error(model)
+    except (ValueError, RuntimeError) as exception:
+        if not re.search("NYI|[Nn]ot implemented", str(exception)):  # mlx lacks a forward-mode derivative
             raise
-        message = f"whether gradients come through a model of this type ({_family(model)}) can't be tried: {error}"
-        raise UserError(message, field=FIELD, hint=INSTEAD) from error
+        message = f"the gradients of a model of this type ({_model_type(model)}) can't be checked: {exception}"
+        raise UserError(message, field=FIELD, hint=ALTERNATIVE) from exception
     finally:
-        model.train(mode)
-    if not shards.all_min(lost <= MAX_RELATIVE_ERROR):
-        message = f"gradients are lost on the way through a model of type {_family(model)} as mlx-lm shares it out"
-        raise UserError(message, field=FIELD, hint=INSTEAD)
+        model.train(was_training)
+    if not parallelism.all_min(error <= MAX_RELATIVE_ERROR):
+        message = f"mlx-lm's sharding of a model of type {_model_type(model)} loses gradients"
+        raise UserError(message, field=FIELD, hint=ALTERNATIVE)

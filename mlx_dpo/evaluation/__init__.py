@@ -1,1 +1,1 @@
-"""Measuring policies on examples: metrics, KL, scores and win rates."""
+"""Evaluation: metrics on examples, implicit rewards, judged answers and benchmark tasks."""

@@ -1,4 +1,4 @@
-"""Benchmark tasks of lm-evaluation-harness, run by mlx_lm.evaluate, before and after: what tuning cost."""
+"""Runs benchmark tasks of lm-evaluation-harness, through mlx_lm.evaluate, with and without an adapter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.model_loading import find_model_folder
 
-TaskScores = dict[str, dict[str, float]]  # by task and metric
+TaskScores = dict[str, dict[str, float]]  # task -> metric, with the harness's filter as in "acc,none" -> value
 
 
 def require_lm_eval() -> None:
-    """Raise `UserError` where lm-evaluation-harness is not installed."""
+    """Check that lm-evaluation-harness is installed.
+
+    Raises:
+        UserError: it is not.
+    """
     if find_spec("lm_eval") is None:
         hint = "pip install lm-eval"
         raise UserError("tasks need lm-evaluation-harness, which is not installed", field="tasks", hint=hint)
@@ -25,9 +29,20 @@ def require_lm_eval() -> None:
 def run_tasks(
     model: str, adapter_path: str | Path | None, tasks: Sequence[str], *, limit: int | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """By task and metric `before` and `after`, each with its standard error where the harness gives one.
+    """Run tasks with the model, before and after its adapter is applied.
 
-    Without an adapter there is only `before`. With `limit`, only so many examples of each task. Raises `UserError`.
+    Args:
+        model: folder or Hub id.
+        adapter_path: adapter folder; without one only `before` is measured.
+        tasks: names of tasks.
+        limit: how many examples of each task to use; default: all.
+        seed: of few-shot examples and of sampling.
+
+    Returns:
+        By task and metric, `before` and `after`, each with its standard error, as `before_stderr`, if there is one.
+
+    Raises:
+        UserError: lm-evaluation-harness is not installed or can't run a task, or a folder can't be loaded.
     """
     require_lm_eval()
     from mlx_lm.evaluate import MLXLM
@@ -35,9 +50,9 @@ def run_tasks(
     harness = MLXLM(str(find_model_folder(model)))
     if adapter_path is None:
         return _side_by_side({"before": _scores(harness, tasks, limit, seed)})
-    _, base = load_adapter(harness._model, adapter_path)
+    _, base_tensors = load_adapter(harness._model, adapter_path)
     harness._model.eval()
-    with swap_adapter(harness._model, base):
+    with swap_adapter(harness._model, base_tensors):
         before = _scores(harness, tasks, limit, seed)
     return _side_by_side({"before": before, "after": _scores(harness, tasks, limit, seed)})
 
@@ -54,22 +69,23 @@ def _scores(harness: Any, tasks: Sequence[str], limit: int | None, seed: int) ->
             apply_chat_template=harness.use_chat_template,
             **dict.fromkeys(seeds, seed),
         )
-    except (KeyError, ValueError, OSError) as error:  # no such task, or its data can't be had
+    except (KeyError, ValueError, OSError) as error:  # an unknown task, or its data can't be downloaded
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"lm-evaluation-harness can't run {', '.join(tasks)}: {reason}", field="tasks") from error
     return {
-        task: {name: float(value) for name, value in found.items() if "," in name and isinstance(value, (int, float))}
-        for task, found in results["results"].items()
+        task: {name: float(value) for name, value in scores.items() if "," in name and isinstance(value, (int, float))}
+        for task, scores in results["results"].items()
     }
 
 
-def _side_by_side(sides: dict[str, TaskScores]) -> dict[str, Any]:
-    """The harness calls a metric `acc,none` and its error `acc_stderr,none`."""
-    told: dict[str, Any] = {}
-    for when, scores in sides.items():
-        for task, found in scores.items():
-            for name, value in found.items():
-                metric, _, rest = name.partition(",")
-                of_it = told.setdefault(task, {}).setdefault(metric.removesuffix("_stderr") + f",{rest}", {})
-                of_it[f"{when}_stderr" if metric.endswith("_stderr") else when] = value
-    return {task: {m.removesuffix(",none"): v for m, v in of_it.items()} for task, of_it in told.items()}
+def _side_by_side(runs: dict[str, TaskScores]) -> dict[str, Any]:
+    """Group scores by task and metric. The harness names a metric `acc,none` and its error `acc_stderr,none`."""
+    table: dict[str, Any] = {}
+    for run, tasks in runs.items():
+        for task, scores in tasks.items():
+            for name, value in scores.items():
+                metric, _, score_filter = name.partition(",")
+                plain, is_error = metric.removesuffix("_stderr"), metric.endswith("_stderr")
+                label = plain if score_filter == "none" else f"{plain},{score_filter}"
+                table.setdefault(task, {}).setdefault(label, {})[f"{run}_stderr" if is_error else run] = value
+    return table

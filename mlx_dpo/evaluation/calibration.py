@@ -1,4 +1,4 @@
-"""The held-out pairs that a fused model is measured on: the run's own, or a file's."""
+"""The held-out pairs on which a fused model is measured: the training run's own, or those of a file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.example_sources import ExampleFile, find_data_files
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import HELD_OUT, ExampleSet, open_example_sets
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
 from mlx_dpo.objectives import WeightedLoss
-from mlx_dpo.training.run import loss_from_config, resolve_loss_settings
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,10 @@ class CalibrationSet:
     """Held-out pairs, and the loss whose rewards are measured on them.
 
     Attributes:
-        name: of the pairs, for people.
+        example_set: the pairs.
+        loss: gives the rewards.
+        batch_size: pairs that are measured together.
+        name: of the pairs, for messages.
     """
 
     example_set: ExampleSet
@@ -31,39 +34,44 @@ class CalibrationSet:
 
 
 def find_calibration_set(adapter_path: str | Path, calibrate: str | None, tokenizer: Any) -> CalibrationSet | str:
-    """The pairs of the file or folder `calibrate`, or those that the run in `adapter_path` held out.
+    """Find pairs to measure an adapter on.
+
+    Args:
+        adapter_path: folder of the adapter; with a config.yaml it is a run's folder.
+        calibrate: file or folder of pairs; default: the pairs that the run held out.
+        tokenizer: of the model.
 
     Returns:
-        They, or a sentence that says why there are none.
+        The pairs, or a sentence that says why there are none.
 
     Raises:
-        UserError: what was given or is recorded can't be read.
+        UserError: the pairs or the run's config can't be read.
     """
     file = Path(adapter_path) / "config.yaml"
     config = config_from(file, {}) if file.is_file() else TrainConfig()
     loss = loss_from_config(config)
     config = resolve_loss_settings(config, loss)
     if calibrate is not None:
-        name, held_out = calibrate, _of_file(config, calibrate, tokenizer)
+        name, example_set = calibrate, _pairs_of_file(config, calibrate, tokenizer)
     elif not file.is_file():
         return f"there is no config.yaml beside the adapter in {adapter_path} that names the run's pairs"
     elif config.data in ("", "-"):
-        return "the run's pairs came from memory or a pipe, and are not to be found again"
+        return "the run's pairs came from memory or a pipe, and can't be read again"
     else:
-        sets = open_example_sets(config, loss, tokenizer, None, None, lambda text: None)
-        if HELD_OUT not in sets:
+        example_sets = open_example_sets(config, loss, tokenizer, None, None, lambda text: None)
+        if HELD_OUT not in example_sets:
             return "the run held no pairs out"
-        if sets[HELD_OUT].is_unpaired:
-            return "the run's rows are single answers, and what is kept is measured on pairs"
-        name, held_out = config.valid_data or config.data, sets[HELD_OUT]
-    return CalibrationSet(held_out, loss, config.batch_size, name)
+        if example_sets[HELD_OUT].is_unpaired:
+            return "the run's rows are single completions, and margins are measured on pairs"
+        name, example_set = config.valid_data or config.data, example_sets[HELD_OUT]
+    return CalibrationSet(example_set, loss, config.batch_size, name)
 
 
-def _of_file(config: TrainConfig, name: str, tokenizer: Any) -> ExampleSet:
+def _pairs_of_file(config: TrainConfig, name: str, tokenizer: Any) -> ExampleSet:
     encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
     file, held_out = find_data_files(name, None)
-    pairs = EncodedExamples(ExampleFile.open(held_out or file), encoder)
-    usable = pairs.usable_indices()
+    examples = EncodedExamples(ExampleFile.open(held_out or file), encoder)
+    usable = examples.usable_indices()
     if not len(usable):
         raise UserError("every pair in it is too long", field="calibrate", hint="Give shorter pairs.")
-    return ExampleSet.from_indices(pairs, usable)
+    return ExampleSet.from_indices(examples, usable)

@@ -1,4 +1,4 @@
-"""Held-out examples as an evaluation left them, for whoever wants more of them than their means."""
+"""Held-out examples as an evaluation measured them, for listeners that need more than mean metrics."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.adapters.swap import swap_adapter
-from mlx_dpo.data.micro_batches import split_into_micro_batches
 from mlx_dpo.evaluation.example_sets import ExampleSet
-from mlx_dpo.evaluation.measuring import ExampleMeasurement
+from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
+from mlx_dpo.evaluation.row_batches import row_batches
 from mlx_dpo.forward.memory_model import MemoryModel
-from mlx_dpo.forward.policy import Policy, without_dropout
+from mlx_dpo.forward.policy import Policy
 from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvalSnapshot:
-    """An evaluation, example by example.
+    """An evaluation during training, example by example.
 
     Attributes:
         step: optimizer steps done.
-        examples: what was measured of each.
-        held_out: where they come from.
+        measurements: of the held-out examples.
+        example_set: the held-out examples.
         policy: as it was measured.
+        budget: memory model of the policy.
+        sampling_seconds: time spent on generating completions for it; a listener that does so adds its own.
     """
 
     step: int
@@ -32,34 +35,37 @@ class EvalSnapshot:
     example_set: ExampleSet
     policy: Policy
     budget: MemoryModel
+    sampling_seconds: float = 0.0
 
     @property
     def can_run_policy(self) -> bool:
-        """Whether this process can run the policy by itself."""
+        """Whether this process can run the policy by itself: it has all of its weights."""
         return self.policy.network.shards is None
 
     def kl(self, count: int) -> np.ndarray | None:
-        """[examples, completions], nats: KL(policy || reference) of the first `count` examples.
+        """KL(policy || reference) of the first `count` examples, exact over the vocabulary.
 
-        Of the two next-token distributions, whole and exact, summed over a completion's positions. Without a reference
-        it is to the starting policy. None where neither is in memory (full fine-tuning, or another model's folder), and
-        where the model is shared out: this is of one rank, and the others would have to run it too.
+        Returns:
+            [examples, completions] nats, summed over a completion's tokens. Without a reference it is the KL to the
+            initial policy. None if neither is in memory (full fine-tuning, or another model's folder), or if ranks
+            share the model, since this is called on one rank.
         """
-        tensors = self._reference()
+        tensors = self._reference_tensors()
         if not tensors or not self.can_run_policy:
             return None
-        encoded = [self.example_set.examples[one.index] for one in self.measurements[:count]]
-        kls = np.empty((len(encoded), len(encoded[0].completions)))
         network = self.policy.network
-        for micro in split_into_micro_batches(encoded, self.budget.fits):
-            with without_dropout(network.model):
-                rows = network.hidden_states(micro)
-                with swap_adapter(network.model, tensors):
-                    found = network.logps(micro, others=rows).kls
-            kls[list(micro.batch_indices)] = found.reshape(micro.completions_per_example, -1).T
-        return kls
+        policy = SharedNetworkReference(network, trainable_tensors(network.model))
+        indices = np.array([measurement.index for measurement in self.measurements[:count]])
+        with swap_adapter(network.model, tensors):
+            (measurements,) = measure(
+                row_batches(self.example_set.examples, [indices], self.budget),
+                network,
+                options=lambda micro: {"reference_hidden_states": policy.hidden_states(micro)},
+            )
+        kls = {measurement.index: measurement.kls for measurement in measurements}
+        return np.array([kls[index] for index in indices])
 
-    def _reference(self) -> Tensors:
+    def _reference_tensors(self) -> Tensors:
         reference = self.example_set.reference.reference_policy
         if isinstance(reference, SharedNetworkReference):
             return reference.tensors

@@ -1,4 +1,4 @@
-"""Policies examined: measured on pairs, judged by their answers, tried on benchmarks."""
+"""All that `mlx-dpo evaluate` does: metrics on pairs, judged answers, and benchmark tasks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from mlx_dpo.sampling.generation import SamplingParams
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """All that `mlx-dpo evaluate` finds out of some policies.
+    """An evaluation of one or more policies.
 
     Attributes:
-        adapters: on the model of the config, one after the other; None is the model as it is.
-        by: columns to sum up by.
-        judge, prompts, sampling: of answers to so many prompts; no judge, no answers.
-        tasks, task_limit: benchmarks, and how many examples of each.
+        config: names the model, data, reference and loss.
+        adapters: adapter folders, evaluated one after the other; None stands for the model without an adapter.
+        by: columns of the rows to group the metrics by.
+        judge: compares answers of each policy with its base model's; None for no answers.
+        num_prompts: how many prompts to answer for the judge.
+        sampling: how answers are drawn; its seed is also that of the tasks.
+        tasks: names of lm-evaluation-harness tasks to run.
+        task_limit: how many examples of each task to use; None for all.
     """
 
     config: TrainConfig
@@ -37,7 +41,11 @@ class EvaluationRun:
     task_limit: int | None
 
     def check(self) -> None:
-        """Raise `UserError` for what would otherwise be found out after hours."""
+        """Check what would otherwise fail only after the metrics are computed.
+
+        Raises:
+            UserError: there are no two models to compare, the judge does not work, or a package is missing.
+        """
         if self.judge:
             require_two_models(self.config, self.adapters[0])
             self.judge.check()
@@ -45,25 +53,36 @@ class EvaluationRun:
             require_lm_eval()
 
     def run(self, on_status: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Of each policy, what was found, as plain values; `say` hears what is being done. Raises `UserError`."""
-        evaluation = Evaluator(self.config, by=self.by)
-        measured = [
-            evaluation.evaluate(adapter, progress=lambda done, pairs: on_status(f"{done:,} of {pairs:,} pairs"))
+        """Evaluate all policies.
+
+        Args:
+            on_status: is called with a line of text about the progress.
+
+        Returns:
+            A summary of each policy as plain values, as `mlx-dpo evaluate --json` prints it.
+
+        Raises:
+            UserError: an input is wrong, or the judge or a task fails.
+        """
+        evaluator = Evaluator(self.config, by=self.by)
+        results = [
+            evaluator.evaluate(adapter, progress=lambda done, pairs: on_status(f"{done:,} of {pairs:,} pairs"))
             for adapter in self.adapters
         ]
-        told = []
-        for adapter, one in zip(self.adapters, measured, strict=True):
-            name = {} if len(measured) == 1 else {"adapter": str(adapter)}
-            told.append({**name, **one.summary})
-            if one is not measured[0]:
-                told[-1]["against_first"] = compare_results(measured[0], one)
+        summaries = []
+        for i, (adapter, result) in enumerate(zip(self.adapters, results, strict=True)):
+            summary: dict[str, Any] = {} if len(results) == 1 else {"adapter": str(adapter)}
+            summary |= result.summary
+            if i:
+                summary["against_first"] = compare_results(results[0], result)
             if self.judge:
-                on_status("Answering and judging")
-                source = evaluation.examples.examples.source
-                held = pairwise_evaluation(self.config, adapter, source, self.num_prompts, self.judge, self.sampling)
-                told[-1]["head_to_head"] = held.summary
+                on_status("Generating and judging answers")
+                source = evaluator.examples.examples.source
+                judged = pairwise_evaluation(self.config, adapter, source, self.num_prompts, self.judge, self.sampling)
+                summary["head_to_head"] = judged.summary
             if self.tasks:
                 on_status("Running tasks")
                 seed, limit = self.sampling.seed, self.task_limit
-                told[-1]["tasks"] = run_tasks(self.config.model, adapter, self.tasks, limit=limit, seed=seed)
-        return told
+                summary["tasks"] = run_tasks(self.config.model, adapter, self.tasks, limit=limit, seed=seed)
+            summaries.append(summary)
+        return summaries

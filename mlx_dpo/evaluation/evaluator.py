@@ -1,4 +1,4 @@
-"""`evaluate`: how policies do on a file of pairs, against a reference."""
+"""`evaluate`: metrics of policies on a file of pairs or completions, against a reference."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.evaluation.example_sets import ExampleSet, Rows, example_reader, open_evaluation_source
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, precompute_with_reference_model
@@ -22,11 +23,9 @@ from mlx_dpo.forward.device import keep_weights_resident
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
-from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
-from mlx_dpo.training.run import loss_from_config, resolve_for_examples, resolve_loss_settings
 
-ProgressCallback = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]  # (number done, number in all)
 
 
 def evaluate(
@@ -38,40 +37,59 @@ def evaluate(
     rows: Rows | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[str, float]:
-    """Mean metrics, under TRL's names, over all of a file's rows, and `pairs`, or `completions`, their number.
+    """Measure a policy on all rows of a file.
 
     Args:
         config: its model, data, length, reference ("base", the model without the adapter; "none"; or a model folder),
-            objective and batch size are used.
-        adapter_path: an mlx-lm adapter folder to put on the model.
-        model, tokenizer: a model in memory instead of `config.model`; adapters it has are the policy.
+            loss and batch size are used.
+        adapter_path: mlx-lm adapter folder to load onto the model.
+        model: a model in memory instead of `config.model`; adapters that it has are the policy.
+        tokenizer: of the model in memory.
         rows: preference rows in memory instead of `config.data`.
-        progress: hears (pairs done, pairs in all).
+        progress: is called with the number of pairs done and the number of all pairs.
+
+    Returns:
+        Mean metrics with TRL's names, and `pairs`, or `completions`, their number.
 
     Raises:
-        UserError: something given is wrong.
+        UserError: an argument is wrong.
     """
-    evaluation = Evaluator(config, tokenizer=tokenizer, rows=rows)
-    measured = evaluation.evaluate(adapter_path, model=model, progress=progress)
-    return {measured.unit: len(measured.table), **measured.metrics}
+    result = Evaluator(config, tokenizer=tokenizer, rows=rows).evaluate(adapter_path, model=model, progress=progress)
+    return {result.unit: len(result.table), **result.metrics}
 
 
 class Evaluator:
-    """Examples opened once, to measure any number of policies on, one after the other; see `evaluate`."""
+    """Opens examples once, to measure any number of policies on them, one after the other.
+
+    Args:
+        config: as `evaluate` uses it.
+        by: columns of the rows to group the metrics by.
+        tokenizer: of the model; default: loaded from `config.model`.
+        rows: preference rows in memory instead of `config.data`.
+
+    Attributes:
+        config: with the settings that the loss and the examples resolve.
+        loss: gives losses and rewards.
+        examples: that are measured, with the reference's log-probs.
+        lines: [examples] the line of each example's row.
+        labels: by column, [examples] the row's value in it.
+
+    Raises:
+        UserError: an argument is wrong.
+    """
 
     def __init__(
         self, config: TrainConfig, *, by: Sequence[str] = (), tokenizer: Any = None, rows: Rows | None = None
     ) -> None:
-        """by: columns of the rows to sum up by."""
-        self.loss: WeightedLoss = loss_from_config(config)
+        self.loss = loss_from_config(config)
         config = resolve_loss_settings(config, self.loss)
         tokenizer = tokenizer or load_tokenizer(config.model)
         encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
         columns = ColumnLabels(with_renamed_columns(config.columns, example_reader(self.loss)), by)
-        pairs = EncodedExamples(open_evaluation_source(config, rows, columns), encoder)
-        self.examples = ExampleSet.from_indices(pairs, pairs.usable_indices())
+        examples = EncodedExamples(open_evaluation_source(config, rows, columns), encoder)
+        self.examples = ExampleSet.from_indices(examples, examples.usable_indices())
         self.config = resolve_for_examples(config, self.loss, self.examples)
-        self.lines = [pairs.source.location(int(i)).line for i in self.examples.indices]
+        self.lines = [examples.source.location(int(i)).line for i in self.examples.indices]
         self.labels = columns.labels_of_lines(self.lines)
         if self.config.reference not in POLICY_REFERENCES:
             precompute_with_reference_model(self.config, self.loss, tokenizer, {"": self.examples})
@@ -83,37 +101,43 @@ class Evaluator:
         model: nn.Module | None = None,
         progress: ProgressCallback | None = None,
     ) -> EvaluationResult:
-        """Metrics of every example under the model, with an adapter on or without."""
-        config, one = self.config, self.examples
+        """Measure the model, with an adapter if one is given.
+
+        Args:
+            adapter_path: mlx-lm adapter folder to load onto the model.
+            model: a model in memory instead of `config.model`.
+            progress: is called with the number of examples done and the number of all examples.
+        """
+        config, examples = self.config, self.examples
+        reference = examples.reference
         keep_weights_resident()
         model = load_model(config.model).model if model is None else model
-        base = apply_adapter(model, adapter_path)
+        base_tensors = apply_adapter(model, adapter_path)
         network = Network.from_model(model)
         if config.reference == "none":
-            one.reference.reference_policy = NoReference()
+            reference.reference_policy = NoReference()
         elif config.reference in POLICY_REFERENCES:
-            one.reference.clear()  # it was another policy's base; one that is the same is found in the cache
-            one.reference.reference_policy = CachedReference(network, base, config.model)
-        count, found = len(one.indices), list[ExampleMeasurement]()
+            reference.clear()  # of another policy, whose base may differ; an equal base is in the disk cache
+            reference.reference_policy = CachedReference(network, base_tensors, config.model)
+        count, measurements = len(examples.indices), list[ExampleMeasurement]()
         evaluate_examples(
             MemoryModel(network),
-            one.examples,
-            one.indices,
-            one.reference,
+            examples.examples,
+            examples.indices,
+            reference,
             self.loss,
             batch_size=config.batch_size,
             on_progress=None if progress is None else lambda done: progress(done, count),
-            on_measurement=found.append,
+            on_measurement=measurements.append,
         )
-        one.reference.reference_policy = ReferencePolicy()  # it is not kept in memory beside the next one
-        in_order = sorted(found, key=lambda each: each.index)
-        return EvaluationResult(
-            one.example_kind, np.stack([each.metrics for each in in_order]), self.lines, self.labels
-        )
+        reference.reference_policy = ReferencePolicy()  # releases the model before the next one is loaded
+        measurements.sort(key=lambda measurement: measurement.index)
+        table = np.stack([measurement.metrics for measurement in measurements])
+        return EvaluationResult(examples.example_kind, table, self.lines, self.labels)
 
 
 def find_adapters(path: str | Path) -> list[Path]:
-    """An adapter folder; or all adapter folders in a folder, as of a run's checkpoints, by name."""
+    """The adapter folders at a path: itself, or those directly in it, such as a run's checkpoints, by name."""
     folder = Path(path)
     inside = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
     return [folder] if (folder / "adapter_config.json").exists() or not inside else inside

@@ -62,7 +62,7 @@ class ExampleSet:
 
 def example_reader(loss: WeightedLoss) -> RowParser:
     """How rows are read for a loss: pairs, with scores where it asks for them, or single completions too."""
-    if any(one.scores for one in loss.loss_functions):
+    if any(one.needs_scores for one in loss.loss_functions):
         return parse_scored_pairs
     if not loss.unpaired:
         return parse_pairs

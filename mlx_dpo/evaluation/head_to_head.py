@@ -1,4 +1,4 @@
-"""Two models' answers to the same prompts, judged head to head."""
+"""Judges the answers of two models to the same prompts, and summarizes the verdicts as win rates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from mlx_dpo.utils.statistics import win_rate_interval
 
 @dataclass(frozen=True)
 class HeadToHeadResult:
-    """Matches of the tuned model's answers (first) against the base's.
+    """Verdicts on the tuned model's answers against the base model's.
 
     Attributes:
-        scores: [matches], from 0, the base has won, to 1, the tuned one has, the mean over both orders; NaN where a
-            verdict could not be read.
-        swayed: [matches], whether the other order would have had another winner.
+        judge: its name.
+        comparisons: with the tuned model's answer first.
+        scores: [comparisons] from 0, the base model wins, to 1, the tuned model wins; the mean over both orders of the
+            answers. NaN where a verdict could not be read.
+        order_flipped: [comparisons] whether the winner depends on the order.
     """
 
     judge: str
@@ -34,8 +36,9 @@ class HeadToHeadResult:
         """Win rates with their 95% intervals, and all answers."""
         judged = ~np.isnan(self.scores)
         scores = self.scores[judged]
-        tuned, base = (np.array([len(answer) for answer in side], float) for side in self._sides)
-        controlled, interval = length_controlled_win_rate(scores, tuned[judged], base[judged])
+        tuned_lengths = np.array([len(comparison.first) for comparison in self.comparisons], float)
+        base_lengths = np.array([len(comparison.second) for comparison in self.comparisons], float)
+        controlled, interval = length_controlled_win_rate(scores, tuned_lengths[judged], base_lengths[judged])
         return {
             "judge": self.judge,
             "prompts": len(self.comparisons),
@@ -48,30 +51,43 @@ class HeadToHeadResult:
             "win_rate_interval": list(win_rate_interval(scores)),
             "length_controlled_win_rate": controlled,
             "length_controlled_interval": list(interval),
-            "mean_characters": {"base": float(base.mean()), "tuned": float(tuned.mean())},
+            "mean_characters": {"base": float(base_lengths.mean()), "tuned": float(tuned_lengths.mean())},
             "answers": [
-                {"prompt": match.prompt, "base": match.second, "tuned": match.first, "score": float(score)}
-                for match, score in zip(self.comparisons, self.scores, strict=True)
+                {
+                    "prompt": comparison.prompt,
+                    "base": comparison.second,
+                    "tuned": comparison.first,
+                    "score": float(score),
+                }
+                for comparison, score in zip(self.comparisons, self.scores, strict=True)
             ],
         }
-
-    @property
-    def _sides(self) -> tuple[list[str], list[str]]:
-        return [match.first for match in self.comparisons], [match.second for match in self.comparisons]
 
 
 def judge_head_to_head(
     prompts: Sequence[TextOrMessages], base: Sequence[str], tuned: Sequence[str], judge: Judge
 ) -> HeadToHeadResult:
-    """Have a judge compare two models' answers, each two in both orders. Equal ones are ties, and not asked about."""
-    matches = [Comparison(*three) for three in zip(prompts, tuned, base, strict=True)]
-    scores, swayed = np.full(len(matches), 0.5), np.zeros(len(matches), bool)
-    asked = [i for i, match in enumerate(matches) if match.first != match.second]
-    in_order = [matches[i] for i in asked]
-    verdicts = judge.verdicts(
-        [*in_order, *(match.swapped for match in in_order)] if judge.order_sensitive else in_order
-    )
-    first = np.array(verdicts[: len(asked)], np.float64)
-    second = 1 - np.array(verdicts[len(asked) :], np.float64) if judge.order_sensitive else first
-    scores[asked], swayed[asked] = (first + second) / 2, np.sign(first - 0.5) * np.sign(second - 0.5) < 0
-    return HeadToHeadResult(judge.name, matches, scores, swayed)
+    """Have a judge compare the answers of two models, in both orders if the order may matter to it.
+
+    Equal answers are ties, without asking the judge.
+
+    Args:
+        prompts: that both models answered.
+        base: [prompts] answers of the base model.
+        tuned: [prompts] answers of the tuned model.
+        judge: gives the verdicts.
+
+    Raises:
+        UserError: the judge fails.
+    """
+    comparisons = [Comparison(*answers) for answers in zip(prompts, tuned, base, strict=True)]
+    scores, order_flipped = np.full(len(comparisons), 0.5), np.zeros(len(comparisons), bool)
+    differ = [i for i, comparison in enumerate(comparisons) if comparison.first != comparison.second]
+    in_order = [comparisons[i] for i in differ]
+    swapped = [comparison.swapped for comparison in in_order] if judge.order_sensitive else []
+    verdicts = np.array(judge.verdicts([*in_order, *swapped]), np.float64)
+    first = verdicts[: len(differ)]
+    second = 1 - verdicts[len(differ) :] if judge.order_sensitive else first
+    scores[differ] = (first + second) / 2
+    order_flipped[differ] = np.sign(first - 0.5) * np.sign(second - 0.5) < 0
+    return HeadToHeadResult(judge.name, comparisons, scores, order_flipped)

@@ -1,19 +1,24 @@
-"""Measuring a policy on examples, without touching it."""
+"""The one path by which train, evaluate, score and fuse run a policy and its reference over examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.evaluation.metrics import METRICS, mean_metrics
+from mlx_dpo.evaluation.row_batches import by_example, index_batches
 from mlx_dpo.evaluation.scored_batch import (
     BatchStatistics,
     OptimizerBatch,
     ScoredBatch,
+    completion_outputs,
+    example_columns,
     optimizer_batches,
     scoring_options,
 )
@@ -24,66 +29,100 @@ from mlx_dpo.forward.policy import without_dropout
 from mlx_dpo.objectives import LossStates, WeightedLoss
 from mlx_dpo.reference.reference_policy import ReferenceLogps
 
+ReferenceSums = Callable[[np.ndarray, MicroBatch], np.ndarray]  # (example indices, micro-batch) -> [sequences], nats
+# (batch, log-probs and [sequences] reference sums of each micro-batch) -> [examples, METRICS]
+BatchMetrics = Callable[[OptimizerBatch, list[CompletionLogps], list[np.ndarray]], np.ndarray]
+
 
 @dataclass(frozen=True)
 class ExampleMeasurement:
-    """One example as it was measured.
+    """What was measured of one example. Of a pair, the chosen completion comes first.
 
     Attributes:
-        index: its place in its source.
-        metrics: [METRICS].
-        tokens: of each completion, log p of its tokens, float32, nats; of pairs the chosen one's, then the rejected's.
-        reference: [completions], log pi_ref, float64, nats, summed over tokens.
+        index: of the example in its source.
+        token_logps: for each completion, [tokens] log p of its tokens, float32, nats.
+        logps: [completions] log pi, float64, nats, summed over tokens as the loss weights them.
+        reference_logps: [completions] log pi_ref, likewise; 0 if no reference was asked for.
+        kls: [completions] KL(given policy || measured policy), nats, summed over tokens; NaN if not asked for.
+        metrics: [METRICS] under a loss; empty if not asked for.
     """
 
     index: int
-    metrics: np.ndarray
     token_logps: list[np.ndarray]
+    logps: np.ndarray
     reference_logps: np.ndarray
+    kls: np.ndarray
+    metrics: np.ndarray
 
-    @classmethod
-    def of(
-        cls, batch: OptimizerBatch, logps: list[CompletionLogps], references: list[np.ndarray], metrics: np.ndarray
-    ) -> Iterator[ExampleMeasurement]:
-        """The examples of a batch, whose micro-batches have such log-probs; metrics: [examples, METRICS]."""
-        rows = iter(metrics)
-        for micro, one, reference in zip(batch.micro_batches, logps, references, strict=True):
-            tokens = [one.token_logps[one.sequence_indices == i] for i in range(one.num_sequences)]
-            step = len(micro.batch_indices)
-            for i, index in enumerate(batch.example_indices(micro)):
-                yield cls(int(index), next(rows), tokens[i::step], reference[i::step])
-
-    @classmethod
-    def of_all(
-        cls, own: list[ExampleMeasurement], reference: ReferenceLogps, communicator: Communicator
-    ) -> Iterator[ExampleMeasurement]:
-        """This rank's, and those of the others, whose reference log-probs are known from then on."""
-        for part in communicator.gather_shards(_arrays(own, reference.completions_per_example)):
-            reference.fill(part["index"], part["reference"])
-            tokens = iter(np.split(part["tokens"], np.cumsum(part["lengths"])[:-1]))
-            for index, metrics, summed in zip(part["index"], part["metrics"], part["reference"], strict=True):
-                yield cls(int(index), metrics, [next(tokens) for _ in summed], summed)
+    @property
+    def lengths(self) -> np.ndarray:
+        """[completions], in tokens."""
+        return np.array([len(tokens) for tokens in self.token_logps])
 
 
-def _arrays(measured: Sequence[ExampleMeasurement], sides: int) -> Arrays:
-    """For all ranks; `lengths` are those of all completions in `tokens`, one after the other."""
-    tokens = [side for one in measured for side in one.token_logps]
-    return {
-        "index": np.array([one.index for one in measured], np.int64),
-        "metrics": np.array([one.metrics for one in measured]).reshape(-1, len(METRICS)),
-        "reference": np.array([one.reference_logps for one in measured]).reshape(-1, sides),
-        "lengths": np.array([len(side) for side in tokens], np.int64),
-        "tokens": np.concatenate([np.zeros(0, np.float32), *tokens]),
-    }
+def measure(
+    batches: Iterable[OptimizerBatch],
+    network: Network,
+    *,
+    reference: ReferenceSums | None = None,
+    options: Callable[[MicroBatch], dict[str, Any]] = lambda micro: {},
+    metrics: BatchMetrics | None = None,
+) -> Iterator[list[ExampleMeasurement]]:
+    """Run a policy over batches of examples, without dropout and without changing it.
+
+    Args:
+        batches: examples with any number of completions, split into micro-batches.
+        network: the policy.
+        reference: gives the reference's log-probs.
+        options: what to compute beside log-probs, as keyword arguments of `Network.logps`.
+        metrics: computes the metrics of a batch.
+
+    Yields:
+        The measurements of each batch, in the order of its micro-batches.
+    """
+    for batch in batches:
+        micro_batches = batch.micro_batches
+        with without_dropout(network.model):
+            references = [
+                np.zeros(len(micro.sequences)) if reference is None else reference(batch.example_indices(micro), micro)
+                for micro in micro_batches
+            ]
+            logps = [network.logps(micro, **options(micro)) for micro in micro_batches]
+            table = metrics(batch, logps, references) if metrics and micro_batches else None
+        tokens = by_example(batch, [_token_logps(completions) for completions in logps])
+        sums = by_example(batch, [completions.sums for completions in logps])
+        reference_sums = by_example(batch, references)
+        kls = by_example(batch, [_kls(completions) for completions in logps])
+        rows = np.empty((len(tokens), 0)) if table is None else table
+        yield [
+            ExampleMeasurement(index, list(tokens[index]), sums[index], reference_sums[index], kls[index], row)
+            for index, row in zip(tokens, rows, strict=True)
+        ]
 
 
-def index_batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """`indices` in consecutive pieces of `size`."""
-    return (indices[i : i + size] for i in range(0, len(indices), size))
+@dataclass(frozen=True)
+class LossMetrics:
+    """Computes the metrics of a batch under a loss; a `BatchMetrics`.
+
+    Attributes:
+        states: what the loss keeps of the batches it was trained on.
+    """
+
+    network: Network
+    reference: ReferenceLogps
+    loss: WeightedLoss
+    states: LossStates | None = None
+
+    def __call__(self, batch: OptimizerBatch, logps: list[CompletionLogps], references: list[np.ndarray]) -> np.ndarray:
+        """[examples, METRICS]; see `BatchMetrics`."""
+        statistics = BatchStatistics.compute(batch, self.network, self.reference)
+        outputs = [completion_outputs(*arrays, self.loss) for arrays in zip(logps, references, strict=True)]
+        scored = ScoredBatch(example_columns(batch.micro_batches, outputs), statistics, self.loss)
+        return scored.metrics(self.loss(scored.loss_inputs, self.states, scored.weights))
 
 
 def evaluate_examples(
-    budget: MemoryModel,
+    memory_model: MemoryModel,
     examples: EncodedExamples,
     indices: np.ndarray,
     reference: ReferenceLogps,
@@ -95,39 +134,79 @@ def evaluate_examples(
     on_measurement: Callable[[ExampleMeasurement], None] | None = None,
     communicator: Communicator = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """The mean of every metric over the examples `indices`.
+    """Measure pairs or single completions under a loss.
 
     Args:
-        running: what the loss keeps of the batches it was trained on.
-        progress: hears how many are done.
-        each: hears of each example.
-        group: its ranks take batches in turn; all get the means, and each hears of all examples.
+        memory_model: of the policy; sizes the micro-batches.
+        examples: from which some are measured.
+        indices: of the examples to measure.
+        reference: the reference's log-probs; those still missing are computed and kept.
+        loss: gives the rewards and the loss.
+        batch_size: examples that are measured together.
+        loss_state: what the loss keeps of the batches it was trained on.
+        on_progress: is called with the number of examples measured so far.
+        on_measurement: is called with the measurement of each example.
+        communicator: its ranks take batches in turn; all ranks get all results.
+
+    Returns:
+        The mean of every metric.
     """
-    rows, network = list[np.ndarray](), budget.network
-    with without_dropout(network.model):
-        for batch in optimizer_batches(
-            examples, communicator.round_robin(list(index_batches(indices, batch_size))), budget, loss
-        ):
-            own = _measured(batch, network, reference, loss, loss_state)
-            for one in ExampleMeasurement.of_all(own, reference, communicator):
-                rows.append(one.metrics[None])
-                if on_measurement is not None:
-                    on_measurement(one)
-            if on_progress is not None:
-                on_progress(len(rows))
+    rows, network = list[np.ndarray](), memory_model.network
+    order = communicator.round_robin(list(index_batches(indices, batch_size)))
+    for own in measure(
+        optimizer_batches(examples, order, memory_model, loss),
+        network,
+        reference=reference.lookup,
+        options=lambda micro: scoring_options(loss, reference, micro),
+        metrics=LossMetrics(network, reference, loss, loss_state),
+    ):
+        for measurement in _gather(own, reference, communicator):
+            rows.append(measurement.metrics[None])
+            if on_measurement is not None:
+                on_measurement(measurement)
+        if on_progress is not None:
+            on_progress(len(rows))
     return mean_metrics(rows)
 
 
-def _measured(
-    batch: OptimizerBatch, network: Network, reference: ReferenceLogps, loss: WeightedLoss, running: LossStates | None
+def _gather(
+    own: Sequence[ExampleMeasurement], reference: ReferenceLogps, communicator: Communicator
 ) -> list[ExampleMeasurement]:
-    if not batch.micro_batches:
-        return []
-    references = [reference.lookup(batch.example_indices(micro), micro) for micro in batch.micro_batches]
-    logps = [network.logps(micro, **scoring_options(loss, reference, micro)) for micro in batch.micro_batches]
-    facts = BatchStatistics.compute(batch, network, reference)
-    scored = ScoredBatch.from_micro_batches(
-        batch.micro_batches, logps, references, facts, loss, reference.completions_per_example
-    )
-    rows = scored.metrics(loss(scored.loss_inputs, running, scored.weights))
-    return list(ExampleMeasurement.of(batch, logps, references, rows))
+    """The measurements of all ranks; the reference log-probs among them are kept in `reference`."""
+    if communicator.size == 1:
+        return list(own)
+    measurements = []
+    for shard in communicator.gather_shards(_to_arrays(own, reference.completions_per_example)):
+        reference.fill(shard["index"], shard["reference"])
+        tokens = iter(np.split(shard["tokens"], np.cumsum(shard["lengths"])[:-1]))
+        columns = (shard[name] for name in ("index", "logps", "reference", "metrics"))
+        for index, logps, reference_logps, metrics in zip(*columns, strict=True):
+            token_logps, kls = [next(tokens) for _ in logps], np.full(len(logps), np.nan)
+            measurements.append(ExampleMeasurement(int(index), token_logps, logps, reference_logps, kls, metrics))
+    return measurements
+
+
+def _to_arrays(measurements: Sequence[ExampleMeasurement], completions: int) -> Arrays:
+    """Measurements as arrays; `tokens` holds all completions one after the other, `lengths` their lengths."""
+    token_logps = [tokens for measurement in measurements for tokens in measurement.token_logps]
+    return {
+        "index": np.array([measurement.index for measurement in measurements], np.int64),
+        "logps": np.array([measurement.logps for measurement in measurements]).reshape(-1, completions),
+        "reference": np.array([measurement.reference_logps for measurement in measurements]).reshape(-1, completions),
+        "metrics": np.array([measurement.metrics for measurement in measurements]).reshape(-1, len(METRICS)),
+        "lengths": np.array([len(tokens) for tokens in token_logps], np.int64),
+        "tokens": np.concatenate([np.zeros(0, np.float32), *token_logps]),
+    }
+
+
+def _token_logps(logps: CompletionLogps) -> np.ndarray:
+    """[sequences] of [tokens] arrays."""
+    sequences = np.empty(logps.num_sequences, object)
+    for i in range(logps.num_sequences):
+        sequences[i] = logps.token_logps[logps.sequence_indices == i]
+    return sequences
+
+
+def _kls(logps: CompletionLogps) -> np.ndarray:
+    """[sequences], NaN if no KL was computed."""
+    return np.full(logps.num_sequences, np.nan) if logps.token_kls is None else logps.kls

@@ -1,4 +1,4 @@
-"""What is measured of examples, under TRL's names, and how it is averaged."""
+"""Metrics of examples, with TRL's names and meanings, and their means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 import mlx.core as mx
 import numpy as np
 
-# Measured of each pair; a report gives the mean over its pairs.
 PAIR_METRICS = (
     "loss",
     "rewards/chosen",
@@ -18,19 +17,23 @@ PAIR_METRICS = (
     "logps/rejected",
     "logps/accuracies",
 )
-# Of single completions, desirable ones are "chosen"; what takes two of them is not there. KL is the whole batch's.
+# Single completions count as chosen or rejected by their label, and lack what takes both. KL is the whole batch's.
 METRICS = (*PAIR_METRICS, "kl")
+RATE_METRICS = ("rewards/accuracies", "logps/accuracies")  # shares of examples
 
 
 def pair_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-    """[pairs, METRICS], float64, NaN where there is no such number.
+    """The metrics of pairs.
 
-    An accuracy is 1 where the chosen completion has the higher reward (or log-prob) and 0 elsewhere, ties included, as
-    in TRL.
+    An accuracy is 1 if the chosen completion has the higher reward or log-prob, else 0, ties included, as in TRL.
 
     Args:
         losses: [pairs].
-        logps, rewards: [2 * pairs], chosen then rejected; `Loss.rewards` says what rewards are.
+        logps: [2 * pairs] nats, all chosen, then all rejected.
+        rewards: [2 * pairs], of `WeightedLoss.rewards`.
+
+    Returns:
+        [pairs, METRICS], float64, NaN for metrics that pairs lack.
     """
     chosen, rejected = np.split(logps, 2)
     chosen_reward, rejected_reward = np.split(rewards, 2)
@@ -49,32 +52,47 @@ def pair_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray) -> np
 
 
 def completion_metrics(losses: mx.array, logps: np.ndarray, rewards: np.ndarray, desirable: np.ndarray) -> np.ndarray:
-    """The same of single completions; all arrays are [completions]."""
-    wanted, unwanted = np.where(desirable, 0.0, np.nan), np.where(desirable, np.nan, 0.0)
+    """The metrics of single completions.
+
+    Args:
+        losses: [completions].
+        logps: [completions] nats.
+        rewards: [completions], of `WeightedLoss.rewards`.
+        desirable: [completions] bool; a desirable completion is "chosen", any other "rejected".
+
+    Returns:
+        [completions, METRICS], float64, NaN for metrics that a completion lacks.
+    """
+    chosen, rejected = np.where(desirable, 0.0, np.nan), np.where(desirable, np.nan, 0.0)
     return _table(
         {
             "loss": np.array(losses),
-            "rewards/chosen": rewards + wanted,
-            "rewards/rejected": rewards + unwanted,
-            "logps/chosen": logps + wanted,
-            "logps/rejected": logps + unwanted,
+            "rewards/chosen": rewards + chosen,
+            "rewards/rejected": rewards + rejected,
+            "logps/chosen": logps + chosen,
+            "logps/rejected": logps + rejected,
         }
     )
 
 
 def _table(columns: dict[str, np.ndarray]) -> np.ndarray:
-    nothing = np.full(len(columns["loss"]), np.nan)
-    return np.stack([columns.get(name, nothing) for name in METRICS], axis=1).astype(np.float64)
+    missing = np.full(len(columns["loss"]), np.nan)
+    return np.stack([columns.get(name, missing) for name in METRICS], axis=1).astype(np.float64)
 
 
 def mean_metrics(rows: Iterable[np.ndarray], names: Sequence[str] = METRICS) -> dict[str, float]:
-    """The mean of each metric over all examples that have it; what none has is left out."""
+    """The mean of each metric over all examples that have it; metrics that no example has are left out.
+
+    Args:
+        rows: arrays of [examples, names].
+        names: of the metrics.
+    """
     table = np.concatenate(list(rows))
     counts, sums = (~np.isnan(table)).sum(axis=0), np.nansum(table, axis=0)
-    if "loss" in names:  # one that is no number is one that all should see
+    if "loss" in names:  # a loss that is NaN must show
         loss = names.index("loss")
         counts[loss], sums[loss] = len(table), table[:, loss].sum()
-    means = {name: float(s / n) for name, s, n in zip(names, sums, counts, strict=True) if n}
+    means = {name: float(total / count) for name, total, count in zip(names, sums, counts, strict=True) if count}
     if "rewards/margins" not in means and {"rewards/chosen", "rewards/rejected"} <= means.keys():
         means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     return means

@@ -1,4 +1,4 @@
-"""A base and a tuned model answer the same prompts, and a judge says whose answers are better."""
+"""Has a base and a tuned model answer the same prompts, and a judge compare the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_dpo.evaluation.head_to_head import HeadToHeadResult, judge_head_to_head
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.judges.judge import Judge
-from mlx_dpo.sampling.generation import SamplingParams, answer, generate_before_and_after
+from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after, generate_responses
 
 
 def pairwise_evaluation(
@@ -26,41 +26,47 @@ def pairwise_evaluation(
     judge: Judge,
     sampling: SamplingParams,
 ) -> HeadToHeadResult:
-    """Judge answers to a source's first `count` distinct prompts, of the model with an adapter against without.
+    """Compare the answers of the model with and without an adapter.
 
-    Without an adapter, `config.reference` is the folder of the base model. Raises `UserError`.
+    Args:
+        config: its model is used, and its reference where there is no adapter: the folder of the base model.
+        adapter_path: adapter folder to load onto the model.
+        source: rows with the prompts.
+        num_prompts: how many of the source's distinct prompts to answer, from the first on.
+        judge: compares the answers.
+        sampling: how answers are drawn; both models use the same seed.
+
+    Raises:
+        UserError: a model can't be loaded, or the judge fails.
     """
     prompts = distinct_prompts(source, num_prompts)
-    base, tuned = _answers(config, adapter_path, prompts, sampling)
-    mx.clear_cache()  # a judge may be a model too
+    if adapter_path is not None:
+        base, tuned = generate_before_and_after(config.model, adapter_path, prompts, sampling)
+    else:
+        tokenizer = load_tokenizer(config.model)
+        base = generate_responses(load_model(config.reference).model, tokenizer, prompts, sampling)
+        tuned = generate_responses(load_model(config.model).model, tokenizer, prompts, sampling)
+    mx.clear_cache()  # the judge may be a model too
     return judge_head_to_head(prompts, base, tuned, judge)
 
 
 def require_two_models(config: TrainConfig, adapter_path: str | Path | None) -> None:
-    """Raise `UserError` where there is nothing to compare a model with."""
+    """Check that there is a base and a tuned model to compare.
+
+    Raises:
+        UserError: there is neither an adapter nor another model as the reference.
+    """
     if adapter_path is None and config.reference in POLICY_REFERENCES:
         hint = "Give an --adapter-path, or the base model's folder as --reference."
         raise UserError("there are no two models to compare", field="generate", hint=hint)
 
 
 def distinct_prompts(source: ExampleSource, limit: int) -> list[TextOrMessages]:
-    """The first distinct prompts of a source, in order."""
-    found: dict[str, TextOrMessages] = {}
+    """The first `limit` distinct prompts of a source, in its order."""
+    prompts: dict[str, TextOrMessages] = {}
     for i in range(len(source)):
-        if len(found) == limit:
+        if len(prompts) == limit:
             break
         prompt = source[i].prompt
-        found.setdefault(json.dumps(prompt), prompt)
-    return list(found.values())
-
-
-def _answers(
-    config: TrainConfig, adapter_path: str | Path | None, prompts: list[TextOrMessages], sampling: SamplingParams
-) -> tuple[list[str], list[str]]:
-    """Of the base and of the tuned model, drawn with the same seed."""
-    require_two_models(config, adapter_path)
-    if adapter_path is not None:
-        return generate_before_and_after(config.model, adapter_path, prompts, sampling)
-    tokenizer = load_tokenizer(config.model)
-    base = answer(load_model(config.reference).model, tokenizer, prompts, sampling)
-    return base, answer(load_model(config.model).model, tokenizer, prompts, sampling)
+        prompts.setdefault(json.dumps(prompt), prompt)
+    return list(prompts.values())

@@ -11,7 +11,7 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.example_sets import ExampleSet, ExampleSets
-from mlx_dpo.evaluation.measuring import index_batches
+from mlx_dpo.evaluation.row_batches import index_batches
 from mlx_dpo.evaluation.scored_batch import optimizer_batches
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer

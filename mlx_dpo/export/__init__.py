@@ -1,1 +1,1 @@
-"""From a run to what others use."""
+"""Export: fused models, GGUF and PEFT files, model cards, and uploads to the Hub."""

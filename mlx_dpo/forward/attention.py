@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-QUERIES = 128  # of a block
+QUERY_BLOCK = 128  # of a block
 
 Mask = mx.array | str | None
 Attend = Callable[..., mx.array]
@@ -36,8 +36,8 @@ def _by_blocks(whole: Attend, recompute: bool) -> Attend:
     def attend(q: mx.array, k: mx.array, v: mx.array, *, mask: Mask = None, **settings: Any) -> mx.array:
         length, before = q.shape[2], k.shape[2] - q.shape[2]
         blocks = []
-        for start in range(0, length, QUERIES):
-            stop = min(start + QUERIES, length)
+        for start in range(0, length, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, length)
             keys = slice(0, before + stop if isinstance(mask, str) else None)
             block = {"q": q[:, :, start:stop], "k": k[:, :, keys], "v": v[:, :, keys]}
             part = {**settings, **block, "mask": _rows(mask, start, stop)}

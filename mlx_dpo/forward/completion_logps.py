@@ -43,7 +43,7 @@ class CompletionLogps:
     sequence_indices: np.ndarray
     num_sequences: int
     token_weights: np.ndarray | None = None
-    collisions: np.ndarray | None = None
+    collision_logps: np.ndarray | None = None
     token_kls: np.ndarray | None = None
 
     @classmethod
@@ -53,7 +53,7 @@ class CompletionLogps:
         if of_each is not None:
             in_turn = places.sequence_indices[np.flatnonzero(np.diff(places.sequence_indices, prepend=-1))]
             emphasis = np.concatenate([of_each[i] for i in in_turn])
-        collisions, kls = (None if term is None else np.array(term) for term in (terms.collisions, terms.kls))
+        collisions, kls = (None if term is None else np.array(term) for term in (terms.collision_logps, terms.kls))
         return cls(np.array(terms.logps), places.sequence_indices, len(batch.sequences), emphasis, collisions, kls)
 
     @property
@@ -77,9 +77,9 @@ class CompletionLogps:
         exp of the mean over tokens of log p - log sum(p^2): WPO's sampled alignment, Zhou et al. 2024
         (arXiv 2406.11827).
         """
-        assert self.collisions is not None, "they were not asked for"
+        assert self.collision_logps is not None, "they were not asked for"
         return np.exp(
-            self._summed(self.token_logps.astype(np.float64) - self.collisions)
+            self._summed(self.token_logps.astype(np.float64) - self.collision_logps)
             / self._summed(np.ones_like(self.token_logps))
         )
 

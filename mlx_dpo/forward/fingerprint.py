@@ -1,65 +1,51 @@
-"""What tells one policy from another: a digest of all that its log-probs follow from, whatever folder it came from."""
+"""A policy's fingerprint: a digest of everything that its log-probs depend on, whatever folder it was loaded from."""
 
 from __future__ import annotations
 
 import hashlib
 from importlib.metadata import version
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_dpo.adapters.qa_lora import is_qa_lora
-from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.network import Network, PromptSharing
+from mlx_dpo.utils.tensor_digest import tensor_digest
 
-CHECKSUM_CHUNK_BYTES = 1 << 20  # bytes read at a time
-CHECKSUM_MULTIPLIER = 0x1E3779B97F4A7C15  # any large odd number
+# In existing fingerprints, so not to be changed.
+_SHARING_TAGS = {PromptSharing.ANY_PROMPTS: "ANY", PromptSharing.ONE_PROMPT: "ONE", PromptSharing.NONE: "NONE"}
 
 
 def fingerprint(network: Network) -> str:
-    """A hexadecimal digest of the model's code, settings and tensors, and of what computes with them.
+    """A hexadecimal digest of a model's code, settings and tensors, and of the versions and device that run them.
 
-    An adapter whose B is zero adds nothing, so that all fresh adapters, and none, have the same.
+    An adapter whose B is zero changes nothing, so a model has the same fingerprint with such an adapter and without.
     """
     model = network.model
     digest = hashlib.blake2b(digest_size=16)
     settings = repr(vars(model.args)) if hasattr(model, "args") else ""
     device = mx.device_info().get("device_name", "")
-    for said in (type(model).__module__, settings, version("mlx"), version("mlx-lm"), version("mlx-dpo"), device):
-        digest.update(f"{said}\n".encode())
-    digest.update(f"{mx.default_device()} {network.sharing.name}\n".encode())
-    whole = network.shards.tensor_digests if network.shards else {}
-    tensors = {name: whole.get(name) or tensor_digest(v) for name, v in tree_flatten(model.parameters())}
-    for name, said in sorted(_without_silent_adapters(model, tensors).items()):
-        digest.update(f"{name} {said}\n".encode())
+    for text in (type(model).__module__, settings, version("mlx"), version("mlx-lm"), version("mlx-dpo"), device):
+        digest.update(f"{text}\n".encode())
+    digest.update(f"{mx.default_device()} {_SHARING_TAGS[network.sharing]}\n".encode())
+    unsharded = network.shards.tensor_digests if network.shards else {}
+    tensors = {name: unsharded.get(name) or tensor_digest(v) for name, v in tree_flatten(model.parameters())}
+    for name, text in sorted(_without_zero_adapters(model, tensors).items()):
+        digest.update(f"{name} {text}\n".encode())
     return digest.hexdigest()
 
 
-def tensor_digest(tensor: mx.array) -> str:
-    """What a digest is made of, for one tensor."""
-    return f"{tensor.dtype} {tensor.shape} {_checksum(tensor):x}"
+def _without_zero_adapters(model: nn.Module, digests: dict[str, str]) -> dict[str, str]:
+    """Digests by tensor name, with LoRA layers whose B is zero replaced by the layers that they adapt.
 
-
-def _without_silent_adapters(model: nn.Module, tensors: dict[str, str]) -> dict[str, str]:
-    """What is said of tensors, as if LoRA layers whose B is zero were those they adapt. DoRA rescales even then."""
+    DoRA layers stay, since they rescale the weights even where B is zero.
+    """
     for layer, module in model.named_modules():
         if "lora_b" in module and "m" not in module and not mx.any(module["lora_b"]).item():
             inner = f"{layer}.embedding." if "embedding" in module else f"{layer}.linear."
-            del tensors[f"{layer}.lora_a"], tensors[f"{layer}.lora_b"]
-            tensors = {name.replace(inner, f"{layer}."): said for name, said in tensors.items()}
-        elif is_qa_lora(module):  # these tensors make another policy than in a plain adapter
-            tensors[f"{layer}.on_grid"] = tensor_digest(mx.array(True))
-    return tensors
-
-
-def _checksum(tensor: mx.array) -> int:
-    """Of the bytes and their places, modulo 2**64."""
-    data, total = tensor.reshape(-1).view(mx.uint8), 0
-    for start in range(0, data.size, CHECKSUM_CHUNK_BYTES):
-        part = data[start : start + CHECKSUM_CHUNK_BYTES]
-        words = mx.pad(part, (0, -part.size % 4)).view(mx.uint32).astype(mx.uint64)
-        places = mx.arange(1, words.size + 1).astype(mx.uint64) * mx.array(CHECKSUM_MULTIPLIER, mx.uint64)
-        summed: Any = ((words + 1) * (places | mx.array(1, mx.uint64))).sum().item()
-        total = (31 * total + summed) % 2**64
-    return total
+            del digests[f"{layer}.lora_a"], digests[f"{layer}.lora_b"]
+            digests = {name.replace(inner, f"{layer}."): digest for name, digest in digests.items()}
+        elif is_qa_lora(module):  # computed otherwise than a plain adapter with the same tensors
+            digests[f"{layer}.on_grid"] = tensor_digest(mx.array(True))  # part of existing fingerprints: don't rename
+    return digests

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch, collate_shared_prompts
-from mlx_dpo.forward.attention import QUERIES
+from mlx_dpo.forward.attention import QUERY_BLOCK
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.token_logps import CHUNK_BYTES
 
@@ -56,7 +56,7 @@ class BatchCost:
 
 def _keys(length: int) -> int:
     """Keys that a query meets on average under a causal mask, which is trimmed by blocks."""
-    return min(length, (length + QUERIES) // 2)
+    return min(length, (length + QUERY_BLOCK) // 2)
 
 
 def synthetic_pair(prompt: int, completion: int) -> MicroBatch:
@@ -167,7 +167,7 @@ class MemoryModel:
     def fits(self, batch: MicroBatch) -> bool:
         """Whether these pairs may go together."""
         sharing = self.network.sharing
-        if sharing is PromptSharing.ONE and len({prompt for prompt, _ in batch.sequences}) > 1:
+        if sharing is PromptSharing.ONE_PROMPT and len({prompt for prompt, _ in batch.sequences}) > 1:
             return False
         work = BatchCost.from_batch(batch, sharing)
         full = sharing is PromptSharing.NONE or work.useful_tokens >= MIN_USEFUL_SHARE * work.tokens

@@ -42,7 +42,7 @@ def _snapshot(name: str) -> Path:
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
     repo = HubRepoRef.parse(name)
-    if repo is None or repo.part:
+    if repo is None or repo.config_and_split:
         hint = "Hub ids are like user/name, or user/name@revision."
         raise UserError("no such folder, and it is not a Hub id either", where=Where(name), hint=hint)
     with translate_hub_errors(name, prefix="no such folder, and "):

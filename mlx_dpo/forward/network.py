@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class PromptSharing(Enum):
     """How many distinct prompts a micro-batch may have for its completions to share them; the values are for people."""
 
-    ANY = "the prompt once for all its completions"
-    ONE = "the prompt once for all its completions, one prompt at a time"
+    ANY_PROMPTS = "the prompt once for all its completions"
+    ONE_PROMPT = "the prompt once for all its completions, one prompt at a time"
     NONE = "prompt and completion together"
 
 
@@ -74,7 +74,9 @@ class Network:
         """What can be computed again in the backward pass: feed-forwards, then blocks."""
         return len(feed_forwards(self.model)) + len(self.model.layers)
 
-    def logps(self, batch: MicroBatch, *, collisions: bool = False, others: mx.array | None = None) -> CompletionLogps:
+    def logps(
+        self, batch: MicroBatch, *, collision_logps: bool = False, reference_hidden_states: mx.array | None = None
+    ) -> CompletionLogps:
         """log p of every completion token given what stands before it, end of turn included; evaluated.
 
         Args:
@@ -82,7 +84,7 @@ class Network:
         """
         with blockwise_attention(), single_product_lora():
             rows = self._rows(batch)
-        return self._logps(batch, rows, slopes=False, collisions=collisions, others=others)[0]
+        return self._logps(batch, rows, slopes=False, collisions=collision_logps, others=reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """What a micro-batch's log-probs are made of, [rows, hidden], evaluated: the `others` of another policy."""
@@ -92,7 +94,12 @@ class Network:
         return rows
 
     def trace(
-        self, batch: MicroBatch, num_checkpointed: int = 0, *, collisions: bool = False, others: mx.array | None = None
+        self,
+        batch: MicroBatch,
+        num_checkpointed: int = 0,
+        *,
+        collision_logps: bool = False,
+        reference_hidden_states: mx.array | None = None,
     ) -> ForwardTrace:
         """The same as `logps`, with all kept that a gradient needs, so that it costs no second forward pass.
 
@@ -103,7 +110,7 @@ class Network:
             recomputed: how many `parts` of the model keep their inputs only (gradient checkpointing).
         """
         rows, blank, gradients = self._laid_out(batch, num_checkpointed)
-        logps, terms = self._logps(batch, rows, slopes=True, collisions=collisions, others=others)
+        logps, terms = self._logps(batch, rows, slopes=True, collisions=collision_logps, others=reference_hidden_states)
         return ForwardTrace(logps, terms, blank, gradients)
 
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
@@ -146,9 +153,9 @@ class Network:
             mx.array(places.token_ids),
             self.logits,
             self.vocab_size,
-            slopes=slopes,
-            collisions=collisions,
-            others=others,
+            gradients=slopes,
+            collision_logps=collisions,
+            reference_hidden_states=others,
         )
         return CompletionLogps.from_token_terms(batch, places, terms), terms
 
@@ -199,11 +206,11 @@ class ForwardTrace:
         Args:
             sums, plain, kls: [sequences], weights of what `CompletionLogps` has under these names.
         """
-        assert self.terms.slopes is not None
-        slopes = self.logps.token_grads(sums, plain) * self.terms.slopes.astype(mx.float32)
-        if kls is not None and self.terms.kl_slopes is not None:
+        assert self.terms.logp_grads is not None
+        slopes = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
+        if kls is not None and self.terms.kl_grads is not None:
             each = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
-            slopes = slopes + each * self.terms.kl_slopes.astype(mx.float32)
+            slopes = slopes + each * self.terms.kl_grads.astype(mx.float32)
         np.array(self.upstream_grad, copy=False)[:] = np.array(slopes)  # a view: fills it in
         # Last block first, as the backward pass goes; asked for all at once, mlx keeps much of every block to the end.
         for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
@@ -249,7 +256,7 @@ def _agree(way: Network, plain: Network) -> bool:
     sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
     groups = (
         [sequences]
-        if way.sharing is PromptSharing.ANY
+        if way.sharing is PromptSharing.ANY_PROMPTS
         else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
     )
     try:

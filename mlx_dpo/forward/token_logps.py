@@ -34,10 +34,10 @@ class TokenTerms:
     """
 
     logps: mx.array
-    slopes: mx.array | None = None
-    collisions: mx.array | None = None
+    logp_grads: mx.array | None = None
+    collision_logps: mx.array | None = None
     kls: mx.array | None = None
-    kl_slopes: mx.array | None = None
+    kl_grads: mx.array | None = None
 
 
 def token_logps(
@@ -46,9 +46,9 @@ def token_logps(
     logits: HeadFunction,
     vocab_size: int,
     *,
-    slopes: bool,
-    collisions: bool = False,
-    others: mx.array | None = None,
+    gradients: bool,
+    collision_logps: bool = False,
+    reference_hidden_states: mx.array | None = None,
 ) -> TokenTerms:
     """log p(target) of each hidden row and, where asked for, more.
 
@@ -63,8 +63,8 @@ def token_logps(
     chunks = []
     for start in range(0, hidden_states.shape[0], size):
         part = slice(start, start + size)
-        other = None if others is None else others[part]
-        chunks.append(_chunk(hidden_states[part], targets[part, None], logits, slopes, collisions, other))
+        other = None if reference_hidden_states is None else reference_hidden_states[part]
+        chunks.append(_chunk(hidden_states[part], targets[part, None], logits, gradients, collision_logps, other))
     return TokenTerms(**{name: mx.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
@@ -75,7 +75,7 @@ def _chunk(
     found = {}
     p = mx.softmax(logits(rows).astype(mx.float32), axis=-1)
     if collisions:
-        found["collisions"] = mx.log(mx.square(p).sum(axis=-1))
+        found["collision_logps"] = mx.log(mx.square(p).sum(axis=-1))
     if other is not None:
         found |= _divergence(rows, p, other, logits, slopes)
         mx.eval(found)
@@ -83,7 +83,7 @@ def _chunk(
     logp = mx.log(at_target)
     if slopes:
         away = mx.put_along_axis(p, targets, at_target - 1, axis=-1)  # from the target: p, less one there
-        found["slopes"] = -_pulled_back(logits, rows, away)
+        found["logp_grads"] = -_pulled_back(logits, rows, away)
     del p
     mx.eval(logp, found)
     if mx.any(logp < MIN_SOFTMAX_LOGP).item():
@@ -98,7 +98,7 @@ def _divergence(
     log_q = _log_softmax(logits(other))
     q = mx.exp(log_q)
     found = {"kls": (q * (log_q - _log_softmax(logits(rows)))).sum(axis=-1)}
-    return found | {"kl_slopes": _pulled_back(logits, rows, p - q)} if slopes else found
+    return found | {"kl_grads": _pulled_back(logits, rows, p - q)} if slopes else found
 
 
 def _pulled_back(logits: HeadFunction, rows: mx.array, slopes: mx.array) -> mx.array:

@@ -1,1 +1,1 @@
-"""Which of two answers is better: judges of several kinds, and what a tournament between two models comes to."""
+"""Judges, which say which of two answers to a prompt is better. One module a judge; `judge_registry` finds them all."""

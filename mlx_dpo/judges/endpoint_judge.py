@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import random
-import time
-import urllib.error
-import urllib.request
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any
+
+import httpx
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.judges.judge import Comparison, Judge
+from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
+from mlx_dpo.utils.retry import retry, retry_after_seconds
 
-TRANSIENT_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)  # states that may be another a while later
+TRANSIENT_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 MAX_RETRY_DELAY = 120.0
 
 
 @dataclass(frozen=True)
 class EndpointJudge(Judge):
-    """A chat model elsewhere.
+    """A chat model behind an OpenAI-compatible API.
 
     Attributes:
         url: with or without /chat/completions.
-        model: as the endpoint calls it.
-        key_variable: the environment variable that holds the key, if one is asked for; the key itself is in no message.
-        timeout: seconds, of one request.
-        tries: of one request, where it fails in a way that may pass.
-        pause: seconds before the second try, and twice as much before each one after, unless the endpoint says.
-        at_once: requests.
+        model: the model's name at the endpoint.
+        api_key_env: environment variable that holds the API key, if the endpoint needs one; no message shows the key.
+        timeout: seconds without an answer after which a request fails.
+        max_attempts: requests for one comparison, where they fail for a reason that may pass.
+        first_delay: seconds before the second attempt; doubles with each further one, unless the endpoint names it.
+        max_concurrency: simultaneous requests.
     """
 
     url: str
@@ -45,87 +42,100 @@ class EndpointJudge(Judge):
     first_delay: float = 1.0
     max_concurrency: int = 4
 
+    @classmethod
+    def accepts(cls, text: str) -> bool:
+        """An http or https URL."""
+        return text.startswith(("http://", "https://"))
+
+    @classmethod
+    def from_spec(cls, spec: JudgeSpec) -> EndpointJudge:
+        """Check that a model is named."""
+        if not spec.model:
+            hint = "Name the model with --judge-model, as the endpoint calls it."
+            raise UserError("an endpoint has several models", field="judge", hint=hint)
+        return cls(spec.text, spec.model, spec.api_key_env)
+
     @property
     def name(self) -> str:  # type: ignore[override]
+        """The model and the endpoint."""
         return f"{self.model} at {self.url}"
 
     def check(self) -> None:
-        self._verdict(Comparison("What is 1 + 1?", "It is 2.", "It is 3."))
+        """Judge one comparison."""
+        self.verdicts([Comparison("What is 1 + 1?", "It is 2.", "It is 3.")])
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        with ThreadPoolExecutor(self.max_concurrency) as pool:
-            asked = [pool.submit(self._verdict, match) for match in comparisons]
+        """Send a request for each comparison; after the first that fails for good, no more are sent."""
+        failed = threading.Event()
+
+        def verdict(comparison: Comparison) -> float | None:
             try:
-                return [one.result() for one in asked]
+                return None if failed.is_set() else self._verdict(client, comparison)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # what is wrong with one is wrong with all
+                failed.set()
                 raise
 
-    def _verdict(self, comparison: Comparison) -> float | None:
-        body = {"model": self.model, "messages": judge_messages(comparison), "temperature": 0}
-        try:
-            said = self._post(body)["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            raise self._error("its answer is not that of a chat completion") from None
-        return parse_verdict(said or "")
-
-    def _post(self, body: dict[str, Any]) -> Any:
-        for attempt in range(1, self.max_attempts + 1):
+        with httpx.Client(timeout=self.timeout) as client, ThreadPoolExecutor(self.max_concurrency) as pool:
             try:
-                with urllib.request.urlopen(self._request(body), timeout=self.timeout) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                reason, delay = f"HTTP {error.code}: {error_message(error)}", _retry_after(error)
-                if error.code not in TRANSIENT_STATUS:
-                    raise self._error(reason, self._hint(error.code)) from None
-            except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, cut off, not JSON
-                reason, delay = str(getattr(error, "reason", error)) or type(error).__name__, None
-            if attempt < self.max_attempts:
-                doubled = self.first_delay * 2 ** (attempt - 1) * (1 + random.random() / 4)
-                time.sleep(min(doubled if delay is None else delay, MAX_RETRY_DELAY))
-        raise self._error(f"it failed {self.max_attempts} times, the last time with: {reason}")
+                return list(pool.map(verdict, comparisons))
+            finally:
+                failed.set()  # Ctrl-C does not wait for all requests
 
-    def _request(self, body: dict[str, Any]) -> urllib.request.Request:
-        headers = {"Content-Type": "application/json", "User-Agent": "mlx-dpo"}
+    def _verdict(self, client: httpx.Client, comparison: Comparison) -> float | None:
+        def request() -> str | None:
+            url = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+            response = client.post(url, json=body, headers=headers).raise_for_status()
+            return response.json()["choices"][0]["message"]["content"]
+
+        headers = {"User-Agent": "mlx-dpo"}
         if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
-        base = self.url.rstrip("/").removesuffix("/chat/completions")
-        return urllib.request.Request(f"{base}/chat/completions", json.dumps(body).encode(), headers)
+        body = {"model": self.model, "messages": judge_messages(comparison), "temperature": 0}
+        try:
+            content = retry(
+                request,
+                _is_transient,
+                attempts=self.max_attempts,
+                first_delay=self.first_delay,
+                longest_delay=MAX_RETRY_DELAY,
+                retry_after=retry_after_seconds,
+                jitter=lambda: random.random() / 4,
+            )
+        except (LookupError, TypeError):
+            raise self._error("the response is not a chat completion") from None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            attempts = f"{self.max_attempts} attempts failed, the last with " if _is_transient(error) else ""
+            raise self._error(attempts + _describe(error), self._hint(error)) from None
+        return parse_verdict(content or "")
 
-    def _hint(self, code: int) -> str | None:
-        if code in (401, 403):
-            there = "is set, and was sent" if os.environ.get(self.api_key_env) else "is not set"
-            return f"The key is read from the environment variable {self.api_key_env}, which {there}."
-        return "Does the URL end where /chat/completions begins, as in https://.../v1?" if code in (404, 405) else None
+    def _hint(self, error: Exception) -> str | None:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        if status in (401, 403):
+            state = "is set, and was sent" if os.environ.get(self.api_key_env) else "is not set"
+            return f"The key is read from the environment variable {self.api_key_env}, which {state}."
+        return "Does the URL end before /chat/completions, as in https://.../v1?" if status in (404, 405) else None
 
     def _error(self, message: str, hint: str | None = None) -> UserError:
         key = os.environ.get(self.api_key_env)
-        message = message.replace(key, "***") if key else message  # an endpoint may repeat it
-        return UserError(f"the judge can't be asked: {message}", where=Where(self.url), field="judge", hint=hint)
+        message = message.replace(key, "***") if key else message  # an endpoint may repeat the key
+        return UserError(f"the request to the judge failed: {message}", where=Where(self.url), field="judge", hint=hint)
 
 
-def error_message(error: urllib.error.HTTPError) -> str:
-    """What an endpoint says of its error, in one line."""
-    try:
-        text = error.read(4096).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return error.reason
-    try:
-        said = json.loads(text)["error"]
-        text = said["message"] if isinstance(said, dict) else str(said)
-    except (ValueError, KeyError, TypeError):
-        pass
-    return " ".join(text.split())[:300] or error.reason
+def _is_transient(error: Exception) -> bool:
+    """Whether another attempt may succeed: after no connection, a broken one, no JSON, or a status that may pass."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in TRANSIENT_STATUS
+    return isinstance(error, (httpx.TransportError, ValueError))
 
 
-def _retry_after(error: urllib.error.HTTPError) -> float | None:
-    """Seconds that the endpoint asks to wait: a number, or a date."""
-    value = error.headers.get("Retry-After", "")
+def _describe(error: Exception) -> str:
+    """An error in one line, with the endpoint's own message where it sent one."""
+    if not isinstance(error, httpx.HTTPStatusError):
+        return str(error) or type(error).__name__
+    response = error.response
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
+        detail = response.json()["error"]
+        text = detail["message"] if isinstance(detail, dict) else str(detail)
+    except (ValueError, LookupError, TypeError):
+        text = response.text
+    return f"HTTP {response.status_code}: {' '.join(text.split())[:300] or response.reason_phrase}"

@@ -1,40 +1,43 @@
-"""A judge by what the command line says of it."""
+"""Finds the judge for a value of --judge."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
+import pkgutil
 
-from mlx_dpo.errors import UserError
-from mlx_dpo.judges.endpoint_judge import EndpointJudge
-from mlx_dpo.judges.function_judge import FunctionJudge
-from mlx_dpo.judges.judge import Judge
-
-HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or the URL of an OpenAI-compatible API."
+import mlx_dpo.judges
+from mlx_dpo.judges.judge import AdapterRewards, Judge, JudgeSpec
+from mlx_dpo.judges.model_judge import ModelJudge
 
 
-def load_judge(spec: str, *, model: str | None = None, api_key_env: str = "OPENAI_API_KEY") -> Judge:
-    """A function, an endpoint, an adapter's implicit reward, or a model.
+def judge_classes() -> list[type[Judge]]:
+    """All judges that the modules of this package define."""
+    names = [module.name for module in pkgutil.iter_modules(mlx_dpo.judges.__path__, "mlx_dpo.judges.")]
+    members = [member for name in names for member in vars(importlib.import_module(name)).values()]
+    return [cls for cls in dict.fromkeys(filter(_is_class, members)) if issubclass(cls, Judge)]
+
+
+def load_judge(
+    text: str,
+    *,
+    model: str | None = None,
+    api_key_env: str = "OPENAI_API_KEY",
+    adapter_rewards: AdapterRewards | None = None,
+) -> Judge:
+    """Make the judge that `text` names: the first whose `accepts` takes it, else a model.
 
     Args:
-        model: the model that an endpoint is to use, or that an adapter belongs to where it does not say.
-        key_variable: the environment variable that holds an endpoint's key.
+        text: FILE.py:NAME, the URL of an OpenAI-compatible API, an adapter folder, or a model folder or Hub id.
+        model: the model that an endpoint should use, or the base model of an adapter that does not name it.
+        api_key_env: environment variable that holds an endpoint's API key.
+        adapter_rewards: computes the implicit rewards of an adapter; needed only for judges that are adapters.
 
-    Raises: `UserError` where it is none of these.
+    Raises:
+        UserError: it is none of these, or an option is missing.
     """
-    if spec.startswith(("http://", "https://")):
-        if not model:
-            hint = "Name it with --judge-model, as the endpoint calls it."
-            raise UserError("an endpoint has several models", field="judge", hint=hint)
-        return EndpointJudge(spec, model, api_key_env)
-    if ".py:" in spec:
-        return FunctionJudge.load(spec)
-    from mlx_dpo.forward.model_loading import find_model_folder
-    from mlx_dpo.judges.model_judge import ImplicitRewardJudge, ModelJudge
+    judge_class = next((cls for cls in judge_classes() if cls.accepts(text)), ModelJudge)
+    return judge_class.from_spec(JudgeSpec(text, model, api_key_env, adapter_rewards))
 
-    if (Path(spec) / "adapter_config.json").is_file():
-        return ImplicitRewardJudge(spec, model)
-    try:
-        find_model_folder(spec)
-    except UserError as error:
-        raise UserError(error.message, where=error.where, field="judge", hint=HINT) from None
-    return ModelJudge(spec)
+
+def _is_class(member: object) -> bool:
+    return isinstance(member, type)

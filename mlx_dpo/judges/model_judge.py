@@ -1,55 +1,44 @@
-"""Judges that are models on this machine: one that is asked, and one whose implicit reward is taken."""
+"""A judge that is a chat model on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_dpo.adapters.adapter_folder import adapter_base_model
-from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.candidate_rows import parse_candidates
-from mlx_dpo.evaluation.example_sets import examples_from_rows
-from mlx_dpo.evaluation.implicit_rewards import RewardScorer
-from mlx_dpo.forward.model_loading import load_model, load_tokenizer
-from mlx_dpo.judges.judge import Comparison, Judge
+from mlx_dpo.errors import UserError
+from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
+from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
-from mlx_dpo.sampling.generation import SamplingParams, answer
+from mlx_dpo.sampling.generation import SamplingParams, generate_responses
+
+HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or the URL of an OpenAI-compatible API."
 
 
 class ModelJudge(Judge):
-    """A chat model, asked greedily. It is loaded when it is first asked."""
+    """Asks a chat model for a verdict, decoded greedily. What no other judge accepts is taken for a model.
+
+    Args:
+        model: folder or Hub id; loaded for each call of `verdicts`, and released after it.
+        max_tokens: length limit of the model's answer, in tokens.
+    """
 
     def __init__(self, model: str, max_tokens: int = 1024) -> None:
         self.name, self.max_tokens = model, max_tokens
 
+    @classmethod
+    def from_spec(cls, spec: JudgeSpec) -> ModelJudge:
+        """Check that there is such a model."""
+        try:
+            find_model_folder(spec.text)
+        except UserError as error:
+            raise UserError(error.message, where=error.where, field="judge", hint=HINT) from None
+        return cls(spec.text)
+
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        """Generate an answer to the rubric prompt for each comparison, in batches."""
         tokenizer, model = load_tokenizer(self.name), load_model(self.name).model
-        asked = [judge_messages(match) for match in comparisons]
-        answers = answer(model, tokenizer, list(asked), SamplingParams(self.max_tokens))
+        prompts = [judge_messages(comparison) for comparison in comparisons]
+        answers = generate_responses(model, tokenizer, list(prompts), SamplingParams(self.max_tokens))
         mx.clear_cache()
         return [parse_verdict(text) for text in answers]
-
-
-class ImplicitRewardJudge(Judge):
-    """The implicit reward of an adapter: the answer it rewards more is the better one (see `scoring`)."""
-
-    order_sensitive = False
-
-    def __init__(self, adapter_path: str | Path, model: str | None = None, config: TrainConfig | None = None) -> None:
-        """model: the adapter's own, where it does not say."""
-        self.name, self.adapter_path = str(adapter_path), adapter_path
-        self.config = (config or TrainConfig()).replace(model=model or adapter_base_model(adapter_path))
-
-    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        rows = [{"prompt": match.prompt, "completions": [match.first, match.second]} for match in comparisons]
-        there = [i for i, match in enumerate(comparisons) if match.first.strip() and match.second.strip()]
-        found: list[float | None] = [None] * len(comparisons)
-        if there:
-            source = examples_from_rows([rows[i] for i in there], "answers", parse_candidates)
-            scoring = RewardScorer.load(self.config, source, self.adapter_path)
-            rewards = [row.rewards for batch in scoring.score_batches() for row in batch]
-            for i, two in zip(there, rewards, strict=True):
-                found[i] = None if two is None else float(two[0] > two[1]) + float(two[0] == two[1]) / 2
-        return found

@@ -1,4 +1,4 @@
-"""What a language model is asked as a judge, and how its verdict is read.
+"""The prompt that asks a language model for a verdict, and the parser of its answer.
 
 After MT-Bench's pairwise judge (Zheng et al. 2023, arXiv 2306.05685).
 """
@@ -27,21 +27,24 @@ better, [[B]] if assistant B is better, [[C]] for a tie.
 {second}
 [The end of assistant B's answer]"""
 
-_VERDICT = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
-_VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
+_VERDICT_PATTERN = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
+_VERDICT_VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
 def judge_messages(comparison: Comparison) -> list[Message]:
-    """The match as a chat model is asked about it."""
-    asked = PAIRWISE_PROMPT.format(question=comparison.prompt_text, first=comparison.first, second=comparison.second)
-    return [{"role": "user", "content": asked}]  # not every template has a system message
+    """The rubric and a comparison as one user message; not every chat template takes a system message."""
+    prompt = PAIRWISE_PROMPT.format(question=comparison.prompt_text, first=comparison.first, second=comparison.second)
+    return [{"role": "user", "content": prompt}]
 
 
 def parse_verdict(text: str) -> float | None:
-    """The verdict in an answer, as of `Judge.verdicts`; None where there is none, or more than one, or another word.
+    """Read the verdict in a judge's answer, ignoring the reasoning before </think>.
 
-    What a reasoning model thinks before its answer does not count.
+    Returns:
+        1 for [[A]], 0 for [[B]], 0.5 for [[C]]; None if there is no verdict, an unknown one, or several that differ.
     """
-    _, ended, said = text.rpartition("</think>")
-    found = set(_VERDICT.findall(said)) if ended or "<think>" not in said else set()
-    return _VALUES.get(found.pop()) if len(found) == 1 else None
+    _, end_of_reasoning, answer = text.rpartition("</think>")
+    if not end_of_reasoning and "<think>" in answer:
+        return None
+    verdicts = set(_VERDICT_PATTERN.findall(answer))
+    return _VERDICT_VALUES.get(verdicts.pop()) if len(verdicts) == 1 else None

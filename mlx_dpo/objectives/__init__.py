@@ -1,11 +1,13 @@
-"""Objectives: from log-probabilities to losses. One pure function each, with its paper; none knows of a model."""
+"""Objectives: from log-probs to losses. Every loss is a pure function in `losses/` that knows nothing about models."""
 
 from __future__ import annotations
 
+from mlx_dpo.objectives.loss_function import LossFunction, RewardKind, declare_loss
 from mlx_dpo.objectives.loss_inputs import LabelledLogps, LossState, PairLogps
 from mlx_dpo.objectives.loss_registry import LOSS_ALIASES, LOSS_FUNCTIONS, LOSS_SETTINGS, find_loss_function
-from mlx_dpo.objectives.objective import LossFunction, RewardKind, objective
 from mlx_dpo.objectives.weighted_loss import LossStates, WeightedLoss
+
+objective = declare_loss  # its earlier name, which users' files import
 
 __all__ = [
     "LOSS_ALIASES",
@@ -18,6 +20,7 @@ __all__ = [
     "PairLogps",
     "RewardKind",
     "WeightedLoss",
+    "declare_loss",
     "find_loss_function",
     "objective",
 ]

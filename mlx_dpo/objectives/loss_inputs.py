@@ -1,4 +1,4 @@
-"""What an objective sees: pairs, or single completions with labels."""
+"""What a loss function is given: the log-probs of pairs, or of single completions with labels."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-LossState: TypeAlias = tuple[float, ...]
+LossState: TypeAlias = tuple[float, ...]  # what a loss keeps from batch to batch
 
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities of pairs' completions. Arrays are [pairs], float32; a log-prob is in nats, summed over tokens.
+    """Log-probs of pairs' completions. Arrays are [pairs], float32; a log-prob is in nats, summed over tokens.
 
     Attributes:
-        chosen_logratios, rejected_logratios: log pi - log pi_ref, what gradients are taken with respect to; beta times
-            it is a completion's implicit reward (Rafailov et al. 2023, arXiv 2305.18290, eq. 5 without its constant).
-        chosen_reference, rejected_reference: log pi_ref; zero where there is no reference, so that the log-ratios are
-            the policy's log-probs to the bit.
+        chosen_logratios, rejected_logratios: log pi - log pi_ref, with respect to which gradients are taken; times
+            beta, it is a completion's implicit reward (Rafailov et al. 2023, arXiv 2305.18290, eq. 5 without its
+            constant).
+        chosen_reference, rejected_reference: log pi_ref; zero without a reference, so that the log-ratios are exactly
+            the policy's log-probs.
         chosen_tokens, rejected_tokens: lengths of the completions.
-        mean_chosen_tokens: mean length of the chosen ones of the whole optimizer batch, of which these pairs may be
-            a part only.
-        score: from log-ratios to rewards without beta; another function than this one under another f-divergence.
-        asked_margins: how much more reward the chosen answer is to get, of the rows' `margin` column; 0 without one.
-        score_gaps: the chosen answer's score less the rejected one's, of the rows; NaN without scores.
-        chosen_kls, rejected_kls: KL(pi_ref || pi) summed over a completion's positions; None where not asked for.
-        chosen_plain, rejected_plain: log pi, every token counted alike, where in the others they are not (LD-DPO); else
-            None.
-        kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 where not asked for.
-        running: what the objective keeps of all batches up to this one; empty before the first.
+        mean_chosen_tokens: mean length of the chosen completions of the whole optimizer batch, of which these pairs
+            may be a part.
+        score_function: from log-ratios to rewards without beta; not the identity under another f-divergence.
+        target_margins: the reward margin that each pair is to reach, from the rows' `margin` column; 0 without one.
+        score_gaps: chosen score - rejected score of the rows; NaN without scores.
+        chosen_kls, rejected_kls: KL(pi_ref || pi) summed over a completion's positions; None unless needed.
+        chosen_unweighted, rejected_unweighted: log pi with every token weighted alike, where the log-ratios weight
+            tokens (LD-DPO); else None.
+        kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 unless needed.
+        state: the loss's state after this batch's update; empty for a loss without one.
     """
 
     chosen_logratios: mx.array
@@ -41,62 +42,63 @@ class PairLogps:
     chosen_tokens: mx.array
     rejected_tokens: mx.array
     mean_chosen_tokens: float
-    score: Callable[[mx.array], mx.array] = lambda logratios: logratios
-    asked_margins: mx.array = field(default_factory=lambda: mx.array(0.0))
+    score_function: Callable[[mx.array], mx.array] = lambda logratios: logratios
+    target_margins: mx.array = field(default_factory=lambda: mx.array(0.0))
     score_gaps: mx.array = field(default_factory=lambda: mx.array(float("nan")))
     chosen_kls: mx.array | None = None
     rejected_kls: mx.array | None = None
-    chosen_plain: mx.array | None = None
-    rejected_plain: mx.array | None = None
+    chosen_unweighted: mx.array | None = None
+    rejected_unweighted: mx.array | None = None
     kl: float = 0.0
-    running: LossState = ()
+    state: LossState = ()
 
     @classmethod
     def from_numpy(
-        cls, policy: np.ndarray, reference: np.ndarray, tokens: np.ndarray, mean_chosen_tokens: float, **facts: Any
+        cls, policy: np.ndarray, reference: np.ndarray, tokens: np.ndarray, mean_chosen_tokens: float, **fields: Any
     ) -> PairLogps:
-        """From arrays of [2 * pairs], float64, chosen then rejected; `facts` are more attributes.
+        """From float64 arrays of [2 * pairs], chosen then rejected.
 
-        The log-ratios are small differences of large sums, so they are taken before anything becomes float32.
+        The log-ratios are small differences of large sums, so they are computed before anything becomes float32.
+
+        Args:
+            policy: log-probs under the policy.
+            reference: log-probs under the reference.
+            tokens: lengths.
+            mean_chosen_tokens: see the attribute.
+            fields: further attributes.
         """
-        (chosen, rejected), (chosen_reference, rejected_reference), (chosen_tokens, rejected_tokens) = (
-            map(mx.array, np.split(values.astype(np.float32), 2)) for values in (policy - reference, reference, tokens)
-        )
-        return cls(
-            chosen,
-            rejected,
-            chosen_reference,
-            rejected_reference,
-            chosen_tokens,
-            rejected_tokens,
-            mean_chosen_tokens,
-            **facts,
-        )
+        logratios = policy - reference
+        return cls(*_halves(logratios), *_halves(reference), *_halves(tokens), mean_chosen_tokens, **fields)
 
     @property
     def gradient_fields(self) -> dict[str, tuple[str, ...]]:
-        """Attributes that gradients are taken with respect to, by what of the completions they are made of."""
-        every = {
+        """What gradients are taken with respect to, by the argument of `ForwardTrace.gradient` that takes them."""
+        fields = {
             "sums": ("chosen_logratios", "rejected_logratios"),
             "kls": ("chosen_kls", "rejected_kls"),
-            "plain": ("chosen_plain", "rejected_plain"),
+            "plain": ("chosen_unweighted", "rejected_unweighted"),
         }
-        return {kind: names for kind, names in every.items() if getattr(self, names[0]) is not None}
+        return {kind: names for kind, names in fields.items() if getattr(self, names[0]) is not None}
 
     @property
     def chosen_scores(self) -> mx.array:
-        """Rewards without beta of the chosen completions: their log-ratios, but under another f-divergence."""
-        return self.score(self.chosen_logratios)
+        """Rewards of the chosen completions, without beta; the log-ratios unless under another f-divergence."""
+        return self.score_function(self.chosen_logratios)
 
     @property
     def rejected_scores(self) -> mx.array:
-        """The same of the rejected ones."""
-        return self.score(self.rejected_logratios)
+        """Rewards of the rejected completions, without beta; the log-ratios unless under another f-divergence."""
+        return self.score_function(self.rejected_logratios)
 
     @property
     def margins(self) -> mx.array:
-        """chosen - rejected scores."""
+        """Chosen - rejected scores."""
         return self.chosen_scores - self.rejected_scores
+
+    @property
+    def mean_margins(self) -> mx.array:
+        """Chosen - rejected scores, each divided by its completion's length."""
+        return self.chosen_scores / self.chosen_tokens - self.rejected_scores / self.rejected_tokens
 
     @property
     def chosen_logps(self) -> mx.array:
@@ -109,16 +111,32 @@ class PairLogps:
         return self.rejected_logratios + self.rejected_reference
 
     @property
-    def chosen_likelihoods(self) -> mx.array:
-        """log pi of the chosen completions, every token counted alike."""
-        return self.chosen_logps if self.chosen_plain is None else self.chosen_plain
+    def chosen_mean_logps(self) -> mx.array:
+        """log pi of the chosen completions, a token."""
+        return self.chosen_logps / self.chosen_tokens
+
+    @property
+    def rejected_mean_logps(self) -> mx.array:
+        """log pi of the rejected completions, a token."""
+        return self.rejected_logps / self.rejected_tokens
+
+    @property
+    def chosen_unweighted_logps(self) -> mx.array:
+        """log pi of the chosen completions with every token weighted alike."""
+        return self.chosen_logps if self.chosen_unweighted is None else self.chosen_unweighted
+
+    @property
+    def token_kls(self) -> tuple[mx.array, mx.array]:
+        """`chosen_kls` and `rejected_kls` of a loss that is declared with `needs_token_kls`."""
+        assert self.chosen_kls is not None and self.rejected_kls is not None, "declare it with needs_token_kls=True"
+        return self.chosen_kls, self.rejected_kls
 
     def reward_margins(self, beta: float) -> mx.array:
-        """beta * margins, less what the rows ask for: positive where a pair is as it should be."""
-        return beta * self.margins - self.asked_margins
+        """beta * margins - target margins: positive where a pair's margin is reached."""
+        return beta * self.margins - self.target_margins
 
     def as_labelled(self) -> LabelledLogps:
-        """Each pair as two completions: all chosen ones, which are desirable, then all rejected ones."""
+        """Every pair as two completions: all chosen ones, labelled true, then all rejected ones, labelled false."""
         ones = mx.ones(len(self.chosen_logratios))
         return LabelledLogps(
             mx.concatenate([self.chosen_logratios, self.rejected_logratios]),
@@ -126,23 +144,25 @@ class PairLogps:
             mx.concatenate([self.chosen_tokens, self.rejected_tokens]),
             mx.concatenate([ones, mx.zeros_like(ones)]),
             self.mean_chosen_tokens / 2,
-            mx.concatenate([self.chosen_likelihoods, self.rejected_logps]),
+            mx.concatenate([self.chosen_unweighted_logps, self.rejected_logps]),
             self.kl,
-            self.running,
+            self.state,
         )
 
 
 @dataclass(frozen=True)
 class LabelledLogps:
-    """Log-probabilities of single completions. Arrays are [completions], float32; as `PairLogps` otherwise.
+    """Log-probs of single completions with labels. Arrays are [completions], float32; a log-prob is in nats.
 
     Attributes:
-        logratios: log pi - log pi_ref, what gradients are taken with respect to.
-        reference: log pi_ref; zero where there is no reference.
-        tokens: lengths.
-        desirable: 1 where a completion is as it should be, 0 where it is not.
-        plain: log pi with every token counted alike, where it is not the sum of the two above; else None.
-        mean_desirable_tokens: tokens of desirable completions, per completion of either kind, in the optimizer batch.
+        logratios: log pi - log pi_ref, with respect to which gradients are taken.
+        reference: log pi_ref; zero without a reference.
+        tokens: lengths of the completions.
+        desirable: 1 where the label is true, 0 where it is false.
+        mean_desirable_tokens: tokens of desirable completions, per completion of either label, in the optimizer batch.
+        unweighted: log pi with every token weighted alike, where it is not the sum of the first two; else None.
+        kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 unless needed.
+        state: the loss's state after this batch's update; empty for a loss without one.
     """
 
     logratios: mx.array
@@ -150,14 +170,9 @@ class LabelledLogps:
     tokens: mx.array
     desirable: mx.array
     mean_desirable_tokens: float
-    plain: mx.array | None = None
+    unweighted: mx.array | None = None
     kl: float = 0.0
-    running: LossState = ()
-
-    @property
-    def gradient_fields(self) -> dict[str, tuple[str, ...]]:
-        """See `PairLogps.variables`."""
-        return {"sums": ("logratios",)}
+    state: LossState = ()
 
     @classmethod
     def from_numpy(
@@ -167,15 +182,38 @@ class LabelledLogps:
         tokens: np.ndarray,
         desirable: np.ndarray,
         mean_desirable_tokens: float,
-        **facts: Any,
+        **fields: Any,
     ) -> LabelledLogps:
-        """From arrays of [completions], float64; see `PairLogps.of`."""
-        ratios, of_reference, lengths, wanted = (
-            mx.array(values.astype(np.float32)) for values in (policy - reference, reference, tokens, desirable)
-        )
-        return cls(ratios, of_reference, lengths, wanted, mean_desirable_tokens, **facts)
+        """From float64 arrays of [completions]; the log-ratios are computed before anything becomes float32."""
+        logratios, labels = _float32(policy - reference), _float32(desirable)
+        return cls(logratios, _float32(reference), _float32(tokens), labels, mean_desirable_tokens, **fields)
 
     @property
-    def likelihoods(self) -> mx.array:
-        """log pi, every token counted alike."""
-        return self.logratios + self.reference if self.plain is None else self.plain
+    def gradient_fields(self) -> dict[str, tuple[str, ...]]:
+        """What gradients are taken with respect to, by the argument of `ForwardTrace.gradient` that takes them."""
+        return {"sums": ("logratios",)}
+
+    @property
+    def unweighted_logps(self) -> mx.array:
+        """log pi with every token weighted alike."""
+        return self.logratios + self.reference if self.unweighted is None else self.unweighted
+
+
+def _float32(values: np.ndarray) -> mx.array:
+    return mx.array(values.astype(np.float32))
+
+
+def _halves(values: np.ndarray) -> tuple[mx.array, mx.array]:
+    chosen, rejected = np.split(values, 2)
+    return _float32(chosen), _float32(rejected)
+
+
+def example_pairs(**fields: Any) -> PairLogps:
+    """Two made-up pairs: the docstrings' examples use them, and a user's loss is tried on them before training.
+
+    Args:
+        fields: further attributes of `PairLogps`.
+    """
+    logratios = mx.array([0.5, -0.5])
+    tokens = mx.array([4.0, 1.0]), mx.array([3.0, 9.0])
+    return PairLogps(logratios, -logratios, logratios - 20, logratios - 30, *tokens, 2.5, **fields)

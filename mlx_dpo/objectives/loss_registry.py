@@ -1,61 +1,46 @@
-"""All objectives, by the names that `--loss` takes, TRL's where TRL has them."""
+"""All losses by the names that `--loss` takes, TRL's where TRL has them. A module in `losses/` is found by itself."""
 
 from __future__ import annotations
 
-import difflib
+from importlib import import_module
+from pkgutil import iter_modules
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.objectives import paired, unpaired
-from mlx_dpo.objectives import per_completion as sides
-from mlx_dpo.objectives import reference_free as likelihood
+from mlx_dpo.objectives import losses
 from mlx_dpo.objectives.custom_loss import load_custom_loss
-from mlx_dpo.objectives.objective import LossFunction
+from mlx_dpo.objectives.loss_function import LossFunction, declared_loss
+from mlx_dpo.utils.formatting import did_you_mean
 
-LOSS_FUNCTIONS: dict[str, LossFunction] = {
-    one.name: one
-    for one in (
-        paired.sigmoid,
-        paired.robust,
-        paired.hinge,
-        paired.ipo,
-        paired.sigmoid_norm,
-        paired.exo_pair,
-        paired.discopop,
-        paired.dpop,
-        paired.rdpo,
-        paired.odpo,
-        paired.beta_dpo,
-        paired.tdpo,
-        paired.tdpo2,
-        sides.nca_pair,
-        sides.bco_pair,
-        sides.sppo_hard,
-        sides.cal_dpo,
-        sides.apo_zero,
-        sides.apo_down,
-        sides.aot,
-        sides.aot_unpaired,
-        likelihood.simpo,
-        likelihood.cpo,
-        likelihood.orpo,
-        unpaired.kto,
-        unpaired.bco,
-        unpaired.apo_zero_unpaired,
-        unpaired.sft,
-    )
-}
-LOSS_SETTINGS = tuple(dict.fromkeys(knob for one in LOSS_FUNCTIONS.values() for knob in one.settings))
+# In this order `mlx-dpo losses` lists them; any other follows, alphabetically.
+ORDER = """
+    sigmoid robust hinge ipo sigmoid_norm exo_pair discopop dpop rdpo odpo beta_dpo tdpo tdpo2 nca_pair bco_pair
+    sppo_hard cal_dpo apo_zero apo_down aot aot_unpaired simpo cpo orpo kto bco apo_zero_unpaired sft
+""".split()  # noqa: SIM905
 LOSS_ALIASES = {"dpo": "sigmoid"}
 
 
+def declared_losses() -> dict[str, LossFunction]:
+    """Every loss of the modules in `losses/`, by name, in the order of `mlx-dpo losses`."""
+    modules = [import_module(f"{losses.__name__}.{module.name}") for module in iter_modules(losses.__path__)]
+    declared = [loss for module in modules for value in vars(module).values() if (loss := declared_loss(value))]
+    rank = {name: i for i, name in enumerate(ORDER)}
+    return {loss.name: loss for loss in sorted(declared, key=lambda loss: (rank.get(loss.name, len(ORDER)), loss.name))}
+
+
+LOSS_FUNCTIONS: dict[str, LossFunction] = declared_losses()
+LOSS_SETTINGS = tuple(dict.fromkeys(name for loss in LOSS_FUNCTIONS.values() for name in loss.settings))
+
+
 def find_loss_function(name: str) -> LossFunction:
-    """The objective of that name, or `path/to/file.py:name`. Raises `UserError` naming the nearest one."""
+    """The loss of that name, or the user's own `path/to/file.py:name`.
+
+    Raises:
+        UserError: there is no such loss; its hint names the closest one.
+    """
     if ".py:" in name:
         return load_custom_loss(name)
-    known = [*LOSS_FUNCTIONS, *LOSS_ALIASES]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean `{near[0]}`? " if near else ""
-        hint += "`mlx-dpo losses` lists them; one of your own is path/to/file.py:name."
-        raise UserError(f"no objective is called {name!r}", field="loss", hint=hint)
-    return LOSS_FUNCTIONS[LOSS_ALIASES.get(name, name)]
+    if loss := LOSS_FUNCTIONS.get(LOSS_ALIASES.get(name, name)):
+        return loss
+    suggestion = did_you_mean(name, [*LOSS_FUNCTIONS, *LOSS_ALIASES])
+    hint = f"{suggestion} `mlx-dpo losses` lists them; your own loss is path/to/file.py:name.".lstrip()
+    raise UserError(f"there is no loss {name!r}", field="loss", hint=hint)

@@ -1,4 +1,4 @@
-"""A loss: one objective, or a weighted sum of some, with their knobs."""
+"""The loss of a run: one loss function or a weighted sum of several, with their settings."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.objectives.divergence import score_function
+from mlx_dpo.objectives.f_divergence import score_function
+from mlx_dpo.objectives.loss_function import DIVERGENCE_DEFAULTS, LossFunction, RewardKind
 from mlx_dpo.objectives.loss_inputs import LabelledLogps, LossState, PairLogps
 from mlx_dpo.objectives.loss_registry import LOSS_FUNCTIONS, find_loss_function
-from mlx_dpo.objectives.objective import DIVERGENCE_DEFAULTS, LossFunction, RewardKind
 
 LossInputs = PairLogps | LabelledLogps
-LossStates = Mapping[str, LossState]  # by objective
+LossStates = Mapping[str, LossState]  # by the name of the loss function
 
 
 @dataclass(frozen=True)
 class WeightedLoss:
-    """A weighted sum of objectives.
+    """A weighted sum of loss functions.
 
     Attributes:
-        terms: (weight, objective).
-        knobs: of every objective, resolved; one value for all that share a knob.
-        weighting: whether a pair counts by how likely its answers are under the policy (WPO).
-        tail: what a token counts beyond the length of its pair's shorter answer (LD-DPO).
+        terms: (weight, loss function).
+        settings: of all loss functions, with defaults filled in; loss functions with a setting in common share it.
+        use_weighting: whether pairs are weighted by how likely their answers are under the policy (WPO).
+        ld_alpha: weight of tokens beyond the length of a pair's shorter answer (LD-DPO); 1 weights all alike.
     """
 
     terms: tuple[tuple[float, LossFunction], ...]
@@ -40,186 +40,202 @@ class WeightedLoss:
     def parse(
         cls, text: str, settings: Mapping[str, Any], *, use_weighting: bool = False, ld_alpha: float = 1.0
     ) -> WeightedLoss:
-        """From `sigmoid`, `sigmoid=0.8,bco_pair=0.2,sft` (a weight left out is 1), or `path/to/file.py:name`.
+        """Parse `sigmoid`, `sigmoid=0.8,bco_pair=0.2,sft` (the default weight is 1) or `path/to/file.py:name`.
 
         Args:
-            given: all knobs there are; one that is None takes the default of the first objective that has it.
+            text: what `--loss` was given.
+            settings: every setting that any loss has; None stands for the default of the first loss that has it.
+            use_weighting: see the attribute.
+            ld_alpha: see the attribute.
 
         Raises:
-            UserError: an objective is not known, a weight is not a number, or a knob is given that none uses.
+            UserError: a loss is unknown, a weight is not a number, or a setting is given that no loss uses.
         """
-        terms = tuple(_term(part.strip()) for part in text.split(","))
-        names = [objective.name for _, objective in terms]
-        if len(set(names)) < len(names):
-            raise UserError(f"an objective stands twice in {text!r}", field="loss", hint="Give it one weight.")
-        objectives = [objective for _, objective in terms]
-        _refuse_unused(text, objectives, settings)
-        _refuse_divergence(objectives, settings)
-        _refuse_zeros(objectives, settings)
-        _refuse_weighting(objectives, use_weighting)
-        defaults = {name: value for one in reversed(objectives) for name, value in one.settings.items()}
-        return cls(
-            terms,
-            {k: v if settings.get(k) is None else settings[k] for k, v in defaults.items()},
-            use_weighting,
-            ld_alpha,
-        )
+        terms = tuple(_parse_term(term.strip()) for term in text.split(","))
+        functions = [function for _, function in terms]
+        if len({function.name for function in functions}) < len(functions):
+            raise UserError(f"{text!r} has the same loss twice", field="loss", hint="Give it one weight.")
+        _refuse_unused_settings(text, functions, settings)
+        _refuse_divergence(functions, settings)
+        _refuse_zeros(functions, settings)
+        _refuse_weighting(functions, use_weighting)
+        defaults = {name: value for function in reversed(functions) for name, value in function.settings.items()}
+        resolved = {k: default if settings.get(k) is None else settings[k] for k, default in defaults.items()}
+        return cls(terms, resolved, use_weighting, ld_alpha)
 
     @property
     def loss_functions(self) -> list[LossFunction]:
-        """Without their weights."""
-        return [objective for _, objective in self.terms]
+        """The terms without their weights."""
+        return [function for _, function in self.terms]
 
     @property
     def whole_batch(self) -> bool:
         """Whether a pair's loss depends on the other pairs of its optimizer batch."""
-        return any(one.whole_batch for one in self.loss_functions)
+        return any(function.whole_batch for function in self.loss_functions)
 
     @property
     def unpaired(self) -> bool:
-        """Whether single completions do for it."""
-        return all(one.unpaired for one in self.loss_functions)
+        """Whether it takes single completions."""
+        return all(function.unpaired for function in self.loss_functions)
 
     @property
     def likelihood_only(self) -> bool:
-        """Whether it only makes completions likely, so that there are no rewards of single ones."""
-        return self.unpaired and not any(one.reference for one in self.loss_functions)
+        """Whether it only raises likelihoods, so that single completions have no rewards."""
+        return self.unpaired and not any(function.uses_reference for function in self.loss_functions)
 
     @property
     def needs_kl(self) -> bool:
-        """Whether it asks for the batch's KL on mismatched completions."""
-        return any(one.kl for one in self.loss_functions)
+        """Whether it needs the batch's KL, estimated on mismatched completions."""
+        return any(function.needs_kl for function in self.loss_functions)
 
     @property
     def needs_token_kls(self) -> bool:
-        """Whether it asks for KLs at each position."""
-        return any(one.token_kls for one in self.loss_functions)
+        """Whether it needs the KL at each position."""
+        return any(function.needs_token_kls for function in self.loss_functions)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the reference's log-probs are asked for, by the losses or the rewards."""
-        return self._rewards is RewardKind.LOGRATIO
+        """Whether the loss or its rewards need the reference's log-probs."""
+        return self._reward_kind is RewardKind.LOGRATIO
 
     @property
-    def _rewards(self) -> RewardKind:
-        return (
-            RewardKind.LOGRATIO if any(one.reference for one in self.loss_functions) else self.loss_functions[0].rewards
-        )
+    def _reward_kind(self) -> RewardKind:
+        uses_reference = any(function.uses_reference for function in self.loss_functions)
+        return RewardKind.LOGRATIO if uses_reference else self.loss_functions[0].rewards
 
     def __call__(
-        self, batch: LossInputs, states: LossStates | None = None, pair_weights: np.ndarray | None = None
+        self, inputs: LossInputs, states: LossStates | None = None, pair_weights: np.ndarray | None = None
     ) -> mx.array:
-        """Losses, [pairs] or [completions]. Each objective's are in an order of its own; it is their mean that counts.
+        """Compute losses. A loss over a whole batch may return them in an order of its own; only the mean counts.
 
         Args:
-            running: what objectives keep of the batches so far, see `updated`.
-            weights: [pairs], of the pairs themselves.
+            inputs: log-probs of a batch.
+            states: loss functions' states, see `next_states`.
+            pair_weights: [pairs].
+
+        Returns:
+            [pairs] or [completions].
         """
-        parts = [weight * self._of(objective, batch, states or {}) for weight, objective in self.terms]
-        losses = mx.stack(parts).sum(axis=0) if len(parts) > 1 else parts[0]
+        terms = [weight * self._losses(function, inputs, states or {}) for weight, function in self.terms]
+        losses = mx.stack(terms).sum(axis=0) if len(terms) > 1 else terms[0]
         return losses if pair_weights is None else losses * mx.array(pair_weights.astype(np.float32))
 
-    def _of(self, objective: LossFunction, batch: LossInputs, running: LossStates) -> mx.array:
-        if isinstance(batch, PairLogps) and objective.any_divergence and not objective.unpaired:
-            score = score_function(self.settings["f_divergence"], self.settings["f_alpha_divergence_coef"])
-            batch = replace(batch, score=score)
-        seen = replace(_as_taken(objective, batch), running=running.get(objective.name, ()))
-        losses = objective.function(seen, **self._arguments(objective))
-        two_a_pair = isinstance(batch, PairLogps) and objective.unpaired
-        return losses.reshape(2, -1).mean(axis=0) if two_a_pair else losses
+    def _losses(self, function: LossFunction, inputs: LossInputs, states: LossStates) -> mx.array:
+        """[pairs] or [completions] of one loss function."""
+        if isinstance(inputs, PairLogps) and function.supports_f_divergence and not function.unpaired:
+            divergence = score_function(self.settings["f_divergence"], self.settings["f_alpha_divergence_coef"])
+            inputs = replace(inputs, score_function=divergence)
+        converted = replace(_as_expected(function, inputs), state=states.get(function.name, ()))
+        losses = function.function(converted, **self._arguments(function))
+        is_two_per_pair = isinstance(inputs, PairLogps) and function.unpaired
+        return losses.reshape(2, -1).mean(axis=0) if is_two_per_pair else losses
 
-    def _arguments(self, objective: LossFunction) -> dict[str, Any]:
-        return {name: self.settings[name] for name in objective.keyword_defaults}
+    def _arguments(self, function: LossFunction) -> dict[str, Any]:
+        return {name: self.settings[name] for name in function.keyword_defaults}
 
-    def next_states(self, states: LossStates, batch: LossInputs) -> LossStates:
-        """What objectives keep of the batches up to this one, which is a whole optimizer batch."""
+    def next_states(self, states: LossStates, inputs: LossInputs) -> LossStates:
+        """The states of the loss functions after a whole optimizer batch."""
         return {
-            one.name: one.running(states.get(one.name, ()), _as_taken(one, batch), **self._arguments(one))
-            for one in self.loss_functions
-            if one.running
+            f.name: f.next_state(states.get(f.name, ()), _as_expected(f, inputs), **self._arguments(f))
+            for f in self.loss_functions
+            if f.next_state
         }
 
     def losses_and_gradients(
-        self, batch: LossInputs, states: LossStates | None = None, pair_weights: np.ndarray | None = None
+        self, inputs: LossInputs, states: LossStates | None = None, pair_weights: np.ndarray | None = None
     ) -> tuple[mx.array, dict[str, np.ndarray]]:
-        """Losses, and the gradients of their sum, [2 * pairs], chosen then rejected, or [completions], float32.
+        """Compute losses, and the gradients of their sum.
 
-        They are by the batch's `variables`: with respect to the policy's sums of log-probs, and where the batch has
-        them to its plain ones, and to the KLs.
+        Args:
+            inputs: log-probs of a batch.
+            states: loss functions' states, see `next_states`.
+            pair_weights: [pairs].
+
+        Returns:
+            Losses, [pairs] or [completions]; and float32 gradients of [2 * pairs], chosen then rejected, or
+            [completions], by the keys of `inputs.gradient_fields`.
         """
-        groups = batch.gradient_fields
-        names = [name for group in groups.values() for name in group]
-        values = [getattr(batch, name) for name in names]
-        losses, slopes = mx.vjp(
-            lambda *values: self(replace(batch, **dict(zip(names, values, strict=True))), states, pair_weights),
+        fields = inputs.gradient_fields
+        names = [name for group in fields.values() for name in group]
+        values = [getattr(inputs, name) for name in names]
+        losses, gradients = mx.vjp(
+            lambda *values: self(replace(inputs, **dict(zip(names, values, strict=True))), states, pair_weights),
             values,
             [mx.ones(len(values[0]))],
         )
-        found = dict(zip(names, slopes, strict=True))
-        return losses[0], {kind: np.concatenate([np.array(found[n]) for n in group]) for kind, group in groups.items()}
+        by_name = dict(zip(names, map(np.array, gradients), strict=True))
+        return losses[0], {kind: np.concatenate([by_name[n] for n in group]) for kind, group in fields.items()}
 
     def rewards(self, logps: np.ndarray, reference: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Implicit rewards of completions, as TRL logs them for this loss; all arrays are [completions], float64."""
-        log_rewards = {
+        """Implicit rewards as TRL logs them for this loss.
+
+        Args:
+            logps: log-probs under the policy, float64, [completions].
+            reference: log-probs under the reference, float64, [completions].
+            tokens: lengths, [completions].
+
+        Returns:
+            float64, [completions].
+        """
+        unscaled = {
             RewardKind.LOGRATIO: logps - reference,
             RewardKind.LOGP: logps,
             RewardKind.MEAN_LOGP: logps / tokens,
         }
-        return self.settings["beta"] * log_rewards[self._rewards]
+        return self.settings["beta"] * unscaled[self._reward_kind]
 
 
-def _as_taken(objective: LossFunction, batch: LossInputs) -> LossInputs:
-    """A batch as an objective takes it."""
-    return batch.as_labelled() if objective.unpaired and isinstance(batch, PairLogps) else batch
+def _as_expected(function: LossFunction, inputs: LossInputs) -> LossInputs:
+    """Pairs as labelled completions where the loss function takes those."""
+    return inputs.as_labelled() if function.unpaired and isinstance(inputs, PairLogps) else inputs
 
 
-def _term(part: str) -> tuple[float, LossFunction]:
-    name, number = part.rsplit("=", 1) if "=" in part else (part, "1")
+def _parse_term(term: str) -> tuple[float, LossFunction]:
+    name, number = term.rsplit("=", 1) if "=" in term else (term, "1")
     try:
         weight = float(number)
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight) or weight == 0:
-        hint = "As in --loss sigmoid=0.8,bco_pair=0.2,sft=1."
+        hint = "For example --loss sigmoid=0.8,bco_pair=0.2,sft=1."
         raise UserError(f"the weight of {name!r} is {number!r}, not a number other than 0", field="loss", hint=hint)
     return weight, find_loss_function(name)
 
 
-def _refuse_unused(text: str, terms: Sequence[LossFunction], given: Mapping[str, Any]) -> None:
-    """A knob that has no effect is a mistake, unless it stands where a file of all knobs leaves it: at a default."""
-    used = {name for one in terms for name in one.settings}
-    for name, value in given.items():
-        users = [one for one in LOSS_FUNCTIONS.values() if name in one.settings]
-        if value is None or name in used or value in [one.settings[name] for one in users]:
+def _refuse_unused_settings(text: str, functions: Sequence[LossFunction], settings: Mapping[str, Any]) -> None:
+    """Refuse a setting without effect, unless it is a default, as a saved config of another loss has it."""
+    used = {name for function in functions for name in function.settings}
+    for name, value in settings.items():
+        users = [function for function in LOSS_FUNCTIONS.values() if name in function.settings]
+        if value is None or name in used or value in [function.settings[name] for function in users]:
             continue
-        hint = f"It is used by {', '.join(one.name for one in users)}. `mlx-dpo losses` lists every loss's knobs."
+        hint = f"It is used by {', '.join(f.name for f in users)}. `mlx-dpo losses` lists every loss's settings."
         raise UserError(f"the loss {text!r} does not use it", field=name, hint=hint)
 
 
-def _refuse_divergence(terms: Sequence[LossFunction], given: Mapping[str, Any]) -> None:
-    divergence = given.get("f_divergence")
-    deaf = [one for one in terms if not one.any_divergence]
-    if divergence not in (None, "reverse_kl") and (deaf or not any(one.reference for one in terms)):
-        hint = "Another divergence than reverse_kl goes with the losses that `mlx-dpo losses` lists it for."
-        name = (deaf or terms)[0].name
-        raise UserError(f"the loss {name!r} knows no other divergence", field="f_divergence", hint=hint)
-    alpha = given.get("f_alpha_divergence_coef")
+def _refuse_divergence(functions: Sequence[LossFunction], settings: Mapping[str, Any]) -> None:
+    divergence = settings.get("f_divergence")
+    unsupported = [function for function in functions if not function.supports_f_divergence]
+    if divergence not in (None, "reverse_kl") and (unsupported or not any(f.uses_reference for f in functions)):
+        hint = "`mlx-dpo losses` lists the losses that --f-divergence works with."
+        name = (unsupported or functions)[0].name
+        raise UserError(f"the loss {name!r} supports reverse_kl only", field="f_divergence", hint=hint)
+    alpha = settings.get("f_alpha_divergence_coef")
     if divergence != "alpha" and alpha not in (None, DIVERGENCE_DEFAULTS["f_alpha_divergence_coef"]):
-        hint = "It goes with --f-divergence alpha."
+        hint = "It needs --f-divergence alpha."
         raise UserError("the divergence does not use it", field="f_alpha_divergence_coef", hint=hint)
 
 
-def _refuse_weighting(terms: Sequence[LossFunction], weighting: bool) -> None:
-    """Sorted losses have lost which pair they are of."""
-    sorting = [one.name for one in terms if one.name.startswith("aot")]
-    if weighting and sorting:
-        hint = "Weights are of pairs, and it compares the batch's answers as two heaps."
+def _refuse_weighting(functions: Sequence[LossFunction], use_weighting: bool) -> None:
+    sorting = [function.name for function in functions if not function.keeps_pair_order]
+    if use_weighting and sorting:
+        hint = "It sorts the batch's margins, so its losses no longer belong to single pairs."
         raise UserError(f"the loss {sorting[0]!r} can't be weighted", field="use_weighting", hint=hint)
 
 
-def _refuse_zeros(terms: Sequence[LossFunction], given: Mapping[str, Any]) -> None:
-    for one in terms:
-        for name in one.above_zero:
-            if given.get(name) == 0:
-                hint = f"Leave it out for {one.settings[name]}."
-                raise UserError(f"the loss {one.name!r} takes it above 0 only", field=name, hint=hint)
+def _refuse_zeros(functions: Sequence[LossFunction], settings: Mapping[str, Any]) -> None:
+    for function in functions:
+        for name in function.positive_settings:
+            if settings.get(name) == 0:
+                hint = f"Leave it out for {function.settings[name]}."
+                raise UserError(f"the loss {function.name!r} needs it above 0", field=name, hint=hint)

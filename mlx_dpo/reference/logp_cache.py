@@ -57,7 +57,7 @@ class LogpCache:
     def __contains__(self, batch: MicroBatch) -> bool:
         return _key(batch) in self.known
 
-    def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
+    def get_or_compute(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
         """[sequences] log-probs, nats: those known, or else computed, and known from now on."""
         key = _key(batch)
         if key not in self.known:
@@ -86,13 +86,13 @@ class MainRankLogpCache:
         self.shards, self.fingerprint = shards, fingerprint
         self.known = LogpCache(name, model) if shards.group.rank() == 0 else None
 
-    def of(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
+    def get_or_compute(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
         """See `LogpCache.of`."""
         known = self.shards.all_min(self.known is None or batch in self.known)
         values = np.zeros(len(batch.sequences)) if known else compute(batch)
         if self.known is not None:
             computed = values
-            values = self.known.of(batch, lambda _: computed)
+            values = self.known.get_or_compute(batch, lambda _: computed)
         return self.shards.broadcast(values)
 
 

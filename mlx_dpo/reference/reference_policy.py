@@ -74,7 +74,7 @@ class CachedReference(SharedNetworkReference):
         )
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
-        return self.cache.of(batch, super().sums)
+        return self.cache.get_or_compute(batch, super().sums)
 
 
 class ReferenceLogps:
@@ -98,6 +98,7 @@ class ReferenceLogps:
 
     def lookup(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
         """[completions] of the examples `indices`, which are those in `batch`; of pairs, chosen then rejected."""
+        self._grow(indices)
         if np.isnan(self.table[indices]).any():
             began = time.perf_counter()
             self.table[indices] = self.reference_policy.sums(batch).reshape(-1, len(indices)).T
@@ -106,7 +107,14 @@ class ReferenceLogps:
 
     def fill(self, indices: np.ndarray, logps: np.ndarray) -> None:
         """What another process has computed, [indices, completions of each]."""
+        self._grow(indices)
         self.table[indices] = logps
+
+    def _grow(self, indices: np.ndarray) -> None:
+        """Makes room for examples that a batch source has added."""
+        missing = int(indices.max(initial=-1)) + 1 - len(self.table)
+        if missing > 0:
+            self.table = np.pad(self.table, ((0, missing), (0, 0)), constant_values=np.nan)
 
     def clear(self) -> None:
         """The policy is another one now."""

@@ -1,1 +1,1 @@
-"""What people see of a run: the terminal, metrics.jsonl, the model card."""
+"""What people see of a run: terminal output, metrics.jsonl, the HTML report, charts, warnings and trackers."""

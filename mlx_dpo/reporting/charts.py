@@ -1,4 +1,4 @@
-"""What the page's charts show: series of points, for assets/charts.js to draw."""
+"""The charts of a report: series of points, which assets/charts.js and `chart_images` draw."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
-from mlx_dpo.training.listener import Metrics
 
-MAX_CURVE_POINTS = 400  # of a curve; of more, an even share, the last among them
-MAX_SCATTER_POINTS = 1_500  # of a cloud
+MAX_CURVE_POINTS = 400
+MAX_SCATTER_POINTS = 1_500
 HISTOGRAM_BINS = 24
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud or histogram.
+    """One line, point cloud or histogram. Its fields are keys that assets/charts.js reads.
 
     Attributes:
-        points: (x, y), or (x, y, what a tip says of it).
-        color: its number among the page's colours.
-        dashed, faint, cross: how it is drawn.
+        label: its name in the legend.
+        points: (x, y), or (x, y, text of the tooltip).
+        color: index among the page's colors.
+        dashed: draw the line dashed, with markers.
+        faint: draw the line lighter.
+        cross: draw crosses as markers.
     """
 
     label: str
@@ -40,9 +42,9 @@ class Chart:
     """A chart.
 
     Attributes:
+        name: its key in the page and its file name as an image.
         kind: "line", "scatter", "path" or "bar".
-        x, y: what is along the axes.
-        meaning: what to read from it, in a sentence; empty where the title says it.
+        description: how to read it; empty if the title says it.
     """
 
     name: str
@@ -54,179 +56,187 @@ class Chart:
     description: str = ""
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values, for the page."""
-        return {"type": self.kind, "x": self.x_label, "y": self.y_label, "series": [vars(one) for one in self.series]}
+        """The chart as plain values, for the page."""
+        return {"type": self.kind, "x": self.x_label, "y": self.y_label, "series": list(map(vars, self.series))}
 
 
-# name, title, what is along y, metrics (of several, each in its own colour where there is one run), what to read
-CURVES: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
-    ("loss", "Loss", "", ("loss",), ""),
-    (
+@dataclass(frozen=True)
+class CurveSpec:
+    """A chart of metrics over steps. Several metrics of one run get a color each."""
+
+    name: str
+    title: str
+    y_label: str
+    metrics: tuple[str, ...]
+    description: str = ""
+
+
+CURVES = (
+    CurveSpec("loss", "Loss", "", ("loss",)),
+    CurveSpec(
         "rewards",
         "Rewards",
         "beta x nats",
         ("rewards/chosen", "rewards/rejected"),
-        "Both may fall, and the chosen one less: that is how DPO often goes. What counts is the margin, and that the "
-        "chosen answers stay likely.",
+        "Often both fall, the chosen one less. What matters is the margin, and that chosen completions stay likely.",
     ),
-    ("margin", "Reward margin", "beta x nats", ("rewards/margins",), ""),
-    ("accuracy", "Reward accuracy", "share of pairs", ("rewards/accuracies",), ""),
-    (
+    CurveSpec("margin", "Reward margin", "beta x nats", ("rewards/margins",)),
+    CurveSpec("accuracy", "Reward accuracy", "share of pairs", ("rewards/accuracies",)),
+    CurveSpec(
         "logps",
-        "Log-probs of the answers",
+        "Completion log-probs",
         "nats",
         ("logps/chosen", "logps/rejected"),
-        "Summed over an answer's tokens.",
+        "Summed over the tokens of a completion.",
     ),
-    ("grad_norm", "Gradient norm", "before clipping", ("grad_norm",), ""),
-    ("learning_rate", "Learning rate", "", ("learning_rate",), ""),
-    ("memory", "Peak memory", "GB", ("peak_memory_gb",), ""),
-    ("speed", "Speed", "pairs a second", ("pairs_per_second",), ""),
+    CurveSpec("grad_norm", "Gradient norm", "before clipping", ("grad_norm",)),
+    CurveSpec("learning_rate", "Learning rate", "", ("learning_rate",)),
+    CurveSpec("memory", "Peak memory", "GB", ("peak_memory_gb",)),
+    CurveSpec("speed", "Speed", "pairs per second", ("pairs_per_second",)),
 )
 
 
 def build_charts(runs: Sequence[RunStatistics]) -> list[Chart]:
-    """All charts that the runs have numbers for."""
-    return [chart for chart in (*_curves(runs), *_of_moments(runs)) if any(one.points for one in chart.series)]
+    """All charts for which the runs have numbers; several runs are overlaid."""
+    charts = [*_curves(runs), _reward_kl(runs), *_pair_charts(runs)]
+    return [chart for chart in charts if any(series.points for series in chart.series)]
 
 
 def _curves(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
-    for name, title, y, metrics, meaning in CURVES:
-        series = [
-            one
-            for i, run in enumerate(runs)
-            for j, metric in enumerate(metrics)
-            for one in _train_and_held_out(run, metric, metrics, i, j, len(runs))
+    for spec in CURVES:
+        series: list[Series] = []
+        for run_index, run in enumerate(runs):
+            for metric_index in range(len(spec.metrics)):
+                series += _curve_series(run, spec, metric_index, None if len(runs) == 1 else run_index)
+        if spec.name == "memory":
+            series += _memory_limits(runs)
+        yield Chart(spec.name, spec.title, "line", "step", spec.y_label, series, spec.description)
+
+
+def _curve_series(run: RunStatistics, spec: CurveSpec, metric_index: int, run_index: int | None) -> Iterator[Series]:
+    """A metric over training batches, and dashed over held-out examples. run_index is None if there is one run."""
+    metric, has_several = spec.metrics[metric_index], len(spec.metrics) > 1
+    words = [] if run_index is None else [run.name]
+    words += [metric.partition("/")[2]] if has_several else []
+    color = metric_index if run_index is None else run_index
+    faint = run_index is not None and has_several and metric_index == 1
+    # A policy that equals its reference has no reward accuracy.
+    skips_start = metric == "rewards/accuracies" and run.before is not None and run.before.is_reference
+    for split, lines in (("train", run.train_metrics), ("held out", run.eval_metrics)):
+        points = [
+            (line["step"], line[metric])
+            for line in lines
+            if line.get(metric) is not None and math.isfinite(line[metric]) and not (skips_start and line["step"] == 0)
         ]
-        if name == "memory":
-            series += [one for i, run in enumerate(runs) for one in _limit(run, i, len(runs))]
-        yield Chart(name, title, "line", "step", y, series, meaning)
-
-
-def _train_and_held_out(
-    run: RunStatistics, metric: str, metrics: tuple[str, ...], i: int, j: int, runs: int
-) -> Iterator[Series]:
-    """A metric's curve over training batches and over held-out examples, dashed; of several runs a colour each."""
-    several = len(metrics) > 1
-    part = [metric.partition("/")[2]] if several else []
-    color = i if runs > 1 else j
-    for which, lines in (("train", run.train_metrics), ("held out", run.eval_metrics)):
-        label = " ".join([*([run.name] if runs > 1 else []), *part, which])
-        points = _thin(_points(lines, metric, _skip_start(run, metric)))
-        faint = runs > 1 and several and j == 1
         if points:
-            yield Series(label, points, color, dashed=which == "held out", faint=faint, cross=faint)
+            dashed = split == "held out"
+            label = " ".join([*words, split])
+            yield Series(label, _thin(points, MAX_CURVE_POINTS), color, dashed=dashed, faint=faint, cross=faint)
 
 
-def _skip_start(run: RunStatistics, metric: str) -> Callable[[Metrics], bool]:
-    """A policy that is its reference has no reward accuracy."""
-    unmoved = metric == "rewards/accuracies" and run.before is not None and run.before.is_reference
-    return lambda line: unmoved and line["step"] == 0
-
-
-def _points(lines: Sequence[Metrics], metric: str, skip: Callable[[Metrics], bool]) -> list[tuple[float, float]]:
-    return [
-        (line["step"], line[metric])
-        for line in lines
-        if line.get(metric) is not None and math.isfinite(line[metric]) and not skip(line)
-    ]
-
-
-def _limit(run: RunStatistics, i: int, runs: int) -> Iterator[Series]:
-    limit, steps = run.metadata.get("memory_limit"), [line["step"] for line in run.train_metrics]
-    if limit and steps:
-        points = [(steps[0], limit / 1e9), (steps[-1], limit / 1e9)]
-        yield Series(f"{run.name} limit" if runs > 1 else "limit", points, i if runs > 1 else 1, dashed=True)
-
-
-def _of_moments(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
-    paired = [run for run in runs if run.after is not None and run.after.is_paired]
-    yield _reward_kl(runs)
-    if not paired:
-        return
-    yield _histogram(
-        "margins",
-        "Margins of log-probs, held out",
-        "nats",
-        paired,
-        lambda moment: moment.logp_margins,
-        "log p(chosen) - log p(rejected): right of 0 the chosen answer is the likelier one.",
-    )
-    yield _histogram(
-        "reward_margins",
-        "Reward margins, held out",
-        "beta x nats",
-        paired,
-        lambda moment: None if moment.is_reference else moment.margins,
-        "How far training moved each pair: left of 0 it went the wrong way.",
-    )
-    if len(runs) == 1 and paired[0].after is not None:
-        yield _lengths(paired[0].after)
+def _memory_limits(runs: Sequence[RunStatistics]) -> Iterator[Series]:
+    for i, run in enumerate(runs):
+        limit, steps = run.metadata.get("memory_limit"), [line["step"] for line in run.train_metrics]
+        if limit and steps:
+            label, color = ("limit", 1) if len(runs) == 1 else (f"{run.name} limit", i)
+            yield Series(label, [(step, limit / 1e9) for step in (steps[0], steps[-1])], color, dashed=True)
 
 
 def _reward_kl(runs: Sequence[RunStatistics]) -> Chart:
-    """Where the run went: how much margin it got for how much KL (Gao et al. 2022, arXiv 2210.10760)."""
+    """How much margin a run gained for how much KL (Gao et al. 2022, arXiv 2210.10760)."""
     series = []
     for i, run in enumerate(runs):
         points = [
-            (moment.kl_per_token, reward, f"step {moment.step}")
-            for moment in run.eval_records
-            if moment.kl_per_token is not None and (reward := _reward(moment)) is not None
+            (record.kl_per_token, reward, f"step {record.step}")
+            for record in run.eval_records
+            if record.kl_per_token is not None and (reward := _mean_reward(record)) is not None
         ]
         series.append(Series(run.name, points, i))
-    meaning = (
-        "One point an evaluation. A path that bends down has gone too far. KL is that of the next-token distributions "
-        "over held-out answers."
+    description = (
+        "One point per evaluation. If the path bends down, training went too far. KL is that of the next-token "
+        "distributions over held-out completions."
     )
-    paired = all(moment.is_paired for run in runs for moment in run.eval_records)
-    y = "reward margin" if paired else "reward of wanted answers"
-    return Chart("reward_kl", "Reward against KL", "path", "KL to the reference, nats a token", y, series, meaning)
+    is_paired = all(record.is_paired for run in runs for record in run.eval_records)
+    y_label = "reward margin" if is_paired else "reward of wanted completions"
+    x_label = "KL to the reference, nats per token"
+    return Chart("reward_kl", "Reward against KL", "path", x_label, y_label, series, description)
 
 
-def _reward(moment: EvalRecord) -> float | None:
-    values = moment.margins if moment.is_paired else moment.metrics["rewards/chosen"]
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
+def _mean_reward(record: EvalRecord) -> float | None:
+    values = record.margins if record.is_paired else record.metrics["rewards/chosen"]
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else None
+
+
+def _pair_charts(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
+    paired = [run for run in runs if run.after is not None and run.after.is_paired]
+    if not paired:
+        return
+    yield _histogram(
+        Chart(
+            "margins",
+            "Log-prob margins, held out",
+            "bar",
+            "nats",
+            "pairs",
+            [],
+            "log p(chosen) - log p(rejected). Right of 0, the chosen completion is the likelier one.",
+        ),
+        paired,
+        lambda record: record.logp_margins,
+    )
+    yield _histogram(
+        Chart(
+            "reward_margins",
+            "Reward margins, held out",
+            "bar",
+            "beta x nats",
+            "pairs",
+            [],
+            "How far training moved each pair. Left of 0, it went the wrong way.",
+        ),
+        paired,
+        lambda record: None if record.is_reference else record.margins,
+    )
+    if len(runs) == 1 and paired[0].after is not None:
+        yield _length_chart(paired[0].after)
 
 
 def _histogram(
-    name: str,
-    title: str,
-    x: str,
-    runs: Sequence[RunStatistics],
-    values: Callable[[EvalRecord], np.ndarray | None],
-    meaning: str,
+    chart: Chart, runs: Sequence[RunStatistics], values_of: Callable[[EvalRecord], np.ndarray | None]
 ) -> Chart:
-    sets: list[tuple[str, np.ndarray]] = []
-    for run in runs:
-        for when, moment in (("before", run.before), ("after", run.after)):
-            found = None if moment is None else values(moment)
-            if found is not None and not (when == "before" and len(runs) > 1):
-                sets.append((when if len(runs) == 1 else f"{run.name} {when}", found))
-    edges = (
-        np.histogram_bin_edges(np.concatenate([found for _, found in sets]), HISTOGRAM_BINS) if sets else np.zeros(1)
-    )
-    middles = (edges[:-1] + edges[1:]) / 2
-    order = {"before": 1, "after": 0}
-    series = [
-        Series(label, [(float(x), int(n)) for x, n in zip(middles, np.histogram(found, edges)[0], strict=True)], color)
-        for i, (label, found) in enumerate(sets)
-        for color in [order.get(label, i)]
-    ]
-    return Chart(name, title, "bar", x, "pairs", series, meaning)
+    """The chart with the values before and after training of one run, or after training of several runs."""
+    labelled: list[tuple[str, np.ndarray, int]] = []
+    for i, run in enumerate(runs):
+        for label, record, color in (("before", run.before, 1), ("after", run.after, 0)):
+            values = None if record is None else values_of(record)
+            if values is None:
+                continue
+            if len(runs) == 1:
+                labelled.append((label, values, color))
+            elif label == "after":
+                labelled.append((f"{run.name} {label}", values, i))
+    if not labelled:
+        return chart
+    edges = np.histogram_bin_edges(np.concatenate([values for _, values, _ in labelled]), HISTOGRAM_BINS)
+    centers = ((edges[:-1] + edges[1:]) / 2).tolist()
+    for label, values, color in labelled:
+        counts = np.histogram(values, edges)[0].tolist()
+        chart.series.append(Series(label, list(zip(centers, counts, strict=True)), color))
+    return chart
 
 
-def _lengths(after: EvalRecord) -> Chart:
+def _length_chart(after: EvalRecord) -> Chart:
     series = []
-    for side, name in enumerate(("chosen", "rejected")):
-        points = list(zip(after.lengths[:, side].tolist(), after.metrics[f"rewards/{name}"].tolist(), strict=True))
-        series.append(Series(name, _thin(points, MAX_SCATTER_POINTS), side, cross=side == 1))
-    meaning = "Each held-out answer. A slope means that the reward looks at length."
-    return Chart("lengths", "Length against reward", "scatter", "tokens", "reward after", series, meaning)
+    for i, name in enumerate(("chosen", "rejected")):
+        points = list(zip(after.lengths[:, i].tolist(), after.metrics[f"rewards/{name}"].tolist(), strict=True))
+        series.append(Series(name, _thin(points, MAX_SCATTER_POINTS), i, cross=i == 1))
+    description = "Each held-out completion. A slope means that the reward depends on length."
+    return Chart("lengths", "Length against reward", "scatter", "tokens", "reward after", series, description)
 
 
-def _thin(points: Sequence[tuple[Any, ...]], most: int = MAX_CURVE_POINTS) -> list[tuple[Any, ...]]:
-    if len(points) <= most:
+def _thin(points: Sequence[tuple[Any, ...]], limit: int) -> list[tuple[Any, ...]]:
+    """At most `limit` points, evenly chosen, with the first and the last."""
+    if len(points) <= limit:
         return list(points)
-    kept = np.unique(np.linspace(0, len(points) - 1, most).round().astype(int))
-    return [points[i] for i in kept]
+    return [points[i] for i in np.unique(np.linspace(0, len(points) - 1, limit).round().astype(int))]

@@ -1,7 +1,7 @@
-"""Known ways for preference training to go wrong, one function each: from a run's numbers to a sentence, or None.
+"""Known failure modes of preference training, a function each, which reads a run's numbers and may return a warning.
 
-A threshold is where a person would start to look, not a law: each stands here by name. Numbers are of held-out
-examples, since on those it trains on a policy always looks well.
+The constants are thresholds at which a person would start to look. All numbers are of held-out examples, since on its
+training examples a policy always looks good.
 """
 
 from __future__ import annotations
@@ -13,279 +13,287 @@ from typing import Literal
 
 import numpy as np
 
-from mlx_dpo.reporting import metric_intervals as statistics
-from mlx_dpo.reporting.metric_intervals import Estimate, correlation, paired_p_value
+from mlx_dpo.reporting.metric_intervals import Estimate, correlation, estimate_share, paired_p_value
 from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 
-SIGNIFICANCE_LEVEL = 0.05  # p-value under which a change is taken for one
-DISPLACEMENT_NATS = 0.1  # nats a token that chosen answers lose
-MIN_MARGIN_NATS = 0.02  # nats a token that log-probs part by, under which nothing is said of who moved
-MIN_CHOSEN_SHARE = 0.1  # of the margin that comes from the chosen answers rising
-LENGTH_CORRELATION = 0.5  # correlation of margin and difference in length
-MIN_SHORTER_ACCURACY = 0.6  # accuracy on pairs whose chosen answer is not the longer one
-SAMPLE_GROWTH = 1.25  # sampled answers, after over before
-MARGIN_DROP = 0.1  # share of its best margin that is lost again
-MIN_KL_SHARE = 0.8  # of the KL at the best margin: less, and the policy is on its way back
-MIN_EXAMPLES = 20  # examples under which a share says little
+SIGNIFICANCE_LEVEL = 0.05
+DISPLACEMENT_NATS = 0.1  # nats per token that chosen completions lose
+MIN_MARGIN_NATS = 0.02  # growth of the log-prob margin, nats per token, below which its cause does not matter
+MIN_CHOSEN_SHARE = 0.1  # share of the margin's growth that is due to chosen completions getting likelier
+LENGTH_CORRELATION = 0.5  # correlation of the margin with the difference in length
+MIN_SHORTER_ACCURACY = 0.6  # accuracy on pairs whose chosen completion is not the longer one
+SAMPLE_GROWTH = 1.25  # length of sampled completions, after / before
+MARGIN_DROP = 0.1  # share of its best margin that the policy lost again
+MIN_KL_SHARE = 0.8  # of the KL at the best margin; below it, the policy is returning to its reference
+MIN_EXAMPLES = 20  # below it, a share has too wide an interval
 CHANCE_START = 0.5  # share of the steps before which accuracy may still rise
-STALLED_STEPS, STALLED_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have moved
-STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, that are no move
-REPETITION_SHARE, REPETITION_INCREASE = 0.2, 0.1  # share of repeated 4-grams in samples, and how much more than before
-CONFIDENT_SHARE = 0.5  # share of pairs, by size of margin, on which label noise is estimated
-LABEL_NOISE_SHARE = 0.05  # share of flipped labels that is worth a look
+STALLED_STEPS, STALLED_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have changed
+STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, taken for none
+REPETITION_SHARE, REPETITION_INCREASE = 0.2, 0.1  # share of repeated 4-grams in samples, and its increase
+CONFIDENT_SHARE = 0.5  # share of the pairs, by size of margin, on which label noise is estimated
+LABEL_NOISE_SHARE = 0.05  # share of flipped labels
+
+Check = Callable[[RunStatistics], str | None]
+Requirement = Literal["pairs", "samples", "train_metrics"]
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """A way to go wrong.
+    """A failure mode.
 
     Attributes:
-        name: for programs; title: for people.
+        name: its key in JSON.
+        title: its name for people.
         advice: what to try.
-        found: the sentence on a run that has it; None of one that has not, or where there is too little to tell.
-        needs: what it is told from.
+        check: returns what the numbers of a run show, or None if they don't show it or there are too few.
+        requires: what a run must have recorded for the check.
     """
 
     name: str
     title: str
     advice: str
-    check: Callable[[RunStatistics], str | None]
-    requires: Literal["pairs", "samples", "reports"] = "pairs"
+    check: Check
+    requires: Requirement
 
     def applies_to(self, run: RunStatistics) -> bool:
-        """Whether the run has what it is told from."""
+        """Whether the run has recorded what the check requires."""
         if self.requires == "pairs":
             return run.after is not None and run.after.is_paired
         return len(run.samples) > 1 if self.requires == "samples" else bool(run.train_metrics)
 
 
+DIAGNOSTICS: list[Diagnostic] = []  # in the order of their functions
+
+
+def diagnostic(name: str, title: str, advice: str, requires: Requirement = "pairs") -> Callable[[Check], Check]:
+    """Decorate a check to add it to `DIAGNOSTICS`; the arguments are those of `Diagnostic`."""
+
+    def register(check: Check) -> Check:
+        DIAGNOSTICS.append(Diagnostic(name, title, advice, check, requires))
+        return check
+
+    return register
+
+
+@diagnostic(
+    "likelihood_displacement",
+    "likelihood displacement",
+    "Add the likelihood of the chosen completions (--loss sigmoid=1,sft=0.1), or use --loss dpop or apo_zero, a lower "
+    "--learning-rate, or pairs whose completions differ more. It can be harmless if only the ranking matters.",
+)
 def check_likelihood_displacement(run: RunStatistics) -> str | None:
-    """Chosen and rejected answers both lose: Razin et al. 2024 (arXiv 2410.08847), Pal et al. 2024 (2402.13228)."""
-    if (two := _pairs(run)) is None:
+    """Chosen and rejected both get less likely: Razin et al. 2024 (arXiv 2410.08847), Pal et al. 2024 (2402.13228)."""
+    records = _pair_records(run)
+    if records is None:
         return None
-    before, after = two
-    chosen, rejected = _per_token(after, 0) - _per_token(before, 0), _per_token(after, 1) - _per_token(before, 1)
-    if (
-        chosen > -DISPLACEMENT_NATS
-        or rejected >= 0
-        or paired_p_value(before.logps[:, 0], after.logps[:, 0]) > SIGNIFICANCE_LEVEL
-    ):
+    before, after = records
+    chosen, rejected = (_logp_per_token(after, i) - _logp_per_token(before, i) for i in (0, 1))
+    p = paired_p_value(before.logps[:, 0], after.logps[:, 0])
+    if chosen > -DISPLACEMENT_NATS or rejected >= 0 or p > SIGNIFICANCE_LEVEL:
         return None
+    perplexities = [math.exp(min(700, -_logp_per_token(record, 0))) for record in records]
     return (
-        f"Both answers get less likely, the chosen ones by {-chosen:.2f} nats a token (perplexity "
-        f"{math.exp(min(700, -_per_token(before, 0))):.3g} to {math.exp(min(700, -_per_token(after, 0))):.3g}) and the "
-        f"rejected ones by {-rejected:.2f}: the probability goes to answers that are in neither."
+        f"Both completions get less likely: the chosen ones by {-chosen:.2f} nats per token (perplexity "
+        f"{perplexities[0]:.3g} to {perplexities[1]:.3g}), the rejected ones by {-rejected:.2f}. The probability goes "
+        "to completions that are neither."
     )
 
 
+@diagnostic(
+    "rejected_alone",
+    "margin from rejected completions alone",
+    "Check whether samples got better. If not: --loss sigmoid=1,sft=0.1, apo_zero or nca_pair raise the chosen ones.",
+)
 def check_margin_from_rejected(run: RunStatistics) -> str | None:
-    """The margin grows and the chosen answers gain nothing."""
-    if (two := _pairs(run)) is None or check_likelihood_displacement(run):
+    """The margin grows although the chosen completions gain no likelihood."""
+    records = _pair_records(run)
+    if records is None or check_likelihood_displacement(run):
         return None
-    before, after = two
-    chosen, rejected = ((after.logps - before.logps)[:, side].mean() for side in (0, 1))
+    before, after = records
+    chosen, rejected = (after.logps - before.logps).mean(axis=0)
     margin = chosen - rejected
     if margin < MIN_MARGIN_NATS * after.lengths.mean() or rejected >= 0 or chosen > MIN_CHOSEN_SHARE * margin:
         return None
     return (
-        f"The margin comes from the rejected answers alone: their log-prob fell by {-rejected:.2f} nats, that of the "
-        f"chosen ones changed by {chosen:+.2f}."
+        f"The margin comes from the rejected completions alone: their log-prob fell by {-rejected:.2f} nats, that of "
+        f"the chosen ones changed by {chosen:+.2f}."
     )
 
 
+@diagnostic(
+    "length",
+    "length bias",
+    "Try --loss sigmoid_norm --beta 5 or rdpo, --ld-alpha 0.5, or balance the lengths of chosen and rejected.",
+)
 def check_length_bias(run: RunStatistics) -> str | None:
-    """The reward prefers long answers: Singhal et al. 2023 (arXiv 2310.03716), Park et al. 2024 (2403.19159)."""
-    if (two := _pairs(run)) is None or len(two[1].margins) < MIN_EXAMPLES:
+    """The reward prefers long completions: Singhal et al. 2023 (arXiv 2310.03716), Park et al. 2024 (2403.19159)."""
+    records = _pair_records(run)
+    if records is None or len(records[1].margins) < MIN_EXAMPLES:
         return None
-    after, longer = two[1], two[1].lengths[:, 0] - two[1].lengths[:, 1]
-    r = correlation(after.margins, longer)
-    if not r >= LENGTH_CORRELATION:
+    after = records[1]
+    extra_length = after.lengths[:, 0] - after.lengths[:, 1]
+    if not (r := correlation(after.margins, extra_length)) >= LENGTH_CORRELATION:  # it may be NaN
         return None
-    right = after.margins[longer <= 0] > 0
-    grown = _growth_of_samples(run)
-    if len(right) and right.mean() < MIN_SHORTER_ACCURACY:
-        seen = f"of the {len(right)} pairs whose chosen answer is not the longer one, {right.mean():.0%} come out right"
-    elif grown is not None and grown >= SAMPLE_GROWTH:
-        seen = f"sampled answers are {grown:.1f} times as long as before"
+    is_right = after.margins[extra_length <= 0] > 0
+    growth = _sample_growth(run)
+    if len(is_right) and is_right.mean() < MIN_SHORTER_ACCURACY:
+        effect = (
+            f"of the {len(is_right)} pairs whose chosen completion is not the longer one, only {is_right.mean():.0%} "
+            "are ranked right"
+        )
+    elif growth is not None and growth >= SAMPLE_GROWTH:
+        effect = f"sampled completions are {growth:.1f} times as long as before"
     else:
         return None
-    return f"The margin follows length (correlation {r:.2f} with how much longer the chosen answer is), and {seen}."
+    return f"The margin follows length (correlation {r:.2f} with how much longer the chosen one is), and {effect}."
 
 
+@diagnostic(
+    "over_optimised",
+    "over-optimization",
+    "Stop earlier: use an earlier checkpoint of checkpoints/, fewer --epochs, a lower --learning-rate or a higher "
+    "--beta. --loss ipo does not increase margins without limit.",
+)
 def check_over_optimization(run: RunStatistics) -> str | None:
-    """The policy goes on moving away and the margin falls: Gao et al. 2022 (arXiv 2210.10760), Rafailov et al. 2024
-    (2406.02900)."""
-    measured = [moment for moment in run.eval_records if moment.step > 0]
-    if len(measured) < 2 or not measured[0].is_paired:
+    """The margin falls while the policy keeps moving away from its reference.
+
+    Gao et al. 2022 (arXiv 2210.10760), Rafailov et al. 2024 (arXiv 2406.02900).
+    """
+    records = [record for record in run.eval_records if record.step > 0]
+    if len(records) < 2 or not records[0].is_paired:
         return None
-    best, last = max(measured, key=lambda moment: moment.margins.mean()), measured[-1]
-    fall = best.margins.mean() - last.margins.mean()
-    if (
-        best.margins.mean() <= 0
-        or fall < MARGIN_DROP * best.margins.mean()
-        or paired_p_value(best.margins, last.margins) > SIGNIFICANCE_LEVEL
-    ):
+    best, last = max(records, key=lambda record: record.margins.mean()), records[-1]
+    best_margin, last_margin = best.margins.mean(), last.margins.mean()
+    has_dropped = best_margin > 0 and best_margin - last_margin >= MARGIN_DROP * best_margin
+    if not has_dropped or paired_p_value(best.margins, last.margins) > SIGNIFICANCE_LEVEL:
         return None
-    kls = best.kl_per_token, last.kl_per_token
-    if kls[0] is not None and kls[1] is not None:
-        if kls[1] < MIN_KL_SHARE * kls[0]:
+    kl_change = ""
+    if best.kl_per_token is not None and last.kl_per_token is not None:
+        if last.kl_per_token < MIN_KL_SHARE * best.kl_per_token:
             return None
-        kl = f" while the KL to the reference went from {kls[0]:.3g} to {kls[1]:.3g} nats a token"
-    else:
-        kl = ""
+        numbers = f"{best.kl_per_token:.3g} to {last.kl_per_token:.3g}"
+        kl_change = f" while the KL to the reference went from {numbers} nats per token"
     return (
-        f"The held-out margin was best at step {best.step} ({best.margins.mean():.3f}) and is "
-        f"{last.margins.mean():.3f} at step {last.step}{kl}."
+        f"The held-out margin was best at step {best.step} ({best_margin:.3f}) and is {last_margin:.3f} at step "
+        f"{last.step}{kl_change}."
     )
 
 
+@diagnostic(
+    "chance",
+    "accuracy at chance",
+    "Check whether chosen and rejected are swapped in one of the files, whether the chat template is right "
+    "(`mlx-dpo data show`), and whether held-out pairs have the preferences of the training pairs.",
+)
 def check_accuracy_at_chance(run: RunStatistics) -> str | None:
-    """Held-out accuracy at a half, or under it."""
+    """Held-out reward accuracy is one half or less."""
     accuracy = _accuracy(run)
     if accuracy is None or run.step < CHANCE_START * run.steps or accuracy.low > 0.5:
         return None
-    told = f"{accuracy.value:.0%} [{accuracy.low:.0%}, {accuracy.high:.0%}]"
+    numbers = f"{accuracy.value:.0%} [{accuracy.low:.0%}, {accuracy.high:.0%}]"
     if accuracy.high < 0.5:
-        return (
-            f"Held-out reward accuracy is below chance, {told}: it learns the opposite of what held-out pairs prefer."
-        )
-    return f"Held-out reward accuracy is at chance, {told}, after {run.step} steps."
+        return f"Held-out reward accuracy is below chance, {numbers}: it learns the opposite of the held-out pairs."
+    return f"Held-out reward accuracy is at chance, {numbers}, after {run.step} steps."
 
 
+@diagnostic(
+    "standing_still",
+    "stalled loss",
+    "Raise --learning-rate (5 to 10 times), or train longer.",
+    requires="train_metrics",
+)
 def check_stalled_loss(run: RunStatistics) -> str | None:
-    """The loss is where it began, at log 2 for a loss of the margin, and so are the rewards."""
+    """The loss is what it was at the start (log 2 for losses of the margin), and rewards are still zero."""
     starts = [*run.eval_metrics[:1], *run.train_metrics[:1]]
     if run.config.get("reference") == "none" or not run.train_metrics or not starts:
         return None
-    step, last, start = run.train_metrics[-1]["step"], run.train_metrics[-1], starts[0]["loss"]
-    moved = max(abs(last.get(f"rewards/{side}", 0.0)) for side in ("chosen", "rejected"))
-    if step < max(STALLED_STEPS, STALLED_SHARE * run.steps) or moved > STALLED_REWARD:
+    last, start = run.train_metrics[-1], starts[0]["loss"]
+    reward = max(abs(last.get(f"rewards/{name}", 0.0)) for name in ("chosen", "rejected"))
+    if last["step"] < max(STALLED_STEPS, STALLED_SHARE * run.steps) or reward > STALLED_REWARD:
         return None
     if abs(last["loss"] - start) > STALLED_LOSS_CHANGE * abs(start):
         return None
-    place = "log 2" if abs(start - math.log(2)) < STALLED_LOSS_CHANGE else "where it began"
-    return f"After {step} steps the loss is still at {place} ({last['loss']:.4f}), and rewards within {moved:.2g} of 0."
+    value = "log 2" if abs(start - math.log(2)) < STALLED_LOSS_CHANGE else "its initial value"
+    return (
+        f"After {last['step']} steps the loss is still {value} ({last['loss']:.4f}), and rewards are within "
+        f"{reward:.2g} of 0."
+    )
 
 
+@diagnostic(
+    "repetition",
+    "repetition in samples",
+    "Lower --learning-rate or --epochs, raise --beta, and check whether chosen completions repeat themselves.",
+    requires="samples",
+)
 def check_repetition(run: RunStatistics) -> str | None:
-    """Samples repeat themselves; share of repeated 4-grams as in Welleck et al. 2019 (arXiv 1908.04319)."""
+    """Samples repeat themselves, by the share of repeated 4-grams as in Welleck et al. 2019 (arXiv 1908.04319)."""
     if len(run.samples) < 2:
         return None
-    before, after = (float(np.mean(samples.repeated)) for samples in (run.samples[0], run.samples[-1]))
+    before, after = (float(np.mean(samples.repeated_shares)) for samples in (run.samples[0], run.samples[-1]))
     if after < REPETITION_SHARE or after < before + REPETITION_INCREASE:
         return None
     return (
-        f"Sampled answers repeat themselves: {after:.0%} of their runs of four tokens stand in them already "
+        f"Sampled completions repeat themselves: {after:.0%} of their 4-grams of tokens occur earlier in them "
         f"({before:.0%} before)."
     )
 
 
+@diagnostic(
+    "label_noise",
+    "label noise",
+    "Look at the pairs that the policy gets most wrong. Fix them, or use --label-smoothing 0.1 or --loss robust.",
+)
 def check_label_noise(run: RunStatistics) -> str | None:
-    """Pairs that the policy is sure of, the other way round."""
+    """The policy is confident of the opposite of many pairs' labels."""
     flipped = estimate_flipped_share(run)
     if flipped is None or flipped.low < LABEL_NOISE_SHARE:
         return None
     return (
-        f"About {flipped.value:.0%} [{flipped.low:.0%}, {flipped.high:.0%}] of the held-out pairs look flipped: of the "
-        f"{flipped.count} it is surest of, so many have the rejected answer ahead."
+        f"About {flipped.value:.0%} [{flipped.low:.0%}, {flipped.high:.0%}] of the held-out pairs look flipped: that "
+        f"share of the {flipped.count} pairs with the largest margins has the rejected completion ahead."
     )
 
 
 def estimate_flipped_share(run: RunStatistics) -> Estimate | None:
-    """Estimated share of flipped pairs: of the half with the largest margins, those with the rejected answer ahead.
-    None where the policy is no judge: at chance, or with too few pairs.
+    """Estimate the share of pairs with flipped labels: of those with the largest margins, how many are negative.
 
-    A flipped pair has the margin of its mirror image, so among pairs that the policy is sure of, a negative margin is a
-    flipped label rather than a close call: the idea of confident learning (Northcutt et al. 2021, arXiv 1911.00068).
+    A flipped pair has the margin of its mirror image. Among pairs of which the policy is confident, a negative margin
+    is therefore a flipped label rather than a close call: the idea of confident learning (Northcutt et al. 2021, arXiv
+    1911.00068).
+
+    Returns:
+        The share; None if the policy is at chance or there are too few pairs.
     """
     after, accuracy = run.after, _accuracy(run)
     if after is None or accuracy is None or accuracy.low <= 0.5:
         return None
     size = np.abs(after.margins)
-    return statistics.estimate_share(after.margins[size >= np.quantile(size, 1 - CONFIDENT_SHARE)] < 0)
+    return estimate_share(after.margins[size >= np.quantile(size, 1 - CONFIDENT_SHARE)] < 0)
 
 
-DIAGNOSTICS = (
-    Diagnostic(
-        "likelihood_displacement",
-        "likelihood displacement",
-        "Add the chosen answers' likelihood (--loss sigmoid=1,sft=0.1), or try --loss dpop or apo_zero; a lower "
-        "--learning-rate; pairs whose answers differ more. It can be harmless where only the order counts.",
-        check_likelihood_displacement,
-    ),
-    Diagnostic(
-        "rejected_alone",
-        "margin from the rejected alone",
-        "Look whether samples got better. If not: --loss sigmoid=1,sft=0.1, apo_zero or nca_pair push the chosen up.",
-        check_margin_from_rejected,
-    ),
-    Diagnostic(
-        "length",
-        "reward hacking by length",
-        "Try --loss sigmoid_norm --beta 5 or rdpo, --ld-alpha 0.5, or balance the lengths of chosen and rejected.",
-        check_length_bias,
-    ),
-    Diagnostic(
-        "over_optimised",
-        "over-optimisation",
-        "Stop earlier: use an earlier checkpoint of checkpoints/, fewer --epochs, a lower --learning-rate or a higher "
-        "--beta; --loss ipo does not push margins without end.",
-        check_over_optimization,
-    ),
-    Diagnostic(
-        "chance",
-        "accuracy at chance",
-        "Are chosen and rejected swapped in one of the files? Is the template right (`mlx-dpo data show`)? Do held-out "
-        "pairs prefer what the others do?",
-        check_accuracy_at_chance,
-    ),
-    Diagnostic(
-        "standing_still",
-        "loss stands still",
-        "Raise --learning-rate (5 to 10 times), or train longer.",
-        check_stalled_loss,
-        requires="reports",
-    ),
-    Diagnostic(
-        "repetition",
-        "repetition in samples",
-        "Lower --learning-rate or --epochs, raise --beta; look whether chosen answers repeat themselves.",
-        check_repetition,
-        requires="samples",
-    ),
-    Diagnostic(
-        "label_noise",
-        "label noise",
-        "Look at the pairs it gets most wrong. Mend them, or --label-smoothing 0.1, --loss robust.",
-        check_label_noise,
-    ),
-)
-
-
-def _pairs(run: RunStatistics) -> tuple[EvalRecord, EvalRecord] | None:
-    """Before and after, of pairs."""
+def _pair_records(run: RunStatistics) -> tuple[EvalRecord, EvalRecord] | None:
+    """The evaluations before and after training, if the examples are pairs."""
     if run.before is None or run.after is None or not run.after.is_paired:
         return None
     return run.before, run.after
 
 
-def _per_token(moment: EvalRecord, side: int) -> float:
-    return float(moment.logps[:, side].sum() / moment.lengths[:, side].sum())
+def _logp_per_token(record: EvalRecord, column: int) -> float:
+    return float(record.logps[:, column].sum() / record.lengths[:, column].sum())
 
 
 def _accuracy(run: RunStatistics) -> Estimate | None:
     after = run.after
     if after is None or not after.is_paired or after.is_reference or len(after.margins) < MIN_EXAMPLES:
         return None
-    return statistics.estimate_share(after.margins > 0)
+    return estimate_share(after.margins > 0)
 
 
-def _growth_of_samples(run: RunStatistics) -> float | None:
+def _sample_growth(run: RunStatistics) -> float | None:
+    """How many times as long sampled completions are as before; None if that is not significant or unknown."""
     if len(run.samples) < 2:
         return None
-    before, after = (np.array(samples.tokens, np.float64) for samples in (run.samples[0], run.samples[-1]))
-    return (
-        float(after.mean() / before.mean())
-        if before.mean() and paired_p_value(before, after) < SIGNIFICANCE_LEVEL
-        else None
-    )
+    before, after = (np.array(samples.lengths, np.float64) for samples in (run.samples[0], run.samples[-1]))
+    is_significant = before.mean() and paired_p_value(before, after) < SIGNIFICANCE_LEVEL
+    return float(after.mean() / before.mean()) if is_significant else None

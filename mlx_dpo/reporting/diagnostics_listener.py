@@ -1,53 +1,75 @@
-"""What looks wrong with a run, in sentences: while it trains, when it first does, and on its page."""
+"""Warnings about a run, while it trains and for its report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mlx_dpo.reporting.diagnostics import DIAGNOSTICS
 from mlx_dpo.reporting.run_statistics import RunStatistics
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault that a run has: what is seen, and what to try."""
+    """A diagnostic that applies to a run.
 
-    fault: str
+    Attributes:
+        diagnostic: the name of the diagnostic.
+        title: its title.
+        message: what the run's numbers show.
+        advice: what to try.
+        step: the last step that was recorded.
+    """
+
+    diagnostic: str
     title: str
-    sentence: str
+    message: str
     advice: str
     step: int
 
     def to_mapping(self) -> dict[str, str | int]:
-        """As plain values, for JSON."""
-        return asdict(self)
+        """The finding as plain values, for JSON."""
+        return {
+            "fault": self.diagnostic,
+            "title": self.title,
+            "sentence": self.message,
+            "advice": self.advice,
+            "step": self.step,
+        }
 
 
 def diagnose(run: RunStatistics) -> list[Finding]:
-    """All that looks wrong with a run as it stands."""
-    found = [(fault, fault.check(run)) for fault in DIAGNOSTICS]
-    return [Finding(one.name, one.title, text, one.advice, run.step) for one, text in found if text]
+    """Run all diagnostics on a run as far as it was recorded."""
+    messages = [(diagnostic, diagnostic.check(run)) for diagnostic in DIAGNOSTICS]
+    return [Finding(d.name, d.title, message, d.advice, run.step) for d, message in messages if message]
 
 
 class DiagnosticsListener(Listener):
-    """Tells of each fault when it first shows; comes after the listeners that write a run's numbers down."""
+    """Reports each finding once, when it first applies. It reads the run's folder, so recorders must come before it.
+
+    Args:
+        on_finding: receives each finding.
+    """
 
     def __init__(self, on_finding: Callable[[Finding], None]) -> None:
         self.on_finding = on_finding
 
     def on_run_start(self, plan: RunPlan) -> None:
-        self.run, self.told = plan.run, set[str]()
+        """Remember the run's folder."""
+        self.run, self.reported = plan.run, set[str]()
 
     def on_metrics(self, metrics: Metrics) -> None:
-        self._look()
+        """Report new findings."""
+        self._diagnose()
 
     def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
-        self._look()
+        """Report new findings."""
+        self._diagnose()
 
-    def _look(self) -> None:
+    def _diagnose(self) -> None:
         for finding in diagnose(RunStatistics.read(self.run)):
-            if finding.fault not in self.told:
-                self.told.add(finding.fault)
+            if finding.diagnostic not in self.reported:
+                self.reported.add(finding.diagnostic)
                 self.on_finding(finding)

@@ -1,4 +1,4 @@
-"""The files in a run's report/ folder: what its page is made of, beside metrics.jsonl and config.yaml."""
+"""The files in a run's report/ folder: what its page is made of, besides metrics.jsonl and config.yaml."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.utils.atomic_write import atomic_write
+
 REPORT_FOLDER = "report"
-METADATA_FILE, EVALUATIONS_FILE, EXAMPLES_FILE, SAMPLES_FILE = (
-    "about.json",
-    "evaluations.jsonl",
-    "pairs.json",
-    "samples.jsonl",
-)
-DEFAULT_NUM_SAMPLES = 16  # held-out prompts that are answered before and after
+METADATA_FILE = "about.json"
+EVALUATIONS_FILE = "evaluations.jsonl"
+EXAMPLES_FILE = "pairs.json"
+SAMPLES_FILE = "samples.jsonl"
+DEFAULT_NUM_SAMPLES = 16  # held-out prompts for which completions are sampled before and after training
 
 
 def to_json(value: Any) -> str:
-    """As JSON on one line, numbers to six digits; what JSON has no number for is null."""
-    return json.dumps(_plain(value), ensure_ascii=False)
+    """JSON on one line: numbers have six significant digits, and NaN and infinity are null."""
+    return json.dumps(_rounded_and_finite(value), ensure_ascii=False)
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write one value whole or not at all."""
-    write_whole(file, to_json(value) + "\n")
+    """Write one JSON value atomically."""
+    write_text_atomically(file, to_json(value) + "\n")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write a text aside and move it into place: a reader sees all of it or what was there before."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+def write_text_atomically(file: Path, text: str) -> None:
+    """Write a text file that readers see either as it was or complete."""
+    with atomic_write(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_json(file: Path) -> Any:
-    """What is in a file; None where it is missing or no JSON."""
+    """The value in a JSON file, or None if it is missing or not valid JSON."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -46,37 +45,33 @@ def read_json(file: Path) -> Any:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The objects in a file of lines, without one that was cut off; none where it is missing."""
-    if not file.exists():
-        return []
-    return list(_objects(file.read_text(encoding="utf-8").splitlines()))
+    """The objects in a JSONL file, without lines that a crash cut off. Empty if the file is missing."""
+    objects = []
+    with suppress(FileNotFoundError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                objects.append(json.loads(line))
+    return objects
 
 
 def drop_lines_after(file: Path, last_step: int) -> None:
-    """Drop the lines of later steps."""
+    """Remove the lines of steps after `last_step` from a JSONL file, which a resumed run will write again."""
     kept = [line for line in read_jsonl(file) if line["step"] <= last_step]
-    write_whole(file, "".join(to_json(line) + "\n" for line in kept))
-
-
-def _objects(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return value
+    write_text_atomically(file, "".join(to_json(line) + "\n" for line in kept))
 
 
 def command_line() -> str | None:
-    """What was typed to start this process; None where it is not ours."""
-    ours = sys.argv[0].endswith(("mlx-dpo", "mlx_dpo/__main__.py"))
-    return shlex.join(["mlx-dpo", *sys.argv[1:]]) if ours else None
+    """The shell command that started this process, or None if it was not an mlx-dpo command."""
+    if not sys.argv[0].endswith(("mlx-dpo", "mlx_dpo/__main__.py")):
+        return None
+    return shlex.join(["mlx-dpo", *sys.argv[1:]])
+
+
+def _rounded_and_finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded_and_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded_and_finite(item) for item in value]
+    return value

@@ -1,6 +1,6 @@
-"""report.html: runs on one page that opens offline, with its charts' library inside and no request leaving it.
+"""report.html: runs on one page that works offline, since the chart library is part of it.
 
-Everything that comes from outside is escaped; a Content-Security-Policy lets run only the scripts that are part of it.
+All text from rows, models and configs is escaped, and a Content-Security-Policy allows no scripts but the page's own.
 """
 
 from __future__ import annotations
@@ -14,50 +14,71 @@ from importlib.resources import files
 from pathlib import Path
 
 from mlx_dpo.reporting.charts import Chart, build_charts
-from mlx_dpo.reporting.evaluation_records import write_whole
+from mlx_dpo.reporting.evaluation_records import write_text_atomically
 from mlx_dpo.reporting.report_sections import changes_table, headline, run_sections
 from mlx_dpo.reporting.run_statistics import RunStatistics
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 
 REPORT_FILE = "report.html"
-RELOAD_SECONDS = 15  # seconds after which a live page reads itself again
+RELOAD_SECONDS = 15  # after which a live page reloads itself
 SCRIPTS = ("vendor/chart-4.6.1.umd.min.js", "charts.js")
 
 
 def write_report(run: Path, *, live: bool = False) -> Path:
-    """Write a run's page into its folder; a live one reads itself again every few seconds. Raises `UserError`."""
+    """Write a run's page into its folder and return its path.
+
+    Args:
+        run: the run's folder.
+        live: make a page that reloads itself every few seconds.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
     file = run / REPORT_FILE
-    write_whole(file, render_report([RunStatistics.read(run)], live=live))
+    write_text_atomically(file, render_report([RunStatistics.read(run)], live=live))
     return file
 
 
 class LiveReport(Listener):
-    """Writes the page at every report and evaluation; comes after the listeners that write the numbers down."""
+    """Rewrites the page after each report and evaluation. Listeners that record numbers must come before it."""
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Write the page."""
         self.run = plan.run
         write_report(self.run, live=True)
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Rewrite the page."""
         write_report(self.run, live=True)
 
     def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """Rewrite the page."""
         write_report(self.run, live=True)
 
 
 def render_report(runs: Sequence[RunStatistics], *, live: bool = False) -> str:
-    """The page of some runs; several are overlaid in its charts."""
+    """Render the page of one run, or of several, overlaid in the charts.
+
+    Args:
+        runs: the runs.
+        live: make a page that reloads itself every few seconds.
+
+    Returns:
+        HTML.
+    """
     title = escape(" and ".join(run.name for run in runs))
-    shown, scripts = build_charts(runs), [_asset(name) for name in SCRIPTS]
+    charts, scripts = build_charts(runs), [_asset(name) for name in SCRIPTS]
+    show_name = len(runs) > 1
     body = [
         f"<h1>{title}</h1>",
-        *(part for run in runs for part in headline(run, show_name=len(runs) > 1)),
+        *(part for run in runs for part in headline(run, show_name=show_name)),
         *changes_table(runs),
-        *_charts(shown),
-        *(part for run in runs for part in run_sections(run, show_name=len(runs) > 1)),
+        *_chart_figures(charts),
+        *(part for run in runs for part in run_sections(run, show_name=show_name)),
     ]
-    told = json.dumps({chart.name: chart.to_mapping() for chart in shown}).replace("<", "\\u003c")
-    return "\n".join([*_head(title, scripts, live), *body, *_tail(told, scripts)])
+    chart_data = json.dumps({chart.name: chart.to_mapping() for chart in charts}).replace("<", "\\u003c")
+    return "\n".join([*_head(title, scripts, live), *body, *_scripts(chart_data, scripts)])
 
 
 def _head(title: str, scripts: Sequence[str], live: bool) -> Iterator[str]:
@@ -78,8 +99,8 @@ def _head(title: str, scripts: Sequence[str], live: bool) -> Iterator[str]:
     yield "<body>"
 
 
-def _tail(told: str, scripts: Sequence[str]) -> Iterator[str]:
-    yield f"<script type=application/json id=charts>{told}</script>"
+def _scripts(chart_data: str, scripts: Sequence[str]) -> Iterator[str]:
+    yield f"<script type=application/json id=charts>{chart_data}</script>"
     for script in scripts:
         yield f"<script>{script}</script>"
     yield "</body>"
@@ -87,26 +108,26 @@ def _tail(told: str, scripts: Sequence[str]) -> Iterator[str]:
     yield ""
 
 
-def _charts(shown: Sequence[Chart]) -> Iterator[str]:
-    if not shown:
+def _chart_figures(charts: Sequence[Chart]) -> Iterator[str]:
+    if not charts:
         return
     yield "<h2>Charts</h2>"
-    yield "<p class=faint>Solid: training batches, mean since the last report. Dashed: held-out examples.</p>"
+    yield "<p class=faint>Solid: training batches, averaged since the last report. Dashed: held-out examples.</p>"
     yield "<div class=charts>"
-    yield from map(_figure, shown)
+    yield from map(_figure, charts)
     yield "</div>"
 
 
 def _figure(chart: Chart) -> str:
-    title, meaning = escape(chart.title), escape(chart.description)
-    said = f"<figcaption>{meaning}</figcaption>" if meaning else ""
+    title, description = escape(chart.title), escape(chart.description)
+    caption = f"<figcaption>{description}</figcaption>" if description else ""
     canvas = f"<div class=plot><canvas role=img aria-label='{title}'></canvas></div>"
-    return f"<figure data-chart={escape(chart.name)}><h3>{title}</h3>{canvas}{said}</figure>"
+    return f"<figure data-chart={escape(chart.name)}><h3>{title}</h3>{canvas}{caption}</figure>"
 
 
 def _asset(name: str) -> str:
     text = (files("mlx_dpo.reporting") / "assets" / name).read_text(encoding="utf-8")
-    return text.partition("//# sourceMappingURL")[0]  # a debugger would ask the network for it
+    return text.partition("//# sourceMappingURL")[0]  # a debugger would request it from the network
 
 
 def _digest(script: str) -> str:

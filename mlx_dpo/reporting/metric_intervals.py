@@ -1,6 +1,7 @@
-"""Numbers of a run with how sure they are, for the page and the terminal; `mlx_dpo.utils.statistics` computes it.
+"""Estimates of a run's numbers with 95% intervals, for the page and the terminal.
 
-An example is the unit that is drawn: a pair's two answers, or an answer's tokens, go together.
+Examples are what is resampled: the two completions of a pair, and the tokens of a completion, stay together.
+`mlx_dpo.utils.statistics` has the methods.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mlx_dpo.utils.statistics import Interval, paired_test, ratio_interval, win_
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval; `count` examples are behind it."""
+    """A number with its 95% interval, from `count` examples."""
 
     value: float
     low: float
@@ -24,27 +25,27 @@ class Estimate:
 
     @classmethod
     def from_interval(cls, value: float, interval: Interval, count: int) -> Estimate:
-        """Of fewer than two examples, or where all are alike, an interval has no width."""
+        """An estimate whose undefined interval ends (fewer than two examples, or no variance) are its value."""
         low, high = (value if math.isnan(end) else end for end in interval)
         return cls(value, low, high, count)
 
 
 def estimate_mean(values: np.ndarray) -> Estimate | None:
-    """The mean of [examples]; None of nothing."""
+    """The mean of [examples]; None if there are none."""
     return estimate_ratio(values, np.ones(len(values)))
 
 
 def estimate_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate | None:
-    """sum(numerators) / sum(denominators) over [examples], such as nats a token; None of nothing."""
-    of_all = denominators.sum()
-    if not len(numerators) or not of_all:
+    """sum(numerators) / sum(denominators) over [examples], such as nats per token; None if there are none."""
+    total = denominators.sum()
+    if not len(numerators) or not total:
         return None
-    value = float(numerators.sum() / of_all)
-    return Estimate.from_interval(value, ratio_interval(numerators, denominators), len(numerators))
+    interval = ratio_interval(numerators, denominators)
+    return Estimate.from_interval(float(numerators.sum() / total), interval, len(numerators))
 
 
 def estimate_share(successes: np.ndarray) -> Estimate | None:
-    """The share of true among [examples]; None of nothing."""
+    """The share of true values among [examples]; None if there are none."""
     if not len(successes):
         return None
     return Estimate.from_interval(float(np.mean(successes)), win_rate_interval(successes), len(successes))
@@ -56,7 +57,7 @@ def paired_p_value(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r of [examples]; NaN where either does not vary."""
+    """Pearson's r of [examples]; NaN if either is constant or there are fewer than three."""
     if len(x) < 3 or not np.ptp(x) or not np.ptp(y):
         return math.nan
     return float(np.corrcoef(x, y)[0, 1])

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one object a report and an evaluation, in a run's folder."""
+"""metrics.jsonl in a run's folder: a line per report and per evaluation."""
 
 from __future__ import annotations
 
@@ -7,48 +7,57 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.reporting.evaluation_records import read_jsonl
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run_folder import RunFolder, SaveError
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog(Listener):
-    """Appends every report and evaluation. Where a run goes on from a checkpoint, lines after it are dropped.
+    """Appends a line per report and per evaluation.
 
-    What can't be written is kept, and written with the next line.
+    When a run resumes from a checkpoint, the lines of later steps are dropped. Lines that can't be written are kept
+    in memory and written together with the next one.
+
+    Args:
+        on_message: receives a warning when lines can't be written.
     """
 
-    def __init__(self, notify: Callable[[str], None] = lambda text: None) -> None:
-        """say: hears that lines can't be written."""
-        self.notify = notify
+    def __init__(self, on_message: Callable[[str], None] = lambda text: None) -> None:
+        self.on_message = on_message
         self.folder: RunFolder | None = None
         self.pending: list[str] = []
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Drop the lines of steps that will be repeated."""
         self.folder = RunFolder(plan.run)
         kept = [line for line in read_metrics(plan.run) if line["step"] <= plan.first_step] if plan.first_step else []
         with suppress(SaveError):
             self.folder.write_text(METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_metrics(self, metrics: Metrics) -> None:
-        self._add(metrics)
+        """Append a line."""
+        self._append(metrics)
 
     def on_evaluation_metrics(self, metrics: Metrics) -> None:
-        self._add(metrics)
+        """Append a line."""
+        self._append(metrics)
 
     def on_run_end(self) -> None:
-        self._write()
+        """Write the pending lines."""
+        self._write_pending()
 
-    def _add(self, metrics: Metrics) -> None:
+    def _append(self, metrics: Metrics) -> None:
         self.pending.append(json.dumps(metrics))
-        could = len(self.pending) == 1
-        reason = self._write()
-        if reason and could:
-            self.notify(f"{METRICS_FILE} can't be written: {reason}. Its lines are kept, and written with the next.")
+        is_first_failure = len(self.pending) == 1
+        error = self._write_pending()
+        if error and is_first_failure:
+            self.on_message(f"{METRICS_FILE} can't be written: {error}. Its lines are kept and written with the next.")
 
-    def _write(self) -> str | None:
-        """All that waits; or why it can't be written."""
+    def _write_pending(self) -> str | None:
+        """Write the pending lines. Returns why that failed, or None."""
         if not self.pending or self.folder is None:
             return None
         try:
@@ -60,10 +69,5 @@ class MetricsLog(Listener):
 
 
 def read_metrics(run: Path) -> list[Metrics]:
-    """The lines of a run's log; an unfinished last one, left by a power failure, is dropped."""
-    lines = []
-    with suppress(FileNotFoundError):
-        for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                lines.append(json.loads(line))
-    return lines
+    """The lines of a run's metrics.jsonl, without a last line that a crash cut off."""
+    return read_jsonl(run / METRICS_FILE)

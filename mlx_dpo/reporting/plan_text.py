@@ -1,4 +1,4 @@
-"""A plan, for people."""
+"""The estimate of what a run will take, in the terminal."""
 
 from __future__ import annotations
 
@@ -8,59 +8,46 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_dpo.training.run_planner import RunEstimate
+from mlx_dpo.utils.formatting import format_bytes, format_duration
 
 
 def print_plan(console: Console, plan: RunEstimate) -> None:
-    """A table, whether it fits, and what to change where it does not."""
+    """Print a table, whether the run fits into memory, and what to change if it does not."""
     table = Table(show_header=False)
     for name, value in _rows(plan):
         table.add_row(name, value)
     console.print(table)
-    for line in _verdict(plan):
+    for line in _memory_verdict(plan):
         console.print(line, soft_wrap=True, markup=False)
 
 
 def _rows(plan: RunEstimate) -> Iterator[tuple[str, str]]:
-    read = "" if plan.pairs_read >= plan.pairs else f" (lengths of {plan.pairs_read:,} looked at)"
-    yield "pairs", f"{plan.pairs:,} to train on{read}, {plan.held_out:,} held out; {plan.steps:,} steps"
+    sampled = "" if plan.pairs_read >= plan.pairs else f" (estimated from {plan.pairs_read:,} of them)"
+    yield "pairs", f"{plan.pairs:,} to train on{sampled}, {plan.held_out:,} held out; {plan.steps:,} steps"
     yield "prompt tokens", "median {:,}, longest {:,}".format(*plan.prompt_tokens)
     yield "completion tokens", "median {:,}, longest {:,}".format(*plan.completion_tokens)
-    yield "tokens a pair", "median {:,}, longest {:,}".format(*plan.pair_slots)
-    yield "through the model", plan.sharing
-    yield (
-        "micro-batches a step",
-        f"{plan.micro_batches:.1f}, {plan.needed:.0%} of their tokens needed, the rest padding",
-    )
-    yield "computed again", f"{plan.recomputed} of {plan.parts} feed-forwards and blocks, for the longest pairs"
-    yield "weights and optimizer", _size(plan.memory["held"])
-    yield "peak memory", _size(plan.memory["peak"]) + ("" if plan.measured else " (an estimate)")
+    yield "tokens per pair", "median {:,}, longest {:,}".format(*plan.tokens_per_pair)
+    yield "forward pass", plan.prompt_sharing
+    yield "micro-batches per step", f"{plan.micro_batches:.1f}, {1 - plan.useful_share:.0%} of their tokens padding"
+    checkpointed = f"{plan.num_checkpointed} of {plan.num_checkpointable} blocks and MLPs"
+    yield "gradient checkpointing", f"{checkpointed}, for the longest pairs"
+    yield "weights and optimizer", format_bytes(plan.memory["held"])
+    yield "peak memory", format_bytes(plan.memory["peak"]) + ("" if plan.is_measured else " (estimated)")
     if plan.seconds:
-        yield "reference, if not cached", _duration(plan.seconds["reference"])
-        yield "training", _duration(plan.seconds["training"])
-        yield "evaluations", _duration(plan.seconds["evaluations"])
-        yield "in all", _duration(sum(plan.seconds.values()))
+        yield "reference, unless cached", format_duration(plan.seconds["reference"])
+        yield "training", format_duration(plan.seconds["training"])
+        yield "evaluations", format_duration(plan.seconds["evaluations"])
+        yield "total", format_duration(sum(plan.seconds.values()))
 
 
-def _verdict(plan: RunEstimate) -> Iterator[str]:
-    limit = _size(plan.memory["limit"])
+def _memory_verdict(plan: RunEstimate) -> Iterator[str]:
+    peak, limit = format_bytes(plan.memory["peak"]), format_bytes(plan.memory["limit"])
     if plan.fits:
-        yield f"It fits: {_size(plan.memory['peak'])} of {limit}."
-        if plan.recomputed:
-            yield "With more --memory-limit less is computed again, and long pairs go faster."
+        yield f"It fits: {peak} of {limit}."
+        if plan.num_checkpointed:
+            yield "A higher --memory-limit means less gradient checkpointing, which makes long pairs faster."
         return
-    yield f"It does not fit: {_size(plan.memory['peak'])}, and the limit is {limit}. What helps:"
+    yield f"It does not fit: it takes {peak}, and the limit is {limit}. What helps:"
     if plan.max_length_that_fits:
-        yield f"  --max-length {plan.max_length_that_fits}: longer pairs are cut at their prompt's start, or dropped."
-    yield "  a model of fewer bits or fewer parameters; a lower --rank; other programs closed, and a higher limit."
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+        yield f"  --max-length {plan.max_length_that_fits}: longer pairs are truncated or dropped (see --overlong)"
+    yield "  a model with fewer bits or parameters, a lower --rank, or closing other programs and a higher limit"

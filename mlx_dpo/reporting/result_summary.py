@@ -1,4 +1,4 @@
-"""The end of a run in the terminal: what changed, what looks wrong, and what to type next."""
+"""The results of a run in the terminal and as JSON: what changed, the warnings, and the next commands."""
 
 from __future__ import annotations
 
@@ -9,50 +9,56 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_dpo.reporting.changes import MetricChange, compute_changes
 from mlx_dpo.reporting.diagnostics import estimate_flipped_share
-from mlx_dpo.reporting.diagnostics_listener import Finding, diagnose
+from mlx_dpo.reporting.diagnostics_listener import diagnose
+from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
 from mlx_dpo.reporting.run_statistics import RunStatistics
-from mlx_dpo.reporting.word_changes import format_interval, format_p_value, verdict
-from mlx_dpo.training.listener import TrainResult
+from mlx_dpo.reporting.verdict import format_interval, format_p_value, verdict
+from mlx_dpo.training.events import TrainResult
+from mlx_dpo.utils.formatting import format_duration
 
 
 def print_result(console: Console, result: TrainResult, model: str) -> None:
-    """The table of held-out numbers, the verdict, and the next commands."""
-    run = RunStatistics.read(result.run)
-    print_run(console, run, compute_changes(run), diagnose(run))
+    """Print a finished run's numbers and the next commands.
+
+    Args:
+        console: where to print.
+        result: what `train` returned.
+        model: the model's folder or Hub id, for the commands.
+    """
+    print_run(console, RunStatistics.read(result.run))
     if not result.after:
-        console.print("Nothing was held out, so what changed was not measured: give some with --valid-data.")
-    console.print(f"Done in {result.seconds:.0f} s. The adapter is in {result.run}. Next:", soft_wrap=True)
-    for line in next_commands(result.run, model):
-        console.print(f"  {line}", soft_wrap=True, markup=False)
+        console.print("There were no held-out pairs to measure what changed. Name some with --valid-data.")
+    duration = format_duration(result.seconds)
+    console.print(f"Done in {duration}. The adapter is in {result.run}. Next:", soft_wrap=True)
+    for command in next_commands(result.run, model):
+        console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
-def print_run(console: Console, run: RunStatistics, found: list[MetricChange], findings: list[Finding]) -> None:
-    """A run's numbers with their intervals, and the verdict."""
-    if found:
-        console.print(held_out_table(found))
-    console.print(verdict(run, found, findings), soft_wrap=True, markup=False)
+def print_run(console: Console, run: RunStatistics) -> None:
+    """Print a run's held-out metrics with their intervals, the verdict and the warnings."""
+    changes, findings = compute_changes(run), diagnose(run)
+    if changes:
+        console.print(held_out_table(changes))
+    console.print(verdict(run, changes, findings), soft_wrap=True, markup=False)
     for finding in findings:
-        console.print(f"  {finding.title}: {finding.sentence} Try: {finding.advice}", soft_wrap=True, markup=False)
+        console.print(f"  {finding.title}: {finding.message} Try: {finding.advice}", soft_wrap=True, markup=False)
 
 
-def held_out_table(found: list[MetricChange]) -> Table:
-    """Held-out numbers before and after with 95% intervals, for people."""
-    table = Table(title="Held out, with 95% intervals", title_justify="left")
-    table.add_column("")
+def held_out_table(changes: list[MetricChange]) -> Table:
+    """A table of held-out metrics before and after, with 95% intervals."""
+    table = Table("", title="Held-out metrics with 95% intervals", title_justify="left")
     for name in ("before", "after", "p-value"):
         table.add_column(name, justify="right")
-    for change in found:
-        numbers = (
-            format_interval(each, change.number_format).replace(" ", "\n", 1) for each in (change.before, change.after)
-        )
-        table.add_row(change.title, *numbers, format_p_value(change.p))
+    for change in changes:
+        estimates = (format_interval(estimate, change.number_format) for estimate in (change.before, change.after))
+        cells = (text.replace(" ", "\n", 1) for text in estimates)
+        table.add_row(change.title, *cells, format_p_value(change.p))
     return table
 
 
 def next_commands(run: Path, model: str) -> list[str]:
-    """Commands that use a run's adapter."""
+    """Shell commands that use a run's adapter."""
     return [
         f"open {run}/report.html",
         f"mlx-dpo compare --adapter-path {run} --prompt 'Your question'",
@@ -62,14 +68,14 @@ def next_commands(run: Path, model: str) -> list[str]:
 
 
 def run_summary(run: RunStatistics) -> dict[str, Any]:
-    """A run's numbers, intervals and diagnoses, for JSON."""
-    found, findings, flipped = compute_changes(run), diagnose(run), estimate_flipped_share(run)
+    """A run's numbers, intervals and warnings, for JSON."""
+    changes, findings, flipped = compute_changes(run), diagnose(run), estimate_flipped_share(run)
     return {
         "run": str(run.path),
         "step": run.step,
         "steps": run.steps,
-        "verdict": verdict(run, found, findings),
-        "held_out": [change.to_mapping() for change in found],
+        "verdict": verdict(run, changes, findings),
+        "held_out": [change.to_mapping() for change in changes],
         "diagnoses": [finding.to_mapping() for finding in findings],
         "flipped_pairs": None if flipped is None else asdict(flipped),
     }

@@ -1,4 +1,4 @@
-"""Writes down what a run's page shows and metrics.jsonl does not hold: pair by pair, token by token, in samples."""
+"""Records what a run's page shows beyond metrics.jsonl: single held-out examples, their tokens, and samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,184 +15,219 @@ import numpy as np
 
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.data.encoded_examples import EncodedExamples
-from mlx_dpo.data.row_formats import Completion
+from mlx_dpo.data.examples import Completion
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.reporting import evaluation_records as records
-from mlx_dpo.sampling.generation import SamplingParams, generate_from_ids
-from mlx_dpo.training.listener import Listener, RunPlan
-from mlx_dpo.training.run_folder import append_line
+from mlx_dpo.reporting.metrics_log import MetricsLog
+from mlx_dpo.sampling.generation import SamplingParams, generate_from_token_ids
+from mlx_dpo.training.events import Note, RunPlan
+from mlx_dpo.training.listener import Listener, Listeners
+from mlx_dpo.utils.atomic_write import append_line
 
-NUM_KL_EXAMPLES = 64  # held-out examples whose KL is measured; each costs two forward passes an evaluation
-NUM_TOKEN_EXAMPLES = 256  # whose token log-probs before training are kept; the page's examples are among them
-NUM_EXTREME_EXAMPLES = 5  # examples that the policy gets most wrong, and most right
+NUM_KL_EXAMPLES = 64  # held-out examples whose KL is measured; each takes two forward passes per evaluation
+NUM_TOKEN_EXAMPLES = 256  # held-out examples whose token log-probs before training are kept, to show on the page
+NUM_EXTREME_EXAMPLES = 5  # examples on the page with the lowest scores, and with the highest
 MAX_SAMPLE_TOKENS = 128
-DECODE_WINDOW = 8  # tokens that a token's text may depend on
+DECODE_WINDOW = 8  # tokens on which the text of a token may depend
 
 
 class RunRecorder(Listener):
-    """Fills a run's report/ folder.
+    """Writes a run's report/ folder.
 
     Args:
-        told: hears, as `Listener.evaluated` does, when all of an evaluation is written down.
-        say: hears where it can't be, which costs the page and not the run.
-        samples: held-out prompts to answer before the first and after the last step, at temperature 1.
-        command: what was typed.
+        on_message: receives a warning if the folder can't be written. The run continues, its page is incomplete.
+        num_samples: number of held-out prompts for which completions are sampled, at temperature 1, before the first
+            and after the last step.
+        command: the command that started the run.
     """
 
     def __init__(
         self,
-        on_recorded: Callable[[float, float], None] = lambda reference, sampling: None,
-        notify: Callable[[str], None] = lambda text: None,
+        on_message: Callable[[str], None] = lambda text: None,
         *,
         num_samples: int = records.DEFAULT_NUM_SAMPLES,
         command: str | None = None,
     ) -> None:
-        self.on_recorded, self.notify, self.num_samples, self.command = on_recorded, notify, num_samples, command
-        self.sampling_seconds, self.failed = 0.0, False
+        self.on_message, self.num_samples, self.command = on_message, num_samples, command
+        self.warned = False
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Write the run's metadata."""
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
-        with self._on_a_good_disk():
+        with self._warning_on_write_errors():
             for name in (records.EVALUATIONS_FILE, records.SAMPLES_FILE):
                 records.drop_lines_after(self.folder / name, plan.first_step if plan.first_step else -1)
-            records.write_json(self.folder / records.METADATA_FILE, _about(plan, self.command))
+            records.write_json(self.folder / records.METADATA_FILE, _metadata(plan, self.command))
 
-    def on_evaluation_snapshot(self, seen: EvalSnapshot) -> None:
-        with self._on_a_good_disk():
-            self._write(seen)
-        self.on_recorded(seen.example_set.reference.seconds, self.sampling_seconds)
+    def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
+        """Record the evaluation and sample completions."""
+        with self._warning_on_write_errors():
+            self._record(snapshot)
 
     @contextmanager
-    def _on_a_good_disk(self) -> Iterator[None]:
+    def _warning_on_write_errors(self) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
-            if not self.failed:
-                self.notify(f"{self.folder} can't be written: {error.strerror or error}; the page will lack it.")
-            self.failed = True
+            if not self.warned:
+                reason = error.strerror or error
+                self.on_message(f"{self.folder} can't be written: {reason}. The report will be incomplete.")
+            self.warned = True
 
-    def _write(self, seen: EvalSnapshot) -> None:
-        examples = sorted(seen.measurements, key=lambda one: one.index)
-        seen = EvalSnapshot(seen.step, examples, seen.example_set, seen.policy, seen.budget)
-        line = evaluation_record(seen)
-        if seen.step == 0:
-            line["tokens"] = [[_rounded(side) for side in one.token_logps] for one in examples[:NUM_TOKEN_EXAMPLES]]
+    def _record(self, snapshot: EvalSnapshot) -> None:
+        in_order = sorted(snapshot.measurements, key=lambda measurement: measurement.index)
+        ordered = replace(snapshot, measurements=in_order)
+        line = evaluation_record(ordered)
+        if snapshot.step == 0:
+            first = in_order[:NUM_TOKEN_EXAMPLES]
+            line["tokens"] = [[_rounded(logps) for logps in measurement.token_logps] for measurement in first]
         append_line(self.folder / records.EVALUATIONS_FILE, records.to_json(line))
-        first = next(iter(records.read_jsonl(self.folder / records.EVALUATIONS_FILE)), {})
-        records.write_json(self.folder / records.EXAMPLES_FILE, extreme_examples(seen, first.get("tokens")))
-        if self.num_samples and seen.can_run_policy and seen.step in (0, self.plan.steps):
-            began = time.perf_counter()
-            append_line(self.folder / records.SAMPLES_FILE, records.to_json(self._sampled(seen)))
-            self.sampling_seconds += time.perf_counter() - began
+        first_line = next(iter(records.read_jsonl(self.folder / records.EVALUATIONS_FILE)), {})
+        records.write_json(self.folder / records.EXAMPLES_FILE, extreme_examples(ordered, first_line.get("tokens")))
+        if self.num_samples and snapshot.can_run_policy and snapshot.step in (0, self.plan.steps):
+            start = time.perf_counter()
+            append_line(self.folder / records.SAMPLES_FILE, records.to_json(self._sample(ordered)))
+            snapshot.sampling_seconds += time.perf_counter() - start
 
-    def _sampled(self, seen: EvalSnapshot) -> dict[str, Any]:
-        pairs = seen.example_set.examples
-        asked = [pairs[one.index] for one in seen.measurements[: self.num_samples]]
-        tokenizer = pairs.encoder.tokenizer
-        sampling = SamplingParams(MAX_SAMPLE_TOKENS, temperature=1.0)
-        answers = generate_from_ids(seen.policy.model, tokenizer, [one.prompt for one in asked], sampling)
-        ids = [tokenizer.encode(text, add_special_tokens=False)[:MAX_SAMPLE_TOKENS] for text in answers]
+    def _sample(self, snapshot: EvalSnapshot) -> dict[str, Any]:
+        examples = snapshot.example_set.examples
+        sampled = [examples[measurement.index] for measurement in snapshot.measurements[: self.num_samples]]
+        tokenizer = examples.encoder.tokenizer
+        params = SamplingParams(MAX_SAMPLE_TOKENS, temperature=1.0)
+        completions = generate_from_token_ids(snapshot.policy.model, tokenizer, [ex.prompt for ex in sampled], params)
+        ids = [tokenizer.encode(text, add_special_tokens=False)[:MAX_SAMPLE_TOKENS] for text in completions]
         return {
-            "step": seen.step,
-            "prompts": [conversation_text(one.example.prompt) for one in asked],
-            "answers": answers,
-            "tokens": [len(one) for one in ids],
-            "repeated": [repeated_ngram_share(one) for one in ids],
+            "step": snapshot.step,
+            "prompts": [conversation_text(example.example.prompt) for example in sampled],
+            "answers": completions,
+            "tokens": list(map(len, ids)),
+            "repeated": list(map(repeated_ngram_share, ids)),
         }
 
 
-def evaluation_record(seen: EvalSnapshot) -> dict[str, Any]:
-    """An evaluation's numbers by example: metrics, lengths, reference log-probs and, of the first ones, KLs."""
-    table = np.stack([one.metrics for one in seen.measurements])
-    kls = seen.kl(NUM_KL_EXAMPLES)
+def recording_listeners(forward: Listener, num_samples: int, command: str | None) -> Listener:
+    """The listeners that record a run's numbers. They must be in the process that holds the model.
+
+    Args:
+        forward: receives their warnings, as notes.
+        num_samples: number of held-out prompts for which completions are sampled.
+        command: the command that started the run.
+    """
+
+    def on_message(text: str) -> None:
+        forward.handle(Note(text))
+
+    return Listeners(MetricsLog(on_message), RunRecorder(on_message, num_samples=num_samples, command=command))
+
+
+def evaluation_record(snapshot: EvalSnapshot) -> dict[str, Any]:
+    """A line of evaluations.jsonl: metrics, lengths and log-probs of each example, and the KL of the first ones."""
+    measurements = snapshot.measurements
+    metrics = np.stack([measurement.metrics for measurement in measurements])
+    kl = snapshot.kl(NUM_KL_EXAMPLES)
     return {
-        "step": seen.step,
-        "examples": [one.index for one in seen.measurements],
-        "metrics": {name: column.tolist() for name, column in zip(METRICS, table.T, strict=True)},
-        "lengths": [[len(side) for side in one.token_logps] for one in seen.measurements],
-        "logps": [[float(side.sum(dtype=np.float64)) for side in one.token_logps] for one in seen.measurements],
-        "reference": [one.reference_logps.tolist() for one in seen.measurements],
-        "kl": None if kls is None else kls.tolist(),
+        "step": snapshot.step,
+        "examples": [measurement.index for measurement in measurements],
+        "metrics": {name: column.tolist() for name, column in zip(METRICS, metrics.T, strict=True)},
+        "lengths": [[len(logps) for logps in measurement.token_logps] for measurement in measurements],
+        "logps": [[float(logps.sum(dtype=np.float64)) for logps in m.token_logps] for m in measurements],
+        "reference": [measurement.reference_logps.tolist() for measurement in measurements],
+        "kl": None if kl is None else kl.tolist(),
     }
 
 
-def extreme_examples(seen: EvalSnapshot, before: list[list[list[float]]] | None) -> list[dict[str, Any]]:
-    """The examples that the policy gets most wrong, then those it gets most right, with their tokens."""
-    pairs, known = seen.example_set.examples, seen.measurements[:NUM_TOKEN_EXAMPLES]
-    fits = np.array([_fit(one, pairs) for one in known])
-    order = np.argsort(fits, kind="stable")
-    half = min(NUM_EXTREME_EXAMPLES, len(order) // 2)
-    chosen = [*order[:half], *order[len(order) - half :][::-1]]
+def extreme_examples(snapshot: EvalSnapshot, token_logps_before: list[Any] | None) -> list[dict[str, Any]]:
+    """The examples that the policy gets most wrong, then those that it gets most right.
+
+    Args:
+        snapshot: the evaluation, its measurements in the order of the examples.
+        token_logps_before: per example and completion, the token log-probs before training; None if unknown.
+
+    Returns:
+        Values of pairs.json: whether the policy is `right`, its score (`fit`), where the row is from, and the
+        completions (`sides`) with the text and the log-prob of each token.
+    """
+    examples, measurements = snapshot.example_set.examples, snapshot.measurements[:NUM_TOKEN_EXAMPLES]
+    scores = np.array([_score(measurement, examples) for measurement in measurements])
+    order = np.argsort(scores, kind="stable")
+    count = min(NUM_EXTREME_EXAMPLES, len(order) // 2)
+    lowest, highest = order[:count], order[len(order) - count :][::-1]
     return [
-        {"right": place >= half, "fit": float(fits[i]), **_told(known[i], pairs, before[i] if before else None)}
-        for place, i in enumerate(chosen)
+        {
+            "right": right,
+            "fit": float(scores[i]),
+            **_example_json(measurements[i], examples, token_logps_before[i] if token_logps_before else None),
+        }
+        for right, indices in ((False, lowest), (True, highest))
+        for i in indices
     ]
 
 
-def _fit(one: ExampleMeasurement, pairs: EncodedExamples) -> float:
-    """How well an example is as it should be: a pair's margin, a labelled answer's reward by its label, else nats."""
-    metrics = dict(zip(METRICS, one.metrics.tolist(), strict=True))
-    example = pairs.source[one.index]
+def _score(measurement: ExampleMeasurement, examples: EncodedExamples) -> float:
+    """How right the policy is: a pair's margin, the reward signed by the label, or log-prob per token without label."""
+    metrics = dict(zip(METRICS, measurement.metrics.tolist(), strict=True))
+    example = examples.source[measurement.index]
     if not isinstance(example, Completion):
-        moved = abs(metrics["rewards/margins"]) > 1e-6
-        return metrics["rewards/margins"] if moved else metrics["logps/chosen"] - metrics["logps/rejected"]
+        has_moved = abs(metrics["rewards/margins"]) > 1e-6
+        return metrics["rewards/margins"] if has_moved else metrics["logps/chosen"] - metrics["logps/rejected"]
     if example.desirable is None:
-        return metrics["logps/chosen"] / len(one.token_logps[0])
+        return metrics["logps/chosen"] / len(measurement.token_logps[0])
     return metrics["rewards/chosen"] if example.desirable else -metrics["rewards/rejected"]
 
 
-def _told(one: ExampleMeasurement, pairs: EncodedExamples, before: list[list[float]] | None) -> dict[str, Any]:
-    encoded = pairs[one.index]
-    sides = [
+def _example_json(
+    measurement: ExampleMeasurement, examples: EncodedExamples, token_logps_before: list[Any] | None
+) -> dict[str, Any]:
+    encoded = examples[measurement.index]
+    completions = [
         {
-            "pieces": token_texts(pairs.encoder.tokenizer, ids),
-            "logps": _rounded(one.token_logps[i]),
-            "before": before[i] if before else None,
+            "pieces": token_texts(examples.encoder.tokenizer, ids),
+            "logps": _rounded(measurement.token_logps[i]),
+            "before": token_logps_before[i] if token_logps_before else None,
         }
         for i, ids in enumerate(encoded.completions)
     ]
     example = encoded.example
-    label = example.desirable if isinstance(example, Completion) else None
     return {
-        "where": str(pairs.source.location(one.index)),
+        "where": str(examples.source.location(measurement.index)),
         "prompt": conversation_text(example.prompt),
-        "label": label,
-        "sides": sides,
+        "label": example.desirable if isinstance(example, Completion) else None,
+        "sides": completions,
     }
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token where it stands; of a character that takes several, all stands with the last."""
-    found = []
+    """The text of each token in context. A character that takes several tokens is the text of the last of them."""
+    texts = []
     for i in range(len(ids)):
         window = list(ids[max(0, i - DECODE_WINDOW) : i + 1])
         text, before = tokenizer.decode(window), tokenizer.decode(window[:-1]) if len(window) > 1 else ""
         common = next((n for n, (a, b) in enumerate(zip(text, before, strict=False)) if a != b), len(before))
-        found.append("" if text.endswith("\ufffd") else text[common:])
-    return found
+        texts.append("" if text.endswith("\ufffd") else text[common:])
+    return texts
 
 
 def repeated_ngram_share(ids: Sequence[int]) -> float:
-    """The share of an answer's 4-grams that stand earlier in it."""
-    grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    """The share of a completion's 4-grams that occur earlier in it."""
+    ngrams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def conversation_text(turns: TextOrMessages) -> str:
-    """A prompt or an answer as text, a message a line."""
-    if isinstance(turns, str):
-        return turns
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in turns)
+def conversation_text(conversation: TextOrMessages) -> str:
+    """A prompt or a completion as text, with a line per message."""
+    if isinstance(conversation, str):
+        return conversation
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in conversation)
 
 
-def _about(plan: RunPlan, command: str | None) -> dict[str, Any]:
-    names = ("mlx-dpo", "mlx", "mlx-lm", "numpy")
+def _metadata(plan: RunPlan, command: str | None) -> dict[str, Any]:
+    packages = ("mlx-dpo", "mlx", "mlx-lm", "numpy")
     return {
         "command": command,
-        "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {mx.device_info().get('device_name', 'CPU')}",
         "ranks": plan.ranks,
         "steps": plan.steps,

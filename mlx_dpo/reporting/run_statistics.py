@@ -1,4 +1,4 @@
-"""All numbers of a run, read back from its folder; what pages, pictures and diagnoses are made of."""
+"""The numbers of a run, read back from its folder: the input of reports, charts and diagnostics."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from mlx_dpo.config import read_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import read_metrics
-from mlx_dpo.training.listener import Metrics
+from mlx_dpo.training.events import Metrics
+from mlx_dpo.utils.formatting import strip_eval_prefix
 
-ZERO_REWARD = 1e-4  # a policy whose mean reward is smaller is its reference, up to rounding
+ZERO_REWARD = 1e-4  # rewards of a smaller size are rounding errors of a policy that equals its reference
 
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """The held-out examples as one evaluation found them. Arrays have one row an example.
+    """One evaluation of the held-out examples, example by example.
 
     Attributes:
-        metrics: [examples] by TRL's name; NaN where there is no such number.
-        lengths: [examples, completions], tokens; of pairs chosen, rejected.
-        logps: [examples, completions], nats, of the policy.
-        kl: [first examples, completions], nats, KL(policy || reference); None where it could not be measured.
+        step: optimizer steps done before it.
+        metrics: [examples] by metric name; NaN where an example has no such metric.
+        lengths: [examples, completions], completion lengths in tokens. A pair has columns chosen and rejected.
+        logps: [examples, completions], the policy's log-probabilities in nats.
+        kl: [first examples, completions], KL(policy || reference) in nats; None if it could not be measured.
     """
 
     step: int
@@ -35,8 +37,8 @@ class EvalRecord:
     kl: np.ndarray | None
 
     @classmethod
-    def from_record(cls, line: dict[str, Any]) -> EvalRecord:
-        """From a line of evaluations.jsonl."""
+    def from_json(cls, line: dict[str, Any]) -> EvalRecord:
+        """Parse a line of evaluations.jsonl."""
         metrics = {name: np.array(values, np.float64) for name, values in line["metrics"].items()}  # null becomes NaN
         kl = None if line["kl"] is None else np.array(line["kl"], np.float64)
         return cls(line["step"], metrics, np.array(line["lengths"]), np.array(line["logps"], np.float64), kl)
@@ -53,41 +55,52 @@ class EvalRecord:
 
     @property
     def logp_margins(self) -> np.ndarray:
-        """[examples], nats: log p(chosen) - log p(rejected) of pairs."""
+        """[examples], log p(chosen) - log p(rejected) of pairs, in nats."""
         return self.metrics["logps/chosen"] - self.metrics["logps/rejected"]
 
     @property
     def kl_per_token(self) -> float | None:
-        """Mean KL to the reference, nats a token."""
+        """Mean KL to the reference in nats per token."""
         return None if self.kl is None else float(self.kl.sum() / self.lengths[: len(self.kl)].sum())
 
     @property
     def is_reference(self) -> bool:
-        """Whether the policy is its reference still, so that there are no rewards to compare."""
+        """Whether the policy still equals its reference, so that all rewards are zero."""
         rewards = np.concatenate([self.metrics["rewards/chosen"], self.metrics["rewards/rejected"]])
         return bool(np.nanmax(np.abs(rewards), initial=0.0) < ZERO_REWARD)
 
 
 @dataclass(frozen=True)
 class SampledCompletions:
-    """Answers drawn at one step, their lengths in tokens, and the share of repeated 4-grams of tokens in each."""
+    """Completions sampled from the policy at one step.
+
+    Attributes:
+        lengths: tokens of each completion.
+        repeated_shares: share of the 4-grams of tokens in each completion that occur earlier in it.
+    """
 
     step: int
     prompts: list[str]
-    answers: list[str]
-    tokens: list[int]
-    repeated: list[float]
+    completions: list[str]
+    lengths: list[int]
+    repeated_shares: list[float]
+
+    @classmethod
+    def from_json(cls, line: dict[str, Any]) -> SampledCompletions:
+        """Parse a line of samples.jsonl."""
+        return cls(line["step"], line["prompts"], line["answers"], line["tokens"], line["repeated"])
 
 
 @dataclass(frozen=True)
 class RunStatistics:
-    """A run.
+    """What a run's folder records of it.
 
     Attributes:
-        reports: means over training pairs, a report each; evaluations: over held-out pairs, under the same names.
-        moments: those of evaluations of which every example is known.
-        pairs: what the policy gets most wrong, then most right, as `recorder.picked` tells it.
-        about: command, versions, machine, limits.
+        train_metrics: means over training examples since the last report.
+        eval_metrics: means over held-out examples, under the same names.
+        eval_records: the evaluations whose single examples were recorded.
+        extreme_examples: as `run_recorder.extreme_examples` describes them.
+        metadata: command, versions, machine, number of steps and limits.
     """
 
     path: Path
@@ -101,56 +114,54 @@ class RunStatistics:
 
     @classmethod
     def read(cls, path: str | Path) -> RunStatistics:
-        """A run's folder. Raises `UserError` where it holds none."""
+        """Read a run's folder.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
         path = Path(path)
         if not (path / "config.yaml").exists():
             hint = "Name a folder that `mlx-dpo train` wrote (its --adapter-path)."
             raise UserError("there is no run here: no config.yaml", where=Where(str(path)), hint=hint)
         lines, folder = read_metrics(path), path / records.REPORT_FOLDER
+        evaluations = records.read_jsonl(folder / records.EVALUATIONS_FILE)
         return cls(
             path=path,
             config=read_yaml(path / "config.yaml"),
             train_metrics=[line for line in lines if "loss" in line],
             eval_metrics=[strip_eval_prefix(line) for line in lines if "eval_loss" in line],
-            eval_records=[
-                EvalRecord.from_record(line) for line in records.read_jsonl(folder / records.EVALUATIONS_FILE)
-            ],
+            eval_records=list(map(EvalRecord.from_json, evaluations)),
             extreme_examples=records.read_json(folder / records.EXAMPLES_FILE) or [],
-            samples=[SampledCompletions(**line) for line in records.read_jsonl(folder / records.SAMPLES_FILE)],
+            samples=list(map(SampledCompletions.from_json, records.read_jsonl(folder / records.SAMPLES_FILE))),
             metadata=records.read_json(folder / records.METADATA_FILE) or {},
         )
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """The name of the run's folder."""
         return self.path.resolve().name
 
     @property
     def step(self) -> int:
-        """Steps done as far as was written."""
+        """The last step that was reported or evaluated."""
         return int(max((line["step"] for line in [*self.train_metrics, *self.eval_metrics]), default=0))
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
+        """The number of steps of the whole run."""
         return int(self.metadata.get("steps") or self.step)
 
     @property
-    def example_noun(self) -> str:
-        """What the examples are called."""
+    def example_kind(self) -> str:
+        """What the examples are: "pairs" or "completions"."""
         return str(self.metadata.get("what", "pairs"))
 
     @property
     def before(self) -> EvalRecord | None:
-        """The held-out examples before the first step."""
+        """The evaluation before the first step."""
         return self.eval_records[0] if self.eval_records and self.eval_records[0].step == 0 else None
 
     @property
     def after(self) -> EvalRecord | None:
-        """The held-out examples as last measured, once there was a step."""
+        """The last evaluation after a step."""
         return self.eval_records[-1] if self.eval_records and self.eval_records[-1].step > 0 else None
-
-
-def strip_eval_prefix(metrics: Metrics) -> Metrics:
-    """An evaluation's metrics without their eval_."""
-    return {name.removeprefix("eval_"): value for name, value in metrics.items()}

@@ -1,9 +1,8 @@
-"""`train` in the terminal: a bar and sparklines, and a line wherever something is worth keeping."""
+"""The progress of a run in the terminal: a progress bar with sparklines, and a line per event worth keeping."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -11,180 +10,184 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from mlx_dpo.reporting.diagnostics_listener import Finding
+from mlx_dpo.reporting.run_statistics import ZERO_REWARD
 from mlx_dpo.reporting.time_estimate import TimeEstimator
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan
+from mlx_dpo.training.events import Metrics, RunPlan
+from mlx_dpo.training.listener import Listener
+from mlx_dpo.utils.formatting import format_bytes, format_count, format_duration, strip_eval_prefix
 
 SPARKLINE_BARS = "▁▂▃▄▅▆▇█"
-SPARKLINE_WIDTH = 24  # of a sparkline
-ZERO_REWARD = 1e-4  # rewards this small are rounding
+SPARKLINE_WIDTH = 24
+METRIC_FORMATS = {
+    "loss": "loss {:.4f}",
+    "rewards/accuracies": "accuracy {:.0%}",
+    "rewards/margins": "margin {:+.3f}",
+}
 
 
 class TerminalProgress(Listener):
-    """Live in a terminal; plain lines, one a report, where the output is not one. Comes last, to time all others."""
+    """Shows a live display in a terminal, or prints a line per report elsewhere.
+
+    It must be the last listener, so that the time the others take is part of its estimate.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.status = console.status("")
         self.margins: list[float] = []
         self.accuracies: list[float] = []
-        self.memory = self.pairs_per_second = self.held_out_reference = self.sampling = 0.0
-        self.sent = ""
+        self.peak_memory_gb = self.pairs_per_second = self.reference_seconds = self.sampling_seconds = 0.0
+        self.traffic = ""
         self.time_estimator: TimeEstimator | None = None
-        self.progress_bar = ProgressBar(console, self._lines)
+        self.progress_bar = ProgressBar(console, self._status_lines)
 
     def on_preparing(self, text: str) -> None:
-        self.progress_bar.stop()  # where training is started again
+        """Show what is being prepared."""
+        self.progress_bar.stop()  # it runs if training is restarted
         self.status.update(text)
         self.status.start()
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Print the size of the run and start the progress bar."""
         self.status.stop()
-        self.plan, self.time_estimator, self.progress_bar = (
-            plan,
-            TimeEstimator(plan),
-            ProgressBar(self.console, self._lines),
-        )
-        self.held_out_reference = self.sampling = 0.0
-        share = 100 * plan.trainable_parameters / plan.total_parameters
+        self.plan, self.time_estimator = plan, TimeEstimator(plan)
+        self.progress_bar = ProgressBar(self.console, self._status_lines)
+        self.reference_seconds = self.sampling_seconds = 0.0
+        trainable, total = plan.trainable_parameters, plan.total_parameters
         held_out = plan.num_examples.get("held_out", 0)
-        self._say(
-            f"Training {_short(plan.trainable_parameters)} of {_short(plan.total_parameters)} parameters "
-            f"({share:.2g}%) "
+        self._print(
+            f"Training {format_count(trainable)} of {format_count(total)} parameters ({100 * trainable / total:.2g}%) "
             f"on {plan.num_examples['train']:,} {plan.example_kind}, {plan.steps:,} steps; {held_out:,} held out."
         )
         if plan.ranks > 1:
-            megabytes = plan.gradient_bytes / 1e6
-            self._say(f"{plan.ranks} processes together; each sends {megabytes:.3g} MB of gradients a step.")
+            size = format_bytes(plan.gradient_bytes)
+            self._print(f"{plan.ranks} processes; each sends {size} of gradients per step.")
         if plan.first_step:
-            self._say(f"Going on after step {plan.first_step:,}.")
+            self._print(f"Resuming after step {plan.first_step:,}.")
         self.task = self.progress_bar.add_task("train", total=plan.steps, completed=plan.first_step, numbers="")
         self.progress_bar.start()
 
     def on_step(self, step: int, metrics: Metrics) -> None:
+        """Advance the progress bar."""
         assert self.time_estimator is not None
         self.time_estimator.record_step(step, metrics["reference_seconds"])
-        self.memory = metrics["peak_memory_gb"]
+        self.peak_memory_gb = metrics["peak_memory_gb"]
         for values, name in ((self.margins, "rewards/margins"), (self.accuracies, "rewards/accuracies")):
             if name in metrics:
                 values.append(metrics[name])
         self.progress_bar.update(self.task, completed=step, numbers=f"loss {metrics['loss']:.4f}", description="train")
 
     def on_metrics(self, metrics: Metrics) -> None:
+        """Print a line if the output is not a terminal."""
         self.pairs_per_second = metrics["pairs_per_second"]
-        self.sent = f"  {metrics['bytes_sent'] / 1e6:.3g} MB sent a step" if "bytes_sent" in metrics else ""
+        self.traffic = f"  {format_bytes(metrics['bytes_sent'])} sent per step" if "bytes_sent" in metrics else ""
         if not self.console.is_terminal:
-            self._say(
-                f"step {metrics['step']}/{self.plan.steps}  {_numbers(metrics)}  "
-                f"{metrics['pairs_per_second']:.3g} pairs/s  {self._memory()}{self.sent}  {self._time_left()}"
-            )
+            self._print(f"step {metrics['step']}/{self.plan.steps}  {_format_metrics(metrics)}{self._throughput()}")
 
     def on_evaluation_progress(self, done: int, pairs: int) -> None:
+        """Show how many held-out examples are evaluated."""
         self.progress_bar.update(self.task, description=f"held out {done}/{pairs}")
 
     def on_evaluation_metrics(self, metrics: Metrics) -> None:
-        plain = {k.removeprefix("eval_"): v for k, v in metrics.items()}
-        numbers = "the policy is its reference" if equals_reference(plain) else _numbers(plain)
-        if "logps/accuracies" in plain:
-            numbers += f"  chosen likelier in {plain['logps/accuracies']:.0%}"
-        self._say(f"held out at step {metrics['step']}: {numbers}")
+        """Print the held-out metrics."""
+        metrics = strip_eval_prefix(metrics)
+        text = "the policy equals its reference" if equals_reference(metrics) else _format_metrics(metrics)
+        if "logps/accuracies" in metrics:
+            text += f"  chosen likelier in {metrics['logps/accuracies']:.0%}"
+        self._print(f"held out at step {metrics['step']}: {text}")
 
     def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
+        """Record the time of the evaluation."""
         assert self.time_estimator is not None
         self.time_estimator.record_evaluation(
-            reference_seconds - self.held_out_reference, sampling_seconds - self.sampling
+            reference_seconds - self.reference_seconds, sampling_seconds - self.sampling_seconds
         )
-        self.held_out_reference, self.sampling = reference_seconds, sampling_seconds
+        self.reference_seconds, self.sampling_seconds = reference_seconds, sampling_seconds
         self.progress_bar.update(self.task, description="train")
 
     def on_note(self, text: str) -> None:
-        self._say(f"Note: {text}")
+        """Print the note."""
+        self._print(f"Note: {text}")
 
     def on_run_end(self) -> None:
+        """Stop the display."""
         self.status.stop()
         self.progress_bar.stop()
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
 
-    def _lines(self) -> Iterable[str]:
-        """What stands under the bar."""
+    def _status_lines(self) -> Iterable[str]:
+        """The lines below the progress bar."""
         if self.time_estimator is None:
             return
         if self.margins:
             yield f"margin    {sparkline(self.margins)} {self.margins[-1]:+.3f}"
         if self.accuracies:
             yield f"accuracy  {sparkline(self.accuracies, 0, 1)} {np.mean(self.accuracies[-10:]):.0%}"
+        yield self._throughput().strip()
+
+    def _throughput(self) -> str:
+        """Speed, memory, network traffic and remaining time."""
         speed = f"  {self.pairs_per_second:.3g} pairs/s" if self.pairs_per_second else ""
-        yield f"memory    {self._memory()}{speed}{self.sent}  {self._time_left()}"
-
-    def _memory(self) -> str:
-        return f"{self.memory:.2f} of {self.plan.memory_limit / 1e9:.1f} GB"
-
-    def _time_left(self) -> str:
-        left = None if self.time_estimator is None else self.time_estimator.remaining_seconds()
-        return "" if left is None else f"{_duration(left)} left"
+        memory = f"  memory {self.peak_memory_gb:.2f} of {self.plan.memory_limit / 1e9:.1f} GB"
+        seconds = None if self.time_estimator is None else self.time_estimator.remaining_seconds()
+        return f"{speed}{memory}{self.traffic}" + ("" if seconds is None else f"  {format_duration(seconds)} left")
 
 
 class ProgressBar(Progress):
-    """A progress bar with lines under it; nothing where the console is not a terminal."""
+    """A progress bar with text lines below it. It shows nothing if the console is not a terminal.
 
-    def __init__(self, console: Console, lines: Any) -> None:
-        self.extra_lines = lines
+    Args:
+        console: where to draw it.
+        extra_lines: returns the lines.
+    """
+
+    def __init__(self, console: Console, extra_lines: Callable[[], Iterable[str]]) -> None:
+        self.extra_lines = extra_lines
         columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn())
-        super().__init__(
-            *columns, TextColumn("{task.fields[numbers]}"), console=console, disable=not console.is_terminal
-        )
+        numbers = TextColumn("{task.fields[numbers]}")
+        super().__init__(*columns, numbers, console=console, disable=not console.is_terminal)
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the lines."""
         yield self.make_tasks_table(self.tasks)
         for line in self.extra_lines():
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
 def print_finding(console: Console, finding: Finding) -> None:
-    """A fault, where it first shows."""
+    """Print a warning when it first applies."""
     console.print(f"[bold yellow]{finding.title}[/] at step {finding.step}: ", end="", soft_wrap=True)
-    console.print(f"{finding.sentence} Try: {finding.advice}", soft_wrap=True, markup=False)
+    console.print(f"{finding.message} Try: {finding.advice}", soft_wrap=True, markup=False)
 
 
 def sparkline(
     values: Sequence[float], low: float | None = None, high: float | None = None, width: int = SPARKLINE_WIDTH
 ) -> str:
-    """Values as a row of bars, from `low` to `high` (or their own least and most); of many, means of even shares."""
+    """A row of bars that shows values, or the means of equal shares of more than `width` values.
+
+    Args:
+        values: those that are not finite are left out.
+        low: the value of the lowest bar; by default the smallest mean.
+        high: the value of the highest bar; by default the largest mean.
+        width: the most bars.
+    """
     finite = np.array([value for value in values if np.isfinite(value)])
     if not len(finite):
         return ""
-    means = [float(part.mean()) for part in np.array_split(finite, min(width, len(finite)))]
-    low, high = min(means) if low is None else low, max(means) if high is None else high
-    places = [(mean - low) / (high - low) if high > low else 0.0 for mean in means]
-    return "".join(
-        SPARKLINE_BARS[min(len(SPARKLINE_BARS) - 1, max(0, int(place * len(SPARKLINE_BARS))))] for place in places
-    )
+    means = np.array([part.mean() for part in np.array_split(finite, min(width, len(finite)))])
+    low, high = means.min() if low is None else low, means.max() if high is None else high
+    heights = (means - low) / (high - low) if high > low else np.zeros(len(means))
+    indices = np.clip((heights * len(SPARKLINE_BARS)).astype(int), 0, len(SPARKLINE_BARS) - 1)
+    return "".join(SPARKLINE_BARS[i] for i in indices)
 
 
-def _numbers(metrics: Metrics) -> str:
-    told = {
-        "loss": lambda value: f"loss {value:.4f}",
-        "rewards/accuracies": lambda value: f"accuracy {value:.0%}",
-        "rewards/margins": lambda value: f"margin {value:+.3f}",
-    }
-    return "  ".join(tell(metrics[name]) for name, tell in told.items() if name in metrics)
-
-
-def _short(count: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+def _format_metrics(metrics: Metrics) -> str:
+    return "  ".join(text.format(metrics[name]) for name, text in METRIC_FORMATS.items() if name in metrics)
 
 
 def equals_reference(metrics: Metrics) -> bool:
-    """Whether the policy has not moved: then there are no rewards to compare."""
+    """Whether the policy equals its reference up to rounding, so that all rewards are zero."""
     rewards = [metrics.get(name) for name in ("rewards/margins", "rewards/chosen")]
     return all(reward is not None and abs(reward) < ZERO_REWARD for reward in rewards)

@@ -1,63 +1,70 @@
-"""How long a run still takes, from what its parts took so far."""
+"""An estimate of the time that a run still takes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from mlx_dpo.training.listener import RunPlan
+from mlx_dpo.training.events import RunPlan
 
 
 class TimeEstimator:
-    """Times the parts of a run: steps, evaluations, and what is not in each of them.
+    """Estimates the remaining time from how long the steps and evaluations of a run have taken.
 
-    Asked for the time left, it counts what is still to come of each. A reference is measured once a pair, so that later
-    epochs and evaluations are quicker; samples are drawn in the first evaluation and in the last.
+    The reference of an example is computed once, in the first epoch or the first evaluation, so its time is counted
+    separately. Completions are sampled in the first and the last evaluation.
 
     Args:
-        now: seconds, of a clock that does not go back.
+        plan: the run.
+        now: returns the seconds of a monotonic clock.
     """
 
     def __init__(self, plan: RunPlan, now: Callable[[], float] = time.monotonic) -> None:
         self.plan, self.now = plan, now
-        self.last = now()
-        self.done = plan.first_step
-        self.steps: list[float] = []
-        self.reference = self.reference_steps = 0.0
-        self.evaluations: list[float] = []
-        self.sampling = 0.0
+        self.last_time = now()
+        self.steps_done = plan.first_step
+        self.step_seconds: list[float] = []
+        self.reference_seconds = 0.0
+        self.reference_steps = 0
+        self.evaluation_seconds: list[float] = []
+        self.sampling_seconds = 0.0
 
     def record_step(self, step: int, reference_seconds: float) -> None:
-        """An optimizer step is done; the reference took so many seconds of the run so far."""
-        took, spent = self._lap(), reference_seconds - self.reference
+        """Record a finished optimizer step.
+
+        Args:
+            step: its number.
+            reference_seconds: total seconds that the reference has taken in steps so far.
+        """
+        reference = reference_seconds - self.reference_seconds
         if step <= self.plan.steps_per_epoch:
             self.reference_steps += 1
-        self.done, self.reference = step, reference_seconds
-        self.steps.append(took - spent)
+        self.steps_done, self.reference_seconds = step, reference_seconds
+        self.step_seconds.append(self._elapsed() - reference)
 
     def record_evaluation(self, reference_seconds: float, sampling_seconds: float) -> None:
-        """An evaluation is done; held-out pairs' reference took so long in it, and the samples."""
-        self.evaluations.append(self._lap() - reference_seconds - sampling_seconds)
-        self.sampling = max(self.sampling, sampling_seconds)
+        """Record a finished evaluation, and the seconds that the reference and sampling took in it."""
+        self.evaluation_seconds.append(self._elapsed() - reference_seconds - sampling_seconds)
+        self.sampling_seconds = max(self.sampling_seconds, sampling_seconds)
 
     def remaining_seconds(self) -> float | None:
-        """Seconds; None before there is a step to tell from."""
-        if not self.steps:
+        """The estimate; None before the first step is done."""
+        if not self.step_seconds:
             return None
-        usual = self.steps[1:] or self.steps  # the first one warms up
+        after_warmup = self.step_seconds[1:] or self.step_seconds
         first_epoch = min(self.plan.steps, self.plan.steps_per_epoch)
-        unknown = max(0, first_epoch - self.done)
-        a_reference = self.reference / self.reference_steps if self.reference_steps else 0.0
-        steps = (self.plan.steps - self.done) * sum(usual) / len(usual)
-        return steps + unknown * a_reference + self._evaluations_left()
+        steps_with_reference = max(0, first_epoch - self.steps_done)
+        per_reference = self.reference_seconds / self.reference_steps if self.reference_steps else 0.0
+        steps = (self.plan.steps - self.steps_done) * sum(after_warmup) / len(after_warmup)
+        return steps + steps_with_reference * per_reference + self._remaining_evaluations()
 
-    def _evaluations_left(self) -> float:
-        every, steps = self.plan.steps_per_eval, self.plan.steps
-        if not self.evaluations or self.done >= steps:
+    def _remaining_evaluations(self) -> float:
+        interval, steps = self.plan.steps_per_eval, self.plan.steps
+        if not self.evaluation_seconds or self.steps_done >= steps:
             return 0.0
-        coming = 1 + ((steps - 1) // every - self.done // every if every else 0)  # and the last
-        return coming * sum(self.evaluations) / len(self.evaluations) + self.sampling
+        count = 1 + ((steps - 1) // interval - self.steps_done // interval if interval else 0)  # the last included
+        return count * sum(self.evaluation_seconds) / len(self.evaluation_seconds) + self.sampling_seconds
 
-    def _lap(self) -> float:
-        before, self.last = self.last, self.now()
-        return self.last - before
+    def _elapsed(self) -> float:
+        previous, self.last_time = self.last_time, self.now()
+        return self.last_time - previous

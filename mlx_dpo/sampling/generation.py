@@ -26,12 +26,14 @@ class SamplingParams:
     seed: int = 0
 
 
-def answer(model: nn.Module, tokenizer: Any, prompts: Sequence[TextOrMessages], sampling: SamplingParams) -> list[str]:
+def generate_responses(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[TextOrMessages], sampling: SamplingParams
+) -> list[str]:
     """One answer a prompt; the same seed draws the same answers on the same machine."""
-    return generate_from_ids(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling)
+    return generate_from_token_ids(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling)
 
 
-def generate_from_ids(
+def generate_from_token_ids(
     model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingParams
 ) -> list[str]:
     """The same of prompts as token ids."""
@@ -70,5 +72,5 @@ def generate_before_and_after(
     network, tokenizer = load_model(model).model, load_tokenizer(model)
     _, base = load_adapter(network, adapter_path)
     with swap_adapter(network, base):
-        untuned = answer(network, tokenizer, prompts, sampling)
-    return untuned, answer(network, tokenizer, prompts, sampling)
+        untuned = generate_responses(network, tokenizer, prompts, sampling)
+    return untuned, generate_responses(network, tokenizer, prompts, sampling)

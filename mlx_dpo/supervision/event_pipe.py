@@ -1,92 +1,100 @@
-"""What a training process tells its supervisor: a `Listener`'s calls, and how it ended, as lines of JSON on a pipe."""
+"""Messages from a training process to its supervisor: the run's events and its outcome, as lines of JSON on a pipe."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from mlx_dpo.errors import Interrupted, UserError
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
+from mlx_dpo.training.events import Event, SnapshotTaken, TrainResult
+from mlx_dpo.training.listener import Listener
 
-DONE, INTERRUPTED, REFUSED = "done", "interrupted", "refused"
-OUT_OF_MEMORY, RANK_LOST = "out of memory", "rank lost"
-ONLY_MAIN_HAS_WORK = "nothing left"  # to do on another rank than 0
-ENDINGS = (DONE, INTERRUPTED, REFUSED, OUT_OF_MEMORY, RANK_LOST)
+
+@dataclass(frozen=True)
+class ProcessFinished:
+    """The run is finished."""
+
+    result: TrainResult
+
+
+@dataclass(frozen=True)
+class ProcessInterrupted:
+    """The run was asked to stop, and is saved."""
+
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class ProcessFailed:
+    """The run ended by a `UserError`, as its `to_mapping` gives it."""
+
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProcessOutOfMemory:
+    """mlx could not allocate memory."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProcessLostRank:
+    """The connection to another rank was lost."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class OnlyMainHasWork:
+    """This rank's work is done; the main rank needs it no more."""
+
+
+ProcessEnd = ProcessFinished | ProcessInterrupted | ProcessFailed | ProcessOutOfMemory | ProcessLostRank
+_MESSAGES = {kind.__name__: kind for kind in (*Event.__subclasses__(), *get_args(ProcessEnd), OnlyMainHasWork)}
 
 
 class EventSender(Listener):
-    """Writes each call to a pipe. Where nobody reads it any more, `lost` is called once: the supervisor is gone."""
+    """Writes events and other messages to a pipe.
 
-    def __init__(self, pipe: int, lost: Callable[[], None]) -> None:
-        self.pipe, self.lost = pipe, lost
+    Args:
+        pipe_fd: file descriptor of the pipe.
+        on_lost: called where the pipe can't be written to, since the supervisor is gone.
+    """
 
-    def send(self, event: str, *arguments: Any) -> None:
-        """One line."""
-        line = json.dumps([event, *arguments], default=str).encode() + b"\n"
+    def __init__(self, pipe_fd: int, on_lost: Callable[[], None]) -> None:
+        self.pipe_fd, self.on_lost = pipe_fd, on_lost
+
+    def handle(self, event: Event) -> None:
+        """Sends every event but evaluation snapshots, which hold the model."""
+        if not isinstance(event, SnapshotTaken):
+            self.send(event)
+
+    def send(self, message: Any) -> None:
+        """Sends one of the dataclasses of this module, or an event."""
+        line = json.dumps([type(message).__name__, asdict(message)], default=str).encode() + b"\n"
         try:
             while line:
-                line = line[os.write(self.pipe, line) :]
+                line = line[os.write(self.pipe_fd, line) :]
         except OSError:
-            self.lost()
-
-    def on_preparing(self, text: str) -> None:
-        self.send("preparing", text)
-
-    def on_run_start(self, plan: RunPlan) -> None:
-        self.send("begin", asdict(plan))
-
-    def on_step(self, step: int, metrics: Metrics) -> None:
-        self.send("step", step, metrics)
-
-    def on_metrics(self, metrics: Metrics) -> None:
-        self.send("report", metrics)
-
-    def on_evaluation_progress(self, done: int, pairs: int) -> None:
-        self.send("evaluating", done, pairs)
-
-    def on_evaluation_metrics(self, metrics: Metrics) -> None:
-        self.send("evaluation", metrics)
-
-    def on_evaluation_recorded(self, reference_seconds: float, sampling_seconds: float) -> None:
-        self.send("evaluated", reference_seconds, sampling_seconds)
-
-    def on_checkpoint_saved(self, step: int, folder: Path) -> None:
-        self.send("saved", step, folder)
-
-    def on_note(self, text: str) -> None:
-        self.send("note", text)
-
-    def done(self, result: TrainResult) -> None:
-        """The run came to its end."""
-        self.send(DONE, result.to_mapping())
-
-    def interrupted(self, interruption: Interrupted) -> None:
-        """It was asked to stop, and is saved."""
-        self.send(INTERRUPTED, interruption.step, interruption.checkpoint)
-
-    def refused(self, error: UserError) -> None:
-        """Something of the user's is wrong."""
-        self.send(REFUSED, UserError.to_mapping(error))
+            self.on_lost()
 
 
-def dispatch_event(event: str, arguments: list[Any], listener: Listener) -> None:
-    """Make the call that a line stands for."""
-    if event == "begin":
-        listener.on_run_start(RunPlan(**_with_path(arguments[0])))
-    elif event == "saved":
-        listener.on_checkpoint_saved(arguments[0], Path(arguments[1]))
-    else:
-        getattr(listener, event)(*arguments)
+def parse_message(line: str) -> Any:
+    """Returns the dataclass that `EventSender.send` wrote; None for a line that was cut off."""
+    try:
+        name, values = json.loads(line)
+    except ValueError:
+        return None
+    return _from_json(_MESSAGES[name], values)
 
 
-def parse_result(told: Mapping[str, Any]) -> TrainResult:
-    """What `Sender.done` sent."""
-    return TrainResult(**_with_path(told))
-
-
-def _with_path(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {**told, "run": Path(told["run"])}
+def _from_json(kind: Any, value: Any) -> Any:
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        return kind(**{name: _from_json(types[name], item) for name, item in value.items()})  # type: ignore[operator]
+    return Path(value) if kind is Path else value

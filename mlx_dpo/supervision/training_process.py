@@ -1,4 +1,4 @@
-"""The training process of a supervised run: `python -m mlx_dpo.supervision.training_process PIPE ORDER`."""
+"""The training process of a supervised run: `python -m mlx_dpo.supervision.training_process PIPE JOB`."""
 
 from __future__ import annotations
 
@@ -7,101 +7,101 @@ import os
 import signal
 import sys
 import threading
+from importlib import import_module
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_dpo.distributed.rank_environment import is_main_process
-from mlx_dpo.supervision.event_pipe import ONLY_MAIN_HAS_WORK, OUT_OF_MEMORY, RANK_LOST, EventSender
-from mlx_dpo.training.listener import Listener, RunPlan
-from mlx_dpo.utils.signals import ASKED_TO_STOP
+from mlx_dpo.supervision.event_pipe import (
+    EventSender,
+    OnlyMainHasWork,
+    ProcessFailed,
+    ProcessFinished,
+    ProcessInterrupted,
+    ProcessLostRank,
+    ProcessOutOfMemory,
+)
+from mlx_dpo.training.events import Event, RunStart, SnapshotTaken
+from mlx_dpo.training.listener import Listener, Listeners
+from mlx_dpo.utils.signals import STOP_SIGNALS
 
-if TYPE_CHECKING:
-    from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
-
-OUT_OF_MEMORY_WORDS = ("memory", "malloc")  # of mlx, where an allocation fails with an exception
+OUT_OF_MEMORY_WORDS = ("memory", "malloc")  # in mlx's exceptions for failed allocations
 
 
-class StopOnSignal:
-    """Once training has begun, the first signal asks for an end after the step at hand; else it ends at once."""
+class StopOnSignal(Listener):
+    """Once training has begun, the first signal stops it after the current step; any other ends the process at once."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self.begun = False
+        self.has_begun = False
+
+    def handle(self, event: Event) -> None:
+        """Notices that training begins."""
+        self.has_begun = self.has_begun or isinstance(event, RunStart)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.stop.is_set() or not self.begun:
+        """Handles a signal."""
+        if self.stop.is_set() or not self.has_begun:
             os._exit(128 + number)
         self.stop.set()
 
 
-class ProcessEventSender(EventSender):
-    """Knows when training has begun."""
+class SecondaryRankSender(EventSender):
+    """On a rank other than 0, sends only that training has begun, and that nothing is left to do on this rank."""
 
-    def __init__(self, pipe: int, signals: StopOnSignal) -> None:
-        super().__init__(pipe, lost=signals.stop.set)
-        self.signals = signals
-
-    def on_run_start(self, plan: Any) -> None:
-        self.signals.begun = True
-        super().on_run_start(plan)
-
-
-class SecondaryRankListener(Listener):
-    """On another rank than 0, all there is to tell: that training has begun, and that rank 0 alone has work left."""
-
-    def __init__(self, sender: EventSender) -> None:
-        self.sender = sender
-
-    def on_run_start(self, plan: RunPlan) -> None:
-        self.plan = plan
-        self.sender.on_run_start(plan)
-
-    def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
-        if snapshot.step == self.plan.steps:
-            self.sender.send(ONLY_MAIN_HAS_WORK)
+    def handle(self, event: Event) -> None:
+        """Sends what the supervisor must know."""
+        if isinstance(event, RunStart):
+            self.steps = event.plan.steps
+            self.send(event)
+        elif isinstance(event, SnapshotTaken) and event.snapshot.step == self.steps:
+            self.send(OnlyMainHasWork())
 
 
 def main(pipe_fd: int, job: dict[str, Any]) -> int:
-    """Train as `order` says; returns the exit code."""
-    signals = StopOnSignal()
-    for number in ASKED_TO_STOP:
-        signal.signal(number, signals)
+    """Trains, and sends events and the outcome to the supervisor.
+
+    Args:
+        pipe_fd: file descriptor of the pipe to the supervisor.
+        job: what `supervise` was called with.
+
+    Returns:
+        The exit code.
+    """
+    on_signal = StopOnSignal()
+    for number in STOP_SIGNALS:
+        signal.signal(number, on_signal)
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError
     from mlx_dpo.forward.oom_fallback import OomFallback
-    from mlx_dpo.reporting.metrics_log import MetricsLog
-    from mlx_dpo.reporting.run_recorder import RunRecorder
-    from mlx_dpo.training.listener import Listeners
     from mlx_dpo.training.run import train
 
-    sender = ProcessEventSender(pipe_fd, signals)
-    recorder = RunRecorder(
-        sender.on_evaluation_recorded, sender.on_note, num_samples=job["samples"], command=job["command"]
-    )
-    listener = (
-        Listeners(MetricsLog(sender.on_note), recorder, sender) if is_main_process() else SecondaryRankListener(sender)
-    )
+    sender = (EventSender if is_main_process() else SecondaryRankSender)(pipe_fd, on_signal.stop.set)
+    listeners: list[Listener] = [on_signal, sender]
+    if job["recorder"] and is_main_process():
+        module, _, function = job["recorder"].partition(":")
+        listeners.insert(0, getattr(import_module(module), function)(sender, **job["recorder_options"]))
     try:
         result = train(
             TrainConfig.from_mapping(job["config"]),
-            listener=listener,
+            listener=Listeners(*listeners),
             resume=job["resume"],
             resume_anyway=job["resume_anyway"],
-            oom_fallback=OomFallback(**job["caution"]),
-            stop=signals.stop,
+            oom_fallback=OomFallback(**job["oom_fallback"]),
+            stop=on_signal.stop,
         )
     except Interrupted as interruption:
-        sender.interrupted(interruption)
+        sender.send(ProcessInterrupted(interruption.step, interruption.checkpoint))
     except UserError as error:
-        sender.refused(error)
+        sender.send(ProcessFailed(UserError.to_mapping(error)))
     except RankLost as error:
-        sender.send(RANK_LOST, str(error))
+        sender.send(ProcessLostRank(str(error)))
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS):
             raise
-        sender.send(OUT_OF_MEMORY, str(error))
+        sender.send(ProcessOutOfMemory(str(error)))
     else:
-        sender.done(result)
+        sender.send(ProcessFinished(result))
     return 0
 
 

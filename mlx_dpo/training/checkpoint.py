@@ -1,9 +1,9 @@
-"""What a checkpoint holds: all that makes what follows the same, bit for bit."""
+"""What a checkpoint holds, so that a resumed run continues bit for bit as if it had not stopped."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,85 +17,150 @@ from mlx_dpo.adapters.adapter_folder import read_safetensors
 from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.errors import UserError, Where
 
-MOVING_REFERENCE_FILE, PROGRESS_FILE = "reference.safetensors", "progress.json"
+PROGRESS_FILE, OPTIMIZER_FILE = "progress.json", "optimizer.safetensors"
+REFERENCE_LOGPS_FILE, MOVING_REFERENCE_FILE = "references.safetensors", "reference.safetensors"
+SOURCE_FILE = "source.safetensors"
+SOURCE_KEY, SCORER_KEY = "source", "scorer"  # of progress.json, where a source or a scorer has values to keep
 
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands: what changes from step to step besides tensors.
+    """How far a run has come: what changes from step to step besides tensors.
 
     Attributes:
-        step: optimizer steps done; with the seed it gives the position in the data, and what dropout will drop.
-        pending: pair metrics of the steps since the last report, one row a pair.
-        grad_norms: their gradient norms.
-        before: held-out metrics before the first step.
-        running: what the loss keeps of the batches so far, by objective.
-        skipped, in_a_row: steps without an update, since their numbers were not finite; of them, those just now.
-        best_loss, stale: the lowest held-out loss so far, and evaluations since.
-        finished: nothing is left to do.
-        made_of: what the run's numbers follow from beside its knobs, see `identity`.
+        step: optimizer steps done; with the seed it gives the position in the data, and what dropout drops.
+        pending_metrics: metrics of the examples since the last report, a row each.
+        grad_norms: gradient norms of the steps since the last report.
+        metrics_before: held-out metrics before the first step.
+        loss_states: running statistics of the losses, by loss.
+        skipped_steps: steps without an update, since their numbers were not finite.
+        consecutive_skips: how many of the latest steps were skipped.
+        best_loss: the lowest held-out loss so far.
+        evaluations_since_best: evaluations since it was reached.
+        finished: whether nothing is left to do.
+        provenance: what the run's numbers follow from beside its settings; see `provenance.py`.
     """
 
     step: int = 0
-    pending: list[list[float]] = field(default_factory=list)
+    pending_metrics: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
-    before: dict[str, float] = field(default_factory=dict)
-    running: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    skipped: int = 0
-    in_a_row: int = 0
+    metrics_before: dict[str, float] = field(default_factory=dict)
+    loss_states: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    skipped_steps: int = 0
+    consecutive_skips: int = 0
     best_loss: float | None = None
-    stale: int = 0
+    evaluations_since_best: int = 0
     finished: bool = False
-    made_of: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+_JSON_KEYS = {  # attributes by their key in progress.json
+    "step": "step",
+    "pending": "pending_metrics",
+    "grad_norms": "grad_norms",
+    "before": "metrics_before",
+    "running": "loss_states",
+    "skipped": "skipped_steps",
+    "in_a_row": "consecutive_skips",
+    "best_loss": "best_loss",
+    "stale": "evaluations_since_best",
+    "finished": "finished",
+    "made_of": "provenance",
+}
+
+
+@dataclass
+class ComponentState:
+    """What a batch source or a scorer keeps in a checkpoint.
+
+    Attributes:
+        values: plain values, for JSON.
+        arrays: by name.
+        tensors: by name; of a scorer only.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
 
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds beside the adapter: all that makes what follows the same bit for bit.
+    """What a checkpoint holds beside the adapter.
 
     Attributes:
-        optimizer: its state tree.
-        references: reference log-probs of the pairs known so far, by pair set; tables of `ReferenceLogps`.
-        moving: the reference's tensors, where it moves; empty where it does not.
+        progress: how far the run has come.
+        optimizer: the optimizer's state tree.
+        scorer: the scorer's state: reference log-probs by example set, and the reference's tensors where it moves.
+        source: the batch source's state.
     """
 
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    reference_tables: dict[str, np.ndarray] = field(default_factory=dict)
-    moving_reference: Tensors = field(default_factory=dict)
+    scorer: ComponentState = field(default_factory=ComponentState)
+    source: ComponentState = field(default_factory=ComponentState)
 
 
 def write_training_state(folder: Path, state: TrainingState) -> None:
-    """Optimizer, random state, reference log-probs and progress, beside a checkpoint's adapter."""
-    mx.save_safetensors(str(folder / "optimizer.safetensors"), dict(tree_flatten(state.optimizer)))
-    if state.moving_reference:
-        mx.save_safetensors(str(folder / MOVING_REFERENCE_FILE), state.moving_reference)
-    save_file(state.reference_tables, folder / "references.safetensors")  # float64, which mlx's GPUs don't have
-    (folder / PROGRESS_FILE).write_text(json.dumps(asdict(state.progress)) + "\n", encoding="utf-8")
+    """Writes a checkpoint's files beside its adapter.
+
+    Args:
+        folder: the checkpoint's folder.
+        state: what to write.
+    """
+    mx.save_safetensors(str(folder / OPTIMIZER_FILE), dict(tree_flatten(state.optimizer)))
+    if state.scorer.tensors:
+        mx.save_safetensors(str(folder / MOVING_REFERENCE_FILE), state.scorer.tensors)
+    save_file(state.scorer.arrays, folder / REFERENCE_LOGPS_FILE)  # float64, which mlx's GPUs don't have
+    if state.source.arrays:
+        save_file(state.source.arrays, folder / SOURCE_FILE)
+    content = {key: getattr(state.progress, name) for key, name in _JSON_KEYS.items()}
+    for key, component in ((SOURCE_KEY, state.source), (SCORER_KEY, state.scorer)):
+        if component.values:
+            content[key] = component.values
+    (folder / PROGRESS_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """Where a checkpoint stands. Raises `UserError` where it is damaged."""
-    file = folder / PROGRESS_FILE
-    try:
-        progress = TrainingProgress(**json.loads(file.read_text(encoding="utf-8")))
-        if not isinstance(progress.step, int):
-            raise ValueError("its step is no number")
-        return progress
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
+    """Reads how far a checkpoint's run has come.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return _read_progress_file(folder)[0]
 
 
 def read_training_state(folder: Path) -> TrainingState:
-    """What `write_exact_state` wrote. Raises `UserError` where it is damaged."""
-    progress = read_progress(folder)
-    optimizer = tree_unflatten(list(read_safetensors(folder / "optimizer.safetensors").items()))
-    references = _read_references(folder / "references.safetensors")
-    moving = read_safetensors(folder / MOVING_REFERENCE_FILE) if (folder / MOVING_REFERENCE_FILE).exists() else {}
-    return TrainingState(progress, optimizer, references, moving)
+    """Reads what `write_training_state` wrote.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    progress, values = _read_progress_file(folder)
+    optimizer = tree_unflatten(list(read_safetensors(folder / OPTIMIZER_FILE).items()))
+    moving_reference = folder / MOVING_REFERENCE_FILE
+    tensors = read_safetensors(moving_reference) if moving_reference.exists() else {}
+    scorer = ComponentState(values.get(SCORER_KEY, {}), _read_arrays(folder / REFERENCE_LOGPS_FILE), tensors)
+    source_file = folder / SOURCE_FILE
+    source = ComponentState(values.get(SOURCE_KEY, {}), _read_arrays(source_file) if source_file.exists() else {})
+    return TrainingState(progress, optimizer, scorer, source)
 
 
-def _read_references(file: Path) -> dict[str, np.ndarray]:
+def _read_progress_file(folder: Path) -> tuple[TrainingProgress, dict[str, Any]]:
+    """The progress, and the values of source and scorer."""
+    file = folder / PROGRESS_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        values = {key: content.pop(key) for key in (SOURCE_KEY, SCORER_KEY) if key in content}
+        progress = TrainingProgress(**{_JSON_KEYS[key]: value for key, value in content.items()})
+        if not isinstance(progress.step, int):
+            raise ValueError("its step is no number")
+        return progress, values
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

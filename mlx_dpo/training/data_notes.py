@@ -16,7 +16,7 @@ def row_notes(examples: ExampleSet, loss: WeightedLoss, name: str) -> Iterator[s
     source = examples.examples.source
     first = source[0]
     if isinstance(first, Pair) and first.margin is not None:
-        if all(one.asks_margins for one in loss.loss_functions if not one.unpaired):
+        if all(one.uses_margins for one in loss.loss_functions if not one.unpaired):
             yield "the rows' `margin` is honoured: so much more reward the chosen answer is to get."
         else:
             yield f"the rows' `margin` is not looked at by the loss {name}."

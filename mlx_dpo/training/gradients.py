@@ -1,7 +1,8 @@
-"""The gradient of an optimizer batch's loss, a micro-batch at a time, whatever the loss looks at."""
+"""The gradient of an optimizer batch's mean loss, accumulated over micro-batches, for any scorer and loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,84 +11,72 @@ import numpy as np
 from mlx.utils import tree_map
 
 from mlx_dpo.data.micro_batches import MicroBatch
-from mlx_dpo.distributed.communicator import Communicator
-from mlx_dpo.evaluation.metrics import METRICS
-from mlx_dpo.evaluation.scored_batch import (
-    BatchStatistics,
-    OptimizerBatch,
-    ScoredBatch,
-    scoring_options,
-    split_by_micro_batch,
-)
-from mlx_dpo.forward.completion_logps import CompletionLogps
-from mlx_dpo.forward.memory_model import MemoryModel
-from mlx_dpo.forward.network import ForwardTrace
-from mlx_dpo.forward.policy import Policy
-from mlx_dpo.objectives import LossStates, WeightedLoss
-from mlx_dpo.reference.reference_policy import ReferenceLogps
+from mlx_dpo.distributed.communicator import Arrays, Communicator
+from mlx_dpo.evaluation.scored_batch import OptimizerBatch, split_by_micro_batch
+from mlx_dpo.objectives import LossStates
+from mlx_dpo.training.batch_loss import BatchLoss
+from mlx_dpo.training.scorer import Scorer
 
 
 @dataclass(frozen=True)
 class GradientComputer:
-    """What gradients are made by."""
+    """Computes the gradients of optimizer batches.
 
-    policy: Policy
-    budget: MemoryModel
-    loss: WeightedLoss
-    reference: ReferenceLogps
+    Attributes:
+        seed: the run's; dropout follows from it, the step and the rank.
+    """
+
+    scorer: Scorer
+    loss: BatchLoss
     communicator: Communicator
     seed: int
 
     def compute(
-        self, batch: OptimizerBatch, step: int, running: LossStates
+        self, batch: OptimizerBatch, step: int, states: LossStates
     ) -> tuple[Any, np.ndarray, dict[str, tuple[float, ...]]]:
-        """The gradient of the batch's mean loss, its examples' metrics, and what the loss keeps of it.
+        """Computes this rank's part of the gradient; the sum over all ranks is that of the batch's mean loss.
 
-        Of this rank's examples: over all ranks gradients add up. Where a pair's loss hangs on the other pairs', all
-        log-probs come first, and a micro-batch is run once more for its gradient, with the same dropout.
+        Where an example's loss depends on the others of the batch, all outputs are computed first, and each
+        micro-batch is run again for its gradient, with the same dropout.
 
         Args:
-            running: what the loss keeps of the batches before.
+            batch: the examples, in micro-batches.
+            step: optimizer steps done.
+            states: running statistics of the loss before this batch.
+
+        Returns:
+            The gradient, a tree like the model's trainable parameters; metrics of this rank's examples, [examples,
+            metric names]; and the loss's running statistics after this batch.
         """
-        gradients, rows, keeps = None, [np.zeros((0, len(METRICS)))], dict(running)
-        loss, reference = self.loss, self.reference
-        self._seed(step)
-        facts = BatchStatistics.compute(batch, self.policy.network, reference, self.communicator)
-        for together in [batch.micro_batches] if loss.whole_batch else [[micro] for micro in batch.micro_batches]:
-            references = [reference.lookup(batch.example_indices(micro), micro) for micro in together]
-            trace = self._trace(together[0]) if len(together) == 1 else None
-            logps = [trace.logps] if trace else self._logps_before_trace(together, step)
-            scored, own = (
-                ScoredBatch.from_micro_batches(
-                    together, logps, references, facts, loss, reference.completions_per_example
-                ),
-                slice(None),
-            )
+        self.seed_dropout(step)
+        scorer, loss = self.scorer, self.loss
+        statistics = scorer.batch_statistics(batch, self.communicator)
+        gradients, metrics, new_states = None, [np.zeros((0, len(loss.metric_names)))], dict(states)
+        for group in [batch.micro_batches] if loss.whole_batch else [[micro] for micro in batch.micro_batches]:
+            inputs = [(micro, batch.example_indices(micro)) for micro in group]
+            forward = scorer.forward(*inputs[0]) if len(group) == 1 else None
+            outputs = [forward.outputs] if forward else self._outputs(inputs, step)
+            columns, local = loss.columns(group, outputs), slice(None)
             if loss.whole_batch:
-                scored, own = scored.gather(self.communicator)
-            keeps |= loss.next_states(keeps, scored.loss_inputs)
-            losses, slopes = loss.losses_and_gradients(scored.loss_inputs, keeps, scored.weights)
-            rows.append(scored.metrics(losses)[own])
-            shares = {kind: each / batch.size for kind, each in slopes.items()}
-            for micro, weights in zip(together, split_by_micro_batch(shares, together, own), strict=True):
-                part = (trace or self._trace(micro)).gradient(**weights)
+                columns, local = self.communicator.gather_and_concatenate(columns)
+            result = loss(columns, statistics, new_states)
+            new_states = result.states
+            metrics.append(result.metrics[local])
+            shares = {name: values / batch.size for name, values in result.gradients.items()}
+            for example, upstream in zip(inputs, split_by_micro_batch(shares, group, local), strict=True):
+                part = (forward or scorer.forward(*example)).backward(upstream)
                 gradients = part if gradients is None else tree_map(mx.add, gradients, part)
-                mx.eval(gradients)  # a micro-batch is evaluated on its own, or memory grows with the batch
+                mx.eval(gradients)  # micro-batch by micro-batch, or memory grows with the batch
         if gradients is None:  # other ranks have all examples
-            gradients = tree_map(mx.zeros_like, self.policy.model.trainable_parameters())
-        return gradients, np.concatenate(rows), keeps
+            gradients = tree_map(mx.zeros_like, scorer.model.trainable_parameters())
+        return gradients, np.concatenate(metrics), new_states
 
-    def _trace(self, micro: MicroBatch) -> ForwardTrace:
-        more = scoring_options(self.loss, self.reference, micro)
-        return self.policy.network.trace(micro, self.budget.num_checkpointed(micro), **more)
+    def _outputs(self, inputs: Sequence[tuple[MicroBatch, np.ndarray]], step: int) -> list[Arrays]:
+        outputs = [self.scorer.outputs(*micro) for micro in inputs]
+        self.seed_dropout(step)
+        return outputs
 
-    def _logps_before_trace(self, micros: list[MicroBatch], step: int) -> list[CompletionLogps]:
-        network = self.policy.network
-        logps = [network.logps(micro, **scoring_options(self.loss, self.reference, micro)) for micro in micros]
-        self._seed(step)
-        return logps
-
-    def _seed(self, step: int) -> None:
-        """Have dropout depend on the step and whose examples they are alone: going on needs no random state."""
+    def seed_dropout(self, step: int) -> None:
+        """Seeds dropout by the run's seed, the step and the rank alone, so that resuming needs no random state."""
         rank = self.communicator.rank if self.communicator.data_parallel else 0
         mx.random.seed(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))

@@ -1,7 +1,7 @@
-"""The files of a run: adapters at its top, and checkpoints that hold all that going on exactly needs.
+"""The files of a run: the adapter at the top of its folder, and checkpoints that hold what resuming exactly needs.
 
-What is written is written aside, flushed to the disk and renamed: a reader, or a crash, at any instant finds the old or
-the new and never half of one.
+Files are written to a temporary name, flushed to disk and renamed: at any instant a reader, or a crash, finds the old
+one or the new one and never half of one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,36 +21,48 @@ from safetensors import SafetensorError
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.training.checkpoint import TrainingState, read_progress, write_training_state
+from mlx_dpo.utils.atomic_write import append_line, atomic_write, delete
 
 ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
 BEST_FILE, CONFIG_FILE, LOCK_FILE = "best.json", "config.yaml", ".lock"
 
 
 class SaveError(Exception):
-    """A file could not be written; what was there before is as it was."""
+    """A file could not be written; what was there before is unchanged."""
 
 
 class RunFolder:
-    """A run's folder: a valid mlx-lm adapter folder with more beside it."""
+    """A run's folder: an mlx-lm adapter folder with more in it.
+
+    Attributes:
+        path: the folder.
+    """
 
     def __init__(self, path: str | Path) -> None:
+        """Names a folder, which need not exist."""
         self.path = Path(path)
         self._lock: IO[str] | None = None
 
     def require_new(self) -> None:
-        """Raises `UserError` where the folder holds a run already."""
+        """Checks that no run is in the folder.
+
+        Raises:
+            UserError: there is one.
+        """
         where = Where(str(self.path))
-        if self.latest_checkpoint():  # what is unfinished is gone on with
-            hint = (
-                "Choose another --adapter-path; or train it further, by --resume-anyway and more --epochs or --iters."
-            )
+        if self.latest_checkpoint():  # of a finished run, since an unfinished one is resumed
+            hint = "Choose another --adapter-path; or train further with --resume-anyway and more --epochs or --iters."
             raise UserError("this folder holds a finished run", where=where, hint=hint)
         if (self.path / ADAPTER_WEIGHTS_FILE).exists():
             hint = "Choose another --adapter-path."
             raise UserError("this folder holds an earlier run without checkpoints", where=where, hint=hint)
 
     def create(self) -> None:
-        """Make the folder, and keep other runs out of it. Raises `UserError` where it can't be written."""
+        """Makes the folder, and locks it.
+
+        Raises:
+            UserError: it can't be written, or another run is in it.
+        """
         with self._writable():
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -59,11 +70,16 @@ class RunFolder:
         self.lock()
 
     def lock(self) -> None:
-        """Keep other runs out until `unlock`, or the end of the process. Raises `UserError` where one is in it."""
+        """Keeps other runs out until `unlock`, or the end of the process.
+
+        Raises:
+            UserError: another run is in the folder.
+        """
         if self._lock is not None or not self.path.is_dir():
             return
+        path = self.path / LOCK_FILE
         with self._writable():
-            file = (self.path / LOCK_FILE).open("a+")
+            file = path.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -73,14 +89,11 @@ class RunFolder:
             raise UserError(message, where=Where(str(self.path)), hint=hint) from None
         except OSError:
             pass  # a file system without locks
-        if (
-            not (self.path / LOCK_FILE).exists()
-            or os.fstat(file.fileno()).st_ino != (self.path / LOCK_FILE).stat().st_ino
-        ):
-            self.lock()  # who was in it has just left, and taken the file along
+        if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            self.lock()  # the run that had the lock has just ended, and deleted the file
             return
         self._lock = file
-        with suppress(OSError):  # it is for people
+        with suppress(OSError):  # the process id is for people
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -94,7 +107,7 @@ class RunFolder:
             raise UserError(f"the output folder can't be written: {reason}", where=where) from None
 
     def unlock(self) -> None:
-        """Let others in."""
+        """Lets other runs in."""
         if self._lock is not None:
             with suppress(OSError):
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
@@ -102,151 +115,139 @@ class RunFolder:
             self._lock = None
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the folder whole or not at all. Raises `SaveFailed`."""
-        with _said(), _aside(self.path / name) as partial:
+        """Writes a file of the folder, whole or not at all.
+
+        Raises:
+            SaveError: it can't be written.
+        """
+        with _save_errors(), atomic_write(self.path / name) as partial:
             partial.write_text(text, encoding="utf-8")
 
     def append_line(self, name: str, line: str) -> None:
-        """Add a line to a file of the folder, whole or not at all. Raises `SaveFailed`."""
-        with _said():
+        """Appends a line to a file of the folder, whole or not at all.
+
+        Raises:
+            SaveError: it can't be written.
+        """
+        with _save_errors():
             append_line(self.path / name, line)
 
     def save_adapter(self, tensors: Tensors, spec: AdapterSpec, model: str) -> None:
-        """The adapter as mlx-lm reads it. Raises `SaveFailed`."""
-        with _said():
+        """Writes the adapter for mlx-lm to load.
+
+        Args:
+            tensors: what is trained.
+            spec: what is trained, by kind and layers.
+            model: the model's name.
+
+        Raises:
+            SaveError: it can't be written.
+        """
+        with _save_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            with _aside(self.path / ADAPTER_WEIGHTS_FILE) as partial:
-                mx.save_safetensors(str(partial), tensors, metadata={"format": "mlx"})
+            with atomic_write(self.path / ADAPTER_WEIGHTS_FILE) as partial, partial.open("wb") as file:
+                mx.save_safetensors(file, tensors, metadata={"format": "mlx"})
         self.write_text(ADAPTER_CONFIG_FILE, adapter_config_json(spec, model))
 
     def checkpoints(self) -> list[Path]:
-        """The folders of whole checkpoints, oldest first."""
-        found = [p for p in self.path.glob("checkpoints/[0-9]*") if p.is_dir()]
-        return sorted(found, key=lambda p: int(p.name))
+        """Returns the folders of complete checkpoints, oldest first."""
+        folders = [path for path in self.path.glob("checkpoints/[0-9]*") if path.is_dir()]
+        return sorted(folders, key=lambda path: int(path.name))
 
     def latest_checkpoint(self) -> Path | None:
-        """The folder of the last whole checkpoint."""
+        """Returns the folder of the last complete checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
     def require_latest_checkpoint(self) -> Path:
-        """The folder of the last whole checkpoint. Raises `UserError` where there is none."""
+        """Returns the folder of the last complete checkpoint.
+
+        Raises:
+            UserError: there is none.
+        """
         latest = self.latest_checkpoint()
         if latest is None:
-            raise UserError("there is no checkpoint here to go on from", where=Where(str(self.path)))
+            raise UserError("there is no checkpoint here to resume from", where=Where(str(self.path)))
         return latest
 
     def unfinished_checkpoint(self) -> Path | None:
-        """The last checkpoint, where the run has not come to its end. Raises `UserError` where it is damaged."""
+        """Returns the last checkpoint, where its run is not finished.
+
+        Raises:
+            UserError: it is damaged.
+        """
         latest = self.latest_checkpoint()
         return None if latest is None or read_progress(latest).finished else latest
 
     def save_checkpoint(
         self, state: TrainingState, tensors: Tensors, spec: AdapterSpec, model: str, config: str
     ) -> Path:
-        """Write a checkpoint, whole or not at all. Raises `SaveFailed`.
+        """Writes a checkpoint, whole or not at all.
 
         Args:
-            config: the run's config as YAML; each checkpoint has it, so that it is all that going on needs.
+            state: what it holds beside the adapter.
+            tensors: what is trained.
+            spec: what is trained, by kind and layers.
+            model: the model's name.
+            config: the run's config as YAML; with it a checkpoint alone is enough to resume.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            SaveError: it can't be written.
         """
         final = self.path / "checkpoints" / f"{state.progress.step:07d}"
-        partial = final.with_name(f".{final.name}.partial")
-        with _said():
-            try:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                inner = RunFolder(partial)
-                inner.save_adapter(tensors, spec, model)
-                inner.write_text(CONFIG_FILE, config)
+        with _save_errors():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(final) as partial:
+                folder = RunFolder(partial)
+                folder.save_adapter(tensors, spec, model)
+                folder.write_text(CONFIG_FILE, config)
                 write_training_state(partial, state)
-                for file in partial.iterdir():
-                    fsync_path(file)
-                fsync_path(partial)
-                _move_folder(partial, final)
-                fsync_path(final.parent)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        if not (self.path / CONFIG_FILE).exists():  # the folder had disappeared
+        if not (self.path / CONFIG_FILE).exists():  # somebody has deleted the run's folder
             self.write_text(CONFIG_FILE, config)
         return final
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Remove all but the last `keep` checkpoints (all stay where it is 0) and the best."""
+        """Deletes all but the last `keep` checkpoints and the best; none where `keep` is 0."""
         best = self.best_checkpoint()
         for folder in self.checkpoints()[: -keep or None] if keep else []:
             if folder != best:
-                shutil.rmtree(folder, ignore_errors=True)
-        for left_over in self.path.glob("checkpoints/.*.partial"):
-            shutil.rmtree(left_over, ignore_errors=True)
+                delete(folder)
+        for unfinished in self.path.glob("checkpoints/.*.partial"):
+            delete(unfinished)
 
     def mark_best(self, step: int, loss: float) -> None:
-        """Say which checkpoint is the best on held-out rows. Raises `SaveFailed`."""
+        """Records which checkpoint is the best on held-out examples.
+
+        Args:
+            step: the checkpoint's.
+            loss: its held-out loss.
+
+        Raises:
+            SaveError: it can't be written.
+        """
         folder = f"checkpoints/{step:07d}"
         self.write_text(BEST_FILE, json.dumps({"step": step, "loss": loss, "folder": folder}) + "\n")
 
     def best_checkpoint(self) -> Path | None:
-        """The folder of the best checkpoint, where one is marked."""
+        """Returns the folder of the best checkpoint, where one is marked."""
         try:
-            told = json.loads((self.path / BEST_FILE).read_text(encoding="utf-8"))
-            return self.path / str(told["folder"])
+            record = json.loads((self.path / BEST_FILE).read_text(encoding="utf-8"))
+            return self.path / str(record["folder"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
 
 def adapter_config_json(spec: AdapterSpec, model: str) -> str:
-    """adapter_config.json: what mlx-lm reads, and the model the adapter belongs to."""
+    """Returns the content of adapter_config.json: mlx-lm's settings, and the model that the adapter belongs to."""
     return json.dumps({"model": model, **spec.to_json()}, indent=4) + "\n"
 
 
-def append_line(file: Path, line: str) -> None:
-    """Add a line to a file; where that fails half-way, the file is as it was. Raises `OSError`."""
-    with file.open("ab") as f:
-        before = f.tell()
-        try:
-            f.write(line.encode() + b"\n")
-            f.flush()
-        except OSError:
-            with file.open("r+b") as again:
-                again.truncate(before)
-            raise
-
-
-def fsync_path(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
-def _said() -> Iterator[None]:
-    """What the system, mlx or safetensors says of a file that can't be written, as one exception."""
+def _save_errors() -> Iterator[None]:
+    """Turns what the system, mlx or safetensors raise for a file that can't be written into one exception."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise SaveError(getattr(error, "strerror", None) or str(error)) from error
-
-
-@contextmanager
-def _aside(final: Path) -> Iterator[Path]:
-    """A file to write, which is flushed and put in `final`'s place at the end, or removed where that is not reached."""
-    partial = final.with_name(f".partial.{final.name}")
-    try:
-        yield partial
-        fsync_path(partial)
-        partial.replace(final)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _move_folder(partial: Path, final: Path) -> None:
-    """Put a folder in another's place, if there is one."""
-    if not final.exists():
-        partial.rename(final)
-        return
-    old = final.with_name(f".{final.name}.old.partial")
-    shutil.rmtree(old, ignore_errors=True)
-    final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -44,14 +44,23 @@ def write_new(target: str | Path) -> Iterator[Path]:
         UserError: the target exists, or can't be written.
     """
     final = Path(target)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError("this exists already", where=Where(str(final)), hint="Name another place to write to.")
+    require_new(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(final) as partial:
             yield partial
     except OSError as error:
         raise UserError(f"can't be written: {error.strerror or error}", where=Where(str(final))) from None
+
+
+def require_new(target: Path) -> None:
+    """Check that a place to write to does not exist yet, or is an empty folder.
+
+    Raises:
+        UserError: it exists.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("this exists already", where=Where(str(target)), hint="Name another place to write to.")
 
 
 def append_line(file: Path, line: str) -> None:

@@ -47,7 +47,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A question that names the known name most like `name`, or an empty string if none is like it."""
     match = closest(name, known, cutoff)
-    return f"Did you mean {match!r}?" if match else ""
+    return f"Did you mean `{match}`?" if match else ""
 
 
 def strip_eval_prefix(metrics: Mapping[str, T]) -> dict[str, T]:

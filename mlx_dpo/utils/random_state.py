@@ -1,4 +1,4 @@
-"""Where mlx's random numbers stand, as a seed."""
+"""The state of mlx's random number generator, as a seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import mlx.core as mx
 
 
 def random_state() -> int:
-    """The seed that `mx.random.seed` takes to stand where it is now; mx.random's state is a key of two 32-bit words."""
+    """The seed with which `mx.random.seed` restores the current state, a key of two 32-bit words."""
     state: Any = mx.random.state  # its stub says object
     high, low = state[0].tolist()
     return high << 32 | low

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -50,3 +51,23 @@ def retry(
             on_retry(error, delay)
             time.sleep(delay)
     raise ValueError("attempts must be at least 1")
+
+
+def retry_after_seconds(error: Exception) -> float | None:
+    """Seconds that a server asks to wait, by the Retry-After header of an HTTP error: a number, or a date.
+
+    Args:
+        error: of any HTTP client that puts the `response` on its errors.
+
+    Returns:
+        The seconds, at least 0; None without a readable header.
+    """
+    value = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

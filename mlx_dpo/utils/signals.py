@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, and who hears of them for a while."""
+"""Handlers for the signals that ask a process to stop."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def handled(by: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
-    """Within, these signals are handled so; only of use in the main thread."""
-    before = {number: signal.signal(number, by) for number in ASKED_TO_STOP}
+def handle_stop_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Install a handler for the stop signals inside a `with` block; works in the main thread only."""
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

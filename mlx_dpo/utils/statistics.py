@@ -1,7 +1,7 @@
-"""How sure a mean over examples is: intervals and a paired test, in numpy.
+"""Confidence intervals of means over examples, and a paired test, in numpy.
 
-Examples that come from one row, like all pairs of a ranked list, say much the same thing. Where `groups` names the row
-of each, whole rows are what is drawn, and intervals are as wide as that makes them.
+Examples from one row, such as all pairs of a ranked list, are not independent. Where `groups` gives the row of each
+example, whole rows are resampled (a cluster bootstrap), and intervals are wider accordingly.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
-MANY = 2000  # groups; of more the mean is as good as normal, and resampling them finds nothing else
-_BLOCK = 1 << 22  # numbers drawn at a time
+MANY_GROUPS = 2000  # with more groups the mean is normal enough that resampling changes nothing
+_BLOCK = 1 << 22  # random numbers drawn at a time
 
 Values = Sequence[float] | np.ndarray
 Groups = Sequence[Hashable] | np.ndarray
 
 
 class Interval(NamedTuple):
-    """Where a mean lies, at some level; both ends NaN where there are too few examples to tell."""
+    """A confidence interval; both ends are NaN where there are too few examples."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The mean of after - before, its 95% interval, and how likely one so far from zero is if nothing changed."""
+    """The mean of after - before, its 95% interval, and the two-sided p-value of no change."""
 
     difference: float
     interval: Interval
@@ -45,67 +45,84 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Where the mean of what `values` [examples] were drawn from lies; NaNs are left out.
+    """Confidence interval of a mean by the studentized bootstrap (Efron and Tibshirani 1993, chapter 12.5).
 
-    The studentized bootstrap (Efron and Tibshirani 1993, chapter 12.5), which follows a small sample's skew where
-    percentiles of resampled means don't. Shares, where all values are 0, 0.5 or 1, get `win_rate_interval`: of eight
-    right ones in eight, every resample has eight.
+    It follows the skew of a small sample, where percentiles of resampled means don't. Where all values are 0, 0.5 or 1,
+    `win_rate_interval` is used instead: of eight successes in eight, every resample has eight.
+
+    Args:
+        values: [examples]; NaNs are left out.
+        groups: [examples], the row of each example; None where examples are independent.
+        level: confidence level.
+        resamples: number of bootstrap resamples.
+        seed: of the resampling.
     """
-    totals = _Totals.of(values, groups)
+    totals = _Totals.from_values(values, groups)
     return _wilson(totals, level) if totals.are_shares else _studentized(totals, level, resamples, seed)
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0) -> Interval:
-    """Where sum(numerators) / sum(denominators) lies, such as nats a token; an example [examples] is drawn whole."""
+    """95% interval of sum(numerators) / sum(denominators), such as nats per token; both are [examples]."""
     totals = _Totals(np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
     return _studentized(totals, 0.95, RESAMPLES, seed)
 
 
 def win_rate_interval(scores: Values, *, groups: Groups | None = None, level: float = 0.95) -> Interval:
-    """Where a share lies, of scores [examples] from 0 to 1: accuracies, or wins with ties as 0.5; NaNs are left out.
+    """Wilson's interval (1927) of a share, at the effective sample size (Korn and Graubard 1998).
 
-    Wilson's interval (1927) of as many examples as would vary so much (Korn and Graubard 1998): ties make a mean
-    surer, and examples from the same row less sure.
+    Ties narrow it, and several examples from the same row widen it.
+
+    Args:
+        scores: [examples], from 0 to 1: accuracies, or wins with ties as 0.5; NaNs are left out.
+        groups: [examples], the row of each example; None where examples are independent.
+        level: confidence level.
     """
-    return _wilson(_Totals.of(scores, groups), level)
+    return _wilson(_Totals.from_values(scores, groups), level)
 
 
 def paired_test(
     before: Values, after: Values, *, groups: Groups | None = None, resamples: int = 5000, seed: int = 0
 ) -> PairedTest:
-    """Whether the same examples' values [examples] differ in the mean: signs of the differences flipped at random.
+    """Sign-flip permutation test of whether the mean of paired values changed; two-sided.
 
-    Two-sided. The observed signs count as one of the flips (Phipson and Smyth 2010), so that p is never 0.
+    The observed signs count as one of the flips (Phipson and Smyth 2010), so that p is never 0.
+
+    Args:
+        before: [examples].
+        after: [examples], of the same examples in the same order.
+        groups: [examples], the row of each example; None where examples are independent.
+        resamples: number of random sign flips.
+        seed: of the sign flips.
     """
     differences = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    totals = _Totals.of(differences, groups)
+    totals = _Totals.from_values(differences, groups)
     if not totals.count:
         return PairedTest(np.nan, Interval(np.nan, np.nan), np.nan)
-    rng, observed, as_far = np.random.default_rng(seed), abs(totals.sums.sum()), 0
+    rng, observed, num_as_extreme = np.random.default_rng(seed), abs(totals.sums.sum()), 0
     for size in _blocks(resamples, totals.count):
         signs = 2.0 * rng.integers(0, 2, (size, totals.count), np.int8) - 1
-        as_far += int((np.abs(signs @ totals.sums) >= observed * (1 - 1e-12)).sum())
-    return PairedTest(totals.mean, _studentized(totals, 0.95, RESAMPLES, seed), (as_far + 1) / (resamples + 1))
+        num_as_extreme += int((np.abs(signs @ totals.sums) >= observed * (1 - 1e-12)).sum())
+    return PairedTest(totals.mean, _studentized(totals, 0.95, RESAMPLES, seed), (num_as_extreme + 1) / (resamples + 1))
 
 
 @dataclass(frozen=True)
 class _Totals:
-    """Of each group, how many examples it has and their sum, [groups]; a mean is the ratio of all sums to all sizes."""
+    """Sum and number of examples of each group, both [groups]; the mean is the ratio of their totals."""
 
     sums: np.ndarray
     sizes: np.ndarray
     are_shares: bool = False
 
     @classmethod
-    def of(cls, values: Values, groups: Groups | None) -> _Totals:
+    def from_values(cls, values: Values, groups: Groups | None) -> _Totals:
         numbers = np.asarray(values, np.float64).reshape(-1)
-        there = ~np.isnan(numbers)
-        shares = bool(there.any() and np.isin(numbers[there], (0, 0.5, 1)).all())
+        valid = ~np.isnan(numbers)
+        shares = bool(valid.any() and np.isin(numbers[valid], (0, 0.5, 1)).all())
         if groups is None:
-            return cls(numbers[there], np.ones(int(there.sum())), shares)
-        known: dict[Hashable, int] = {}
-        which = np.array([known.setdefault(g, len(known)) for g, t in zip(groups, there, strict=True) if t], np.int64)
-        return cls(np.bincount(which, numbers[there]), np.bincount(which).astype(np.float64), shares)
+            return cls(numbers[valid], np.ones(int(valid.sum())), shares)
+        ids: dict[Hashable, int] = {}
+        group_ids = np.array([ids.setdefault(g, len(ids)) for g, ok in zip(groups, valid, strict=True) if ok], np.int64)
+        return cls(np.bincount(group_ids, numbers[valid]), np.bincount(group_ids).astype(np.float64), shares)
 
     @property
     def count(self) -> int:
@@ -118,7 +135,7 @@ class _Totals:
     @property
     def error(self) -> float:
         """The mean's standard error."""
-        return float(self._of_draws(np.ones((1, self.count)))[1][0])
+        return float(self._weighted(np.ones((1, self.count)))[1][0])
 
     def resampled(self, resamples: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(means, their standard errors) of groups drawn with replacement, a block of resamples at a time."""
@@ -126,10 +143,10 @@ class _Totals:
         for size in _blocks(resamples, n):
             drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
             times = np.bincount(drawn.reshape(-1), minlength=size * n).reshape(size, n).astype(np.float64)
-            yield self._of_draws(times)
+            yield self._weighted(times)
 
-    def _of_draws(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same where group j was drawn times[i, j] times: a ratio's mean and linearized error."""
+    def _weighted(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Means and linearized standard errors, both [i], where group j counts times[i, j] times."""
         n = self.count
         size, mean = times @ self.sizes, (times @ self.sums) / (times @ self.sizes)
         products = np.stack([self.sums**2, self.sums * self.sizes, self.sizes**2], axis=1)
@@ -144,10 +161,10 @@ def _studentized(totals: _Totals, level: float, resamples: int, seed: int) -> In
     mean, error, tail = totals.mean, totals.error, (1 - level) / 2
     if not error:
         return Interval(mean, mean)
-    if totals.count > MANY:
+    if totals.count > MANY_GROUPS:
         low, high = NormalDist().inv_cdf(tail), NormalDist().inv_cdf(1 - tail)
     else:
-        with np.errstate(divide="ignore", invalid="ignore"):  # resamples of one value again and again
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold one group only
             deviations = np.concatenate(
                 [(means - mean) / errors for means, errors in totals.resampled(resamples, seed)]
             )
@@ -166,9 +183,9 @@ def _wilson(totals: _Totals, level: float) -> Interval:
 
 
 def _design_effect(totals: _Totals) -> float:
-    """How much more the mean varies than that of as many wins and losses by themselves; 1 where that is what they are.
+    """Variance of the mean over that of as many independent wins and losses.
 
-    Measured with one more group that wins all and one that loses all, so that no sample is without variation.
+    Computed with one group added that wins all and one that loses all, so that no sample is without variation.
     """
     size = totals.sizes.mean()
     sums, sizes = np.append(totals.sums, [size, 0]), np.append(totals.sizes, [size, size])
@@ -177,6 +194,6 @@ def _design_effect(totals: _Totals) -> float:
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """`total` resamples of `width` numbers in pieces that are not too large."""
+    """Sizes of the blocks in which `total` resamples of `width` numbers each are drawn."""
     size = max(1, _BLOCK // max(width, 1))
     return (min(size, total - start) for start in range(0, total, size))

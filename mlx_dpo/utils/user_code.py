@@ -1,4 +1,4 @@
-"""Functions of the user's own, in a Python file, named as path/to/file.py:name."""
+"""Functions from a user's Python file, given as path/to/file.py:name."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from typing import Any
 from mlx_dpo.errors import UserError, Where
 
 
-def named_in_file(text: str, *, field: str, hint: str) -> tuple[Any, Where]:
-    """What `path/to/file.py:name` names, None where the file has nothing of that name; and the place of the file.
+def load_from_file(spec: str, *, field: str, hint: str) -> tuple[Any, Where]:
+    """Run a Python file and look up a name in it.
 
-    Raises `UserError`, about the knob `field`, where the file can't be run.
+    Args:
+        spec: `path/to/file.py:name`.
+        field: the setting it was given for, for error messages.
+        hint: what to do next where the file does not exist.
+
+    Returns:
+        The object, None where the file defines no such name; and the file's location.
+
+    Raises:
+        UserError: the file does not exist or can't be run.
     """
-    path, _, name = text.rpartition(":")
+    path, _, name = spec.rpartition(":")
     where = Where(path)
     if not Path(path).is_file():
         raise UserError("there is no such file", where=where, field=field, hint=hint)
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None, "the name ends in .py"
-    module = importlib.util.module_from_spec(spec)
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert module_spec is not None and module_spec.loader is not None, "the name ends in .py"
+    module = importlib.util.module_from_spec(module_spec)
     try:
-        spec.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except Exception as error:
         message = f"the file can't be run: {type(error).__name__}: {error}"
         raise UserError(message, where=where, field=field) from error

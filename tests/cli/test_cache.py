@@ -19,7 +19,7 @@ def test_it_shows_and_clears(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     batch = MicroBatch((0,), (((1, 2), (3,)), ((1, 2), (4, 5))))
-    LogpCache("a", "Qwen/some-model").of(batch, lambda _: np.array([-1.0, -2.0]))
+    LogpCache("a", "Qwen/some-model").get_or_compute(batch, lambda _: np.array([-1.0, -2.0]))
     (logp_cache_folder() / "b.logps").write_bytes(b"torn")
     said = mlx_dpo("cache").out
     assert "some-model" in said and "damaged" in said

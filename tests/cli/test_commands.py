@@ -30,7 +30,7 @@ def test_train_prints_a_table_and_what_to_do_next(mlx_dpo: Cli, tmp_path: Path) 
     card = (run / "README.md").read_text()
     assert card.startswith("---\n") and "| reward margin | 0.0000 |" in card
     page = (run / "report.html").read_text()
-    assert "the policy prefers the chosen answers" in page
+    assert "the policy prefers the chosen completions" in page
 
 
 def test_train_json(mlx_dpo: Cli, tmp_path: Path) -> None:

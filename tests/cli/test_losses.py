@@ -44,7 +44,7 @@ def test_one_loss(mlx_dpo: Cli, name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_unknown_loss(mlx_dpo: Cli) -> None:
     ran = mlx_dpo("losses", "simpoo")
-    assert ran.code == 2 and "`simpo`" in ran.err and not ran.out
+    assert ran.code == 2 and "'simpo'" in ran.err and not ran.out
 
 
 def test_a_knob_that_the_loss_does_not_use(mlx_dpo: Cli, tmp_path: Path) -> None:

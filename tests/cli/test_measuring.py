@@ -112,7 +112,7 @@ def test_answers_are_judged(mlx_dpo: Cli, tmp_path: Path) -> None:
     longer = [(len(a["tuned"]) > len(a["base"])) - (len(a["tuned"]) < len(a["base"])) for a in asked]
     assert [a["score"] for a in match["answers"]] == [(1 + sign) / 2 for sign in longer]
     table = mlx_dpo("evaluate", *judged).out
-    assert "win rate" in table and "length-controlled" in table and "swayed" in table
+    assert "win rate" in table and "length-controlled" in table and "changed with the order" in table
     by_rewards = json.loads(
         mlx_dpo("evaluate", *judged[:-1], TRL / "adapter", "--judge-model", CHECKPOINT, "--json").out
     )
@@ -122,7 +122,7 @@ def test_answers_are_judged(mlx_dpo: Cli, tmp_path: Path) -> None:
 def test_what_judging_needs(mlx_dpo: Cli) -> None:
     flags = (*MODEL, "--data", PAIRS)
     ran = mlx_dpo("evaluate", *flags, "--generate", 5)
-    assert ran.code == 2 and "go together" in ran.err
+    assert ran.code == 2 and "need each other" in ran.err
     ran = mlx_dpo("evaluate", *flags, "--generate", 5, "--judge", CHECKPOINT)
     assert ran.code == 2 and "no two models" in ran.err and "--adapter-path" in ran.err
 
@@ -138,7 +138,7 @@ def test_an_adapter_trained_by_another_beta_is_told_of(mlx_dpo: Cli, tmp_path: P
     run = shutil.copytree(TRL / "adapter", tmp_path / "run")
     (run / "config.yaml").write_text("loss: sigmoid\nbeta: 0.6\nlabel_smoothing: 0.0\n")
     flags = ("--data", PAIRS, "--adapter-path", run)
-    said = f"{run} was trained with --beta 0.6; without"
+    said = f"{run} was trained with --beta 0.6. Without"
     assert said in mlx_dpo("evaluate", *MODEL, *flags).err
     assert said in mlx_dpo("score", *MODEL, *flags, "--output", tmp_path / "s.jsonl").err
     assert "was trained with" not in mlx_dpo("evaluate", *MODEL, *flags, "--beta", 0.6).err

@@ -93,7 +93,7 @@ def test_checkpoints_go_to_a_branch_and_can_be_resumed(mlx_dpo: Cli, hub: Hub, t
     assert set(hub.store.files("models", "tester/run")) == {".gitattributes"}  # main is for the end
     fetched = snapshot_download("tester/run", revision="checkpoints", local_dir=tmp_path / "fetched")
     ran = train(mlx_dpo, Path(fetched), "--resume-anyway", "--iters", 6)  # paths are not what they were there
-    assert ran.code == 0 and "Going on after step" in ran.err, ran.err
+    assert ran.code == 0 and "Resuming after step" in ran.err, ran.err
 
 
 def test_of_checkpoints_that_wait_the_newest_goes(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_failed_push_leaves_the_run_and_says_how_to_push_later(
     hub.inject_fault("POST", "/preupload/", times=1000, **how)
     ran = train(mlx_dpo, run, "--push-to-hub", "--push-checkpoints", "--hub-model-id", "tester/mine")
     assert ran.code == 1 and "Traceback" not in ran.err
-    assert "The checkpoint of step 2 did not get to the Hub" in ran.err
+    assert "The checkpoint of step 2 could not be pushed to the Hub" in ran.err
     later = next(line for line in ran.err.splitlines() if line.startswith("Push it later: "))
     hub.faults.faults.clear()
     assert later == f"Push it later: mlx-dpo push {run} --repo-id tester/mine"

@@ -77,7 +77,7 @@ def test_train_quiet_says_only_what_looks_wrong(mlx_dpo: Cli, tmp_path: Path) ->
     assert (ran.code, ran.out, ran.err) == (0, "", "")
     still = ("--iters", 20, "--learning-rate", "1e-9", "--batch-size", 2)
     ran = mlx_dpo(*quiet, *still, "--adapter-path", tmp_path / "b", "--json")
-    assert ran.err.startswith("loss stands still at step 20: ") and "Raise --learning-rate" in ran.err
+    assert ran.err.startswith("stalled loss at step 20: ") and "Raise --learning-rate" in ran.err
     assert [one["fault"] for one in json.loads(ran.out)["diagnoses"]] == ["standing_still"]
 
 

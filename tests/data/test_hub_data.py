@@ -137,7 +137,7 @@ def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
     method, path, how = PASSING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(500))})
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 1.0)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
     hub.inject_fault(method, path, **how)
     assert pairs(NAME) == [pair(i) for i in range(500)]
@@ -145,11 +145,11 @@ def test_what_passes(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 LASTING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], tuple[str, ...]]] = {
-    "missing": ("me/nothing", [], ("no such file or folder here, and", "none of this name, or it is private")),
+    "missing": ("me/nothing", [], ("no such file or folder here, and", "no repository of this name, or it is private")),
     "no such revision": (f"{NAME}@old", [], ("no revision `old`",)),
     "no such split": (f"{NAME}:tset", [], ("no split `tset`", "train")),
-    "500": (NAME, [("GET", "/api/datasets/", {"status": 500})], ("in trouble (it answers 500)",)),
-    "500 on the file": (NAME, [("GET", "train.jsonl", {"status": 500})], ("in trouble (it answers 500)",)),
+    "500": (NAME, [("GET", "/api/datasets/", {"status": 500})], ("server error (status 500)",)),
+    "500 on the file": (NAME, [("GET", "train.jsonl", {"status": 500})], ("server error (status 500)",)),
     "429": (NAME, [("GET", "/tree/", {"status": 429})], ("429",)),
     "403": (NAME, [("GET", "/api/datasets/", {"status": 403})], ("may not read", "on purpose")),
     "cut": (NAME, [("GET", "/api/datasets/", {"cut": "request"})], ("can't be reached",)),
@@ -164,7 +164,7 @@ def test_what_stays_is_one_sentence(name: str, hub: Hub, monkeypatch: pytest.Mon
     data, faults, words = LASTING[name]
     put(hub, {"README.md": b"# Hi\n", "train.jsonl": lines(*range(50))})
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.inject_fault(method, path, **{"times": 1000, **how})
     with pytest.raises(UserError) as raised:

@@ -1,4 +1,4 @@
-"""What the demo promises: from half of the answers in the preferred manner to nearly all, on unseen questions."""
+"""The demo: from half of the answers in the preferred manner to nearly all, on unseen questions."""
 
 from __future__ import annotations
 

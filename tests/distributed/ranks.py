@@ -1,4 +1,4 @@
-"""Several ranks of this machine, as mlx.launch starts them, without its busy waiting: `worker.py` in each."""
+"""Start ranks on this machine as mlx.launch does, without its busy waiting; each runs `worker.py`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mlx_dpo.distributed.launcher import find_free_ports
 
 
 def environment(folder: Path, rank: int, size: int, port: int) -> dict[str, str]:
-    """What mlx.launch puts into the environment of a rank of a ring."""
+    """The environment variables that mlx.launch sets for a rank of a ring."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port + i}"] for i in range(size)]))
-    of_ring = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
+    ring_variables = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)}
     # Ranks wait in busy loops, so each is to have one thread.
-    return {**os.environ, **of_ring, "OPENBLAS_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    return {**os.environ, **ring_variables, "OPENBLAS_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
 
 
-def start(folder: Path, size: int, command: list[str]) -> list[subprocess.Popen[str]]:
-    """A command on each of `size` ranks."""
+def start_ranks(folder: Path, size: int, command: list[str]) -> list[subprocess.Popen[str]]:
+    """Run a command on each of `size` ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     port = find_free_ports(size)
     return [
@@ -37,18 +37,18 @@ def start(folder: Path, size: int, command: list[str]) -> list[subprocess.Popen[
     ]
 
 
-def finished(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """What each printed, once all have ended well."""
+def outputs(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """What each process printed; all must exit with 0."""
     try:
-        told = [process.communicate(timeout=300) for process in processes]
+        results = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(err for _, err in told)
-    return [out for out, _ in told]
+    assert all(process.returncode == 0 for process in processes), "\n".join(err for _, err in results)
+    return [out for out, _ in results]
 
 
-def run(folder: Path, size: int, job: str, **arguments: Any) -> list[Any]:
-    """What a job of `worker.py` returns on each rank."""
+def run_job(folder: Path, size: int, job: str, **arguments: Any) -> list[Any]:
+    """The return values of a job of `worker.py`, by rank."""
     command = [sys.executable, "-m", "tests.distributed.worker", job, str(folder), json.dumps(arguments)]
-    return [json.loads(out.splitlines()[-1]) for out in finished(start(folder, size, command))]
+    return [json.loads(out.splitlines()[-1]) for out in outputs(start_ranks(folder, size, command))]

@@ -1,4 +1,4 @@
-"""Ranks as people start them, by mlx.launch and --workers: what is printed, how they end, what is left when killed."""
+"""Ranks started by mlx.launch and --workers: what they print, how they end, what a killed one leaves."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import mlx.core as mx
 import pytest
 
 from tests.conftest import CHECKPOINT, PAIRS
-from tests.distributed.test_training import farthest
-from tests.distributed.worker import trained
+from tests.distributed.test_data_parallel import max_difference
+from tests.distributed.worker import run_training
 
 README = Path(__file__).parents[2] / "README.md"
-KNOBS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "model": str(CHECKPOINT),
     "data": str(PAIRS),
     "valid_data": str(PAIRS),
@@ -34,13 +34,13 @@ SOON = 30.0  # seconds in which all ranks are to have ended
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds ranks by Linux's /proc")
 
 
-def flags(knobs: dict[str, Any]) -> list[str]:
-    return [text for name, value in knobs.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @pytest.fixture
-def started() -> Iterator[Any]:
-    """Starts a command; what is left of it at the end is killed."""
+def start_process() -> Iterator[Any]:
+    """Starts commands, which are killed at the end of the test."""
     processes = []
 
     def start(command: list[str]) -> subprocess.Popen[str]:
@@ -62,7 +62,7 @@ def started() -> Iterator[Any]:
 
 
 def train(run: Path, *more: str, workers: int = 2) -> list[str]:
-    command = [sys.executable, "-m", "mlx_dpo", "train", "--workers", str(workers), *flags(KNOBS)]
+    command = [sys.executable, "-m", "mlx_dpo", "train", "--workers", str(workers), *flags(SETTINGS)]
     return [*command, "--adapter-path", str(run), "--samples", "0", *more]
 
 
@@ -103,101 +103,101 @@ def in_place_of(command: list[str], **known: object) -> list[str]:
     return command
 
 
-def check_line(command: list[str], tmp_path: Path, started: Any) -> None:
-    run, knobs = tmp_path / "run", {**KNOBS, "iters": 5}
-    process = started([*command, *flags({**knobs, "adapter_path": run, "samples": 0}), "--json"])
+def check_line(command: list[str], tmp_path: Path, start_process: Any) -> None:
+    run, settings = tmp_path / "run", {**SETTINGS, "iters": 5}
+    process = start_process([*command, *flags({**settings, "adapter_path": run, "samples": 0}), "--json"])
     out, err = process.communicate(timeout=120)
-    told = json.loads(out)
-    assert told["steps"] == 5 and told["run"] == str(run)
+    summary = json.loads(out)
+    assert summary["steps"] == 5 and summary["run"] == str(run)
     assert err.count("Training ") == err.count("2 processes together") == err.count("held out at step 5") == 1
-    trained(tmp_path, "alone", knobs)
-    assert farthest(run, tmp_path / "alone") <= 1e-5
+    run_training(tmp_path, "alone", settings)
+    assert max_difference(run, tmp_path / "alone") <= 1e-5
 
 
-def test_the_readme_s_line(tmp_path: Path, started: Any) -> None:
+def test_the_readme_s_line(tmp_path: Path, start_process: Any) -> None:
     command = readme_line("mlx.launch -n 2 --backend ring ")
-    check_line(in_place_of(command, model=CHECKPOINT, data=PAIRS), tmp_path, started)
+    check_line(in_place_of(command, model=CHECKPOINT, data=PAIRS), tmp_path, start_process)
 
 
 @pytest.mark.slow
-def test_the_readme_s_line_with_a_hosts_file(tmp_path: Path, started: Any) -> None:
+def test_the_readme_s_line_with_a_hosts_file(tmp_path: Path, start_process: Any) -> None:
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 2))
     command = in_place_of(readme_line("mlx.launch --hostfile "), hostfile=hosts, model=CHECKPOINT, data=PAIRS)
     (place,) = (i for i, word in enumerate(command) if word.endswith("/bin/mlx-dpo"))
     command[place] = str(Path(sys.executable).with_name("mlx-dpo"))
-    check_line(command, tmp_path, started)
+    check_line(command, tmp_path, start_process)
 
 
-def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, started: Any) -> None:
+def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, start_process: Any) -> None:
     run = tmp_path / "run"
-    process = started([*train(run), "--iters", "5"])
+    process = start_process([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "2 processes together" in err
     assert out.count("reward accuracy") == 1
     for name in ("report.html", "README.md"):
         text = (run / name).read_text(encoding="utf-8")
         assert "mlx-dpo train --workers 2" in text and "2 processes together" in text
-    process = started([*train(run), "--iters", "5"])
+    process = start_process([*train(run), "--iters", "5"])
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert err.count("this folder holds a finished run") == 1
 
 
-def test_rows_that_come_by_stdin_can_t_be_shared(tmp_path: Path, started: Any) -> None:
-    process = started([*train(tmp_path / "run"), "--data", "-"])
+def test_rows_that_come_by_stdin_can_t_be_shared(tmp_path: Path, start_process: Any) -> None:
+    process = start_process([*train(tmp_path / "run"), "--data", "-"])
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and err.count("`data`: one stdin can't be read by several processes") == 1
 
 
-def test_ctrl_c_saves_all(tmp_path: Path, started: Any) -> None:
+def test_ctrl_c_saves_all(tmp_path: Path, start_process: Any) -> None:
     run = tmp_path / "run"
-    process = started([*train(run), "--iters", "100000"])
+    process = start_process([*train(run), "--iters", "100000"])
     wait_until(lambda: steps_done(run), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=SOON)
     assert process.returncode == 130
     assert err.count("stopped after step") == err.count("stopping after this step") == 1
-    assert "Go on with: mlx-dpo train --workers 2" in err
+    assert "Resume with: mlx-dpo train --workers 2" in err
     assert f"stopped after step {steps_done(run)}" in err
 
 
 @needs_proc
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_training_process_is_started_again_with_the_others(tmp_path: Path, started: Any, rank: int) -> None:
+def test_killed_training_process_is_restarted(tmp_path: Path, start_process: Any, rank: int) -> None:
     run = tmp_path / "run"
-    process = started(train(run))
+    process = start_process(train(run))
     wait_until(lambda: steps_done(run) >= 10, process)
     (training,) = processes_of(run, rank, "mlx_dpo.supervision.training_process")
     os.kill(training, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0
     assert err.count(f"rank {rank}: the training process was ended by SIGKILL") == 1
-    assert err.count("the training process has lost another rank's") == rank  # rank 0 says it, of others
-    trained(tmp_path, "alone", KNOBS)
-    assert farthest(run, tmp_path / "alone") <= 1e-5
+    assert err.count("the training process lost connection to another rank") == rank  # rank 0 says it, of others
+    run_training(tmp_path, "alone", SETTINGS)
+    assert max_difference(run, tmp_path / "alone") <= 1e-5
 
 
 @needs_proc
-def test_a_rank_that_dies_when_rank_0_alone_has_work_left_is_not_missed(tmp_path: Path, started: Any) -> None:
+def test_a_rank_that_dies_when_rank_0_alone_has_work_left_is_not_missed(tmp_path: Path, start_process: Any) -> None:
     run = tmp_path / "run"
-    process = started([*train(run), "--iters", "3", "--samples", "64"])
-    said = ""
-    while "held out at step 3" not in said:  # the samples come next, of rank 0
-        said += process.stderr.readline()
-    time.sleep(1)  # by then rank 1 has told its supervisor so
+    process = start_process([*train(run), "--iters", "3", "--samples", "64"])
+    stderr = ""
+    while "held out at step 3" not in stderr:  # the samples come next, of rank 0
+        stderr += process.stderr.readline()
+    time.sleep(1)  # by then rank 1 has reported that to its supervisor
     for training in processes_of(run, 1, "mlx_dpo.supervision.training_process"):
         os.kill(training, signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "SIGKILL" not in err
-    assert (run / "report.html").exists() and "Nothing looks wrong" not in said
+    assert (run / "report.html").exists() and "Nothing looks wrong" not in stderr
 
 
 @needs_proc
 @pytest.mark.parametrize("supervised", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_lost_rank_ends_all_and_leaves_a_whole_checkpoint(tmp_path: Path, started: Any, supervised: bool) -> None:
+def test_lost_rank_ends_all_and_leaves_a_checkpoint(tmp_path: Path, start_process: Any, supervised: bool) -> None:
     run = tmp_path / "run"
-    process = started([*train(run), "--iters", "100000", *(() if supervised else ["--no-supervise"])])
+    process = start_process([*train(run), "--iters", "100000", *(() if supervised else ["--no-supervise"])])
     wait_until(lambda: steps_done(run) >= 10, process)
     (whole_rank,) = processes_of(run, 1, "mlx_dpo")
     os.kill(whole_rank, signal.SIGKILL)
@@ -212,5 +212,5 @@ def test_a_lost_rank_ends_all_and_leaves_a_whole_checkpoint(tmp_path: Path, star
         time.sleep(0.1)
     left = steps_done(run)
     assert isinstance(mx.load(str(run / "checkpoints" / f"{left:07d}" / "adapters.safetensors")), dict)
-    again = trained(tmp_path, "run", {**KNOBS, "iters": 100000}, stop_after=left + 2)
+    again = run_training(tmp_path, "run", {**SETTINGS, "iters": 100000}, stop_after=left + 2)
     assert again["ended"] == f"interrupted at {left + 2}" and len(again["losses"]) == 2

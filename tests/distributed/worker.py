@@ -1,4 +1,4 @@
-"""What a rank does in these tests: `python -m tests.distributed.worker JOB FOLDER ARGUMENTS` prints the result."""
+"""A rank's part of a test: `python -m tests.distributed.worker JOB FOLDER ARGUMENTS` prints what the job returns."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.distributed.rank_environment import launcher_rank
 from mlx_dpo.errors import Interrupted, RankLost, Where
-from mlx_dpo.evaluation.scored_batch import optimizer_batches
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
 from mlx_dpo.reference.reference_policy import CachedReference
+from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.listener import Listener, Metrics
-from mlx_dpo.training.run import TrainComponents, TrainInputs, build_components, loss_from_config, resolve_loss_settings
 from mlx_dpo.training.run_folder import RunFolder
 
 
-class Watch(Listener):
-    """Keeps what a run tells, and asks it to stop after a step."""
+class EventRecorder(Listener):
+    """Records a run's events, and asks it to stop after a step."""
 
     def __init__(self, stop_after: int = 0) -> None:
         self.stop_after, self.stop = stop_after, threading.Event()
         self.losses: list[float] = []
         self.evaluations: list[Metrics] = []
         self.reports: list[Metrics] = []
-        self.on_the_wire: list[int] = []
+        self.tcp_bytes: list[int] = []
 
     def on_step(self, step: int, metrics: Metrics) -> None:
         self.losses.append(metrics["loss"])
-        self.on_the_wire.append(bytes_on_the_wire())
+        self.tcp_bytes.append(tcp_bytes_sent())
         if step == self.stop_after:
             self.stop.set()
 
@@ -53,8 +53,8 @@ class Watch(Listener):
         self.evaluations.append(metrics)
 
 
-def bytes_on_the_wire() -> int:
-    """What the system has sent for this process by TCP so far (Linux; elsewhere 0)."""
+def tcp_bytes_sent() -> int:
+    """Bytes that this process has sent over TCP so far (on Linux; elsewhere 0)."""
     if not sys.platform.startswith("linux"):
         return 0
     total = 0
@@ -62,66 +62,68 @@ def bytes_on_the_wire() -> int:
         try:
             if not str(file.readlink()).startswith("socket:"):
                 continue
-            with socket.socket(fileno=os.dup(int(file.name))) as one:
-                if one.family == socket.AF_INET and one.type == socket.SOCK_STREAM:
-                    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
-                    sent, again = struct.unpack_from("<QQ", info, 200)  # tcpi_bytes_sent, tcpi_bytes_retrans
-                    total += sent - again
+            with socket.socket(fileno=os.dup(int(file.name))) as connection:
+                if connection.family == socket.AF_INET and connection.type == socket.SOCK_STREAM:
+                    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+                    sent, retransmitted = struct.unpack_from("<QQ", info, 200)  # tcpi_bytes_sent, tcpi_bytes_retrans
+                    total += sent - retransmitted
         except OSError:
             continue
     return total
 
 
-def trained(folder: Path, name: str, knobs: dict[str, Any], resume: bool = False, stop_after: int = 0) -> Any:
-    """One run; what its listener heard."""
-    watch = Watch(stop_after)
-    config = TrainConfig.from_mapping({**knobs, "adapter_path": str(folder / name)})
+def run_training(folder: Path, name: str, settings: dict[str, Any], resume: bool = False, stop_after: int = 0) -> Any:
+    """Train once. Returns how it ended and the recorded events."""
+    recorder = EventRecorder(stop_after)
+    config = TrainConfig.from_mapping({**settings, "adapter_path": str(folder / name)})
     try:
-        train(config, listener=watch, resume=resume, stop=watch.stop)
+        train(config, listener=recorder, resume=resume, stop=recorder.stop)
         ended = "done"
     except Interrupted as interruption:
         ended = f"interrupted at {interruption.step}"
     except UserError as error:
         ended = f"refused: {error}"
-    told = {name: getattr(watch, name) for name in ("losses", "evaluations", "reports", "on_the_wire")}
-    return {"ended": ended, **told}
+    events = {name: getattr(recorder, name) for name in ("losses", "evaluations", "reports", "tcp_bytes")}
+    return {"ended": ended, **events}
 
 
-def runs(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
-    """Some runs, one after the other."""
-    return {name: trained(folder, name, knobs) for name, knobs in runs.items()}
+def run_several(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
+    """Several runs, one after the other."""
+    return {name: run_training(folder, name, settings) for name, settings in runs.items()}
 
 
-def steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
-    """The first steps of some runs, with as little else as can be: what runs have in common is set up once."""
-    ready: dict[str, TrainComponents] = {}
-    told = {}
-    group = Communicator.join()
-    for name, knobs in runs.items():
-        config = TrainConfig.from_mapping({**knobs, "adapter_path": str(folder / name)})
+def first_steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
+    """The losses of the first steps of several runs, which share their components where they can."""
+    prepared: dict[str, TrainComponents] = {}
+    losses_by_run = {}
+    communicator = Communicator.join()
+    for name, settings in runs.items():
+        config = TrainConfig.from_mapping({**settings, "adapter_path": str(folder / name)})
         loss = loss_from_config(config)
-        key = json.dumps([knobs.get(each) for each in ("data", "fine_tune_type", "reference", "reference_sync_steps")])
-        if key in ready:
-            ready[key].example_sets["train"].reference.clear()
+        key = json.dumps([settings.get(key) for key in ("data", "fine_tune_type", "reference", "reference_sync_steps")])
+        if key in prepared:
+            prepared[key].train_set.reference.clear()
         else:
-            ready[key] = build_components(TrainInputs(config, None, None, None, None, Listener()), {}, group)
-        found, watch = replace(ready[key], config=resolve_loss_settings(config, loss), loss=loss), Watch()
-        start = dict(trainable_tensors(found.policy.model))
-        trainer = found.make_trainer(RunFolder(folder / name), watch)
-        order = (trainer.epochs.batch(step) for step in range(config.iters or 0))
-        for batch in optimizer_batches(trainer.train_set.examples, order, trainer.budget, loss, group):
-            trainer.step(batch)
-        if group.is_main:
-            trainer.folder.save_adapter(trainable_tensors(found.policy.model), found.policy.spec, config.model)
-        set_tensors(found.policy.model, start, Where(name))
-        if trainer.moving_reference:
-            trainer.moving_reference.tensors = start if config.reference == "initial" else found.policy.base_tensors
-        told[name] = watch.losses
-    return told
+            inputs = TrainInputs(config, None, None, None, None, Listener())
+            prepared[key] = build_components(inputs, None, communicator)
+        components = replace(prepared[key], config=resolve_loss_settings(config, loss), loss=loss)
+        recorder = EventRecorder()
+        policy = components.policy
+        start = dict(trainable_tensors(policy.model))
+        trainer = components.make_trainer(RunFolder(folder / name), recorder)
+        for step in range(config.iters or 0):
+            trainer.step(trainer.scorer.make_batch(trainer.source.batch(step), communicator))
+        if communicator.is_main:
+            trainer.saver.folder.save_adapter(trainable_tensors(policy.model), policy.spec, config.model)
+        set_tensors(policy.model, start, Where(name))
+        if moving := trainer.scorer.moving_reference:
+            moving.tensors = start if config.reference == "initial" else policy.base_tensors
+        losses_by_run[name] = recorder.losses
+    return losses_by_run
 
 
-def counted(folder: Path, knobs: dict[str, Any]) -> Any:
-    """How many sequences the reference was asked for here, how many lines were parsed, and which examples encoded."""
+def count_work(folder: Path, settings: dict[str, Any]) -> Any:
+    """How many sequences the reference computed, how many lines were parsed, and which examples were encoded here."""
     sequences, parsed, encoded = 0, 0, list[int]()
     sums, encode, parse = CachedReference.sums, EncodedExamples.encode, sources.parse_json_line
 
@@ -141,58 +143,60 @@ def counted(folder: Path, knobs: dict[str, Any]) -> Any:
 
     CachedReference.sums, EncodedExamples.encode = counting_sums, counting_encode  # type: ignore[method-assign]
     sources.parse_json_line = counting_parse
-    trained(folder, "run", knobs)
+    run_training(folder, "run", settings)
     return {"sequences": sequences, "parsed": parsed, "encoded": encoded}
 
 
-def other_rows(folder: Path, knobs: dict[str, Any]) -> Any:
-    """Rank 1 has another file of that name."""
+def train_on_other_rows(folder: Path, settings: dict[str, Any]) -> Any:
+    """Train where rank 1 has another file of the same name."""
     own = folder / str(launcher_rank()) / "rows.jsonl"
     own.parent.mkdir(parents=True)
-    lines = Path(knobs["data"]).read_text().splitlines(keepends=True)
+    lines = Path(settings["data"]).read_text().splitlines(keepends=True)
     own.write_text("".join(lines[::-1] if launcher_rank() == 1 else lines))
-    return trained(folder, "run", {**knobs, "data": str(own)})["ended"]
+    return run_training(folder, "run", {**settings, "data": str(own)})["ended"]
 
 
-def mails(folder: Path) -> Any:
-    """Everything that a group is for."""
-    group = Communicator.join()
-    mine = group.rank
-    whole, own = group.gather_and_concatenate({"a": np.full((mine, 2), mine, np.float64), "b": np.arange(mine) > 0})
-    tree = {"x": mx.full((3, 2), mine + 1.0), "y": [mx.ones(4, mx.bfloat16), mx.arange(5).astype(mx.float32)]}
-    before = group.bytes_sent
-    summed = group.all_sum(tree)
-    sent = group.bytes_sent - before
+def collectives(folder: Path) -> Any:
+    """One of each collective operation."""
+    communicator = Communicator.join()
+    rank = communicator.rank
+    whole, own = communicator.gather_and_concatenate(
+        {"a": np.full((rank, 2), rank, np.float64), "b": np.arange(rank) > 0}
+    )
+    tree = {"x": mx.full((3, 2), rank + 1.0), "y": [mx.ones(4, mx.bfloat16), mx.arange(5).astype(mx.float32)]}
+    before = communicator.bytes_sent
+    summed = communicator.all_sum(tree)
+    sent = communicator.bytes_sent - before
     return {
-        "pooled": [whole["a"].tolist(), whole["b"].tolist(), own.start, own.stop],
-        "first": group.broadcast(f"from {mine}".encode()).decode(),
-        "any": [any(group.all_gather_json(mine == 1)), any(group.all_gather_json(False))],
+        "concatenated": [whole["a"].tolist(), whole["b"].tolist(), own.start, own.stop],
+        "broadcast": communicator.broadcast(f"from {rank}".encode()).decode(),
+        "any": [any(communicator.all_gather_json(rank == 1)), any(communicator.all_gather_json(False))],
         "x": summed["x"].tolist(),
-        "y": [[str(one.dtype), one.tolist()] for one in summed["y"]],
-        "sent": sent,
-        "share": group.local_items(list(range(7))),
-        "turns": [batch.tolist() for batch in group.round_robin([np.array([i]) for i in range(5)])],
+        "y": [[str(array.dtype), array.tolist()] for array in summed["y"]],
+        "bytes_sent": sent,
+        "local_items": communicator.local_items(list(range(7))),
+        "round_robin": [batch.tolist() for batch in communicator.round_robin([np.array([i]) for i in range(5)])],
     }
 
 
-def one_fate(folder: Path, what: str) -> Any:
-    """Rank 1 ends in some way, while the others wait for its mail."""
-    group = Communicator.join()
+def fail_together(folder: Path, ending: str) -> Any:
+    """Rank 1 ends in some way while the others wait for its arrays."""
+    communicator = Communicator.join()
     try:
-        with group.fail_together():
-            if group.rank == 1 and what == "refused":
+        with communicator.fail_together():
+            if communicator.rank == 1 and ending == "refused":
                 raise UserError("that is wrong", where=Where("rows.jsonl", 3), field="prompt", hint="Do this.")
-            if group.rank == 1 and what == "killed":
+            if communicator.rank == 1 and ending == "killed":
                 print(json.dumps("gone"), flush=True)
                 os._exit(0)
-            if what == "stopped":
+            if ending == "stopped":
                 raise Interrupted(3, "somewhere")
-            group.all_gather({"a": np.zeros(3)})
+            communicator.all_gather({"a": np.zeros(3)})
     except (UserError, RankLost, Interrupted) as error:
         return [type(error).__name__, str(error)]
     return "done"
 
 
 if __name__ == "__main__":
-    job, given_folder, arguments = sys.argv[1:]
-    print(json.dumps(globals()[job](Path(given_folder), **json.loads(arguments))))
+    job, folder, arguments = sys.argv[1:]
+    print(json.dumps(globals()[job](Path(folder), **json.loads(arguments))))

@@ -25,8 +25,8 @@ __all__ = ["finished", "fused", "mlx_dpo", "run"]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder; to be read only."""
     run = tmp_path_factory.mktemp("runs") / "polite"
-    knobs = {"data": str(PAIRS), "valid_data": str(PAIRS), "iters": 6, "learning_rate": 1e-3, "steps_per_eval": 2}
-    config = TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), steps_per_report=2, save_every=3, **knobs)
+    settings = {"data": str(PAIRS), "valid_data": str(PAIRS), "iters": 6, "learning_rate": 1e-3, "steps_per_eval": 2}
+    config = TrainConfig(model=str(CHECKPOINT), adapter_path=str(run), steps_per_report=2, save_every=3, **settings)
     recorder = TrainingRecorder(["mlx-dpo", "train", "--model", str(CHECKPOINT), "--data", str(PAIRS), "--iters", "6"])
     recorder.write(train(config, listener=Listeners(MetricsLog(), recorder)))
     write_card(run)

@@ -54,9 +54,9 @@ def write(name: str, options: dict[str, Any]) -> None:
     model.save_pretrained(HERE / name)
     (HERE / name / "README.md").unlink()  # PEFT's empty card
     config = HERE / name / "adapter_config.json"
-    said = json.loads(config.read_text()) | {"base_model_name_or_path": "tests/trl/checkpoint"}
-    said["target_modules"] = sorted(said["target_modules"])  # a set, which has no order of its own
-    config.write_text(json.dumps(said, indent=2) + "\n")
+    reference = json.loads(config.read_text()) | {"base_model_name_or_path": "tests/trl/checkpoint"}
+    reference["target_modules"] = sorted(reference["target_modules"])  # a set, which has no order of its own
+    config.write_text(json.dumps(reference, indent=2) + "\n")
 
 
 def logits(adapter: Path) -> list[list[float]]:

@@ -22,13 +22,13 @@ from mlx_dpo.export.fuse.bit_search import (
 
 def layers(bits: int | None = 4) -> dict[str, nn.Module]:
     mx.random.seed(0)
-    made = {}
+    adapted = {}
     for name in ("layers.0.q", "layers.0.v", "layers.1.q"):
         linear = nn.Linear(128, 64)
         layer = LoRALinear.from_base(linear.to_quantized(32, bits) if bits else linear, r=4)
         layer.lora_b = 0.01 * mx.random.normal(layer.lora_b.shape)
-        made[name] = layer
-    return made
+        adapted[name] = layer
+    return adapted
 
 
 def test_a_ladder_begins_at_the_base() -> None:
@@ -38,26 +38,26 @@ def test_a_ladder_begins_at_the_base() -> None:
 
 
 def test_the_sensitive_block_climbs_first() -> None:
-    asked = []
+    measured_blocks = []
 
     def sensitivity(block: list[str]) -> float:
-        asked.append(block)
+        measured_blocks.append(block)
         return 100.0 if "layers.1.q" in block else 1.0
 
-    made = layers()
-    plans = greedy_upgrade(made, sensitivity)
-    assert asked == group_layers_by_block(made) == [["layers.0.q", "layers.0.v"], ["layers.1.q"]]
-    assert plans[0] == uniform_plan(made, 0) == dict.fromkeys(made, Precision(4, 32))
-    assert plans[-1] == dict.fromkeys(made, FLOAT_PRECISION)
+    adapted = layers()
+    plans = greedy_upgrade(adapted, sensitivity)
+    assert measured_blocks == group_layers_by_block(adapted) == [["layers.0.q", "layers.0.v"], ["layers.1.q"]]
+    assert plans[0] == uniform_plan(adapted, 0) == dict.fromkeys(adapted, Precision(4, 32))
+    assert plans[-1] == dict.fromkeys(adapted, FLOAT_PRECISION)
     assert plans[1]["layers.1.q"] != plans[0]["layers.1.q"] and plans[1]["layers.0.q"] == plans[0]["layers.0.q"]
-    sizes = [sum(weight_bytes(made[name], precision) for name, precision in plan.items()) for plan in plans]
+    sizes = [sum(weight_bytes(adapted[name], precision) for name, precision in plan.items()) for plan in plans]
     assert sizes == sorted(set(sizes))
     assert all(plan["layers.0.q"] == plan["layers.0.v"] for plan in plans)  # a block climbs as one
 
 
 def test_nothing_is_measured_where_there_is_no_choice() -> None:
-    made = layers(None)
-    assert greedy_upgrade(made, lambda block: pytest.fail("asked")) == [dict.fromkeys(made, FLOAT_PRECISION)]
+    adapted = layers(None)
+    assert greedy_upgrade(adapted, lambda block: pytest.fail("asked")) == [dict.fromkeys(adapted, FLOAT_PRECISION)]
 
 
 def test_a_rung_that_is_worse_than_a_smaller_one_is_left_out() -> None:

@@ -14,14 +14,14 @@ from mlx_dpo.demo import MODEL, PAIRS, load_pairs
 from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
 
 
-def config(**knobs: Any) -> TrainConfig:
-    return TrainConfig(model=str(MODEL), data=str(PAIRS / "train.jsonl"), **knobs)
+def config(**overrides: Any) -> TrainConfig:
+    return TrainConfig(model=str(MODEL), data=str(PAIRS / "train.jsonl"), **overrides)
 
 
-def trained(run: Path, **knobs: Any) -> Path:
+def trained(run: Path, **overrides: Any) -> Path:
     """A short run at a high rate; 32 training pairs are set aside."""
     settings = {"iters": 16, "learning_rate": 3e-4, "warmup": 1, "steps_per_eval": 0, "valid_pairs": 32}
-    return train(config(adapter_path=str(run), **settings, **knobs)).run
+    return train(config(adapter_path=str(run), **settings, **overrides)).run
 
 
 def margin(model: Path, adapter: Path | None = None) -> float:

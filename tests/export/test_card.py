@@ -18,15 +18,9 @@ from huggingface_hub import ModelCard
 
 from mlx_dpo.export.card import training_record as record
 from mlx_dpo.export.card.base_model import describe_base_model
-from mlx_dpo.export.card.model_card import (
-    GENERATED_MARKER,
-    METRIC_LABELS,
-    CardInputs,
-    collect_card_inputs,
-    render_card,
-    render_card_files,
-    write_card,
-)
+from mlx_dpo.export.card.card_inputs import CardInputs, collect_card_inputs
+from mlx_dpo.export.card.card_metadata import METRIC_LABELS
+from mlx_dpo.export.card.model_card import GENERATED_MARKER, render_card, render_card_files, write_card
 from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT
@@ -76,15 +70,15 @@ def test_it_says_what_the_files_say(run: Path) -> None:
         assert f"| {name} | {before:.4f} | {after:.4f} |" in text
     results = {r.metric_type: r.metric_value for r in parsed(text).data.eval_results}
     assert results["rewards/margins"] == round(evaluated[-1]["eval_rewards/margins"], 4)
-    knobs, config = yaml.safe_load(fenced(text, "yaml")[0]), yaml.safe_load((run / "config.yaml").read_text())
+    settings, config = yaml.safe_load(fenced(text, "yaml")[0]), yaml.safe_load((run / "config.yaml").read_text())
     assert {k: v for k, v in config.items() if v is not None and k not in ("model", "data", "valid_data")} | {
         "model": "checkpoint",
         "data": "pairs.jsonl",
         "valid_data": "pairs.jsonl",
         "adapter_path": run.name,
-    } == knobs
+    } == settings
     assert fenced(text, "")[0] == "mlx-dpo train --model checkpoint --data pairs.jsonl --iters 6\n"
-    assert "8 held-out pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
+    assert "8 validation pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
     for package, number in record.package_versions().items():
         assert f"{package} {number}" in text
     assert "mlx_lm.generate" in text and "PeftModel" in text and "llama.cpp" in text and "LM Studio" in text
@@ -104,10 +98,10 @@ def test_without_matplotlib_nothing_is_said_of_curves(run: Path, monkeypatch: py
 
 def as_if(run: Path, **config: Any) -> None:
     """Let the run have been made with another config."""
-    told = json.loads((run / "training.json").read_text())
-    told["config"] |= config
-    told["on_hub"] = record.settings_on_hub(told["config"])
-    (run / "training.json").write_text(json.dumps(told))
+    content = json.loads((run / "training.json").read_text())
+    content["config"] |= config
+    content["on_hub"] = record.settings_on_hub(content["config"])
+    (run / "training.json").write_text(json.dumps(content))
 
 
 def test_of_a_base_and_data_on_the_hub(hub: Hub, run: Path) -> None:
@@ -163,13 +157,13 @@ def test_the_base_of_a_folder(tmp_path: Path, hub: Hub) -> None:
 def test_of_a_fused_model(fused: Path) -> None:
     text = (fused / "README.md").read_text()
     card = parsed(text)
-    assert GENERATED_MARKER in text and "A model: an adapter folded into" in text
+    assert GENERATED_MARKER in text and "A model: an adapter fused into" in text
     assert "lora" not in card.data.tags and card.data.eval_results
     assert f"mlx_lm.generate --model USER/{fused.name}" in text and "AutoModelForCausalLM" in text
-    known = collect_card_inputs(fused)
-    on_hub = replace(known, base=replace(known.base, repo_id="big/base"), is_quantized=True)
+    inputs = collect_card_inputs(fused)
+    on_hub = replace(inputs, base=replace(inputs.base, repo_id="big/base"), is_quantized=True)
     assert parsed(render_card(on_hub)).data.get("base_model_relation") == "finetune"
-    assert "AutoModelForCausalLM" not in render_card(on_hub) and "doesn't read" in render_card(on_hub)
+    assert "AutoModelForCausalLM" not in render_card(on_hub) and "can't read" in render_card(on_hub)
     models = [
         {"model": "base", "bits": "4", "bytes": 700, "margin": 0.0, "kept": None, "accuracy": 0.5, "kl": 0.1},
         {
@@ -183,7 +177,7 @@ def test_of_a_fused_model(fused: Path) -> None:
         },
     ]
     fuse = {"path": "/home/me/fused", "note": "Rounded.", "models": models, "layers": {"x": 4}}
-    text = render_card(replace(known, record={**known.record, "fuse": fuse}))
+    text = render_card(replace(inputs, record={**inputs.record, "fuse": fuse}))
     assert (
         "| fused | 4: 3, 8: 1 | 800 | 1.500 | 97.0% | 90.0% | 0.002 |" in text
         and "| base | 4 | 700 | 0.000 |  | 50.0% |" in text
@@ -229,23 +223,23 @@ def test_a_card_can_not_be_broken_by_what_is_in_it(hub: Hub, run: Path) -> None:
     card = parsed(text)
     card.validate()
     assert card.data.license is None and card.data.library_name == "mlx"
-    assert "\n# Injected" not in card.text and "\n# Heading" not in card.text.split("## How it was trained")[0]
+    assert "\n# Injected" not in card.text and "\n# Heading" not in card.text.split("## Training")[0]
 
 
 def test_no_secret_in_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", WRITE)
-    told = json.loads((run / "training.json").read_text())
-    told["command"] += ["--data", f"https://me:{WRITE}@host/x", "--note", WRITE]
-    (run / "training.json").write_text(json.dumps(told))
+    content = json.loads((run / "training.json").read_text())
+    content["command"] += ["--data", f"https://me:{WRITE}@host/x", "--note", WRITE]
+    (run / "training.json").write_text(json.dumps(content))
     text = render_card_files(run)["README.md"].decode()
     assert WRITE not in text and "//me" not in text and "--note hf_***" in text
 
 
 def test_what_falls_is_said(run: Path) -> None:
-    known: CardInputs = collect_card_inputs(run)
-    after = {**known.record["after"], "logps/chosen": known.record["before"]["logps/chosen"] - 7.25}
-    assert "fell by 7.2" in render_card(replace(known, record={**known.record, "after": after}))
-    assert "less likely" not in render_card(replace(known, record={**known.record, "after": known.record["before"]}))
+    inputs: CardInputs = collect_card_inputs(run)
+    after = {**inputs.record["after"], "logps/chosen": inputs.record["before"]["logps/chosen"] - 7.25}
+    assert "fell by 7.2" in render_card(replace(inputs, record={**inputs.record, "after": after}))
+    assert "less likely" not in render_card(replace(inputs, record={**inputs.record, "after": inputs.record["before"]}))
     assert describe_base_model(str(CHECKPOINT)).display_name == "checkpoint"
 
 
@@ -255,7 +249,7 @@ def test_the_commands_it_names_work(
     """Where the repository is downloaded as the card says, and the base stands where it says."""
     base = Path(shutil.copytree(CHECKPOINT, tmp_path / "PATH" / "TO" / CHECKPOINT.name))
     monkeypatch.chdir(tmp_path)
-    section = (run / "README.md").read_text().split("## How to run it")[1]
+    section = (run / "README.md").read_text().split("## Usage")[1]
     commands = [line for line in section.splitlines() if line.startswith("mlx-dpo ")]
     assert [command.split()[1] for command in commands] == ["fuse", "export", "export"] and base.is_dir()
     for command in commands:

@@ -20,11 +20,11 @@ ADAPTER = ("--adapter-path", TRL / "adapter", "--model", CHECKPOINT)
 
 def test_there_and_back(mlx_dpo: Cli, tmp_path: Path) -> None:
     out, run = tmp_path / "deep" / "out", tmp_path / "run"
-    told = json.loads(mlx_dpo("export", "--format", "peft", *ADAPTER, out, "--json").out)
-    assert told == {"path": str(out), "format": "peft", "bytes": sum(f.stat().st_size for f in out.iterdir())}
-    told = json.loads(mlx_dpo("import", out, run, "--json").out)
-    assert (told["path"], told["model"], told["fine_tune_type"]) == (str(run), str(CHECKPOINT), "lora")
-    assert told["lora_parameters"]["rank"] == 4 and told["num_layers"] == 2
+    output = json.loads(mlx_dpo("export", "--format", "peft", *ADAPTER, out, "--json").out)
+    assert output == {"path": str(out), "format": "peft", "bytes": sum(f.stat().st_size for f in out.iterdir())}
+    output = json.loads(mlx_dpo("import", out, run, "--json").out)
+    assert (output["path"], output["model"], output["fine_tune_type"]) == (str(run), str(CHECKPOINT), "lora")
+    assert output["lora_parameters"]["rank"] == 4 and output["num_layers"] == 2
     (_, ours), (_, back) = read_adapter(TRL / "adapter"), read_adapter(run)
     assert all(mx.array_equal(ours[k], back[k]) for k in ours)
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--init-adapter", run, "--adapter-path", tmp_path / "more")
@@ -54,9 +54,9 @@ def test_gguf_types(mlx_dpo: Cli, tmp_path: Path) -> None:
 
 WRONG = [
     (("--format", "gguf"), "--model", "fuse"),
-    (("--format", "gguf", *ADAPTER), "--adapter-path has no part in", "fuse"),
-    (("--format", "gguf-lora", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no part in"),
-    (("--format", "peft", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no part in"),
+    (("--format", "gguf", *ADAPTER), "--adapter-path has no effect with", "fuse"),
+    (("--format", "gguf-lora", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no effect with"),
+    (("--format", "peft", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no effect with"),
     (("--format", "peft", "--adapter-path", "nowhere", "--model", CHECKPOINT), "not an adapter folder"),
     (("--format", "gguf", "--model", TRL), "config.json"),
 ]
@@ -64,21 +64,21 @@ WRONG = [
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: " ".join(map(str, case[1:])))
 def test_mistakes_are_one_message(mlx_dpo: Cli, tmp_path: Path, case: tuple[tuple[object, ...], ...]) -> None:
-    flags, *says = case
+    flags, *expected = case
     ran = mlx_dpo("export", *flags, tmp_path / "out")
     assert ran.code == 2 and "Traceback" not in ran.err and not list(tmp_path.iterdir())
-    assert all(str(words) in ran.err for words in says), ran.err
+    assert all(str(words) in ran.err for words in expected), ran.err
 
 
 def test_what_is_there_stays(mlx_dpo: Cli, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    there.write_text("mine")
+    existing = tmp_path / "there"
+    existing.write_text("mine")
     for flags in (("--format", "peft", *ADAPTER), ("--format", "gguf", "--model", CHECKPOINT)):
-        ran = mlx_dpo("export", *flags, there)
-        assert ran.code == 2 and "exists already" in ran.err and there.read_text() == "mine"
+        ran = mlx_dpo("export", *flags, existing)
+        assert ran.code == 2 and "exists already" in ran.err and existing.read_text() == "mine"
     assert mlx_dpo("export", "--format", "peft", *ADAPTER, tmp_path / "peft").code == 0
-    ran = mlx_dpo("import", tmp_path / "peft", there)
-    assert ran.code == 2 and "exists already" in ran.err and there.read_text() == "mine"
+    ran = mlx_dpo("import", tmp_path / "peft", existing)
+    assert ran.code == 2 and "exists already" in ran.err and existing.read_text() == "mine"
 
 
 def test_a_folder_that_cant_be_written_is_said(mlx_dpo: Cli, tmp_path: Path) -> None:

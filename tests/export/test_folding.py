@@ -68,7 +68,7 @@ def adapted(kind: str, dtype: mx.Dtype = mx.float32, update: float = 0.01) -> tu
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sum_rounded_once(monkeypatch: pytest.MonkeyPatch, kind: str, precision: Precision, piece: int) -> None:
-    monkeypatch.setattr(folding, "PIECE", piece)
+    monkeypatch.setattr(folding, "SLICE_WEIGHTS", piece)
     layer, _, whole = adapted(kind)
     folded = merge_layer(layer, precision)
     if precision.bits is None:

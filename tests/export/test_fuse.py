@@ -38,8 +38,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(home: Path, **knobs: Any) -> TrainConfig:
-    return TrainConfig(model=str(home / "model"), data=str(PAIRS), **{"beta": BETA, **knobs})
+def config(home: Path, **overrides: Any) -> TrainConfig:
+    return TrainConfig(model=str(home / "model"), data=str(PAIRS), **{"beta": BETA, **overrides})
 
 
 def flags(home: Path, run: str, into: Path, *others: object) -> tuple[object, ...]:
@@ -57,27 +57,27 @@ def kl(home: Path, run: str, model: Path) -> float:
     """A token's, over the completions, of the adapter's policy from a folder's, by numpy."""
     fused, tokenizer = mlx_lm.load(str(model))
     adapted, _ = mlx_lm.load(str(home / "model"), adapter_path=str(home / run))
-    found = []
+    token_kls = []
     for row in rows_of(PAIRS):
         for side in ("chosen", "rejected"):
             prompt, completion = completion_ids(tokenizer, row["prompt"], row[side])
             ids = mx.array([[*prompt, *completion]])
             p, q = (np.array(one(ids)[0], np.float64)[len(prompt) - 1 : -1] for one in (adapted, fused))
             p, q = (one - np.log(np.exp(one).sum(-1, keepdims=True)) for one in (p, q))
-            found += (np.exp(p) * (p - q)).sum(-1).tolist()
-    return float(np.mean(found))
+            token_kls += (np.exp(p) * (p - q)).sum(-1).tolist()
+    return float(np.mean(token_kls))
 
 
 def test_auto_keeps_the_margin_in_fewer_bytes(mlx_dpo: Cli, home: Path, tmp_path: Path) -> None:  # noqa: F811
     ran = mlx_dpo(*flags(home, "plain", tmp_path / "f", "--json"))
     assert ran.code == 0, ran.err
-    said = json.loads(ran.out)
-    base, adapter, *tried, fused = said["models"]
+    output = json.loads(ran.out)
+    base, adapter, *tried, fused = output["models"]
     assert fused["kept"] >= 0.95 > tried[0]["kept"] and tried[0]["bits"] == "4"
     assert base["bytes"] < fused["bytes"] < 2 * base["bytes"]
     assert (
         fused["bytes"]
-        == said["bytes"]
+        == output["bytes"]
         == sum(v.nbytes for v in mx.load(str(tmp_path / "f/model.safetensors")).values())
     )
     # what is said is what is there
@@ -88,7 +88,7 @@ def test_auto_keeps_the_margin_in_fewer_bytes(mlx_dpo: Cli, home: Path, tmp_path
     assert fused["kept"] == pytest.approx(fused["margin"] / adapter["margin"], rel=1e-9)
     assert fused["kl"] == pytest.approx(kl(home, "plain", tmp_path / "f"), rel=2e-2)
     quantization = json.loads((tmp_path / "f" / "config.json").read_text())["quantization"]
-    for name, precision in said["layers"].items():
+    for name, precision in output["layers"].items():
         assert quantization.get(name, QUANTIZATIONS["4bit"]) == precision
     card = (tmp_path / "f" / "README.md").read_text()
     assert f"{fused['margin']:.3f}" in card and f"{fused['kept']:.1%}" in card

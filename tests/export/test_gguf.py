@@ -111,15 +111,15 @@ def test_every_tensor(tmp_path: Path, kind: str) -> None:
         _, tensors = read_gguf(tmp_path / f"{stored}.gguf")
         assert tensors.keys() - {"rope_freqs.weight"} == expected.keys()
         for name, tensor in expected.items():
-            found = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
+            actual = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
             if tensor.ndim == 1:
                 assert tensors[name].tensor_type.name == "F32"
-                np.testing.assert_array_equal(found, tensor, err_msg=name)
+                np.testing.assert_array_equal(actual, tensor, err_msg=name)
             elif stored == "f16":
-                np.testing.assert_array_equal(found, tensor.astype(np.float16), err_msg=name)
+                np.testing.assert_array_equal(actual, tensor.astype(np.float16), err_msg=name)
             else:
                 assert tensors[name].tensor_type.name == "Q8_0"
-                np.testing.assert_array_equal(found, q8_0(tensor), err_msg=name)
+                np.testing.assert_array_equal(actual, q8_0(tensor), err_msg=name)
 
 
 @pytest.mark.parametrize("quantization", [("affine", 4, 32), ("affine", 6, 64), ("mxfp4", 4, 32), ("nvfp4", 4, 16)])
@@ -129,8 +129,8 @@ def test_quantized_weights_are_dequantized(
 ) -> None:
     """In float32, and not in the float type of their scales."""
     mode, bits, group = quantization
-    told = {"mode": mode, "bits": bits, "group_size": group}
-    folder = make_model(tmp_path / "model", kind, told, dtype=dtype, intermediate_size=128)
+    options = {"mode": mode, "bits": bits, "group_size": group}
+    folder = make_model(tmp_path / "model", kind, options, dtype=dtype, intermediate_size=128)
     write_gguf(folder, tmp_path / "out.gguf")
     _, tensors = read_gguf(tmp_path / "out.gguf")
     for name, tensor in expected_tensors(folder, kind).items():
@@ -148,7 +148,7 @@ def test_rows_that_are_no_whole_blocks_stay_float16(tmp_path: Path) -> None:
 def test_a_large_matrix_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(tmp_path / "model", "llama", {"group_size": 32, "bits": 4})
     write_gguf(folder, tmp_path / "whole.gguf", "q8_0")
-    monkeypatch.setattr(sys.modules["mlx_dpo.export.gguf.gguf_export"], "CHUNK", 1000)
+    monkeypatch.setattr(sys.modules["mlx_dpo.export.gguf.gguf_tensors"], "CHUNK_ELEMENTS", 1000)
     write_gguf(folder, tmp_path / "pieces.gguf", "q8_0")
     assert (tmp_path / "pieces.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
@@ -207,8 +207,8 @@ def test_llama3s_rotary_factors(tmp_path: Path) -> None:
 
 def make_adapter(model: Path, folder: Path, **spec: Any) -> dict[str, np.ndarray]:
     loaded, _ = load_model(model)
-    told = {"fine_tune_type": "lora", "num_layers": -1, "rank": 3, "scale": 2.5, **spec}
-    attached = attach_adapter(loaded, AdapterSpec(**told))
+    options = {"fine_tune_type": "lora", "num_layers": -1, "rank": 3, "scale": 2.5, **spec}
+    attached = attach_adapter(loaded, AdapterSpec(**options))
     tensors = {name: mx.random.normal(v.shape) for name, v in trainable_tensors(loaded).items()}
     folder.mkdir()
     RunFolder(folder).save_adapter(tensors, attached, str(model))
@@ -229,9 +229,9 @@ def test_an_adapter_by_itself(tmp_path: Path, kind: str) -> None:
         heads = {"q_proj": 4, "k_proj": 2}.get(layer.split(".")[-1])
         if part == "lora_b" and heads and kind == "llama":
             expected = turned(expected, heads)
-        found = tensors[f"{name_in_gguf(f'{layer}.weight', kind)}.{part}"]
-        assert found.tensor_type.name == "F32"
-        np.testing.assert_array_equal(found.data, expected, err_msg=name)
+        actual = tensors[f"{name_in_gguf(f'{layer}.weight', kind)}.{part}"]
+        assert actual.tensor_type.name == "F32"
+        np.testing.assert_array_equal(actual.data, expected, err_msg=name)
 
 
 def test_dora_is_refused(tmp_path: Path) -> None:
@@ -259,12 +259,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "config", "says"), REFUSED)
+@pytest.mark.parametrize(("kind", "config", "message"), REFUSED)
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
-    tmp_path: Path, kind: str, config: dict[str, Any], says: str
+    tmp_path: Path, kind: str, config: dict[str, Any], message: str
 ) -> None:
     folder = changed(make_model(tmp_path / "model", kind), **config)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         write_gguf(folder, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*.gguf*")) and not list(tmp_path.glob(".*"))
 

@@ -19,15 +19,15 @@ from tests.export.tiny import BPE, SPM, make_model
 def test_a_byte_level_tokenizer(tmp_path: Path) -> None:
     write_gguf(make_model(tmp_path / "model", "qwen3", tokenizer=BPE), tmp_path / "out.gguf")
     fields, tensors = read_gguf(tmp_path / "out.gguf")
-    told = json.loads((BPE / "tokenizer.json").read_text())
+    tokenizer_json = json.loads((BPE / "tokenizer.json").read_text())
     assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    names = {number: token for token, number in told["model"]["vocab"].items()}
-    names |= {token["id"]: token["content"] for token in told["added_tokens"]}
+    names = {number: token for token, number in tokenizer_json["model"]["vocab"].items()}
+    names |= {token["id"]: token["content"] for token in tokenizer_json["added_tokens"]}
     assert len(tokens) == len(types) == 400 == tensors["token_embd.weight"].shape[1]
     assert {number: tokens[number] for number in names} == names
     assert types[:4] == [3, 3, 3, 1] and types[-1] == 5 and tokens[-1] == "[PAD399]"
-    assert fields["tokenizer.ggml.merges"] == [" ".join(merge) for merge in told["model"]["merges"]]
+    assert fields["tokenizer.ggml.merges"] == [" ".join(merge) for merge in tokenizer_json["model"]["merges"]]
     assert fields["tokenizer.ggml.eos_token_id"] == 2 and fields["tokenizer.ggml.padding_token_id"] == 0
     assert fields["tokenizer.ggml.add_bos_token"] is False
     config = json.loads((BPE / "tokenizer_config.json").read_text())
@@ -85,9 +85,9 @@ TOKENIZERS: list[tuple[Path, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("tokenizer", "parts", "says"), TOKENIZERS)
-def test_other_tokenizers_are_refused(tmp_path: Path, tokenizer: Path, parts: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
+@pytest.mark.parametrize(("tokenizer", "parts", "message"), TOKENIZERS)
+def test_other_tokenizers_are_refused(tmp_path: Path, tokenizer: Path, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         vocabulary_of(tokenizer, **parts)
 
 
@@ -95,17 +95,17 @@ class Backend:
     """A tokenizer of the tokenizers library, of which parts are said to be others."""
 
     def __init__(self, backend: Any, **parts: Any) -> None:
-        self.told = json.loads(backend.to_str()) | parts
+        self.tokenizer_json = json.loads(backend.to_str()) | parts
         self.get_vocab = backend.get_vocab
 
     def to_str(self) -> str:
-        return json.dumps(self.told)
+        return json.dumps(self.tokenizer_json)
 
 
 def vocabulary_of(folder: Path, model: dict[str, Any] | None = None, **parts: Any) -> Any:
     tokenizer = load_tokenizer(folder)
     backend = Backend(tokenizer.backend_tokenizer, **parts)
-    backend.told["model"] |= model or {}
+    backend.tokenizer_json["model"] |= model or {}
 
     class Tokenizer:
         backend_tokenizer = backend
@@ -133,16 +133,16 @@ def test_how_texts_are_cut_up_is_named(numbers: str, whole_words: bool, name: st
         "invert": False,
     }
     sequence = {"type": "Sequence", "pretokenizers": [split, BYTES]}
-    found = vocabulary_of(BPE, {"ignore_merges": whole_words}, pre_tokenizer=sequence, normalizer={"type": "NFC"})
-    assert found.pre == name
+    vocabulary = vocabulary_of(BPE, {"ignore_merges": whole_words}, pre_tokenizer=sequence, normalizer={"type": "NFC"})
+    assert vocabulary.pre_tokenizer == name
 
 
 def test_merges_that_no_scores_say_are_refused() -> None:
     merges = json.loads((SPM / "tokenizer.json").read_text())["model"]["merges"]
     assert vocabulary_of(SPM).scores
-    with pytest.raises(UserError, match="is in none"):
+    with pytest.raises(UserError, match="there is none for"):
         vocabulary_of(SPM, {"merges": merges[:-1]})
-    with pytest.raises(UserError, match="two places"):
+    with pytest.raises(UserError, match="not consecutive"):
         vocabulary_of(SPM, {"merges": [*merges, merges[0]]})
 
 

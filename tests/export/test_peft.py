@@ -48,9 +48,9 @@ def last_names(modules: list[str]) -> set[str]:
 @pytest.mark.parametrize("name", ["lora", "rslora", "dora", "patterns"])
 def test_import_gives_pefts_logits(tmp_path: Path, name: str) -> None:
     import_peft(WRITTEN / name, tmp_path / "run", model=MODEL)
-    found = logits(tmp_path / "run")
-    np.testing.assert_allclose(found, REFERENCE["logits"][name], atol=1e-4)
-    others = [np.abs(found - v).max() for k, v in REFERENCE["logits"].items() if k != name]
+    actual = logits(tmp_path / "run")
+    np.testing.assert_allclose(actual, REFERENCE["logits"][name], atol=1e-4)
+    others = [np.abs(actual - v).max() for k, v in REFERENCE["logits"].items() if k != name]
     assert min(others) > 0.01, "the adapters are too alike to be told apart"
 
 
@@ -94,8 +94,8 @@ def test_a_round_trip_of_ranks_and_scales_that_vary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("layers", [1, -1])
 def test_a_round_trip_of_a_run_is_bit_equal(tmp_path: Path, kind: str, layers: int) -> None:
-    knobs = {"fine_tune_type": kind, "num_layers": layers, "rank": 3, "iters": 2, "learning_rate": 1e-3}
-    train(TrainConfig(model=MODEL, data=str(PAIRS), adapter_path=str(tmp_path / "run"), **knobs))
+    overrides = {"fine_tune_type": kind, "num_layers": layers, "rank": 3, "iters": 2, "learning_rate": 1e-3}
+    train(TrainConfig(model=MODEL, data=str(PAIRS), adapter_path=str(tmp_path / "run"), **overrides))
     export_peft(MODEL, tmp_path / "run", tmp_path / "peft")
     import_peft(tmp_path / "peft", tmp_path / "back", model=MODEL)
     assert config_of(tmp_path / "back") == config_of(tmp_path / "run")
@@ -107,8 +107,8 @@ def test_a_round_trip_of_a_run_is_bit_equal(tmp_path: Path, kind: str, layers: i
 def test_a_run_starts_from_an_import(tmp_path: Path) -> None:
     """Ranks that were padded are trained no further than PEFT's own would be."""
     import_peft(WRITTEN / "patterns", tmp_path / "start", model=MODEL)
-    knobs = {"init_adapter": str(tmp_path / "start"), "iters": 3, "learning_rate": 1e-3, "valid_data": str(PAIRS)}
-    result = train(TrainConfig(model=MODEL, data=str(PAIRS), adapter_path=str(tmp_path / "run"), **knobs))
+    overrides = {"init_adapter": str(tmp_path / "start"), "iters": 3, "learning_rate": 1e-3, "valid_data": str(PAIRS)}
+    result = train(TrainConfig(model=MODEL, data=str(PAIRS), adapter_path=str(tmp_path / "run"), **overrides))
     assert result.before["rewards/margins"] == 0 < result.after["rewards/margins"]
     export_peft(MODEL, tmp_path / "run", tmp_path / "peft")
     theirs, ours = load_file(WRITTEN / "patterns" / WEIGHTS), load_file(tmp_path / "peft" / WEIGHTS)
@@ -146,29 +146,29 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"tensors": {f"{LAYER}.lora_B.bias": (64,)}}, (f"{LAYER}.lora_B.bias",)),
     ({"tensors": {"lm_head.lora_A.weight": (2, 32), "lm_head.lora_B.weight": (300, 2)}}, ("lm_head", "tied")),
     ({"tensors": {"model.layers.7.mlp.up_proj.lora_A.weight": (2, 32)}}, ("lacks a factor", "layers.7")),
-    ({"tensors": {f"{LAYER}.lora_A.weight": (2, 40)}}, (f"{LAYER}.lora_a is (40, 2)", "--model")),
+    ({"tensors": {f"{LAYER}.lora_A.weight": (2, 40)}}, (f"{LAYER}.lora_a has shape (40, 2)", "--model")),
 ]
 
 
-@pytest.mark.parametrize(("what", "says"), REFUSED, ids=[says[0] for _, says in REFUSED])
-def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, Any], says: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("what", "expected"), REFUSED, ids=[expected[0] for _, expected in REFUSED])
+def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, Any], expected: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
         import_peft(damaged(**what), tmp_path / "out", model=MODEL)
-    assert all(word in str(error.value) for word in says), str(error.value)
+    assert all(word in str(error.value) for word in expected), str(error.value)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(("kind", "keys", "says"), [
+@pytest.mark.parametrize(("kind", "keys", "expected"), [
     ("qwen3_moe", None, "experts.*switch_mlp"),
     ("qwen3_moe", ["mlp.gate"], "router.*mlp.gate"),
     ("qwen3_next", ["self_attn.q_proj"], "'qwen3_next'"),
 ])  # fmt: skip
-def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, says: str) -> None:
+def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, expected: str) -> None:
     from tests.forward.test_architectures import make_model
 
     model = make_model(tmp_path / "model", kind, None)
     train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / "run"), iters=1, lora_keys=keys))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=expected):
         export_peft(str(model), tmp_path / "run", tmp_path / "out")
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.export.peft.peft_export import SAME_LAYER_NAMES, TRANSFORMERS_PREFIXES, export_peft
+from mlx_dpo.export.peft.peft_export import export_peft
+from mlx_dpo.export.peft.peft_format import SAME_LAYER_NAMES, TRANSFORMERS_PREFIXES
 from mlx_dpo.export.peft.peft_import import import_peft
 from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.training.run_folder import RunFolder

@@ -27,8 +27,8 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TRL / "adapter", tmp_path / "run"))
 
 
-def push(run: Path, repo: str = REPO, **how: Any) -> PushResult:
-    return push_folder(run, repo, **how)
+def push(run: Path, repo: str = REPO, **options: Any) -> PushResult:
+    return push_folder(run, repo, **options)
 
 
 def there(hub: Hub, repo: str = REPO, branch: str = "main") -> list[str]:
@@ -73,14 +73,14 @@ def test_pushing_again_sends_and_commits_nothing(hub: Hub, run: Path) -> None:
 
 def test_a_public_repository_that_is_there_is_told_of(hub: Hub, run: Path) -> None:
     hub.store.create("models", REPO)
-    said: list[str] = []
-    assert push(run, say=said.append).private is False
-    assert "public" in said[0]
+    messages: list[str] = []
+    assert push(run, on_message=messages.append).private is False
+    assert "public" in messages[0]
 
 
 def test_a_card_of_ones_own_that_the_hub_refuses(hub: Hub, run: Path) -> None:
     (run / "README.md").write_text("---\nlicense: free\n---\n# Mine\n")
-    with pytest.raises(UserError, match=r"refuses \(400\).*license. must be one of"):
+    with pytest.raises(UserError, match=r"refuses the request \(status 400\).*license. must be one of"):
         push(run)
     assert is_untouched(hub)
 
@@ -134,11 +134,11 @@ PASSING: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_ends_in_one_whole_commit(name: str, hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, path, how = PASSING[name]
+    method, path, options = PASSING[name]
     big(run, "adapters.safetensors", 0)
     if "slow" in name:
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 1.0)
-    hub.inject_fault(method, path, **how)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 1.0)
+    hub.inject_fault(method, path, **options)
     push(run)
     assert not any(fault.times for fault in hub.faults.faults), "the fault was not met"
     assert is_whole(hub, run)
@@ -158,22 +158,27 @@ LASTING: dict[str, tuple[str | None, str, list[tuple[str, str, dict[str, Any]]],
         [],
         ("not accept your token", "hf auth login"),
     ),
-    "a token that may only read": (READ, REPO, [], ("may not write", "right to write")),
-    "somebody else's name": (WRITE, "other/mine", [], ("may not write", "below your own")),
+    "a token that may only read": (READ, REPO, [], ("may not write", "write permission")),
+    "somebody else's name": (WRITE, "other/mine", [], ("may not write", "of your own")),
     "not a name": (WRITE, "a/b/c", [], ("user/name",)),
     "403 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 403})], ("may not write", "on purpose")),
-    "429 without end": (WRITE, REPO, [("POST", "/commit/", {"status": 429})], ("429", "Wait some minutes")),
+    "429 without end": (WRITE, REPO, [("POST", "/commit/", {"status": 429})], ("429", "Wait a few minutes")),
     "429 for an hour": (
         *(WRITE, REPO),
         [("POST", "/commit/", {"status": 429, "headers": {"Retry-After": "3600"}})],
         ("429", "3600 s"),
     ),
-    "500 on create": (WRITE, REPO, [("POST", "/repos/create", {"status": 500})], ("in trouble", "500")),
-    "500 in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"status": 500, "skip": 2})], ("in trouble", "500")),
-    "500 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 500})], ("in trouble", "500")),
-    "409 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 409})], ("being changed", "Try again")),
-    "400 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 400})], ("refuses (400)", "on purpose")),
-    "413 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 413})], ("refuses (413)",)),
+    "500 on create": (WRITE, REPO, [("POST", "/repos/create", {"status": 500})], ("server error", "500")),
+    "500 in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"status": 500, "skip": 2})], ("server error", "500")),
+    "500 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 500})], ("server error", "500")),
+    "409 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 409})], ("somebody else is changing", "Try again")),
+    "400 on commit": (
+        WRITE,
+        REPO,
+        [("POST", "/commit/", {"status": 400})],
+        ("refuses the request (status 400)", "on purpose"),
+    ),
+    "413 on commit": (WRITE, REPO, [("POST", "/commit/", {"status": 413})], ("refuses the request (status 413)",)),
     "cut in mid-upload": (WRITE, REPO, [("PUT", "/lfs/", {"cut": "request", "skip": 2})], ("can't be reached",)),
     "cut in mid-commit": (WRITE, REPO, [("POST", "/commit/", {"cut": "request"})], ("can't be reached",)),
     "slow": (WRITE, REPO, [("POST", "/preupload/", {"delay": 1})], ("does not answer",)),
@@ -187,10 +192,10 @@ def test_what_stays_is_one_sentence_and_no_commit(
     token, repo, faults, words = LASTING[name]
     big(run, "adapters.safetensors", 0)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     monkeypatch.setenv("HF_TOKEN", token or "")
-    for method, path, how in faults:
-        hub.inject_fault(method, path, **{"times": 1000, **how})
+    for method, path, options in faults:
+        hub.inject_fault(method, path, **{"times": 1000, **options})
     with pytest.raises(UserError) as raised:
         push(run, repo)
     message = str(raised.value)
@@ -209,15 +214,15 @@ def test_what_arrived_is_not_sent_again(hub: Hub, run: Path) -> None:
     (run / "checkpoints").mkdir()
     big(run / "checkpoints", "a.safetensors", 1)
     big(run / "checkpoints", "b.safetensors", 2)
-    how: dict[str, Any] = {"include": ["checkpoints/*"]}
+    options: dict[str, Any] = {"include": ["checkpoints/*"]}
     hub.inject_fault("PUT", "/lfs/", status=500, skip=6, times=1000)
     with pytest.raises(UserError):
-        push(run, **how)
+        push(run, **options)
     arrived = len(list((hub.store.root / "objects").glob("[0-9a-f]*"))) - 1  # .gitattributes
     assert is_untouched(hub) and arrived >= 1
     hub.faults.faults.clear()
     before = hub.count_requests("POST", "/verify")
-    push(run, **how)
+    push(run, **options)
     assert hub.count_requests("POST", "/verify") - before == 3 - arrived
     assert there(hub) == sorted([*SENT, "checkpoints/a.safetensors", "checkpoints/b.safetensors"])
 
@@ -259,10 +264,10 @@ def test_no_token_in_any_complaint(
     hub.inject_fault("POST", "/preupload/", status=status, times=1000, body=f'{{"error": "your token {WRITE} is bad"}}')
     with pytest.raises(UserError) as raised:
         push(run)
-    said = capfd.readouterr().err
-    assert "Retry 1/5" in said or status not in (429, 500)
-    told = str(raised.value) + said
-    assert WRITE not in told and "secret" not in told
+    log = capfd.readouterr().err
+    assert "Retry 1/5" in log or status not in (429, 500)
+    output = str(raised.value) + log
+    assert WRITE not in output and "secret" not in output
 
 
 def test_no_password_in_the_address(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ SHARD = 4 << 20
 def adapted(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> tuple[Path, Path]:
     """A model folder, and the folder of an adapter on all its layers."""
     monkeypatch.setattr(architectures, "COMMON", {**architectures.COMMON, **sizes})
-    monkeypatch.setattr(stream, "SHARD", SHARD)
+    monkeypatch.setattr(stream, "SHARD_BYTES", SHARD)
     model = architectures.make_model(folder / "model", "llama", {"group_size": 64, "bits": 4}, mx.bfloat16)
     loaded = load_model(str(model)).model
     spec = attach_adapter(loaded, AdapterSpec("lora", -1, rank=4, scale=4.0))
@@ -41,7 +41,7 @@ def adapted(folder: Path, monkeypatch: pytest.MonkeyPatch, **sizes: Any) -> tupl
 @pytest.mark.parametrize("bits", ["same", "8", "none"])
 def test_memory_is_a_shards_and_a_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Any) -> None:
     model, run = adapted(tmp_path, monkeypatch, **SIZES)
-    monkeypatch.setattr(folding, "PIECE", 1 << 18)
+    monkeypatch.setattr(folding, "SLICE_WEIGHTS", 1 << 18)
     mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -54,7 +54,7 @@ def test_memory_is_a_shards_and_a_layers(tmp_path: Path, monkeypatch: pytest.Mon
 def test_mlx_lm_loads_layers_of_unlike_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In shards, with a precision for each layer: bits, groups and float, over a 4-bit base."""
     model, run = adapted(tmp_path, monkeypatch)
-    monkeypatch.setattr(stream, "SHARD", 1 << 14)
+    monkeypatch.setattr(stream, "SHARD_BYTES", 1 << 14)
     source = AdaptedModel(str(model), run)
     names = list(folding.adapted_layers(source.load()[0].model))
     choices = [Precision(4), Precision(5), Precision(6, 32), Precision(8), FLOAT_PRECISION]

@@ -51,16 +51,16 @@ def process(server: Hub, cache: Path, *arguments: object) -> str:
 def test_there_and_back(hub: Hub, tmp_path: Path) -> None:
     run, fused, here = tmp_path / "polite", tmp_path / "polite-fused", tmp_path / "here"
     cli = ("-m", "mlx_dpo")
-    knobs = ("--iters", 6, "--learning-rate", "2e-4", "--beta", 0.6, "--label-smoothing", 0.1, "--valid-pairs", 8)
-    told = process(
-        *(hub, here, *cli, "train", "--model", MODEL, "--data", PAIRS / "train.jsonl", "--adapter-path", run, *knobs),
-        *("--push-to-hub", "--hub-model-id", "tester/polite", "--json"),
+    settings = ("--iters", 6, "--learning-rate", "2e-4", "--beta", 0.6, "--label-smoothing", 0.1, "--valid-pairs", 8)
+    output = process(
+        *(hub, here, *cli, "train", "--model", MODEL, "--data", PAIRS / "train.jsonl", "--adapter-path", run),
+        *(*settings, "--push-to-hub", "--hub-model-id", "tester/polite", "--json"),
     )
-    assert json.loads(told)["pushed"]["private"] is True
+    assert json.loads(output)["pushed"]["private"] is True
     process(hub, here, *cli, "fuse", "--adapter-path", run, "--save-path", fused, "--bits", 8, "--force")
     process(hub, here, *cli, "push", fused, "--repo-id", "polite-fused")
     plain = (MODEL, "tester/polite", "tester/polite-fused", run, fused)
-    found = json.loads(process(hub, tmp_path / "empty", "-c", PLAIN, *plain))
-    assert found["adapter"]["same"] and found["model"]["same"]
-    assert found["adapter"]["answer"].strip() and found["model"]["answer"].strip()
+    result = json.loads(process(hub, tmp_path / "empty", "-c", PLAIN, *plain))
+    assert result["adapter"]["same"] and result["model"]["same"]
+    assert result["adapter"]["answer"].strip() and result["model"]["answer"].strip()
     assert (tmp_path / "empty" / "hub" / "models--tester--polite-fused").is_dir()

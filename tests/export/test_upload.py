@@ -9,13 +9,9 @@ import pytest
 import yaml
 
 from mlx_dpo.errors import UserError
-from mlx_dpo.export.push.upload_files import (
-    UploadFile,
-    detect_folder_kind,
-    select_upload_files,
-    shareable_content,
-    strip_local_path,
-)
+from mlx_dpo.export.folder_kind import detect_folder_kind
+from mlx_dpo.export.local_paths import shareable_content, strip_local_path
+from mlx_dpo.export.push.upload_files import UploadFile, select_upload_files
 from tests.conftest import CHECKPOINT, PAIRS
 from tests.hub.server import WRITE
 
@@ -54,9 +50,9 @@ def test_of_a_run(run: Path) -> None:
 def test_of_a_model(fused: Path) -> None:
     before = {p.name for p in fused.iterdir()}
     clutter(fused)
-    gone = set(paths(select_upload_files(fused)))
-    assert gone == before - {"training.json"}
-    assert gone >= {*OF_A_MODEL, "tokenizer.json", "tokenizer_config.json"}
+    uploaded = set(paths(select_upload_files(fused)))
+    assert uploaded == before - {"training.json"}
+    assert uploaded >= {*OF_A_MODEL, "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_of_a_peft_adapter(tmp_path: Path) -> None:
@@ -137,7 +133,7 @@ def test_a_token_in_a_file_stops_it(name: str, fused: Path, run: Path, monkeypat
         (folder / name).write_text(
             f"{original}\n# {secret}\n" if name != "config.yaml" else f"{original}note: {secret}\n"
         )
-        with pytest.raises(UserError, match="holds a token or a password") as raised:
+        with pytest.raises(UserError, match="contains a token or a password") as raised:
             select_upload_files(folder)
         assert raised.value.where and raised.value.where.file == name and secret not in str(raised.value)
     (folder / name).write_text(original)

@@ -66,9 +66,9 @@ def make_model(
 ) -> Path:
     """A model folder with nothing left at the zeros and ones that a layer begins with."""
     module = importlib.import_module(f"mlx_lm.models.{'llama' if kind == 'mistral' else kind}")
-    told = {**COMMON, **FAMILIES[kind], **config, "model_type": kind}
+    model_config = {**COMMON, **FAMILIES[kind], **config, "model_type": kind}
     mx.random.seed(5)
-    model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(told))))
+    model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(model_config))))
     if kind.startswith("gemma3"):
         model.sanitize({"language_model": {"x": mx.zeros(1)}} if kind == "gemma3" else {})  # drops the untied head
     noisy = [(name, v + 0.05 * mx.random.normal(v.shape)) for name, v in tree_flatten(model.parameters())]
@@ -76,10 +76,10 @@ def make_model(
     model.set_dtype(dtype)
     if quantization:
         nn.quantize(model, **quantization)
-        told["quantization"] = quantization
+        model_config["quantization"] = quantization
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(model_config))
     for file in tokenizer.iterdir():
         if file.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(file, folder)

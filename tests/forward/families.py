@@ -411,7 +411,7 @@ def sharing(family: str) -> PromptSharing:
     """How completions share a prompt in a model of this type."""
     if family in PLAIN:
         return PromptSharing.NONE
-    return PromptSharing.ONE if family in ONE_PROMPT else PromptSharing.ANY
+    return PromptSharing.ONE_PROMPT if family in ONE_PROMPT else PromptSharing.ANY_PROMPTS
 
 
 def tiny(family: str) -> nn.Module:

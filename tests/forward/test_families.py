@@ -21,8 +21,8 @@ from tests.forward.test_network import batch_of, ids, plainly
 
 TRAINABLE = [family for family in CONFIGS if family not in UNTRAINABLE or family in KEYS]
 LENGTHS = {
-    PromptSharing.ANY: [(19, 4, 1, 30)],
-    PromptSharing.ONE: [(30,), (1,)],
+    PromptSharing.ANY_PROMPTS: [(19, 4, 1, 30)],
+    PromptSharing.ONE_PROMPT: [(30,), (1,)],
     PromptSharing.NONE: [(19, 4)],
 }  # of prompts
 
@@ -36,7 +36,7 @@ def randomise(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("family", TRAINABLE)
 def test_a_type_trains_and_shares_as_the_table_says(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    monkeypatch.setattr(attention, "QUERIES", 8)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
     model = tiny(family)
     attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=KEYS.get(family)))
     randomise(model)

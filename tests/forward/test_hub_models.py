@@ -60,11 +60,11 @@ def test_offline_it_is_what_was_downloaded(hub: Hub, monkeypatch: pytest.MonkeyP
 
 
 FAILING: dict[str, tuple[str, list[tuple[str, str, dict[str, Any]]], str]] = {
-    "missing": ("me/nothing", [], "no such folder, and .* has none of this name, or it is private"),
+    "missing": ("me/nothing", [], "no such folder, and .* has no repository of this name, or it is private"),
     "no revision": (f"{NAME}@v9", [], "no such folder, and it has no revision `v9`"),
     "a part": (f"{NAME}:train", [], "not a Hub id"),
-    "500": (NAME, [("GET", "/api/models/", {"status": 500})], "in trouble"),
-    "500 on a file": (NAME, [("GET", "model.safetensors", {"status": 500})], "in trouble"),
+    "500": (NAME, [("GET", "/api/models/", {"status": 500})], "server error"),
+    "500 on a file": (NAME, [("GET", "model.safetensors", {"status": 500})], "server error"),
     "429 on a file": (NAME, [("GET", "model.safetensors", {"status": 429})], "429"),
     "cut": (NAME, [("GET", "/api/models/", {"cut": "request"})], "can't be reached"),
     "slow": (NAME, [("GET", "/api/models/", {"delay": 1})], "does not answer"),
@@ -76,7 +76,7 @@ def test_failures(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     model, faults, said = FAILING[name]
     put(hub)
     if name == "slow":
-        monkeypatch.setattr(mlx_dpo.utils.hub_client, "TIMEOUT", 0.5)
+        monkeypatch.setattr(mlx_dpo.utils.hub_client, "REQUEST_TIMEOUT", 0.5)
     for method, path, how in faults:
         hub.inject_fault(method, path, times=1000, **how)
     with pytest.raises(UserError, match=said) as raised:

@@ -65,14 +65,14 @@ def test_log_probs_and_gradients_are_the_plain_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str, share: float
 ) -> None:
     monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * 320)  # seven rows of logits at a time
-    monkeypatch.setattr(attention, "QUERIES", 8)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
     model = adapted(tmp_path, family, bits)
     network = Network.from_model(model)
     assert network.head_split is not None
-    assert network.sharing is (PromptSharing.ONE if family in ONE_PROMPT else PromptSharing.ANY)
+    assert network.sharing is (PromptSharing.ONE_PROMPT if family in ONE_PROMPT else PromptSharing.ANY_PROMPTS)
     rng = random.Random(0)
     prompts = [ids(rng, n) for n in (19, 4, 1, 30)]
-    for group in [[p] for p in prompts] if network.sharing is PromptSharing.ONE else [prompts]:
+    for group in [[p] for p in prompts] if network.sharing is PromptSharing.ONE_PROMPT else [prompts]:
         batch = batch_of(group, seed=2)
         weights = np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
         sums, gradient = plainly(model, batch, weights)

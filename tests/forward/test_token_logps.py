@@ -37,13 +37,13 @@ def test_log_probs_and_slopes(monkeypatch: pytest.MonkeyPatch, spread: float, ca
         plain = rows @ mx.array(weight).T
         return plain if cap is None else cap * mx.tanh(plain / cap)
 
-    terms = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=True)
-    logps, slopes = terms.logps, terms.slopes
-    alone = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, slopes=False)
+    terms = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, gradients=True)
+    logps, slopes = terms.logps, terms.logp_grads
+    alone = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, gradients=False)
     expected = in_float64(capped(rows), targets)
     assert bool(expected.min() < head.MIN_SOFTMAX_LOGP) == (cap is None and spread >= 10)
     np.testing.assert_allclose(np.array(logps), expected, rtol=1e-5, atol=1e-5)
-    assert alone.slopes is None and mx.array_equal(alone.logps, logps)
+    assert alone.logp_grads is None and mx.array_equal(alone.logps, logps)
 
     step = 1e-6
     assert slopes is not None
@@ -74,18 +74,18 @@ def test_whole_distributions(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
     def terms(**asked: Any) -> head.TokenTerms:
         return token_logps(mx.array(rows), targets, lambda rows: rows @ mx.array(weight).T, VOCABULARY, **asked)
 
-    found = terms(slopes=True, collisions=True, others=mx.array(others))
-    assert found.kls is not None and found.kl_slopes is not None and found.collisions is not None
-    np.testing.assert_allclose(np.array(found.collisions), np.log(np.exp(2 * logp(rows)).sum(axis=1)), atol=1e-5)
+    found = terms(gradients=True, collision_logps=True, reference_hidden_states=mx.array(others))
+    assert found.kls is not None and found.kl_grads is not None and found.collision_logps is not None
+    np.testing.assert_allclose(np.array(found.collision_logps), np.log(np.exp(2 * logp(rows)).sum(axis=1)), atol=1e-5)
     np.testing.assert_allclose(np.array(found.kls), kl(rows), rtol=2e-5, atol=2e-6)
-    plain = terms(slopes=True)
-    assert mx.array_equal(plain.logps, found.logps) and mx.array_equal(plain.slopes, found.slopes)
-    assert plain.kls is None and plain.kl_slopes is None and plain.collisions is None
-    assert terms(slopes=False, others=mx.array(others)).kl_slopes is None
+    plain = terms(gradients=True)
+    assert mx.array_equal(plain.logps, found.logps) and mx.array_equal(plain.logp_grads, found.logp_grads)
+    assert plain.kls is None and plain.kl_grads is None and plain.collision_logps is None
+    assert terms(gradients=False, reference_hidden_states=mx.array(others)).kl_grads is None
 
     step = 1e-6
     for i in range(HIDDEN):
         bump = np.zeros(HIDDEN)
         bump[i] = step
         difference = (kl(rows + bump) - kl(rows - bump)) / (2 * step)
-        np.testing.assert_allclose(np.array(found.kl_slopes)[:, i], difference, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(np.array(found.kl_grads)[:, i], difference, rtol=1e-3, atol=2e-4)

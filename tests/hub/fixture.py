@@ -20,7 +20,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     from huggingface_hub import close_session, constants, file_download
     from huggingface_hub.utils import _http
 
-    import mlx_dpo.export.push.hub_push
+    import mlx_dpo.utils.retry
 
     server = Hub(tmp_path_factory.mktemp("hub"))
     cache = tmp_path_factory.mktemp("cache")
@@ -35,7 +35,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     for name, value in environment(server, cache).items():  # for processes of its own
         monkeypatch.setenv(name, value)
     short = SimpleNamespace(sleep=lambda seconds: server.waits.append(seconds) or time.sleep(min(seconds, 0.05)))
-    for module in (_http, file_download, mlx_dpo.export.push.hub_push):  # theirs and ours
+    for module in (_http, file_download, mlx_dpo.utils.retry):  # theirs and ours
         monkeypatch.setattr(module, "time", short)
     for handler in logging.getLogger("huggingface_hub").handlers:  # its stream is that of the test that imported it
         monkeypatch.setattr(handler, "emit", lambda record: print(record.getMessage(), file=sys.stderr))

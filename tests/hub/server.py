@@ -64,9 +64,9 @@ class Hub:
         self.http.shutdown()
         self.http.server_close()
 
-    def inject_fault(self, method: str, path: str, **how: Any) -> None:
+    def inject_fault(self, method: str, path: str, **options: Any) -> None:
         """Let requests go wrong; see `Fault`."""
-        self.faults.add(Fault(method, path, **how))
+        self.faults.add(Fault(method, path, **options))
 
     def count_requests(self, method: str, path: str) -> int:
         """How many requests of this kind there were."""
@@ -153,25 +153,25 @@ class _Handler(BaseHTTPRequestHandler):
             if (method == self.command or (self.command, method) == ("HEAD", "GET")) and (
                 match := re.fullmatch(pattern, self.route)
             ):
-                found = match.groupdict()
-                if "kind" in found:
-                    found["kind"] = (found["kind"] or "models").rstrip("/")
-                return handler(self, self.server.hub, **found)
+                parameters = match.groupdict()
+                if "kind" in parameters:
+                    parameters["kind"] = (parameters["kind"] or "models").rstrip("/")
+                return handler(self, self.server.hub, **parameters)
         raise Refused(404, f"the test's Hub has no {self.command} {self.route}")
 
     def readable(self, hub: Hub, kind: str, repo: str) -> dict[str, Any]:
         """The repository. Refuses one that is missing, or private and asked for without its owner's token."""
-        found = hub.store.repo(kind, repo)
-        if found and not (found["private"] and self.token not in ROLES):
-            return found
+        repository = hub.store.repo(kind, repo)
+        if repository and not (repository["private"] and self.token not in ROLES):
+            return repository
         if self.token is None:
             raise Refused(401, "Invalid username or password.")
         raise Refused(404, "Repository not found", "RepoNotFound")
 
     def writable(self, hub: Hub, kind: str, repo: str) -> dict[str, Any]:
-        found = self.readable(hub, kind, repo)
+        repository = self.readable(hub, kind, repo)
         self.may_write(repo)
-        return found
+        return repository
 
     def may_write(self, repo: str) -> None:
         if self.token is None:
@@ -182,10 +182,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def files_at(self, hub: Hub, kind: str, repo: str, revision: str) -> tuple[str, dict[str, Entry]]:
-        found = hub.store.resolve(kind, repo, revision)
-        if found is None:
+        commit = hub.store.resolve(kind, repo, revision)
+        if commit is None:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return found, hub.store.files(kind, repo, revision)
+        return commit, hub.store.files(kind, repo, revision)
 
 
 def whoami(h: _Handler, hub: Hub) -> None:
@@ -195,13 +195,13 @@ def whoami(h: _Handler, hub: Hub) -> None:
 
 
 def create(h: _Handler, hub: Hub) -> None:
-    asked = json.loads(h.body)
-    repo = f"{asked.get('organization') or USER}/{asked['name']}"
+    request = json.loads(h.body)
+    repo = f"{request.get('organization') or USER}/{request['name']}"
     h.may_write(repo)
-    kind = f"{asked.get('type', 'model')}s"
+    kind = f"{request.get('type', 'model')}s"
     url = f"{hub.url}/{repo}" if kind == "models" else f"{hub.url}/{kind}/{repo}"
     try:
-        hub.store.create(kind, repo, private=asked.get("visibility") == "private" or asked.get("private", False))
+        hub.store.create(kind, repo, private=request.get("visibility") == "private" or request.get("private", False))
     except Conflict as conflict:
         return h._answer(409, json.dumps({"error": str(conflict), "url": url}).encode())
     return h._json({"url": url, "name": repo, "id": repo})
@@ -217,14 +217,14 @@ def branch(h: _Handler, hub: Hub, kind: str, repo: str, branch: str) -> None:
 
 
 def info(h: _Handler, hub: Hub, kind: str, repo: str, revision: str | None = None) -> None:
-    found = h.readable(hub, kind, repo)
+    repository = h.readable(hub, kind, repo)
     sha, files = h.files_at(hub, kind, repo, revision or "main")
     h._json(
         {
             "id": repo,
             "sha": sha,
-            "private": found["private"],
-            "gated": "auto" if found["gated"] else False,
+            "private": repository["private"],
+            "gated": "auto" if repository["gated"] else False,
             "tags": [],
             "siblings": [{"rfilename": path} for path in files],
         }
@@ -245,8 +245,8 @@ def tree(h: _Handler, hub: Hub, kind: str, repo: str, revision: str, path: str |
 def paths_info(h: _Handler, hub: Hub, kind: str, repo: str, revision: str) -> None:
     h.readable(hub, kind, repo)
     _, files = h.files_at(hub, kind, repo, revision)
-    asked = parse_qs(h.body.decode())["paths"] if not h.body.startswith(b"{") else json.loads(h.body)["paths"]
-    h._json([files[path].to_json() for path in asked if path in files])
+    paths = parse_qs(h.body.decode())["paths"] if not h.body.startswith(b"{") else json.loads(h.body)["paths"]
+    h._json([files[path].to_json() for path in paths if path in files])
 
 
 def refs(h: _Handler, hub: Hub, kind: str, repo: str) -> None:
@@ -256,44 +256,44 @@ def refs(h: _Handler, hub: Hub, kind: str, repo: str) -> None:
 
 
 def validate_yaml(h: _Handler, hub: Hub) -> None:
-    asked = json.loads(h.body)
-    errors = errors_of(asked["content"]) if asked["repoType"] == "model" else []
-    told = {"errors": [{"message": error} for error in errors], "warnings": []}
-    h._answer(400 if errors else 200, json.dumps(told).encode())
+    request = json.loads(h.body)
+    errors = errors_of(request["content"]) if request["repoType"] == "model" else []
+    response = {"errors": [{"message": error} for error in errors], "warnings": []}
+    h._answer(400 if errors else 200, json.dumps(response).encode())
 
 
 def preupload(h: _Handler, hub: Hub, kind: str, repo: str, revision: str) -> None:
     h.writable(hub, kind, repo)
     _, files = h.files_at(hub, kind, repo, revision)
-    told = []
+    entries = []
     for file in json.loads(h.body)["files"]:
         large = file["path"].endswith(LARGE) or file["size"] > 10_000_000
-        there = files.get(file["path"])
-        told.append(
+        existing = files.get(file["path"])
+        entries.append(
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if large else "regular",
                 "shouldIgnore": False,
-                **({"oid": there.etag} if there else {}),
+                **({"oid": existing.etag} if existing else {}),
             }
         )
-    h._json({"files": told})
+    h._json({"files": entries})
 
 
 def lfs_batch(h: _Handler, hub: Hub, kind: str, repo: str) -> None:
     h.writable(hub, kind, repo)
-    told = []
-    for one in json.loads(h.body)["objects"]:
-        oid, size = one["oid"], one["size"]
+    entries = []
+    for entry in json.loads(h.body)["objects"]:
+        oid, size = entry["oid"], entry["size"]
         if hub.store.object(oid).exists():
-            told.append(one)
+            entries.append(entry)
             continue
         upload: dict[str, Any] = {"href": f"{hub.url}/lfs/{oid}", "header": {}}
         if size > hub.part_size:
             parts = range(1, -(-size // hub.part_size) + 1)
             upload["header"] = {"chunk_size": str(hub.part_size), **{str(i): f"{hub.url}/lfs/{oid}/{i}" for i in parts}}
-        told.append({**one, "actions": {"upload": upload, "verify": {"href": f"{hub.url}/lfs/{oid}/verify"}}})
-    h._json({"transfer": "multipart", "objects": told})
+        entries.append({**entry, "actions": {"upload": upload, "verify": {"href": f"{hub.url}/lfs/{oid}/verify"}}})
+    h._json({"transfer": "multipart", "objects": entries})
 
 
 def lfs_put(h: _Handler, hub: Hub, oid: str) -> None:
@@ -355,10 +355,10 @@ def resolve(h: _Handler, hub: Hub, kind: str, repo: str, revision: str, path: st
     data = hub.store.object(entry.etag).read_bytes()
     headers = {"ETag": f'"{entry.etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
     headers["Content-Type"] = "application/octet-stream"
-    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", h.headers.get("Range") or "")
-    if not asked:
+    byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", h.headers.get("Range") or "")
+    if not byte_range:
         return h._answer(200, data, headers)
-    start, end = int(asked[1]), int(asked[2] or len(data) - 1)
+    start, end = int(byte_range[1]), int(byte_range[2] or len(data) - 1)
     headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
     return h._answer(206, data[start : end + 1], headers)
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on this machine, that also fails on purpose."""
+"""The endpoint judge, against a local OpenAI-compatible server that fails on purpose."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mlx_dpo.judges.rubric_prompt import judge_messages
 from mlx_dpo.sampling.generation import SamplingParams
 
 KEY = "sk-not-to-be-seen"
-MATCHES = [Comparison(f"Question {i}", "good" if i % 2 else "bad", "bad" if i % 2 else "good") for i in range(6)]
+COMPARISONS = [Comparison(f"Question {i}", "good" if i % 2 else "bad", "bad" if i % 2 else "good") for i in range(6)]
 RIGHT = [float(i % 2) for i in range(6)]
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Prefers the answer `good`; the first requests get what `failures` say, in turn."""
+    """Prefers the answer `good`; the first requests get the `failures`, in turn."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             text = body["messages"][0]["content"]
             verdict = "A" if "assistant A's answer]\ngood" in text else "B"
-            message = {"role": "assistant", "content": f"Because it says so. [[{verdict}]]"}
+            message = {"role": "assistant", "content": f"It is better. [[{verdict}]]"}
             self._send(200, json.dumps({"choices": [{"message": message}]}).encode())
 
     def _send(self, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
@@ -86,51 +86,51 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     server.server_close()
 
 
-def judge(endpoint: Endpoint, **knobs: Any) -> EndpointJudge:
-    return EndpointJudge(endpoint.url, "judge-1", "JUDGE_KEY", **{"pause": 0.01, "timeout": 5, **knobs})
+def judge(endpoint: Endpoint, **settings: Any) -> EndpointJudge:
+    return EndpointJudge(endpoint.url, "judge-1", "JUDGE_KEY", **{"first_delay": 0.01, "timeout": 5, **settings})
 
 
-def test_it_is_asked_as_openais_is(endpoint: Endpoint) -> None:
-    assert judge(endpoint).verdicts(MATCHES) == RIGHT
+def test_a_request_has_the_form_of_the_openai_api(endpoint: Endpoint) -> None:
+    assert judge(endpoint).verdicts(COMPARISONS) == RIGHT
     assert len(endpoint.requests) == 6
     for _, path, headers, body in endpoint.requests:
         assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
         assert headers["Content-Type"] == "application/json"
         assert body["model"] == "judge-1" and body["temperature"] == 0
-    asked = {body["messages"][0]["content"] for *_, body in endpoint.requests}
-    assert asked == {judge_messages(match)[0]["content"] for match in MATCHES}
+    prompts = {body["messages"][0]["content"] for *_, body in endpoint.requests}
+    assert prompts == {judge_messages(comparison)[0]["content"] for comparison in COMPARISONS}
 
 
-def test_the_urls_end_and_the_key_may_be_there_or_not(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_urls_path_and_the_key_are_optional(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY")
     for url in (endpoint.url + "/", endpoint.url + "/chat/completions"):
-        assert EndpointJudge(url, "m", "JUDGE_KEY").verdicts(MATCHES[:1]) == RIGHT[:1]
+        assert EndpointJudge(url, "m", "JUDGE_KEY").verdicts(COMPARISONS[:1]) == RIGHT[:1]
     assert all("Authorization" not in headers and path.count("chat") == 1 for _, path, headers, _ in endpoint.requests)
 
 
 @pytest.mark.parametrize("failure", ["cut", "nonsense", (500, {}, "oh"), (429, {}, "slow"), (503, {}, "")])
-def test_what_may_pass_is_tried_again(endpoint: Endpoint, failure: Any) -> None:
+def test_transient_failures_are_retried(endpoint: Endpoint, failure: Any) -> None:
     endpoint.failures = [failure, failure]
-    assert judge(endpoint).verdicts(MATCHES) == RIGHT
+    assert judge(endpoint).verdicts(COMPARISONS) == RIGHT
     assert len(endpoint.requests) == 8
 
 
-def test_it_waits_as_long_as_it_is_asked_to(endpoint: Endpoint) -> None:
+def test_retry_after_is_followed(endpoint: Endpoint) -> None:
     endpoint.failures = [(429, {"Retry-After": "0.4"}, "slow down")]
-    assert judge(endpoint, at_once=1).verdicts(MATCHES[:1]) == RIGHT[:1]
+    assert judge(endpoint, max_concurrency=1).verdicts(COMPARISONS[:1]) == RIGHT[:1]
     (first, *_), (second, *_) = endpoint.requests
     assert 0.4 <= second - first < 2
 
 
-def test_a_silent_endpoint_is_not_waited_for(endpoint: Endpoint) -> None:
+def test_a_silent_endpoint_times_out_and_is_retried(endpoint: Endpoint) -> None:
     endpoint.failures = ["silent"]
-    assert judge(endpoint, timeout=0.2).verdicts(MATCHES[:1]) == RIGHT[:1]
+    assert judge(endpoint, timeout=0.2).verdicts(COMPARISONS[:1]) == RIGHT[:1]
 
 
-def test_what_does_not_pass_is_said(endpoint: Endpoint) -> None:
+def test_a_lasting_failure_is_reported_with_its_reason(endpoint: Endpoint) -> None:
     endpoint.failures = [(500, {}, '{"error": {"message": "it is\\nbroken"}}')] * 99
-    with pytest.raises(UserError, match="failed 3 times, the last time with: HTTP 500: it is broken"):
-        judge(endpoint, tries=3).verdicts(MATCHES)
+    with pytest.raises(UserError, match="failed: 3 attempts failed, the last with HTTP 500: it is broken"):
+        judge(endpoint, max_attempts=3).verdicts(COMPARISONS)
 
 
 @pytest.mark.parametrize(
@@ -139,26 +139,26 @@ def test_what_does_not_pass_is_said(endpoint: Endpoint) -> None:
         ((401, {}, json.dumps({"error": {"message": f"Bad key {KEY}"}})), r"HTTP 401: Bad key \*\*\*\n.*JUDGE_KEY"),
         ((404, {}, "not here"), r"HTTP 404: not here\n.*/v1"),
         ((400, {}, '{"error": "no such model"}'), "HTTP 400: no such model"),
-        ("empty", "not that of a chat completion"),
+        ("empty", "not a chat completion"),
     ],
 )
-def test_what_can_not_pass_is_asked_once(endpoint: Endpoint, failure: Any, message: str) -> None:
+def test_permanent_failures_are_not_retried(endpoint: Endpoint, failure: Any, message: str) -> None:
     endpoint.failures = [failure] * 99
     with pytest.raises(UserError, match=message) as raised:
-        judge(endpoint, at_once=1).verdicts(MATCHES)
+        judge(endpoint, max_concurrency=1).verdicts(COMPARISONS)
     assert KEY not in str(raised.value) and len(endpoint.requests) <= 2
 
 
-def test_it_is_tried_before_there_is_much_to_lose(endpoint: Endpoint) -> None:
+def test_the_judge_is_checked_before_the_evaluation(endpoint: Endpoint) -> None:
     judge(endpoint).check()
     endpoint.failures = [(401, {}, "no key")]
-    how = SamplingParams(max_tokens=4)
-    examination = EvaluationRun(TrainConfig(), [Path("a")], [], judge(endpoint), 5, how, tasks=[], task_limit=None)
+    sampling = SamplingParams(max_tokens=4)
+    evaluation = EvaluationRun(TrainConfig(), [Path("a")], [], judge(endpoint), 5, sampling, tasks=[], task_limit=None)
     with pytest.raises(UserError, match="HTTP 401: no key"):
-        examination.check()
+        evaluation.check()
     assert len(endpoint.requests) == 2
 
 
-def test_nobody_is_there() -> None:
-    with pytest.raises(UserError, match=r"127.0.0.1:9.*can't be asked: it failed 2 times.*refused"):
-        EndpointJudge("http://127.0.0.1:9/v1", "m", max_attempts=2, first_delay=0.01).verdicts(MATCHES[:1])
+def test_a_refused_connection() -> None:
+    with pytest.raises(UserError, match=r"127.0.0.1:9.*failed: 2 attempts failed.*refused"):
+        EndpointJudge("http://127.0.0.1:9/v1", "m", max_attempts=2, first_delay=0.01).verdicts(COMPARISONS[:1])

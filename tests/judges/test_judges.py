@@ -1,4 +1,4 @@
-"""Judges by themselves: a function, a model that is asked, an adapter's rewards."""
+"""Judges by themselves: a function, a chat model, an adapter's implicit rewards."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import pytest
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
-from mlx_dpo.evaluation.implicit_rewards import score
-from mlx_dpo.judges import model_judge as model_room
+from mlx_dpo.evaluation.implicit_rewards import adapter_rewards, score
+from mlx_dpo.judges import model_judge
 from mlx_dpo.judges.endpoint_judge import EndpointJudge
 from mlx_dpo.judges.function_judge import FunctionJudge
-from mlx_dpo.judges.judge import Comparison
+from mlx_dpo.judges.implicit_reward_judge import ImplicitRewardJudge
+from mlx_dpo.judges.judge import Comparison, JudgeSpec
 from mlx_dpo.judges.judge_registry import load_judge
-from mlx_dpo.judges.model_judge import ImplicitRewardJudge, ModelJudge
+from mlx_dpo.judges.model_judge import ModelJudge
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
 from tests.conftest import CHECKPOINT, TRL, rows_of
 
-MATCHES = [Comparison("What is it?", "It is good.", "A."), Comparison("Hi", "Go away, please, now.", "Hello!")]
+COMPARISONS = [Comparison("What is it?", "It is good.", "A."), Comparison("Hi", "Go away, please, now.", "Hello!")]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_verdicts_are_read_strictly(text: str, verdict: float | None) -> None:
     assert parse_verdict(text) == verdict
 
 
-def test_a_model_is_shown_both_answers_in_order() -> None:
+def test_the_prompt_shows_both_answers_in_order() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2 = {x}"}]
     (message,) = judge_messages(Comparison(turns, "four {}", "five"))
     text = message["content"]
@@ -52,29 +53,29 @@ def test_a_model_is_shown_both_answers_in_order() -> None:
 
 
 def test_a_model_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+    prompts_seen: list[Any] = []
 
-    def say(model: Any, tokenizer: Any, prompts: list[Any], sampling: Any) -> list[str]:
-        asked.extend(prompts)
+    def generate(model: Any, tokenizer: Any, prompts: list[Any], sampling: Any) -> list[str]:
+        prompts_seen.extend(prompts)
         return ["[[A]]", "Hm."]
 
-    monkeypatch.setattr(model_room, "answer", say)
-    assert ModelJudge(str(CHECKPOINT)).verdicts(MATCHES) == [1, None]
-    assert asked == [judge_messages(match) for match in MATCHES]
+    monkeypatch.setattr(model_judge, "generate_responses", generate)
+    assert ModelJudge(str(CHECKPOINT)).verdicts(COMPARISONS) == [1, None]
+    assert prompts_seen == [judge_messages(comparison) for comparison in COMPARISONS]
 
 
 def test_a_model_that_talks_nonsense_gives_no_verdict() -> None:
-    assert ModelJudge(str(CHECKPOINT), max_tokens=8).verdicts(MATCHES) == [None, None]
+    assert ModelJudge(str(CHECKPOINT), max_tokens=8).verdicts(COMPARISONS) == [None, None]
 
 
 def test_an_adapter_prefers_what_it_rewards_more(tmp_path: Path) -> None:
-    rows = [{"prompt": match.prompt, "completions": [match.first, match.second]} for match in MATCHES]
+    rows = [{"prompt": pair.prompt, "completions": [pair.first, pair.second]} for pair in COMPARISONS]
     score(TrainConfig(model=str(CHECKPOINT)), tmp_path / "s.jsonl", adapter_path=TRL / "adapter", rows=rows)
-    expected = [float(one["rewards"][0] > one["rewards"][1]) for one in rows_of(tmp_path / "s.jsonl")]
-    judge = ImplicitRewardJudge(TRL / "adapter", str(CHECKPOINT))
-    assert judge.verdicts(MATCHES) == expected and not judge.order_sensitive
-    assert judge.verdicts([match.swapped for match in MATCHES]) == [1 - verdict for verdict in expected]
-    assert judge.verdicts([Comparison("Hi", "", "Hello!"), MATCHES[0], Comparison("Hi", "a", "a")]) == [
+    expected = [float(line["rewards"][0] > line["rewards"][1]) for line in rows_of(tmp_path / "s.jsonl")]
+    judge = ImplicitRewardJudge(TRL / "adapter", adapter_rewards, str(CHECKPOINT))
+    assert judge.verdicts(COMPARISONS) == expected and not judge.order_sensitive
+    assert judge.verdicts([pair.swapped for pair in COMPARISONS]) == [1 - verdict for verdict in expected]
+    assert judge.verdicts([Comparison("Hi", "", "Hello!"), COMPARISONS[0], Comparison("Hi", "a", "a")]) == [
         None,
         expected[0],
         0.5,
@@ -85,14 +86,14 @@ def test_a_function_judges(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def longer(prompt, first, second):\n    return None if not prompt else len(first) > len(second)\n")
     judge = load_judge(f"{file}:longer")
-    assert judge.verdicts([*MATCHES, Comparison("", "a", "b")]) == [1, 1, None]
+    assert judge.verdicts([*COMPARISONS, Comparison("", "a", "b")]) == [1, 1, None]
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("def judge(p, a, b): return 2", "gives 2, not a number from 0 to 1"),
-        ("def judge(p, a, b): return float('nan')", "gives nan"),
+        ("def judge(p, a, b): return 2", "returns 2, not a number from 0 to 1"),
+        ("def judge(p, a, b): return float('nan')", "returns nan"),
         ("def judge(p, a, b): return 'A'", "judge fails: ValueError"),
         ("def judge(p): return 1", "judge fails: TypeError"),
         ("def judge(p, a, b): return 1 / 0", "judge fails: ZeroDivisionError"),
@@ -100,16 +101,18 @@ def test_a_function_judges(tmp_path: Path) -> None:
         ("import nowhere_to_be_found", "the file can't be run"),
     ],
 )
-def test_a_function_that_is_none(tmp_path: Path, code: str, message: str) -> None:
+def test_a_function_that_is_no_judge_is_reported(tmp_path: Path, code: str, message: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(code)
     with pytest.raises(UserError, match=message) as raised:
-        FunctionJudge.load(f"{file}:judge").verdicts(MATCHES)
+        FunctionJudge.from_spec(JudgeSpec(f"{file}:judge")).verdicts(COMPARISONS)
     assert raised.value.where and raised.value.where.file == str(file)
 
 
-def test_judges_are_found_by_what_they_are(tmp_path: Path) -> None:
-    assert isinstance(load_judge(str(TRL / "adapter"), model=str(CHECKPOINT)), ImplicitRewardJudge)
+def test_the_judge_follows_from_the_text(tmp_path: Path) -> None:
+    assert isinstance(
+        load_judge(str(TRL / "adapter"), model=str(CHECKPOINT), adapter_rewards=adapter_rewards), ImplicitRewardJudge
+    )
     assert isinstance(load_judge(str(CHECKPOINT)), ModelJudge)
     assert isinstance(load_judge("https://example.org/v1", model="m"), EndpointJudge)
     for text, message in (
@@ -120,4 +123,4 @@ def test_judges_are_found_by_what_they_are(tmp_path: Path) -> None:
         (str(TRL / "adapter"), "which model the adapter is for"),
     ):
         with pytest.raises(UserError, match=message):
-            load_judge(text)
+            load_judge(text, adapter_rewards=adapter_rewards)

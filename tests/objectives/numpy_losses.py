@@ -1,7 +1,7 @@
-"""Every objective once more, in float64 numpy: a pair's loss written from the papers, not from the code under test.
+"""Every loss a second time, in float64 numpy, written from the papers and not from the code under test.
 
-`Case` holds log-probs of the policy and the reference, [pairs]; each function gives the losses, [pairs], in pair order
-or, where the batch is sorted, in that order.
+`Case` holds log-probs of the policy and the reference, [pairs]; each function returns the losses, [pairs], in pair
+order or, where the batch is sorted, in that order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 @dataclass
 class Case:
-    """chosen (w) and rejected (l): policy's and reference's log-probs, lengths, gaps of scores, KLs, asked margins."""
+    """chosen (w) and rejected (l): policy's and reference's log-probs, lengths, score gaps, KLs, target margins."""
 
     w: Array
     l: Array  # noqa: E741
@@ -28,7 +28,7 @@ class Case:
     gaps: Array = field(default_factory=lambda: np.array(1.5))
     kl_w: Array = field(default_factory=lambda: np.array(0.0))
     kl_l: Array = field(default_factory=lambda: np.array(0.0))
-    asked: Array = field(default_factory=lambda: np.array(0.0))
+    target: Array = field(default_factory=lambda: np.array(0.0))
     kl: float = 0.0
 
     @property
@@ -80,17 +80,17 @@ def aot_unpaired(c: Case, b: float, e: float) -> Array:
 
 def beta_dpo(c: Case, b: float, a: float, m0: float, frozen: float | None = None) -> Array:
     """`frozen`: the batch's beta, where a derivative must not see it move."""
-    batch = beta_of_batch(c, b, a, m0) if frozen is None else frozen
-    return nls(batch * (c.r_w - c.r_l) - c.asked)
+    batch = batch_beta(c, b, a, m0) if frozen is None else frozen
+    return nls(batch * (c.r_w - c.r_l) - c.target)
 
 
-def beta_of_batch(c: Case, b: float, a: float, m0: float) -> float:
+def batch_beta(c: Case, b: float, a: float, m0: float) -> float:
     return max(1e-3, b + b * a * (np.mean(b * (c.r_w - c.r_l)) - m0))
 
 
-def halves(of_chosen: Array, of_rejected: Array, desirable_weight: float, undesirable_weight: float) -> Array:
+def halves(chosen_losses: Array, rejected_losses: Array, desirable_weight: float, undesirable_weight: float) -> Array:
     """A pair as two labelled completions."""
-    return (desirable_weight * of_chosen + undesirable_weight * of_rejected) / 2
+    return (desirable_weight * chosen_losses + undesirable_weight * rejected_losses) / 2
 
 
 def orpo(c: Case, b: float) -> Array:
@@ -102,22 +102,24 @@ def orpo(c: Case, b: float) -> Array:
 
 
 LOSSES: dict[str, Callable[..., Array]] = {
-    "sigmoid": lambda c, beta, label_smoothing: binary(beta * (c.r_w - c.r_l) - c.asked, label_smoothing),
+    "sigmoid": lambda c, beta, label_smoothing: binary(beta * (c.r_w - c.r_l) - c.target, label_smoothing),
     "robust": lambda c, beta, label_smoothing: (
         (
-            (1 - label_smoothing) * nls(beta * (c.r_w - c.r_l) - c.asked)
-            - label_smoothing * nls(c.asked - beta * (c.r_w - c.r_l))
+            (1 - label_smoothing) * nls(beta * (c.r_w - c.r_l) - c.target)
+            - label_smoothing * nls(c.target - beta * (c.r_w - c.r_l))
         )
         / (1 - 2 * label_smoothing)
     ),
-    "hinge": lambda c, beta: np.clip(1 + c.asked - beta * (c.r_w - c.r_l), 0, None),
+    "hinge": lambda c, beta: np.clip(1 + c.target - beta * (c.r_w - c.r_l), 0, None),
     "ipo": lambda c, beta: (c.r_w / c.n_w - c.r_l / c.n_l - 0.5 / beta) ** 2,
     "sigmoid_norm": lambda c, beta: nls(beta * (c.r_w / c.n_w - c.r_l / c.n_l)),
-    "exo_pair": lambda c, beta, label_smoothing: exo(beta * (c.r_w - c.r_l) - c.asked, label_smoothing),
-    "discopop": lambda c, beta, discopop_tau: discopop(beta * (c.r_w - c.r_l) - c.asked, discopop_tau),
-    "dpop": lambda c, beta, dpop_lambda: nls(beta * (c.r_w - c.r_l - dpop_lambda * np.clip(-c.r_w, 0, None)) - c.asked),
+    "exo_pair": lambda c, beta, label_smoothing: exo(beta * (c.r_w - c.r_l) - c.target, label_smoothing),
+    "discopop": lambda c, beta, discopop_tau: discopop(beta * (c.r_w - c.r_l) - c.target, discopop_tau),
+    "dpop": lambda c, beta, dpop_lambda: nls(
+        beta * (c.r_w - c.r_l - dpop_lambda * np.clip(-c.r_w, 0, None)) - c.target
+    ),
     "rdpo": lambda c, beta, rdpo_alpha: nls(
-        (beta * c.r_w + rdpo_alpha * c.n_w) - (beta * c.r_l + rdpo_alpha * c.n_l) - c.asked
+        (beta * c.r_w + rdpo_alpha * c.n_w) - (beta * c.r_l + rdpo_alpha * c.n_l) - c.target
     ),
     "beta_dpo": lambda c, beta, beta_dpo_alpha, beta_dpo_momentum, **kw: beta_dpo(c, beta, beta_dpo_alpha, 0.0, **kw),
     "nca_pair": lambda c, beta: nls(beta * c.r_w) + 0.5 * (nls(-beta * c.r_w) + nls(-beta * c.r_l)),
@@ -130,15 +132,15 @@ LOSSES: dict[str, Callable[..., Array]] = {
     "aot_unpaired": lambda c, beta, label_smoothing: aot_unpaired(c, beta, label_smoothing),
     "sft": lambda c: nll(c),
     "simpo": lambda c, beta, simpo_gamma, label_smoothing: binary(
-        beta * (c.w / c.n_w - c.l / c.n_l - simpo_gamma / beta) - c.asked, label_smoothing
+        beta * (c.w / c.n_w - c.l / c.n_l - simpo_gamma / beta) - c.target, label_smoothing
     ),
     "cpo": lambda c, beta, cpo_alpha, label_smoothing: (
-        binary(beta * (c.w - c.l) - c.asked, label_smoothing) + cpo_alpha * nll(c)
+        binary(beta * (c.w - c.l) - c.target, label_smoothing) + cpo_alpha * nll(c)
     ),
     "orpo": lambda c, beta: orpo(c, beta),
-    "odpo": lambda c, beta, odpo_alpha: nls(beta * (c.r_w - c.r_l) - c.asked - odpo_alpha * np.log(c.gaps)),
-    "tdpo": lambda c, beta: nls(beta * (c.r_w - c.r_l - (c.kl_l - c.kl_w)) - c.asked),
-    "tdpo2": lambda c, beta, tdpo_alpha: nls(beta * (c.r_w - c.r_l - tdpo_alpha * (c.kl_l - c.kl_w)) - c.asked),
+    "odpo": lambda c, beta, odpo_alpha: nls(beta * (c.r_w - c.r_l) - c.target - odpo_alpha * np.log(c.gaps)),
+    "tdpo": lambda c, beta: nls(beta * (c.r_w - c.r_l - (c.kl_l - c.kl_w)) - c.target),
+    "tdpo2": lambda c, beta, tdpo_alpha: nls(beta * (c.r_w - c.r_l - tdpo_alpha * (c.kl_l - c.kl_w)) - c.target),
     "kto": lambda c, beta, **weights: halves(
         1 - sigma(beta * (c.r_w - c.kl)), 1 - sigma(beta * (c.kl - c.r_l)), **weights
     ),
@@ -154,11 +156,11 @@ SCORES: dict[str, Callable[[Array, float], Array]] = {
 }
 
 
-def mean_loss(name: str, case: Case, knobs: dict[str, Any]) -> float:
-    return float(np.mean(LOSSES[name](case, **knobs)))
+def mean_loss(name: str, case: Case, settings: dict[str, Any]) -> float:
+    return float(np.mean(LOSSES[name](case, **settings)))
 
 
-def scored(case: Case, divergence: str, alpha: float) -> Case:
+def with_scores(case: Case, divergence: str, alpha: float) -> Case:
     """The case with log-ratios replaced by rewards, for the losses that are made of log-ratios alone."""
     score = SCORES[divergence]
     zero = np.zeros_like(case.w)

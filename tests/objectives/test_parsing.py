@@ -1,8 +1,7 @@
-"""What --loss takes, what it refuses, and facts that stand in more than one place."""
+"""What --loss accepts and refuses, and facts that are stated in two places."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -11,36 +10,38 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, UserError
-from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS
-from mlx_dpo.training.run import loss_from_config, resolve_loss_settings
+from mlx_dpo.cli.loss_defaults import loss_default_text
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
+from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS, losses
+from mlx_dpo.objectives.loss_registry import declared_losses
 
-TRLS = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired"}
-TRLS |= {"apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft"}
+TRL_LOSSES = {"sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot"}
+TRL_LOSSES |= {"aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm", "sft"}
 
 
-def config(**knobs: Any) -> TrainConfig:
-    return TrainConfig.from_mapping(knobs)
+def config(**settings: Any) -> TrainConfig:
+    return TrainConfig.from_mapping(settings)
 
 
 def test_all_names_are_there() -> None:
     beyond = {"dpop", "cal_dpo", "beta_dpo", "rdpo", "odpo", "tdpo", "tdpo2", "simpo", "cpo", "orpo"}
-    assert TRLS | beyond | {"kto", "bco", "apo_zero_unpaired"} == set(LOSS_FUNCTIONS)
+    assert TRL_LOSSES | beyond | {"kto", "bco", "apo_zero_unpaired"} == set(LOSS_FUNCTIONS)
     assert loss_from_config(config(loss="dpo")).terms[0][1] is LOSS_FUNCTIONS["sigmoid"]
 
 
 def test_weights() -> None:
     loss = loss_from_config(config(loss="sigmoid=0.8, bco_pair=-2e-1,sft"))
-    assert [(weight, one.name) for weight, one in loss.terms] == [(0.8, "sigmoid"), (-0.2, "bco_pair"), (1, "sft")]
+    assert [(weight, f.name) for weight, f in loss.terms] == [(0.8, "sigmoid"), (-0.2, "bco_pair"), (1, "sft")]
 
 
 @pytest.mark.parametrize(
-    ("knobs", "field", "says"),
+    ("settings", "field", "message"),
     [
         ({"loss": "sigmod"}, "loss", "sigmoid"),
         ({"loss": "sigmoid=much"}, "loss", "much"),
         ({"loss": "sigmoid=0"}, "loss", "other than 0"),
         ({"loss": "sigmoid=nan"}, "loss", "nan"),
-        ({"loss": "sigmoid,"}, "loss", "no objective"),
+        ({"loss": "sigmoid,"}, "loss", "no loss"),
         ({"loss": "dpo=1,sigmoid=2"}, "loss", "twice"),
         ({"simpo_gamma": 1.0}, "simpo_gamma", "simpo"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing", "sigmoid, robust, exo_pair"),
@@ -53,29 +54,29 @@ def test_weights() -> None:
         ({"f_divergence": "jensen"}, "f_divergence", "jensen"),
     ],
 )
-def test_refused(knobs: dict[str, Any], field: str, says: str) -> None:
-    with pytest.raises(UserError, match=re.escape(says)) as caught:
-        loss_from_config(config(**knobs))
+def test_refused(settings: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        loss_from_config(config(**settings))
     assert caught.value.field == field
 
 
-def test_every_knob_of_another_loss_is_refused() -> None:
-    numbers = {"f_divergence": "forward_kl"}
-    for name, objective in LOSS_FUNCTIONS.items():
-        for knob in set(LOSS_SETTINGS) - set(objective.settings):
+def test_every_setting_of_another_loss_is_refused() -> None:
+    values = {"f_divergence": "forward_kl"}
+    for name, function in LOSS_FUNCTIONS.items():
+        for setting in set(LOSS_SETTINGS) - set(function.settings):
             with pytest.raises(UserError) as caught:
-                loss_from_config(config(loss=name, **{knob: numbers.get(knob, 0.37)}))
-            assert caught.value.field == knob
+                loss_from_config(config(loss=name, **{setting: values.get(setting, 0.37)}))
+            assert caught.value.field == setting
 
 
-def test_a_knob_at_its_default_is_no_mistake() -> None:
-    """As in the config that a run of another loss has left behind."""
-    left_behind = resolve_loss_settings(config(loss="sigmoid"), loss_from_config(config(loss="sigmoid")))
-    assert left_behind.label_smoothing == 0 and left_behind.beta == 0.1 and left_behind.simpo_gamma is None
-    assert loss_from_config(left_behind.replace(loss="hinge")).settings["beta"] == 0.1
+def test_a_setting_at_its_default_is_accepted() -> None:
+    """As in the config that a run with another loss has saved."""
+    saved = resolve_loss_settings(config(loss="sigmoid"), loss_from_config(config(loss="sigmoid")))
+    assert saved.label_smoothing == 0 and saved.beta == 0.1 and saved.simpo_gamma is None
+    assert loss_from_config(saved.replace(loss="hinge")).settings["beta"] == 0.1
 
 
-def test_the_first_objective_gives_the_default() -> None:
+def test_the_first_loss_determines_the_default() -> None:
     assert loss_from_config(config(loss="simpo")).settings["beta"] == 2.0
     assert loss_from_config(config(loss="sigmoid,simpo")).settings["beta"] == 0.1
     assert loss_from_config(config(loss="simpo,sigmoid", beta=0.7)).settings["beta"] == 0.7
@@ -83,15 +84,15 @@ def test_the_first_objective_gives_the_default() -> None:
 
 def test_no_reference_for_a_loss_without_one() -> None:
     for name in ("simpo", "cpo", "orpo"):
-        given = config(loss=name)
-        assert resolve_loss_settings(given, loss_from_config(given)).reference == "none"
+        loss_config = config(loss=name)
+        assert resolve_loss_settings(loss_config, loss_from_config(loss_config)).reference == "none"
         with pytest.raises(UserError, match="no reference"):
-            resolve_loss_settings(given.replace(reference="base"), loss_from_config(given))
+            resolve_loss_settings(loss_config.replace(reference="base"), loss_from_config(loss_config))
     for name in ("simpo,sft", "orpo,cpo"):
         assert not loss_from_config(config(loss=name)).needs_reference
     for name in ("sft", "sigmoid", "simpo,sigmoid", "sft,aot"):
-        given = config(loss=name)
-        assert resolve_loss_settings(given, loss_from_config(given)).reference == "initial"
+        loss_config = config(loss=name)
+        assert resolve_loss_settings(loss_config, loss_from_config(loss_config)).reference == "initial"
 
 
 def test_rpo_alpha_is_a_term_of_sft() -> None:
@@ -108,18 +109,14 @@ def test_rewards() -> None:
     assert loss_from_config(config(loss="simpo")).rewards(logps, reference, tokens) == pytest.approx([-6, -6])
 
 
-def test_helps_tell_the_defaults_that_signatures_have() -> None:
-    helps = {f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}
-    for knob in LOSS_SETTINGS:
-        told = re.search(r"Default: (\S+?)(?:,.*| \((\w+): (\S+)\))?\.$", helps[knob])
-        assert told, knob
-        for name, objective in LOSS_FUNCTIONS.items():
-            if knob in objective.settings:
-                expected = told[3] if name == told[2] else told[1]
-                assert str(objective.settings[knob]) == expected or float(expected) == objective.settings[knob], (
-                    name,
-                    knob,
-                )
+def test_help_states_the_defaults_of_signatures() -> None:
+    for setting in LOSS_SETTINGS:
+        stated = re.fullmatch(r"(\S+)(?: \((\w+): (\S+)\))?", loss_default_text(setting))
+        assert stated, setting
+        for name, function in LOSS_FUNCTIONS.items():
+            if setting in function.settings:
+                default, text = function.settings[setting], stated[3] if name == stated[2] else stated[1]
+                assert str(default) == text or float(text) == default, (name, setting)
 
 
 GOOD = """
@@ -142,23 +139,52 @@ def test_custom(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (None, "no such file"),
         ("x = 1", "no function 'good'"),
         ("import nothing_of_that_name", "ModuleNotFoundError"),
         ("def good(", "SyntaxError"),
         ("def good(pairs): return pairs.margin", "AttributeError"),
-        ("def good(pairs): return pairs.margins.mean()", "one loss a pair"),
-        ("def good(pairs): return 3", "one loss a pair"),
+        ("def good(pairs): return pairs.margins.mean()", "one loss per pair"),
+        ("def good(pairs): return 3", "one loss per pair"),
         ("def good(pairs, *, strength): return pairs.margins", "'strength' has no default"),
         ("def good(pairs, beta): return pairs.margins", "TypeError"),
     ],
 )
-def test_a_bad_custom_objective_is_told(tmp_path: Path, text: str | None, says: str) -> None:
+def test_invalid_custom_loss(tmp_path: Path, text: str | None, message: str) -> None:
     file = tmp_path / "mine.py"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(UserError, match=re.escape(says)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         loss_from_config(config(loss=f"{file}:good"))
     assert str(file) in str(caught.value)
+
+
+SORTING = """
+import mlx.core as mx
+from mlx_dpo.objectives import {decorator}
+
+@{decorator}(whole_batch=True, keeps_pair_order=False)
+def sorting(pairs, *, beta=0.1):
+    return mx.sort(pairs.margins)
+
+def aot_mine(pairs, *, beta=0.1):
+    return pairs.margins
+"""
+
+
+@pytest.mark.parametrize("decorator", ["declare_loss", "objective"])
+def test_what_a_custom_loss_declares(tmp_path: Path, decorator: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SORTING.format(decorator=decorator))
+    assert loss_from_config(config(loss=f"{file}:sorting")).whole_batch
+    with pytest.raises(UserError, match="can't be weighted"):
+        loss_from_config(config(loss=f"{file}:sorting", use_weighting=True))
+    assert loss_from_config(config(loss=f"{file}:aot_mine", use_weighting=True)).use_weighting
+
+
+def test_a_loss_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "added.py").write_text(SORTING.format(decorator="declare_loss"))
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    assert list(declared_losses()) == [*LOSS_FUNCTIONS, "sorting"]

@@ -1,4 +1,4 @@
-"""Every objective's value and gradient against float64 numpy, for random pairs and at the corners."""
+"""Every loss's value and gradient against float64 numpy, for random pairs and at the corners."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from mlx_dpo.config import Divergence
 from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS, PairLogps, WeightedLoss
-from tests.objectives.numpy_losses import LOSSES, Case, beta_of_batch, mean_loss, scored
+from tests.objectives.numpy_losses import LOSSES, Case, batch_beta, mean_loss, with_scores
 
 STEP = 1e-5  # of central differences in float64
 
-# Settings beside the defaults, where a loss has something to set.
+# Settings other than the defaults, by loss.
 SETTINGS: dict[str, list[dict[str, float]]] = {
     "sigmoid": [{"beta": 5.0}, {"label_smoothing": 0.3}],
     "robust": [{"beta": 0.02, "label_smoothing": 0.4}, {"label_smoothing": 0.1}],
@@ -35,9 +35,9 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
     "apo_zero_unpaired": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
 }
 RUNS = [
-    (name, knobs)
+    (name, settings)
     for name in LOSS_FUNCTIONS
-    for knobs in [{}, *SETTINGS.get(name, [{"beta": 0.01}, {"beta": 5.0}] if name != "sft" else [])]
+    for settings in [{}, *SETTINGS.get(name, [{"beta": 0.01}, {"beta": 5.0}] if name != "sft" else [])]
 ]
 
 
@@ -47,15 +47,15 @@ def random_case(seed: int, pairs: int = 12, spread: float = 6.0) -> Case:
     ref_w, ref_l = -rng.uniform(0.5, 3, (2, pairs)) * (n_w, n_l)
     policy = np.minimum(np.array([ref_w, ref_l]) + rng.normal(0, spread, (2, pairs)), -0.02)
     gaps, kl_w, kl_l = rng.uniform(0.1, 5, (3, pairs))
-    asked = rng.uniform(0, 1, pairs) if seed % 2 else np.zeros(pairs)
-    return float32_case(Case(*policy, ref_w, ref_l, n_w, n_l, gaps, kl_w, kl_l, asked, kl=0.5 * seed))
+    target = rng.uniform(0, 1, pairs) if seed % 2 else np.zeros(pairs)
+    return float32_case(Case(*policy, ref_w, ref_l, n_w, n_l, gaps, kl_w, kl_l, target, kl=0.5 * seed))
 
 
 def float32_case(case: Case) -> Case:
-    """The same numbers, as float32 can hold them: reference, log-ratio, and their sum the policy."""
+    """A case rounded so that reference and log-ratio are float32 numbers, and the policy is their sum."""
     ref_w, ref_l = case.ref_w.astype(np.float32).astype(float), case.ref_l.astype(np.float32).astype(float)
     r_w, r_l = ((p - r).astype(np.float32).astype(float) for p, r in ((case.w, ref_w), (case.l, ref_l)))
-    more = {name: getattr(case, name).astype(np.float32).astype(float) for name in ("gaps", "kl_w", "kl_l", "asked")}
+    more = {name: getattr(case, name).astype(np.float32).astype(float) for name in ("gaps", "kl_w", "kl_l", "target")}
     return replace(case, w=ref_w + r_w, l=ref_l + r_l, ref_w=ref_w, ref_l=ref_l, **more)
 
 
@@ -71,90 +71,90 @@ def corner_case() -> Case:
 
 
 def equal_case() -> Case:
-    """Policy and reference the same, and chosen and rejected the same."""
+    """Policy and reference are equal, and so are chosen and rejected."""
     logps, lengths = np.array([-20.0, -0.5, -64.0]), np.array([9.0, 1.0, 30.0])
     return Case(logps, logps.copy(), logps.copy(), logps.copy(), lengths, lengths)
 
 
-def seen(case: Case) -> PairLogps:
+def loss_inputs(case: Case) -> PairLogps:
     policy, reference = np.concatenate([case.w, case.l]), np.concatenate([case.ref_w, case.ref_l])
     tokens = np.concatenate([case.n_w, case.n_l])
-    facts = {
-        "asked_margins": case.asked,
+    fields = {
+        "target_margins": case.target,
         "score_gaps": case.gaps,
         "chosen_kls": np.broadcast_to(case.kl_w, case.w.shape),
         "rejected_kls": np.broadcast_to(case.kl_l, case.w.shape),
     }
-    arrays = {name: mx.array(values.astype(np.float32)) for name, values in facts.items()}
+    arrays = {name: mx.array(values.astype(np.float32)) for name, values in fields.items()}
     return PairLogps.from_numpy(policy, reference, tokens, float(case.n_w.mean()), **arrays, kl=case.kl)
 
 
-def with_slopes(loss: WeightedLoss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
+def losses_and_gradients(loss: WeightedLoss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
     """Losses and gradients: with respect to the log-probs, then to the KLs."""
-    losses, slopes = loss.losses_and_gradients(pairs)
-    return losses, np.concatenate([slopes["sums"], slopes["kls"]])
+    losses, gradients = loss.losses_and_gradients(pairs)
+    return losses, np.concatenate([gradients["sums"], gradients["kls"]])
 
 
-def loss_of(name: str, knobs: dict[str, Any]) -> WeightedLoss:
-    return WeightedLoss.parse(name, {knob: knobs.get(knob) for knob in LOSS_SETTINGS})
+def parse_loss(text: str, settings: dict[str, Any]) -> WeightedLoss:
+    return WeightedLoss.parse(text, {name: settings.get(name) for name in LOSS_SETTINGS})
 
 
 def resolved(loss: WeightedLoss) -> dict[str, Any]:
     return {name: loss.settings[name] for name in loss.terms[0][1].keyword_defaults}
 
 
-def differences(name: str, case: Case, knobs: dict[str, Any]) -> np.ndarray:
+def differences(name: str, case: Case, settings: dict[str, Any]) -> np.ndarray:
     """Central differences of the summed loss with respect to the policy's log-probs and KLs, [4 * pairs]."""
     if name == "beta_dpo":  # no gradient through the batch's beta
-        batch = beta_of_batch(case, knobs["beta"], knobs["beta_dpo_alpha"], 0.0)
-        knobs = {**knobs, "frozen": batch}
-    slopes = []
-    for side in ("w", "l", "kl_w", "kl_l"):
-        if name == "tdpo2" and side == "kl_w":  # no gradient through it
-            slopes += [0.0] * len(case.w)
+        batch = batch_beta(case, settings["beta"], settings["beta_dpo_alpha"], 0.0)
+        settings = {**settings, "frozen": batch}
+    gradients = []
+    for field in ("w", "l", "kl_w", "kl_l"):
+        if name == "tdpo2" and field == "kl_w":  # no gradient through it
+            gradients += [0.0] * len(case.w)
             continue
         for i in range(len(case.w)):
-            up, down = (np.broadcast_to(getattr(case, side), case.w.shape).copy() for _ in range(2))
+            up, down = (np.broadcast_to(getattr(case, field), case.w.shape).copy() for _ in range(2))
             up[i] += STEP
             down[i] -= STEP
-            rise = mean_loss(name, replace(case, **{side: up}), knobs)
-            fall = mean_loss(name, replace(case, **{side: down}), knobs)
-            slopes.append((rise - fall) / (2 * STEP) * len(case.w))
-    return np.array(slopes)
+            rise = mean_loss(name, replace(case, **{field: up}), settings)
+            fall = mean_loss(name, replace(case, **{field: down}), settings)
+            gradients.append((rise - fall) / (2 * STEP) * len(case.w))
+    return np.array(gradients)
 
 
 @pytest.mark.parametrize("case", [random_case(1), random_case(2, 5, 30.0), corner_case()], ids=["few", "far", "corner"])
-@pytest.mark.parametrize(("name", "knobs"), RUNS, ids=lambda value: str(value))
-def test_value_and_gradient(name: str, knobs: dict[str, float], case: Case) -> None:
-    loss = loss_of(name, knobs)
-    losses, slopes = with_slopes(loss, seen(case))
+@pytest.mark.parametrize(("name", "settings"), RUNS, ids=lambda value: str(value))
+def test_value_and_gradient(name: str, settings: dict[str, float], case: Case) -> None:
+    loss = parse_loss(name, settings)
+    losses, gradients = losses_and_gradients(loss, loss_inputs(case))
     expected = LOSSES[name](case, **resolved(loss))
     if name in ("sft", "cpo", "orpo"):  # a pair's share of the mean over tokens; the mean is what counts
         np.testing.assert_allclose(np.array(losses).mean(), expected.mean(), rtol=2e-6)
     else:
         np.testing.assert_allclose(np.array(losses), expected, rtol=1e-5, atol=1e-5)
     numeric = differences(name, case, resolved(loss))
-    np.testing.assert_allclose(slopes, numeric, rtol=1e-4, atol=2e-6 * max(1.0, np.abs(expected).max()))
+    np.testing.assert_allclose(gradients, numeric, rtol=1e-4, atol=2e-6 * max(1.0, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("name", LOSS_FUNCTIONS)
 def test_equal_logps(name: str) -> None:
-    """At the start: exactly the reference. Values, and gradients one-sided where there is a kink (dpop)."""
-    case, loss = equal_case(), loss_of(name, {})
-    losses, slopes = with_slopes(loss, seen(case))
+    """At the start of training, the policy is the reference. At a kink (dpop), the gradient is one-sided."""
+    case, loss = equal_case(), parse_loss(name, {})
+    losses, gradients = losses_and_gradients(loss, loss_inputs(case))
     expected = mean_loss(name, case, resolved(loss))
     assert np.array(losses).mean() == pytest.approx(expected, rel=1e-6)
-    assert np.isfinite(slopes).all()
-    if name not in ("dpop", "aot", "aot_unpaired"):  # a kink; ties, which leave open whose the gradient is
-        np.testing.assert_allclose(slopes, differences(name, case, resolved(loss)), rtol=1e-4, atol=1e-6)
+    assert np.isfinite(gradients).all()
+    if name not in ("dpop", "aot", "aot_unpaired"):  # a kink; ties, at which the gradient is not defined
+        np.testing.assert_allclose(gradients, differences(name, case, resolved(loss)), rtol=1e-4, atol=1e-6)
     if name in ("aot", "aot_unpaired"):
-        assert slopes[:3] == pytest.approx([-0.05] * 3) and slopes[3:6] == pytest.approx([0.05] * 3)
+        assert gradients[:3] == pytest.approx([-0.05] * 3) and gradients[3:6] == pytest.approx([0.05] * 3)
     if name == "dpop":
-        assert slopes[:3] == pytest.approx([-0.05] * 3)
+        assert gradients[:3] == pytest.approx([-0.05] * 3)
 
 
 DIVERGENCES = get_args(Divergence)
-DIVERGING = [name for name, one in LOSS_FUNCTIONS.items() if one.any_divergence and one.reference]
+DIVERGING = [name for name, loss in LOSS_FUNCTIONS.items() if loss.supports_f_divergence and loss.uses_reference]
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.5])
@@ -162,34 +162,30 @@ DIVERGING = [name for name, one in LOSS_FUNCTIONS.items() if one.any_divergence 
 @pytest.mark.parametrize("name", DIVERGING)
 def test_divergences(name: str, divergence: str, alpha: float) -> None:
     case = random_case(3, spread=1.5)
-    given = {"f_divergence": divergence}
+    divergence_settings = {"f_divergence": divergence}
     if divergence == "alpha":
-        given["f_alpha_divergence_coef"] = alpha
-    loss = loss_of(name, given)
-    losses, slopes = with_slopes(loss, seen(case))
-    knobs = resolved(loss)
-    expected = LOSSES[name](scored(case, divergence, alpha), **knobs)
+        divergence_settings["f_alpha_divergence_coef"] = alpha
+    loss = parse_loss(name, divergence_settings)
+    losses, gradients = losses_and_gradients(loss, loss_inputs(case))
+    settings = resolved(loss)
+    expected = LOSSES[name](with_scores(case, divergence, alpha), **settings)
     np.testing.assert_allclose(np.array(losses), expected, rtol=2e-5, atol=2e-6)
-    for side, half in (("w", slopes[: len(case.w)]), ("l", slopes[len(case.w) : 2 * len(case.w)])):
-        up, down = (replace(case, **{side: getattr(case, side) + sign * STEP}) for sign in (1, -1))
-        rise, fall = (LOSSES[name](scored(moved, divergence, alpha), **knobs) for moved in (up, down))
-        np.testing.assert_allclose(half, (rise - fall) / (2 * STEP), rtol=2e-4, atol=1e-5)
+    for field, gradient in (("w", gradients[: len(case.w)]), ("l", gradients[len(case.w) : 2 * len(case.w)])):
+        up, down = (replace(case, **{field: getattr(case, field) + sign * STEP}) for sign in (1, -1))
+        rise, fall = (LOSSES[name](with_scores(moved, divergence, alpha), **settings) for moved in (up, down))
+        np.testing.assert_allclose(gradient, (rise - fall) / (2 * STEP), rtol=2e-4, atol=1e-5)
 
 
-FINITE = [
-    (name, divergence)
-    for name, one in LOSS_FUNCTIONS.items()
-    for divergence in DIVERGENCES[: 4 if name in DIVERGING else 1]
-]
+FINITE = [(name, divergence) for name in LOSS_FUNCTIONS for divergence in DIVERGENCES[: 4 if name in DIVERGING else 1]]
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 5.0])
 @pytest.mark.parametrize(("name", "divergence"), FINITE)
 def test_always_finite(name: str, divergence: str, beta: float) -> None:
-    loss = loss_of(name, {"beta": beta, "f_divergence": divergence})
-    for case in (corner_case(), equal_case(), certain_case(), lost_case()):
-        losses, slopes = with_slopes(loss, seen(case))
-        assert np.isfinite(np.array(losses)).all() and np.isfinite(slopes).all()
+    loss = parse_loss(name, {"beta": beta, "f_divergence": divergence})
+    for case in (corner_case(), equal_case(), certain_case(), distant_case()):
+        losses, gradients = losses_and_gradients(loss, loss_inputs(case))
+        assert np.isfinite(np.array(losses)).all() and np.isfinite(gradients).all()
 
 
 def certain_case() -> Case:
@@ -198,23 +194,23 @@ def certain_case() -> Case:
     return Case(zero, zero, zero, np.array([-80.0, 0.0]), one, one)
 
 
-def lost_case() -> Case:
-    """Log-ratios of a policy that has left its reference, whose exponentials float32 has not."""
+def distant_case() -> Case:
+    """Log-ratios far from the reference, whose exponentials overflow float32."""
     ref, length = np.array([-400.0, -400.0, -5.0, -5.0]), np.array([1.0, 200.0, 1.0, 1.0])
     return Case(ref + np.array([395.0, 395, -900, 0]), ref + np.array([-300.0, 399, 4, -900]), ref, ref, length, length)
 
 
-def test_a_sum_is_the_sum() -> None:
+def test_weighted_sum() -> None:
     case = random_case(4)
-    loss = loss_of("sigmoid=0.8, bco_pair=0.2,aot=-0.5,sft", {"beta": 0.3, "label_smoothing": 0.1})
-    losses, slopes = with_slopes(loss, seen(case))
+    loss = parse_loss("sigmoid=0.8, bco_pair=0.2,aot=-0.5,sft", {"beta": 0.3, "label_smoothing": 0.1})
+    losses, gradients = losses_and_gradients(loss, loss_inputs(case))
     value, gradient = 0.0, np.zeros(4 * len(case.w))
     for weight, name in ((0.8, "sigmoid"), (0.2, "bco_pair"), (-0.5, "aot"), (1, "sft")):
-        knobs = {
+        settings = {
             k: v for k, v in {"beta": 0.3, "label_smoothing": 0.1}.items() if k in LOSS_FUNCTIONS[name].keyword_defaults
         }
-        value += weight * mean_loss(name, case, knobs)
-        gradient += weight * differences(name, case, knobs)
+        value += weight * mean_loss(name, case, settings)
+        gradient += weight * differences(name, case, settings)
     assert np.array(losses).mean() == pytest.approx(value, rel=1e-6)
-    np.testing.assert_allclose(slopes, gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(gradients, gradient, rtol=1e-4, atol=1e-6)
     assert loss.whole_batch and loss.needs_reference

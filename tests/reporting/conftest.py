@@ -1,4 +1,4 @@
-"""Runs to report on, and a real Chromium to open their pages in."""
+"""Runs to report on, and a real Chromium that opens their pages."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def _words(draw: random.Random) -> str:
 
 
 def record(run: Path, rows: list[Any], held_out: list[Any], *more: Listener, samples: int = 0, **knobs: Any) -> Path:
-    """Train as the command does, and write the page."""
-    watching = Listeners(*more)
-    listeners = Listeners(MetricsLog(), RunRecorder(watching.on_evaluation_recorded, num_samples=samples), watching)
+    """Train with the recorders of the train command, and write the page."""
+    listeners = Listeners(MetricsLog(), RunRecorder(num_samples=samples), *more)
     train(config(run, **knobs), rows=rows, valid_rows=held_out, listener=listeners)
     write_report(run)
     return run
@@ -69,20 +68,22 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _poison(folder: Path) -> None:
-    """What a model may answer, and tokens that are whole tags."""
+    """Put HTML into sampled completions and into tokens."""
     samples = records.read_jsonl(folder / records.SAMPLES_FILE)
     for line in samples:
         line["answers"] = HOSTILE[: len(line["answers"])]
-    records.write_whole(folder / records.SAMPLES_FILE, "".join(records.to_json(line) + "\n" for line in samples))
-    told = records.read_json(folder / records.EXAMPLES_FILE)
-    for one in told:
-        one["sides"][0]["pieces"][0] = HOSTILE[1]
-    records.write_json(folder / records.EXAMPLES_FILE, told)
+    records.write_text_atomically(
+        folder / records.SAMPLES_FILE, "".join(records.to_json(line) + "\n" for line in samples)
+    )
+    examples = records.read_json(folder / records.EXAMPLES_FILE)
+    for example in examples:
+        example["sides"][0]["pieces"][0] = HOSTILE[1]
+    records.write_json(folder / records.EXAMPLES_FILE, examples)
 
 
 @pytest.fixture(scope="session")
 def answers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on single answers with labels."""
+    """A run on single completions with labels."""
     rows = [
         {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
         for row in pairs(16, 0)
@@ -93,7 +94,7 @@ def answers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Opened:
-    """A page in the browser, with what it complained of and asked for."""
+    """A page in the browser, with its errors and the requests it made."""
 
     page: Any
     errors: list[str] = field(default_factory=list)
@@ -124,7 +125,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium here: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     with playwright.sync_playwright() as started:
-        # OpenBLAS, which make puts in front for mlx, ends Chromium as it starts.
+        # OpenBLAS, which the Makefile preloads for mlx, crashes Chromium at its start.
         plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"], env=plain)
         yield Browser(chromium)
@@ -132,7 +133,7 @@ def browser() -> Iterator[Browser]:
 
 
 class FindingCollector(DiagnosticsListener):
-    """What was told while a run trained, and when."""
+    """Collects the findings that are reported while a run trains."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []

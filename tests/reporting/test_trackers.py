@@ -1,4 +1,4 @@
-"""Trackers, with stand-ins for their packages that write down what they are given (all four were tried for real)."""
+"""Trackers, with fakes of their packages that record the calls (all four were also tried for real)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.conftest import CHECKPOINT, PAIRS
 Logged = list[tuple[str, int, float]]
 
 
-class StandIn(ModuleType):
-    """All four packages in one: what each is called by, and what it is given, under the run's name."""
+class FakeTrackerPackage(ModuleType):
+    """All four packages in one: the functions that are called of each, which record metrics by run."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -29,9 +29,9 @@ class StandIn(ModuleType):
         self.current, self.open, self.fails = "", False, False
         self.config: Any = None
 
-    def _start(self, known: str | None) -> SimpleNamespace:
+    def _start(self, run_id: str | None) -> SimpleNamespace:
         assert not self.open
-        self.current, self.open = known or f"run{len(self.runs)}", True
+        self.current, self.open = run_id or f"run{len(self.runs)}", True
         self.runs.setdefault(self.current, [])
         return SimpleNamespace(id=self.current, info=SimpleNamespace(run_id=self.current))
 
@@ -52,8 +52,8 @@ class StandIn(ModuleType):
         self.config = config
         return self._start(name if self.__name__ == "trackio" else id)
 
-    def define_metric(self, name: str, **how: Any) -> None:
-        assert name == "train/global_step" or how == {"step_metric": "train/global_step", "step_sync": True}
+    def define_metric(self, name: str, **options: Any) -> None:
+        assert name == "train/global_step" or options == {"step_metric": "train/global_step", "step_sync": True}
 
     def log(self, metrics: dict[str, float], step: int | None = None) -> None:
         metrics = dict(metrics)
@@ -80,7 +80,7 @@ class StandIn(ModuleType):
     # tensorboardX
     def SummaryWriter(self, logdir: str, purge_step: int | None) -> SimpleNamespace:
         self._start(logdir)
-        self.runs[logdir] = [one for one in self.runs[logdir] if purge_step is None or one[1] < purge_step]
+        self.runs[logdir] = [entry for entry in self.runs[logdir] if purge_step is None or entry[1] < purge_step]
         return SimpleNamespace(
             add_text=lambda name, text: setattr(self, "config", json.loads(text.strip("`json\n"))),
             add_scalar=lambda name, value, step: self._log({name: value}, step),
@@ -89,19 +89,19 @@ class StandIn(ModuleType):
         )
 
 
-def put(name: str, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """A stand-in where a tracker's package would be."""
-    stand_in = StandIn(name)
-    monkeypatch.setitem(sys.modules, TRACKERS[name].package, stand_in)
+def install_fake(name: str, monkeypatch: pytest.MonkeyPatch) -> FakeTrackerPackage:
+    """Install a fake of a tracker's package."""
+    fake = FakeTrackerPackage(name)
+    monkeypatch.setitem(sys.modules, TRACKERS[name].package, fake)
     for variable in ("WANDB_PROJECT", "TRACKIO_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(variable, raising=False)
-    return stand_in
+    return fake
 
 
 @pytest.fixture(params=list(TRACKERS))
-def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """Of each tracker."""
-    return put(request.param, monkeypatch)
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeTrackerPackage:
+    """The fake package of each tracker."""
+    return install_fake(request.param, monkeypatch)
 
 
 def config(folder: Path, **knobs: Any) -> TrainConfig:
@@ -118,7 +118,7 @@ class StopAt(Listener):
             self.stop.set()
 
 
-def test_it_is_given_what_is_in_metrics_jsonl(package: StandIn, tmp_path: Path) -> None:
+def test_it_logs_what_is_in_metrics_jsonl(package: FakeTrackerPackage, tmp_path: Path) -> None:
     whole, stop = config(tmp_path / "run", iters=5), StopAt(3)
     with pytest.raises(Interrupted):
         train(whole, listener=Listeners(MetricsLog(), *create_trackers([package.__name__]), stop), stop=stop.stop)
@@ -130,48 +130,48 @@ def test_it_is_given_what_is_in_metrics_jsonl(package: StandIn, tmp_path: Path) 
         for name, value in line.items()
         if name != "step"
     ]
-    (logged,) = package.runs.values()  # the resumed run goes on in the first one's
+    (logged,) = package.runs.values()  # the resumed run continues the first
     assert logged == expected and len(logged) > 50
 
 
-def begun(package: StandIn, folder: Path, say: Any = None) -> Tracker:
-    """A tracker of a run that has just begun."""
+def started(package: FakeTrackerPackage, folder: Path, on_message: Any = None) -> Tracker:
+    """A tracker of a run that has just started."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("model: m\nloss: sigmoid\n")
-    (tracker,) = create_trackers([package.__name__], say or (lambda text: None))
+    (tracker,) = create_trackers([package.__name__], on_message or (lambda text: None))
     tracker.on_run_start(SimpleNamespace(run=folder, first_step=0))  # type: ignore[arg-type]
     return tracker
 
 
-def test_another_run_is_another(package: StandIn, tmp_path: Path) -> None:
+def test_runs_of_the_same_folder_name_are_separate(package: FakeTrackerPackage, tmp_path: Path) -> None:
     for name in ("a/run", "b/run"):
-        tracker = begun(package, tmp_path / name)
+        tracker = started(package, tmp_path / name)
         tracker.on_metrics({"step": 1, "loss": 0.5})
         tracker.on_run_end()
-        tracker.on_run_end()  # however often it is said
+        tracker.on_run_end()  # ending twice is allowed
     assert list(package.runs.values()) == [[("train/loss", 1, 0.5)]] * 2
 
 
-def test_begun_again_after_a_crash_it_goes_on(package: StandIn, tmp_path: Path) -> None:
-    tracker = begun(package, tmp_path / "run")
+def test_restarted_after_a_crash_it_continues(package: FakeTrackerPackage, tmp_path: Path) -> None:
+    tracker = started(package, tmp_path / "run")
     tracker.on_run_start(SimpleNamespace(run=tmp_path / "run", first_step=1))  # type: ignore[arg-type]
     tracker.on_evaluation_metrics({"step": 2, "eval_loss": 0.5})
     assert list(package.runs.values()) == [[("eval/loss", 2, 0.5)]]
 
 
-def test_one_that_fails_costs_the_tracking_and_not_the_run(package: StandIn, tmp_path: Path) -> None:
-    package.fails, said = True, list[str]()
-    tracker = begun(package, tmp_path / "run", said.append)
+def test_a_failing_tracker_is_turned_off(package: FakeTrackerPackage, tmp_path: Path) -> None:
+    package.fails, messages = True, list[str]()
+    tracker = started(package, tmp_path / "run", messages.append)
     for step in (1, 2):
         tracker.on_metrics({"step": step, "loss": 0.5})
     tracker.on_run_end()
-    assert said == [f"{package.__name__} was given up: the server is gone"]
+    assert messages == [f"{package.__name__} was turned off: the server is gone"]
 
 
-def test_stdout_is_the_results(
+def test_stdout_holds_only_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    package = put("wandb", monkeypatch)
+    package = install_fake("wandb", monkeypatch)
     from mlx_dpo.cli import main
 
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", tmp_path / "run", "--iters", 1, "--json")
@@ -184,7 +184,7 @@ def test_stdout_is_the_results(
 
 
 @pytest.mark.parametrize("name", list(TRACKERS))
-def test_one_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in (TRACKERS[name].package, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"`report_to`: {name} is not installed\npip install {TRACKERS[name].package}"):
@@ -193,7 +193,9 @@ def test_one_that_is_not_installed(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_names() -> None:
     assert create_trackers(None) == create_trackers([]) == create_trackers(["none"]) == []
-    with pytest.raises(UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"):
+    with pytest.raises(
+        UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"
+    ):
         create_trackers(["wandbb"])
     assert TrainConfig.from_mapping({"report_to": "wandb,mlflow"}).report_to == ["wandb", "mlflow"]
     assert with_split_prefix({"step": 3, "loss": 1.0, "eval_loss": 2.0}) == {"train/loss": 1.0, "eval/loss": 2.0}

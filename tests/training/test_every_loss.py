@@ -17,7 +17,7 @@ from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
 SCORED = TRL / "scored.jsonl"
-KEEPING = [name for name, one in LOSS_FUNCTIONS.items() if one.running]  # of batches before: evaluate has seen none
+KEEPING = [name for name, one in LOSS_FUNCTIONS.items() if one.next_state]  # of batches before: evaluate has seen none
 LOSSES = [*LOSS_FUNCTIONS, "sigmoid=0.8,bco_pair=0.2,sft=1", "aot=1,ipo=0.1,sft=0.5"]
 
 

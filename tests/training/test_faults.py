@@ -21,8 +21,9 @@ from mlx_dpo.forward.network import ForwardTrace
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training import run_folder
 from mlx_dpo.training.checkpoint import read_training_state
+from mlx_dpo.training.non_finite import MAX_CONSECUTIVE_SKIPS
 from mlx_dpo.training.run_folder import RunFolder
-from mlx_dpo.training.trainer import MAX_CONSECUTIVE_SKIPS, Trainer
+from mlx_dpo.training.trainer import Trainer
 from tests.conftest import PAIRS, rows_of, write_rows
 from tests.training.test_resume import Notes
 from tests.training.test_run import config

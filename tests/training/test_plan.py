@@ -40,7 +40,7 @@ def test_the_peak_is_within_a_tenth_of_what_training_measures(
     planned = plans.estimate_run(config(data, **knobs))
     train(config(data, adapter_path=str(tmp_path / "run"), **knobs), listener=MetricsLog())
     measured = 1e9 * max(line["peak_memory_gb"] for line in read_metrics(tmp_path / "run") if "peak_memory_gb" in line)
-    assert planned.measured
+    assert planned.is_measured
     assert planned.memory["peak"] - before == pytest.approx(measured - before, rel=0.1)
 
 
@@ -49,22 +49,22 @@ def test_it_says_what_training_does(tmp_path: Path, data: Path) -> None:
     steps = []
 
     class Count(Listener):
-        def step(self, step: int, metrics: dict[str, float]) -> None:
+        def on_step(self, step: int, metrics: dict[str, float]) -> None:
             steps.append(step)
 
     train(config(data, adapter_path=str(tmp_path / "run")), listener=Count())
     assert planned.steps == len(steps) and planned.pairs == planned.pairs_read == 2 * len(LENGTHS)
     assert planned.prompt_tokens[1] > 100 and planned.completion_tokens[1] > 67
-    assert planned.pair_slots[1] < SATURATING_TOKENS and planned.needed >= 0.9
+    assert planned.tokens_per_pair[1] < SATURATING_TOKENS and planned.useful_share >= 0.9
     assert min(planned.seconds.values()) >= 0 and planned.seconds["training"] > planned.seconds["reference"] > 0
-    assert planned.fits and planned.recomputed == 0
+    assert planned.fits and planned.num_checkpointed == 0
 
 
 def test_what_cannot_fit_is_not_tried_and_what_would_is_said(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "usable_memory", lambda: 1)
     knobs: dict[str, Any] = {"memory_limit": str(mx.get_active_memory() + (6 << 20))}
     planned = plans.estimate_run(config(data, **knobs))
-    assert not planned.measured and not planned.fits and planned.seconds == {}
+    assert not planned.is_measured and not planned.fits and planned.seconds == {}
     assert planned.max_length_that_fits
     assert plans.estimate_run(config(data, max_length=planned.max_length_that_fits, **knobs)).fits
 

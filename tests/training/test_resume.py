@@ -46,7 +46,7 @@ def test_the_same_command_goes_on_and_says_so(tmp_path: Path) -> None:
     listener = Notes()
     train(config(run), listener=listener)
     assert adapter(run) == adapter(whole)
-    assert any("going on with the run" in note and "after step 3" in note for note in listener.notes)
+    assert any("resuming" in note.lower() and "after step 3" in note for note in listener.notes)
     with pytest.raises(UserError, match="finished run"):
         train(config(run))
 
@@ -148,7 +148,7 @@ def test_patience_ends_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has done all"):
         train(config(run, **knobs), resume=True)
     for knob in ({"patience": 1}, {"keep_best": True}):
-        with pytest.raises(UserError, match="nothing is held out"):
+        with pytest.raises(UserError, match="no examples are held out"):
             train(config(tmp_path / "none", valid_data=None, valid_pairs=0, **knob))
 
 
@@ -170,4 +170,4 @@ def test_the_checkpoint_of_a_run_with_all_in_it(tmp_path: Path) -> None:
     stopped(run, loss="kto")
     exact = read_training_state(RunFolder(run).require_latest_checkpoint())
     assert exact.progress.step == 3 and not exact.progress.finished
-    assert set(exact.progress.made_of) >= {"mlx", "mlx-lm", "mlx-dpo", "the rows to train on", "the held-out rows"}
+    assert set(exact.progress.provenance) >= {"mlx", "mlx-lm", "mlx-dpo", "the rows to train on", "the held-out rows"}

@@ -160,10 +160,10 @@ def test_pairs_are_held_out_of_training(tmp_path: Path) -> None:
     plans = []
 
     class Plan(Listener):
-        begin = plans.append
+        on_run_start = plans.append
 
     train(config(tmp_path / "run", data=str(data), valid_data=None, iters=1), listener=Plan())
-    assert plans[0].pairs == {"train": 36, "held_out": 4}
+    assert plans[0].num_examples == {"train": 36, "held_out": 4}
 
 
 def test_a_bad_row_in_mid_run_loses_nothing(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_bad_row_in_mid_run_loses_nothing(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "pairs.jsonl", rows)
 
     class Damage(Listener):
-        def step(self, step: int, metrics: Metrics) -> None:
+        def on_step(self, step: int, metrics: Metrics) -> None:
             if step == 2:
                 data.write_text("not what it was\n" * 3)
 

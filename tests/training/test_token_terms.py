@@ -145,7 +145,7 @@ def test_a_margin_column_is_asked_for(tmp_path: Path) -> None:
     notes: list[str] = []
 
     class Notes(MetricsLog):
-        def note(self, text: str) -> None:
+        def on_note(self, text: str) -> None:
             notes.append(text)
 
     run = tmp_path / "run"

@@ -197,7 +197,7 @@ def test_labels_of_one_kind_are_noticed(tmp_path: Path, labelled: Path) -> None:
         def __init__(self) -> None:
             self.notes: list[str] = []
 
-        def note(self, text: str) -> None:
+        def on_note(self, text: str) -> None:
             self.notes.append(text)
 
     wanted = write_rows(tmp_path / "wanted.jsonl", [row for row in rows_of(labelled) if row["label"]])
@@ -216,7 +216,7 @@ def test_rows_of_the_wrong_kind_are_refused(tmp_path: Path, labelled: Path) -> N
         ),
         ({"loss": "kto", "data": str(unlabelled)}, r"unlabelled.jsonl:1: `label`: is missing"),
         ({"loss": "kto", "data": str(labelled), "valid_data": str(PAIRS)}, r"held-out rows are of another kind"),
-        ({"loss": "kto", "data": str(labelled), "ld_alpha": 0.5}, r"`ld_alpha`: it is of pairs"),
+        ({"loss": "kto", "data": str(labelled), "ld_alpha": 0.5}, r"`ld_alpha`: this applies to pairs"),
         ({"loss": "kto,sigmoid", "data": str(labelled)}, r"is not a pair"),
     ):
         with pytest.raises(UserError, match=says):

@@ -1,6 +1,6 @@
-"""Makes the numbers that mlx-dpo's losses are held to: what TRL's trainers do with the same model, adapter and pairs.
+"""Makes the numbers that mlx-dpo's losses are compared with: TRL's trainers on the same model, adapter and pairs.
 
-Run once and committed with what it wrote; torch and TRL are not dependencies of the project. To make it all again
+Run once and committed with its output; torch and TRL are not dependencies of the project. To make it all again
 (Python 3.11, CPU build of torch; `trl==1.16.0 peft==0.21.2 transformers==5.23.0 datasets==5.2.0 accelerate==1.15.0`):
 
     python -m venv /tmp/trlvenv
@@ -12,14 +12,14 @@ It writes, beside itself and all from one seed:
 
     checkpoint/                 a tiny random float32 Qwen3 with a byte-level BPE tokenizer and a ChatML template
     pairs.jsonl                 eight conversational preference pairs
-    raw_pairs.jsonl             last prompt turns and answers of the same, as bare texts
-    labelled.jsonl              nine of the same answers, each on its own and labelled good or bad
+    raw_pairs.jsonl             last prompt turns and answers of these pairs, as bare texts
+    labelled.jsonl              nine of these answers, each on its own and labelled good or bad
     demonstrations.jsonl        the conversations with the chosen answers, as messages
     adapter/                    a LoRA adapter in mlx-lm's format, with non-zero B
     reference.json              versions, settings, token ids, and every step of every run below
     final_adapters.safetensors  the adapter after the run "sigmoid", under mlx-lm's names
 
-inputs.py writes all but the last two; runs.py says what is run. In reference.json, the runs lie by what they are for:
+inputs.py writes all but the last two; runs.py defines the runs. In reference.json, the runs are grouped:
 
     runs                        pairs: DPOTrainer; CPOTrainer (`cpo`, `simpo`) and ORPOTrainer, which take no reference
     weighting                   pairs, with tokens (`ld_alpha`) or whole pairs (`use_weighting`) weighted: DPOTrainer
@@ -33,14 +33,14 @@ Things about TRL 1.16 that shape this file:
   then overwrites its tensors, "initial" hands TRL the finished PeftModel.
 - `label_smoothing` is ignored by the loss "sigmoid"; only robust, exo_pair, aot and aot_unpaired read it. Conservative
   DPO, (1 - e) L(d) + e L(-d), is the mix 2 (1 - e) sigmoid - (1 - 2e) robust, which is how "label_smoothing" makes it.
-- The Trainer shuffles unless told otherwise; with "sequential" sampling, per-pair numbers are in the file's order.
+- The Trainer shuffles by default; with "sequential" sampling, per-pair numbers are in the file's order.
 - CPOTrainer and ORPOTrainer tokenize in a way of their own: the end-of-text token stands behind the newline that the
   template puts there. They get the same pairs as bare texts (raw_pairs.jsonl), where all agree.
 - ORPOTrainer's likelihood term is over the prompt, too (`nll_loss`, over `nll_tokens` tokens): one step is run.
 - `ld_alpha` is in logps/* and rewards/*, too: all that is made of a sequence's sum. It is not in the loss "sft", nor in
   the token counts that "ipo" and "sigmoid_norm" divide by, nor in `step_1_logps` here, which are plain sums.
 - `use_weighting` multiplies every term of the loss by detached weights, and divides by the number of pairs. No metric
-  hears of it. It multiplies in place, which torch refuses for "sft" (an expanded tensor) and for "hinge" (relu keeps
+  reflects it. It multiplies in place, which torch refuses for "sft" (an expanded tensor) and for "hinge" (relu keeps
   its result), so that neither can be run.
 - KTOTrainer makes of n pairs all n chosen answers, then all n rejected ones. Its KL term is the batch's mean, at least
   0, over each prompt with the answer of the row before it (the first with the last's), whatever that is; on
@@ -92,12 +92,12 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 def peft_adapter(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     """The trained ("default") adapter's parameters under mlx-lm's names; each is the transpose of mlx-lm's."""
-    found = {}
+    tensors = {}
     for name, parameter in model.named_parameters():
         if name.endswith(".default.weight"):
             name = name.removeprefix("base_model.model.").removesuffix(".default.weight")
-            found[name.replace("lora_A", "lora_a").replace("lora_B", "lora_b")] = parameter
-    return found
+            tensors[name.replace("lora_A", "lora_a").replace("lora_B", "lora_b")] = parameter
+    return tensors
 
 
 def set_adapter(model: PeftModel, tensors: dict[str, np.ndarray]) -> None:
@@ -162,7 +162,7 @@ class ORPORecorder(Unrounded, ORPOTrainer):
 
 def configure(config_type: type, **options: Any) -> Any:
     """SETTINGS as far as the trainer knows them, and the run's own options on top."""
-    known = {one.name for one in fields(config_type)}
+    known = {field.name for field in fields(config_type)}
     shared = {k: v for k, v in SETTINGS.items() if k in known}
     quiet = {"output_dir": "/tmp/trl-reference", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     return config_type(**shared | options, **quiet, logging_steps=1, use_cpu=True)
@@ -230,7 +230,7 @@ def run_unpaired(
     trainer = make_trainer(KTORecorder, configure(KTOConfig, **options), rows, adapter)
     with_kl = options["loss_type"] == "kto"
     before = [answers[i - 1]["completion_ids"] for i in range(len(answers))]
-    expected = [one | {"KL_completion_ids": ids} if with_kl else one for one, ids in zip(answers, before, strict=True)]
+    expected = [a | {"KL_completion_ids": ids} if with_kl else a for a, ids in zip(answers, before, strict=True)]
     columns = trainer.train_dataset.select_columns([*expected[0]])
     assert columns.to_list() == expected, "KTOTrainer makes other tokens than DPOTrainer"
     trainer.train()
@@ -293,9 +293,9 @@ def main() -> None:
     pairs = result["pairs"]
     halves = [(i, label) for label in (True, False) for i in range(len(pairs))]
     result["labelled"], result["unpaired"] = unpair(pairs, LABELLED), {}
-    for prefix, given, which in (("", rows, halves), ("labelled_", labelled, LABELLED)):
+    for prefix, data, which in (("", rows, halves), ("labelled_", labelled, LABELLED)):
         for name, options in UNPAIRED_RUNS.items():
-            result["unpaired"][prefix + name] = run_unpaired(options, given, unpair(pairs, which), adapter)
+            result["unpaired"][prefix + name] = run_unpaired(options, data, unpair(pairs, which), adapter)
     result["demonstrations"] = run_demonstrations(demonstrations, pairs, adapter)
     (HERE / "reference.json").write_text(json.dumps(result, indent=1) + "\n")
 

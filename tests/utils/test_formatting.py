@@ -40,7 +40,7 @@ def test_plurals() -> None:
 def test_the_nearest_name() -> None:
     assert closest("lerning_rate", ["learning_rate", "beta"]) == "learning_rate"
     assert did_you_mean("xyz", ["learning_rate"]) == ""
-    assert did_you_mean("betta", ["learning_rate", "beta"]) == "Did you mean 'beta'?"
+    assert did_you_mean("betta", ["learning_rate", "beta"]) == "Did you mean `beta`?"
 
 
 def test_the_prefix_of_held_out_metrics() -> None:

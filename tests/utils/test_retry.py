@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from mlx_dpo.utils.retry import retry
+from mlx_dpo.utils.retry import retry, retry_after_seconds
 
 
 @pytest.fixture
@@ -56,3 +57,13 @@ def test_the_last_failure_is_raised(delays: list[float]) -> None:
     with pytest.raises(OSError, match="2"):
         retry(call, is_os_error, attempts=3, first_delay=1)
     assert call.calls == 3 and delays == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("2.5", 2.5), ("-1", 0), ("soon", None), ("", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+)
+def test_a_retry_after_header_is_a_number_or_a_date(header: str, seconds: float | None) -> None:
+    error = OSError()
+    error.response = SimpleNamespace(headers={"Retry-After": header})  # type: ignore[attr-defined]
+    assert retry_after_seconds(error) == seconds and retry_after_seconds(OSError()) is None

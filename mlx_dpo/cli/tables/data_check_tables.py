@@ -1,4 +1,4 @@
-"""What `mlx-dpo data check` found, for people."""
+"""The output of `mlx-dpo data check`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mlx_dpo.cli.console import stdout_console
 from mlx_dpo.data.data_check import QUANTILES, DataCheck, Occurrences, TokenLengths
 from mlx_dpo.data.messages import printable
 from mlx_dpo.errors import RowError
+from mlx_dpo.utils.formatting import plural
 
 
-def data_check_report(survey: DataCheck) -> Iterator[RenderableType]:
-    """Everything worth saying, the verdict last."""
-    yield Text(", ".join(printable(name, 400) for name in survey.files), "bold")
-    yield _rows(survey)
-    if survey.lengths and survey.lengths.by_column:
-        yield _lengths(survey.lengths)
-    yield _notable(survey)
-    if survey.problems:
-        yield _kinds(survey)
-        yield Text(f"The first {len(survey.problems)} problems" if len(survey.problems) > 1 else "The problem", "bold")
-        yield from (_problem(error) for error in survey.problems)
-    count = survey.problem_kinds.total()
-    if not survey.pairs and not survey.completions:
+def print_data_check(check: DataCheck) -> None:
+    """Print the report to stdout."""
+    for part in data_check_report(check):
+        stdout_console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def data_check_report(check: DataCheck) -> Iterator[RenderableType]:
+    """The tables and lines of the report, the verdict last."""
+    yield Text(", ".join(printable(name, 400) for name in check.files), "bold")
+    yield _formats_table(check)
+    if check.lengths and check.lengths.by_column:
+        yield _lengths_table(check.lengths)
+    yield _warnings_table(check)
+    if check.problems:
+        yield _problem_kinds_table(check)
+        count = len(check.problems)
+        yield Text(f"The first {count} problems" if count > 1 else "The problem", "bold")
+        yield from map(_problem_text, check.problems)
+    yield from _verdict(check)
+
+
+def _verdict(check: DataCheck) -> Iterator[Text]:
+    num_problems = check.problem_kinds.total()
+    if not check.pairs and not check.completions:
         yield Text("\nNo pairs to train on.", "bold red")
-    elif count:
-        s = "s" * (count != 1)
-        yield Text(f"\n{count:,} problem{s}: mend them, or leave them out with `data convert --skip-bad`.", "bold red")
+    elif num_problems:
+        advice = "fix the rows, or leave them out with `data convert --skip-bad`."
+        yield Text(f"\n{plural(num_problems, 'problem')}: {advice}", "bold red")
+    elif check.completions:
+        yield Text(f"\nNo problems: {check.completions:,} single completions to train on.", "bold green")
+        yield Text("Use --loss kto, bco or apo_zero_unpaired if they have labels, else --loss sft.")
     else:
-        what = f"{survey.completions:,} single completions" if survey.completions else f"{survey.pairs:,} pairs"
-        yield Text(f"\nNo problems: {what} to train on.", "bold green")
-        if survey.completions:
-            yield Text("They go with --loss kto, bco or apo_zero_unpaired where they have labels, and with --loss sft.")
+        yield Text(f"\nNo problems: {check.pairs:,} pairs to train on.", "bold green")
 
 
 def _table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
@@ -47,48 +60,52 @@ def _table(title: str, *columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _rows(survey: DataCheck) -> Table:
-    table = _table("Rows", "shape", numbers=("count",))
-    for shape, count in survey.row_formats.most_common():
-        table.add_row(shape, f"{count:,}")
-    if bad := survey.rows - survey.row_formats.total():
+def _formats_table(check: DataCheck) -> Table:
+    table = _table("Rows", "format", numbers=("count",))
+    for row_format, count in check.row_formats.most_common():
+        table.add_row(row_format, f"{count:,}")
+    if bad := check.rows - check.row_formats.total():
         table.add_row("(not readable)", f"{bad:,}")
     table.add_section()
-    table.add_row("rows", f"{survey.rows:,}")
-    name, count = ("completions", survey.completions) if survey.completions else ("pairs", survey.pairs)
+    table.add_row("rows", f"{check.rows:,}")
+    name, count = ("completions", check.completions) if check.completions else ("pairs", check.pairs)
     table.add_row(name, f"{count:,}")
     return table
 
 
-def _lengths(lengths: TokenLengths) -> Table:
+def _lengths_table(lengths: TokenLengths) -> Table:
     table = _table("Tokens", "", numbers=tuple(QUANTILES))
     for name, quantiles in lengths.quantiles().items():
         table.add_row(name, *(f"{value:,}" for value in quantiles.values()))
     return table
 
 
-def _notable(survey: DataCheck) -> Table:
-    table = _table("To know", "", numbers=("count",))
+def _warnings_table(check: DataCheck) -> Table:
+    table = _table("Warnings", "", numbers=("count",))
     table.add_column("first on line", overflow="fold")
 
-    def add(what: str, places: Occurrences) -> None:
-        several = len(survey.files) > 1
-        at = [f"{printable(Path(w.file).name)}:{w.line}" if several else f"{w.line}" for w in places.first]
-        more = ["..."] if places.count > len(places.first) else []
-        table.add_row(what, f"{places.count:,}", Text(", ".join(at + more)))
+    def add(warning: str, occurrences: Occurrences) -> None:
+        has_several_files = len(check.files) > 1
+        lines = [
+            f"{printable(Path(where.file).name)}:{where.line}" if has_several_files else f"{where.line}"
+            for where in occurrences.first
+        ]
+        if occurrences.count > len(occurrences.first):
+            lines.append("...")
+        table.add_row(warning, f"{occurrences.count:,}", Text(", ".join(lines)))
 
-    add("duplicates of an earlier one", survey.duplicates())
-    add("pairs whose two sides are equal", survey.identical_completions)
-    if survey.rows_without_pairs.count:
-        add("rows without a pair (all scored alike)", survey.rows_without_pairs)
-    if survey.lengths:
-        add(f"cut at --max-length {survey.lengths.max_length:,}", survey.lengths.truncated)
-        add("prompts that are no prefix under the template", survey.lengths.prefix_mismatches)
+    add("duplicates of an earlier example", check.duplicates())
+    add("pairs with equal completions", check.identical_completions)
+    if check.rows_without_pairs.count:
+        add("rows without a pair (all scores equal)", check.rows_without_pairs)
+    if check.lengths:
+        add(f"truncated at --max-length {check.lengths.max_length:,}", check.lengths.truncated)
+        add("prompts that are no prefix under the template", check.lengths.prefix_mismatches)
     return table
 
 
-def _problem(error: RowError) -> Text:
-    # Text, so that brackets in a row are not taken for markup; on one line, to be clicked on and searched for
+def _problem_text(error: RowError) -> Text:
+    # A Text, so that brackets in a row are not markup; file and line come first, for terminals that link them.
     text = Text.assemble((str(error.where), "cyan"), ": ", (f"`{error.field}`: " if error.field else "", "bold"))
     text.append(error.message)
     if error.hint:
@@ -96,8 +113,8 @@ def _problem(error: RowError) -> Text:
     return text
 
 
-def _kinds(survey: DataCheck) -> Table:
+def _problem_kinds_table(check: DataCheck) -> Table:
     table = _table("Problems by kind", "kind", numbers=("count",))
-    for kind, count in survey.problem_kinds.most_common():
+    for kind, count in check.problem_kinds.most_common():
         table.add_row(kind, f"{count:,}")
     return table

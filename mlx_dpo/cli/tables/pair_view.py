@@ -1,4 +1,4 @@
-"""An encoded example for people and for programs: which tokens are given, which are trained, where the turn ends."""
+"""An encoded example as text and as JSON: the prompt, the tokens that are trained, and the end of the turn."""
 
 from __future__ import annotations
 
@@ -10,63 +10,67 @@ from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
 from mlx_dpo.data.chat_encoding import EncodedExample, TokenIds, end_token_ids
-from mlx_dpo.data.row_formats import Pair
+from mlx_dpo.data.examples import Pair
 
-_PROMPT, _TRAINED, _END = "dim", "green", "bold reverse magenta"
+PROMPT_STYLE, TRAINED_STYLE, END_STYLE = "dim", "green", "bold reverse magenta"
 
 
 def completions_by_name(encoded: EncodedExample) -> dict[str, TokenIds]:
-    """The trained tokens, by the answers' names in rows."""
+    """The trained token ids, by the names of the completions in rows."""
     names = ("chosen", "rejected") if isinstance(encoded.example, Pair) else ("completion",)
     return dict(zip(names, encoded.completions, strict=True))
 
 
-def example_json(pair: EncodedExample, tokenizer: Any) -> dict[str, Any]:
-    """Ids and texts of the parts, and what happened to them."""
-    answers = completions_by_name(pair)
-    parts = {"prompt": pair.prompt, **answers}
-    told: dict[str, Any] = {
+def example_json(encoded: EncodedExample, tokenizer: Any) -> dict[str, Any]:
+    """Token ids and texts of prompt and completions, and whether the example was truncated."""
+    completions = completions_by_name(encoded)
+    parts = {"prompt": encoded.prompt, **completions}
+    values: dict[str, Any] = {
         name: {"tokens": len(ids), "ids": list(ids), "text": _decode(tokenizer, ids)} for name, ids in parts.items()
     }
-    for name in answers:
-        told[name]["end_of_turn"] = [i for i in parts[name] if i in end_token_ids(tokenizer)]
-    return {**told, "cut": pair.cut, "prefix_held": pair.prompt_is_prefix}
+    for name, ids in completions.items():
+        values[name]["end_of_turn"] = [token_id for token_id in ids if token_id in end_token_ids(tokenizer)]
+    return {**values, "cut": encoded.cut, "prefix_held": encoded.prompt_is_prefix}
 
 
-def print_example(pair: EncodedExample, tokenizer: Any, title: str, *, colours: bool) -> None:
-    """The prompt, then the answers. Without colours, trained text stands in «» and an end of turn in ⟦⟧."""
+def print_example(encoded: EncodedExample, tokenizer: Any, title: str, *, colors: bool) -> None:
+    """Print the prompt and the completions. Without colors, trained text is marked by «» and an end of turn by ⟦⟧."""
     stdout_console.print(Text(title, "bold"), soft_wrap=True)
-    stdout_console.print(_legend(colours), soft_wrap=True)
-    _heading("prompt", f"{len(pair.prompt):,} tokens, given")
-    stdout_console.print(Text(_visible(_decode(tokenizer, pair.prompt)), _PROMPT), soft_wrap=True)
-    for name, ids in completions_by_name(pair).items():
-        _heading(name, f"{len(ids):,} tokens, trained")
-        stdout_console.print(Text.assemble(*_answer(ids, tokenizer, colours)), soft_wrap=True)
-    if pair.cut:
-        stdout_console.print(Text("\nToo long for --max-length: tokens were cut.", "yellow"))
-    if not pair.prompt_is_prefix:
-        stdout_console.print(
-            Text("\nThe prompt as rendered for generation is not how prompt and answer together begin:", "yellow"),
-            Text("what is trained starts where they part.", "yellow"),
+    stdout_console.print(_legend(colors), soft_wrap=True)
+    _print_heading("prompt", f"{len(encoded.prompt):,} tokens, not trained")
+    stdout_console.print(Text(_visible(_decode(tokenizer, encoded.prompt)), PROMPT_STYLE), soft_wrap=True)
+    for name, ids in completions_by_name(encoded).items():
+        _print_heading(name, f"{len(ids):,} tokens, trained")
+        stdout_console.print(Text.assemble(*_completion(ids, tokenizer, colors)), soft_wrap=True)
+    if encoded.cut:
+        stdout_console.print(Text("\nLonger than --max-length: it was truncated.", "yellow"))
+    if not encoded.prompt_is_prefix:
+        message = (
+            "\nRendered for generation, the prompt is no prefix of prompt and completion rendered together: training "
+            "starts where they differ."
         )
+        stdout_console.print(Text(message, "yellow"))
 
 
-def _legend(colours: bool) -> Text:
-    trained, end = ("trained", "end of turn") if colours else ("«trained»", "⟦end of turn⟧")
-    return Text.assemble(("prompt", _PROMPT), "  ", (trained, _TRAINED), "  ", (end, _END), "  ⏎ line break")
+def _legend(colors: bool) -> Text:
+    trained, end = ("trained", "end of turn") if colors else ("«trained»", "⟦end of turn⟧")
+    return Text.assemble(
+        ("prompt", PROMPT_STYLE), "  ", (trained, TRAINED_STYLE), "  ", (end, END_STYLE), "  ⏎ line break"
+    )
 
 
-def _heading(name: str, note: str) -> None:
+def _print_heading(name: str, note: str) -> None:
     stdout_console.print(Text.assemble("\n", (name, "bold"), f" ({note})"))
 
 
-def _answer(ids: Sequence[int], tokenizer: Any, colours: bool) -> Iterator[tuple[str, str]]:
-    ends = end_token_ids(tokenizer)
-    for is_end, run in groupby(ids, key=lambda i: i in ends):
+def _completion(ids: Sequence[int], tokenizer: Any, colors: bool) -> Iterator[tuple[str, str]]:
+    """Pieces of text with their styles."""
+    end_ids = end_token_ids(tokenizer)
+    for is_end, run in groupby(ids, key=lambda token_id: token_id in end_ids):
         text = _visible(_decode(tokenizer, list(run)))
-        if not colours:
+        if not colors:
             text = f"⟦{text}⟧" if is_end else f"«{text}»"
-        yield text, _END if is_end else _TRAINED
+        yield text, END_STYLE if is_end else TRAINED_STYLE
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -74,6 +78,6 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _visible(text: str) -> str:
-    """Line breaks marked and control characters escaped, so that a text can't play tricks on the terminal."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    return shown.replace("\n", "⏎\n")
+    """Mark line breaks and escape control characters, so that a text can't manipulate the terminal."""
+    escaped = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return escaped.replace("\n", "⏎\n")

@@ -1,8 +1,8 @@
-"""Tables of a tournament and of benchmark tasks."""
+"""Tables of pairwise evaluations and of benchmark tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
@@ -14,7 +14,7 @@ COUNT_ROWS = {
     "tuned won": "wins",
     "tied": "ties",
     "base won": "losses",
-    "swayed by the order": "swayed_by_order",
+    "changed with the order": "swayed_by_order",
 }
 RATE_ROWS = {
     "win rate": ("win_rate", "win_rate_interval"),
@@ -23,40 +23,42 @@ RATE_ROWS = {
 
 
 def pairwise_table(summaries: Mapping[str, dict[str, Any]]) -> Table:
-    """How answers were judged, a column for each adapter."""
+    """The verdicts of a judge on completions of the base and of tuned models.
+
+    Args:
+        summaries: `head_to_head` of the adapters' summaries, by their names.
+    """
     judge = next(iter(summaries.values()))["judge"]
-    table = Table("answers", title=f"Judged by {escape(judge)}", title_justify="left")
+    table = Table("completions", title=f"Judged by {escape(judge)}", title_justify="left")
     for name in summaries:
         table.add_column(Text(name or "tuned against base"), justify="right")
     for label, key in COUNT_ROWS.items():
-        table.add_row(label, *(f"{one[key]:,}" for one in summaries.values()))
-    table.add_row("without a verdict", *(f"{one['prompts'] - one['judged']:,}" for one in summaries.values()))
-    for label, (key, ends) in RATE_ROWS.items():
-        table.add_row(label, *(_rate(one[key], one[ends]) for one in summaries.values()))
-    lengths = [one["mean_characters"] for one in summaries.values()]
-    table.add_row("characters, base and tuned", *(f"{one['base']:.0f}, {one['tuned']:.0f}" for one in lengths))
+        table.add_row(label, *(f"{summary[key]:,}" for summary in summaries.values()))
+    missing = (summary["prompts"] - summary["judged"] for summary in summaries.values())
+    table.add_row("without a verdict", *(f"{count:,}" for count in missing))
+    for label, (key, interval_key) in RATE_ROWS.items():
+        rates = ((summary[key], *summary[interval_key]) for summary in summaries.values())
+        table.add_row(label, *(f"{rate:.1%} ({low:.1%} to {high:.1%})" for rate, low, high in rates))
+    lengths = (summary["mean_characters"] for summary in summaries.values())
+    table.add_row("characters, base and tuned", *(f"{mean['base']:.0f}, {mean['tuned']:.0f}" for mean in lengths))
     return table
 
 
-def _rate(rate: float, interval: Sequence[float]) -> str:
-    return f"{rate:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
-
-
 def tasks_table(tasks: Mapping[str, dict[str, dict[str, float]]], title: str) -> Table:
-    """A row for each metric of each task."""
+    """A row for each metric of each task: before, after, and the change."""
     table = Table("task", "metric", title=escape(title), title_justify="left")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
     for task, metrics in tasks.items():
-        for metric, found in metrics.items():
-            before, after = (_with_error(found, when) for when in ("before", "after"))
-            change = f"{found['after'] - found['before']:+.4f}" if {"before", "after"} <= found.keys() else ""
+        for metric, values in metrics.items():
+            before, after = (_value_with_error(values, when) for when in ("before", "after"))
+            change = f"{values['after'] - values['before']:+.4f}" if before and after else ""
             table.add_row(task, metric, before, after, change)
     return table
 
 
-def _with_error(found: Mapping[str, float], when: str) -> str:
-    if when not in found:
+def _value_with_error(values: Mapping[str, float], when: str) -> str:
+    if when not in values:
         return ""
-    error = found.get(f"{when}_stderr")
-    return f"{found[when]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    error = values.get(f"{when}_stderr")
+    return f"{values[when]:.4f}" + ("" if error is None else f" ± {error:.4f}")

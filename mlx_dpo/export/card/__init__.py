@@ -1,1 +1,1 @@
-"""The model card."""
+"""The model card and the training record that it is rendered from."""

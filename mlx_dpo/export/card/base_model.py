@@ -1,4 +1,4 @@
-"""What the model that was trained is to the Hub: its id, license and languages."""
+"""The base model as a card describes it: its Hub id, license and languages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, quiet_hub
+from mlx_dpo.errors import UserError
+from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, quiet_hub, read_card_metadata, translate_hub_errors
 
-_IN_CACHE = re.compile(r"models--(?P<user>.+)--(?P<name>.+)")
+_CACHE_FOLDER = re.compile(r"models--(?P<user>.+)--(?P<name>.+)")
+_INHERITED = ("license", "license_name", "license_link", "language")
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,11 @@ class BaseModelInfo:
     """A base model.
 
     Attributes:
-        repo_id: on the Hub, or None where it is not known to be there.
-        revision: the one that was asked for.
-        name: what to call it; never a path of this machine.
-        copied: metadata that is the derived model's as well: license, license_name, license_link, language.
+        repo_id: its id on the Hub; None if it is not known to be there.
+        revision: the requested revision; None for the default branch.
+        display_name: a name for texts; never a local path.
+        inherited_metadata: card metadata that also holds for derived models: license, license_name, license_link and
+            language.
     """
 
     repo_id: str | None
@@ -30,61 +33,52 @@ class BaseModelInfo:
 
 
 def describe_base_model(model: str, *, may_be_hub_id: bool = True, fetch_card: bool = False) -> BaseModelInfo:
-    """The base by the name it was given as --model: a folder or a Hub id. Nothing unknown is guessed.
+    """Find out what is known about a base model, without guesses.
 
-    on_hub: whether the name may be one of the Hub's.
-    ask_hub: look for its card on the Hub, where it is not on this machine.
+    Args:
+        model: the value of --model: a folder or a Hub id.
+        may_be_hub_id: whether a name that is no folder may be taken for a Hub id.
+        fetch_card: download the model's card from the Hub if it is not on this machine.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
-        data = _metadata(folder / "README.md")
-        repo_id = _cached_id(folder) or _first_id(data.get("base_model"))
-        return BaseModelInfo(repo_id, None, repo_id or _plain(folder.resolve().name), _copied(data))
-    name = HubRepoRef.parse(model) if may_be_hub_id else None
-    if name is None:
-        return BaseModelInfo(None, None, _plain(folder.name) or "a model in memory", {})
-    return BaseModelInfo(name.repo_id, name.revision, name.repo_id, _copied(_from_hub(name, fetch_card)))
+        metadata = read_card_metadata(folder / "README.md")
+        repo_id = _cached_repo_id(folder) or _first_repo_id(metadata.get("base_model"))
+        return BaseModelInfo(repo_id, None, repo_id or _plain_text(folder.resolve().name), _inherited(metadata))
+    repo = HubRepoRef.parse(model) if may_be_hub_id else None
+    if repo is None:
+        return BaseModelInfo(None, None, _plain_text(folder.name) or "a model in memory", {})
+    return BaseModelInfo(repo.repo_id, repo.revision, repo.repo_id, _inherited(_hub_metadata(repo, fetch_card)))
 
 
-def _plain(name: str) -> str:
-    """A name that Markdown leaves alone."""
+def _plain_text(name: str) -> str:
+    """A name without characters that Markdown or HTML interpret."""
     return re.sub(r"[\s`<>]+", " ", name).strip()
 
 
-def _cached_id(folder: Path) -> str | None:
-    """The id of a snapshot in huggingface_hub's cache."""
+def _cached_repo_id(folder: Path) -> str | None:
+    """The id of a model in huggingface_hub's cache, from its snapshot folder."""
     for part in folder.absolute().parts:
-        if match := _IN_CACHE.fullmatch(part):
+        if match := _CACHE_FOLDER.fullmatch(part):
             return f"{match['user']}/{match['name']}"
     return None
 
 
-def _first_id(value: Any) -> str | None:
-    first = value[0] if isinstance(value, list) and value else value
-    name = HubRepoRef.parse(first) if isinstance(first, str) else None
-    return name.repo_id if name else None
+def _first_repo_id(base_model: Any) -> str | None:
+    first = base_model[0] if isinstance(base_model, list) and base_model else base_model
+    repo = HubRepoRef.parse(first) if isinstance(first, str) else None
+    return repo.repo_id if repo else None
 
 
-def _from_hub(name: HubRepoRef, ask_hub: bool) -> dict[str, Any]:
+def _hub_metadata(repo: HubRepoRef, fetch_card: bool) -> dict[str, Any]:
     try:
-        with quiet_hub():
-            fetch = hub_api().hf_hub_download
-            card = fetch(name.repo_id, "README.md", revision=name.revision, local_files_only=not ask_hub)
-    except Exception:  # a card that can't be had costs the license line and nothing else
+        with quiet_hub(), translate_hub_errors(repo.repo_id):
+            download = hub_api().hf_hub_download
+            card = download(repo.repo_id, "README.md", revision=repo.revision, local_files_only=not fetch_card)
+    except UserError:  # without the base's card, only the license and the languages are missing
         return {}
-    return _metadata(Path(card))
+    return read_card_metadata(Path(card))
 
 
-def _metadata(readme: Path) -> dict[str, Any]:
-    from huggingface_hub import ModelCard
-
-    try:
-        text = readme.read_text(encoding="utf-8")
-        return ModelCard(text, ignore_metadata_errors=True).data.to_dict() if text.startswith("---") else {}
-    except Exception:  # somebody else's file: whatever is wrong with it, we know nothing of the base
-        return {}
-
-
-def _copied(data: dict[str, Any]) -> dict[str, Any]:
-    names = ("license", "license_name", "license_link", "language")
-    return {name: data[name] for name in names if data.get(name)}
+def _inherited(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {name: metadata[name] for name in _INHERITED if metadata.get(name)}

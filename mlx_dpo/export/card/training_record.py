@@ -1,6 +1,6 @@
-"""training.json: how a run was trained, for the card, beside the adapter, and beside the model that is fused of it.
+"""training.json: how a run was trained, for model cards.
 
-It stays on this machine; the card says what is in it.
+It is written next to the adapter and copied next to a fused model. It stays on this machine; the card is published.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from mlx_dpo.config import read_yaml
 from mlx_dpo.data.hub_datasets import parse_hub_name
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.metrics_log import read_metrics
-from mlx_dpo.training.listener import Listener, Metrics, RunPlan, TrainResult
+from mlx_dpo.training.events import RunPlan, TrainResult
+from mlx_dpo.training.listener import Listener
+from mlx_dpo.utils.formatting import strip_eval_prefix
 from mlx_dpo.utils.hub_client import HubRepoRef, redact_secrets
 
 RECORD_FILE = "training.json"
@@ -25,21 +27,26 @@ _PACKAGES = ("mlx-dpo", "mlx", "mlx-lm")
 
 
 class TrainingRecorder(Listener):
-    """Hears what a run is, and writes it down at its end."""
+    """Writes training.json at the end of a run."""
 
     def __init__(self, command: Sequence[str] = ()) -> None:
-        """command: what was typed, where something was."""
+        """Prepare for a run.
+
+        Args:
+            command: the command line, if the run was started by one.
+        """
         self.command = list(command)
 
     def on_run_start(self, plan: RunPlan) -> None:
+        """Remember the run's plan."""
         self.plan = plan
 
     def write(self, result: TrainResult) -> Path:
-        """Write the file into the run's folder."""
-        files = record_from_run_files(result.run)
-        told = {
+        """Write training.json into the run's folder and return its path."""
+        record = record_from_run_files(result.run)
+        record |= {
             "command": [redact_secrets(word) for word in self.command],
-            "on_hub": settings_on_hub(files.get("config") or {}),
+            "on_hub": settings_on_hub(record.get("config") or {}),
             "versions": package_versions(),
             "machine": f"{platform.system()} {platform.machine()}",
             "ranks": self.plan.ranks,
@@ -51,58 +58,67 @@ class TrainingRecorder(Listener):
             "all_parameters": self.plan.total_parameters,
             "notes": result.notes,
         }
-        file = result.run / RECORD_FILE
-        file.write_text(json.dumps({**files, **told}, indent=1, ensure_ascii=False), encoding="utf-8")
-        return file
+        return _write_record(result.run, record)
 
 
 def read_training_record(folder: str | Path) -> dict[str, Any]:
-    """What training.json says, and else what a run's other files do; empty where there is neither."""
-    file = Path(folder) / RECORD_FILE
+    """Read training.json, or else what the other files of a run contain; empty if there is neither."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return record_from_run_files(Path(folder))
-    return told if isinstance(told, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def copy_training_record(run: str | Path, model: str | Path, fuse: dict[str, Any] | None = None) -> None:
-    """Put what is known of a run beside the model that was fused of it, and what the fusing measured as `fuse`."""
-    told = read_training_record(run)
-    told |= {"fuse": fuse} if fuse else {}
-    (Path(model) / RECORD_FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    """Copy a run's record next to the model that was fused from it.
+
+    Args:
+        run: the run's folder.
+        model: the fused model's folder.
+        fuse: what was measured while fusing, see `FusedModelReport.to_mapping`; stored under `fuse`.
+    """
+    _write_record(Path(model), read_training_record(run) | ({"fuse": fuse} if fuse else {}))
 
 
 def record_from_run_files(run: Path) -> dict[str, Any]:
-    """`config`, the held-out metrics `before` and `after`, and `lines`, all of metrics.jsonl, of a run's folder."""
+    """The part of a record that a run's other files contain.
+
+    Returns:
+        `config`; the validation metrics `before` and `after` training; `lines`, all of metrics.jsonl; and `steps`, the
+        last step. Empty if a file can't be read.
+    """
     try:
         lines, config = read_metrics(run), read_yaml(run / "config.yaml")
     except (UserError, ValueError, OSError):
         return {}
-    evaluated = [_plain(line) for line in lines if "eval_loss" in line]
-    before = evaluated[0] if evaluated and evaluated[0]["step"] == 0 else {}
-    after = evaluated[-1] if len(evaluated) > 1 else {}
+    evaluations = [strip_eval_prefix(line) for line in lines if "eval_loss" in line]
+    before = evaluations[0] if evaluations and evaluations[0]["step"] == 0 else {}
+    after = evaluations[-1] if len(evaluations) > 1 else {}
     steps = int(max((line["step"] for line in lines), default=0))
     return {"config": config, "before": before, "after": after, "lines": lines, "steps": steps}
 
 
 def settings_on_hub(config: Mapping[str, Any]) -> list[str]:
-    """Which of `model` and `data` are names of the Hub, seen from where the run was started."""
+    """Which of the settings `model` and `data` are Hub names rather than local paths, seen from the current folder."""
     model, data = (str(config.get(name) or "") for name in ("model", "data"))
-    local = Path(model).expanduser().exists()
-    return [*(["model"] if not local and HubRepoRef.parse(model) else []), *(["data"] if parse_hub_name(data) else [])]
-
-
-def _plain(line: Metrics) -> Metrics:
-    return {name.removeprefix("eval_"): value for name, value in line.items()}
+    is_local = Path(model).expanduser().exists()
+    settings = ["model"] if not is_local and HubRepoRef.parse(model) else []
+    return [*settings, "data"] if parse_hub_name(data) else settings
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and the packages that a run's numbers come from, where they are installed."""
-    found = {"python": sys.version.split()[0]}
+    """Versions of Python and of the installed packages that affect a run's numbers."""
+    versions = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:  # mlx is mlx-cpu on some machines
             continue
-    return found
+    return versions
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> Path:
+    file = folder / RECORD_FILE
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    return file

@@ -1,13 +1,13 @@
-"""The card's section on running it: each command stands only where it works with what is in the repository."""
+"""The card's section on usage. Each command is listed only if it works with the repository's files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlx_dpo.export.card.model_card import CardInputs
+from mlx_dpo.export.card.card_inputs import CardInputs
+from mlx_dpo.export.card.markdown import code_block
 
+_WITH_MLX_LM = "With [mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac (Linux: `pip install 'mlx-lm[cpu]'`):"
 _CHAT = """\
 prompt = tokenizer.apply_chat_template(
     [{"role": "user", "content": "Your question"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -15,81 +15,82 @@ prompt = tokenizer.apply_chat_template(
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256)[0]))"""
 
 
-def usage_section(known: CardInputs) -> Iterator[str]:
-    """The section, part by part."""
-    yield "## How to run it"
-    yield from {"adapter": _adapter, "peft": _peft, "model": _model}[known.kind](known)
+def usage_section(inputs: CardInputs) -> Iterator[str]:
+    """The section's paragraphs and code blocks, with its heading."""
+    yield "## Usage"
+    yield from {"adapter": _adapter, "peft": _peft_adapter, "model": _model}[inputs.kind](inputs)
 
 
-def _block(text: str, language: str = "") -> str:
-    return f"```{language}\n{text}\n```"
+def _repo_id(inputs: CardInputs) -> str:
+    return inputs.repo_id or f"USER/{inputs.name}"
 
 
-def _repo(known: CardInputs) -> str:
-    return known.repo_id or f"USER/{known.name}"
+def _base_model(inputs: CardInputs) -> str:
+    return inputs.base.repo_id or f"PATH/TO/{inputs.base.display_name}".replace(" ", "-")
 
 
-def _base(known: CardInputs) -> str:
-    return known.base.repo_id or f"PATH/TO/{known.base.display_name}".replace(" ", "-")
+def _download(inputs: CardInputs) -> str:
+    return f"hf download {_repo_id(inputs)} --local-dir {inputs.name}"
 
 
-def _download(known: CardInputs) -> str:
-    return f"hf download {_repo(known)} --local-dir {known.name}"
-
-
-def _adapter(known: CardInputs) -> Iterator[str]:
-    base, name = _base(known), known.name
-    yield "With [mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac (Linux: `pip install 'mlx-lm[cpu]'`):"
+def _adapter(inputs: CardInputs) -> Iterator[str]:
+    base, name, download = _base_model(inputs), inputs.name, _download(inputs)
     generate = f"mlx_lm.generate --model {base} --adapter-path {name} --prompt 'Your question'"
-    yield _block(f"{_download(known)}\n{generate}")
+    yield _WITH_MLX_LM
+    yield code_block(f"{download}\n{generate}")
     fuse = f"mlx-dpo fuse --model {base} --adapter-path {name} --dequantize --save-path {name}-fused"
-    yield "With llama.cpp or LM Studio, fold it into its model first:"
-    yield _block(
-        f"{_download(known)}\n{fuse}\n"
+    yield "With llama.cpp or LM Studio, after fusing it into its base model:"
+    yield code_block(
+        f"{download}\n{fuse}\n"
         f"mlx-dpo export --format gguf --model {name}-fused {name}.gguf   # then: llama-cli -m {name}.gguf\n"
-        f"cp -r {name}-fused ~/.lmstudio/models/{_repo(known)}   # LM Studio on a Mac lists it under My Models"
+        f"cp -r {name}-fused ~/.lmstudio/models/{_repo_id(inputs)}   # LM Studio on a Mac lists it under My Models"
     )
-    if known.config.get("fine_tune_type", "lora") == "full":
+    if inputs.config.get("fine_tune_type", "lora") == "full":
         return
-    yield "With transformers and peft, on the float model that the base was made from:"
-    yield _block(f"{_download(known)}\nmlx-dpo export --format peft --model {base} --adapter-path {name} {name}-peft")
-    yield _block(_with_peft("THE-FLOAT-MODEL", f"{name}-peft"), "python")
+    yield "With transformers and peft, on the unquantized model that the base model was made from:"
+    yield code_block(f"{download}\nmlx-dpo export --format peft --model {base} --adapter-path {name} {name}-peft")
+    yield _peft_code("THE-UNQUANTIZED-MODEL", f"{name}-peft")
 
 
-def _with_peft(base: str, adapter: str) -> str:
-    return f"""\
+def _peft_adapter(inputs: CardInputs) -> Iterator[str]:
+    yield "With transformers and peft:"
+    yield _peft_code(_base_model(inputs), _repo_id(inputs))
+    convert = f"python convert_lora_to_gguf.py {inputs.name} --base PATH/TO/THE-BASE --outfile {inputs.name}.gguf"
+    yield "With llama.cpp:"
+    yield code_block(f"{_download(inputs)}\n{convert}\nllama-cli -m BASE.gguf --lora {inputs.name}.gguf")
+
+
+def _model(inputs: CardInputs) -> Iterator[str]:
+    name, repo_id, download = inputs.name, _repo_id(inputs), _download(inputs)
+    yield _WITH_MLX_LM
+    yield code_block(f"mlx_lm.generate --model {repo_id} --prompt 'Your question'")
+    yield "In LM Studio on a Mac, after downloading it:"
+    yield code_block(f"hf download {repo_id} --local-dir ~/.lmstudio/models/{repo_id}")
+    yield "With llama.cpp:"
+    yield code_block(f"{download}\nmlx-dpo export --format gguf --model {name} {name}.gguf\nllama-cli -m {name}.gguf")
+    if inputs.is_quantized:
+        yield "transformers can't read the weights, which are quantized in MLX's format."
+        return
+    yield "With transformers:"
+    yield code_block(
+        f"""\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")
+model = AutoModelForCausalLM.from_pretrained("{repo_id}")
+{_CHAT}""",
+        "python",
+    )
+
+
+def _peft_code(base: str, adapter: str) -> str:
+    return code_block(
+        f"""\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{base}")
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")
-{_CHAT}"""
-
-
-def _peft(known: CardInputs) -> Iterator[str]:
-    yield "With transformers and peft:"
-    yield _block(_with_peft(_base(known), _repo(known)), "python")
-    yield "With llama.cpp:"
-    convert = f"python convert_lora_to_gguf.py {known.name} --base PATH/TO/THE-BASE --outfile {known.name}.gguf"
-    yield _block(f"{_download(known)}\n{convert}\nllama-cli -m BASE.gguf --lora {known.name}.gguf")
-
-
-def _model(known: CardInputs) -> Iterator[str]:
-    yield "With [mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac (Linux: `pip install 'mlx-lm[cpu]'`):"
-    yield _block(f"mlx_lm.generate --model {_repo(known)} --prompt 'Your question'")
-    yield "In LM Studio on a Mac, once it is downloaded:"
-    yield _block(f"hf download {_repo(known)} --local-dir ~/.lmstudio/models/{_repo(known)}")
-    gguf = f"mlx-dpo export --format gguf --model {known.name} {known.name}.gguf\nllama-cli -m {known.name}.gguf"
-    yield "With llama.cpp:"
-    yield _block(f"{_download(known)}\n{gguf}")
-    if known.is_quantized:
-        yield "Its weights are quantized as MLX has it, which transformers doesn't read."
-        return
-    yield "With transformers:"
-    code = f"""\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{_repo(known)}")
-model = AutoModelForCausalLM.from_pretrained("{_repo(known)}")
-{_CHAT}"""
-    yield _block(code, "python")
+{_CHAT}""",
+        "python",
+    )

@@ -1,1 +1,1 @@
-"""An adapter fused into its model."""
+"""Fuse an adapter into its model."""

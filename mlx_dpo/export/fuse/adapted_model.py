@@ -1,4 +1,4 @@
-"""A model with an adapter on it, opened as often as it is needed and never twice at once."""
+"""A model with an adapter, loaded again for each use so that only one copy is in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,19 +20,28 @@ from mlx_dpo.forward.model_loading import LoadedModel, load_model
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model folder or Hub id, and an adapter folder for it."""
+    """Where a model and its adapter are.
+
+    Attributes:
+        model: folder or Hub id.
+        adapter_path: the adapter's folder.
+    """
 
     model: str
     adapter_path: Path
 
     def load(self) -> tuple[LoadedModel, Tensors]:
-        """The model with the adapter on it, tensors unread, and the adapter's tensors that undo it."""
+        """Load the model with the adapter attached, tensors unread.
+
+        Returns:
+            The model, and the adapter tensors that turn it into the base model.
+        """
         loaded = load_model(self.model, lazy=True)
-        _, base = load_adapter(loaded.model, self.adapter_path, lazy=True)
-        return loaded, base
+        _, neutral_tensors = load_adapter(loaded.model, self.adapter_path, lazy=True)
+        return loaded, neutral_tensors
 
     def load_fused(self, plan: PrecisionPlan) -> nn.Module:
-        """The model with the layers of a plan folded, one after the other."""
+        """Load the model and merge the layers of a plan, one at a time."""
         model = self.load()[0].model
         layers = {name: module for name, module in model.named_modules() if name in plan}
         for name in list(layers):
@@ -42,13 +51,13 @@ class AdaptedModel:
 
 
 def replace_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Replace layers of a model."""
+    """Replace layers of a model, by name."""
     model.update_modules(tree_unflatten(list(layers.items())))
 
 
 @contextmanager
 def temporarily_merged(model: nn.Module, plan: PrecisionPlan) -> Iterator[None]:
-    """Within, the layers of a plan are folded and the others are not."""
+    """Merge the layers of a plan inside a `with` block; all other layers stay adapted."""
     layers = {name: module for name, module in model.named_modules() if name in plan}
     replace_layers(model, {name: merge_layer(module, plan[name]) for name, module in layers.items()})
     try:

@@ -1,15 +1,17 @@
-"""How many bits each layer of a fused model gets: as few as keep the margin, more where it is most sensitive.
+"""Choose the bits of each layer of a fused model: as few as keep the margin, more where rounding hurts most.
 
-What rounding does to a block is measured once, at the base's bits and with all else unrounded: the mean squared change
-of the pairs' margins. With more bits it is taken to fall as the squared error of the block's weights does, which costs
-no run of the model. Blocks then climb from the base's bits towards float, each step the one that takes away the most
-error for the bytes it adds; and of the plans on that climb the smallest that keeps the margin is found by halving.
+1. For each block, measure once how rounding it to the base's bits, with everything else unrounded, changes the pairs'
+   reward margins (mean squared change). With more bits, this change is assumed to fall in proportion to the squared
+   error of the block's weights, which needs no further forward pass.
+2. Starting from the base's bits, upgrade blocks towards float greedily, by the reduction in error per added byte.
+3. Find the smallest plan on this path that keeps the margin by bisection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 
 import mlx.nn as nn
@@ -18,17 +20,18 @@ from mlx_dpo.adapters.merging import FLOAT_PRECISION, Precision, layer_precision
 from mlx_dpo.adapters.qa_lora import is_qa_lora
 from mlx_dpo.forward.network import block_prefix
 
-PrecisionPlan = dict[str, Precision]  # by the name of the adapted layer
+PrecisionPlan = dict[str, Precision]  # by name of the adapted layer
 SUPPORTED_BITS = (4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
 class BitOption:
-    """A block at one of its precisions.
+    """A precision that the layers of a block may have.
 
     Attributes:
-        error: of its weights, squared and relative, the mean over its layers.
-        bytes: of its weights.
+        plan: the precision of each layer.
+        relative_error: squared error of the weights relative to their squares, the mean over layers.
+        size_bytes: of the weights.
     """
 
     plan: PrecisionPlan
@@ -37,7 +40,10 @@ class BitOption:
 
 
 def precision_options(module: nn.Module) -> list[Precision]:
-    """Those that an adapted layer may be fused at, smallest first; on the grid the base's own loses nothing."""
+    """The precisions that an adapted layer may be fused at, smallest first.
+
+    For QA-LoRA this is the base's precision alone, at which nothing is lost.
+    """
     base = layer_precision(module)
     if base.bits is None or is_qa_lora(module):
         return [base]
@@ -45,78 +51,85 @@ def precision_options(module: nn.Module) -> list[Precision]:
 
 
 def group_layers_by_block(layers: Mapping[str, nn.Module]) -> list[list[str]]:
-    """Names of `adapted_layers`, those of a block together."""
+    """Group the names of `adapted_layers` by transformer block."""
     return [list(names) for _, names in groupby(layers, key=block_prefix)]
 
 
 def uniform_plan(layers: Mapping[str, nn.Module], option_index: int) -> PrecisionPlan:
-    """All layers at their precision of that number, or at their last."""
-    return {
-        name: (choice := precision_options(module))[min(option_index, len(choice) - 1)]
-        for name, module in layers.items()
-    }
+    """A plan with the same choice for all layers.
+
+    Args:
+        layers: adapted layers by name.
+        option_index: index into each layer's `precision_options`; layers with fewer options get their last one.
+    """
+    options = {name: precision_options(module) for name, module in layers.items()}
+    return {name: choices[min(option_index, len(choices) - 1)] for name, choices in options.items()}
 
 
 def greedy_upgrade(
     layers: Mapping[str, nn.Module], measure_sensitivity: Callable[[list[str]], float]
 ) -> list[PrecisionPlan]:
-    """Plans from the smallest, all layers at the base's precision, to the largest.
+    """Plans from the smallest, with all layers at the base's precision, to the largest.
 
-    sensitivity: the squared change of margins that rounding a block's layers to the base's precision brings; it is
-        asked for where there is a choice.
+    Args:
+        layers: adapted layers by name, in the model's order.
+        measure_sensitivity: takes the names of a block's layers; returns the mean squared change of margins when they
+            are rounded to the base's precision. Called once for each block that has a choice.
     """
     plans = [uniform_plan(layers, 0)]
-    blocks = [{name: layers[name] for name in block} for block in group_layers_by_block(layers)]
-    blocks = [block for block in blocks if any(len(precision_options(module)) > 1 for module in block.values())]
-    steps: list[tuple[float, PrecisionPlan]] = []
-    for block in blocks:
-        rungs = _convex_hull(_block_options(block))
-        weight = measure_sensitivity(list(block)) / max(rungs[0].relative_error, 1e-30)
-        for lower, upper in pairwise(rungs):
-            gain = weight * (lower.relative_error - upper.relative_error) / (upper.size_bytes - lower.size_bytes)
-            steps.append((gain, upper.plan))
-    for _, plan in sorted(
-        steps, key=lambda step: -step[0]
-    ):  # on a hull gains fall, so a block's steps keep their order
-        plans.append({**plans[-1], **plan})
+    upgrades: list[tuple[float, PrecisionPlan]] = []
+    for names in group_layers_by_block(layers):
+        block = {name: layers[name] for name in names}
+        if all(len(precision_options(module)) == 1 for module in block.values()):
+            continue
+        options = _convex_hull(_block_options(block))
+        weight = measure_sensitivity(names) / max(options[0].relative_error, 1e-30)
+        for lower, upper in pairwise(options):
+            upgrades.append((weight * _error_reduction_per_byte(lower, upper), upper.plan))
+    # The gains of a block fall along its convex hull, so sorting keeps its upgrades in order.
+    for _, upgrade in sorted(upgrades, key=lambda entry: -entry[0]):
+        plans.append(plans[-1] | upgrade)
     return plans
 
 
 def smallest_sufficient_plan(
     plans: list[PrecisionPlan], is_sufficient: Callable[[PrecisionPlan], bool]
 ) -> PrecisionPlan:
-    """The first plan that keeps the margin, as if later ones kept no less than earlier; the last, if none does."""
-    fails, good = -1, len(plans) - 1
-    while good - fails > 1:
-        middle = 0 if fails < 0 else (fails + good) // 2  # the base's own size first: at times it is enough
-        fails, good = (fails, middle) if is_sufficient(plans[middle]) else (middle, good)
-    return plans[good]
+    """Find the first plan that is sufficient by bisection, assuming that all later ones are; else the last plan."""
+    insufficient, sufficient = -1, len(plans) - 1
+    while sufficient - insufficient > 1:
+        # The smallest plan first: it is often sufficient.
+        middle = 0 if insufficient < 0 else (insufficient + sufficient) // 2
+        if is_sufficient(plans[middle]):
+            sufficient = middle
+        else:
+            insufficient = middle
+    return plans[sufficient]
 
 
 def _block_options(block: Mapping[str, nn.Module]) -> list[BitOption]:
-    highest = max(len(precision_options(module)) for module in block.values())
-    rungs = []
-    for height in range(highest):
-        plan = uniform_plan(block, height)
+    options = []
+    for index in range(max(len(precision_options(module)) for module in block.values())):
+        plan = uniform_plan(block, index)
         errors = [rounding_error(module, plan[name]) for name, module in block.items()]
         size = sum(weight_bytes(module, plan[name]) for name, module in block.items())
-        rungs.append(BitOption(plan, sum(errors) / len(errors), size))
-    return rungs
+        options.append(BitOption(plan, sum(errors) / len(errors), size))
+    return options
 
 
-def _convex_hull(rungs: list[BitOption]) -> list[BitOption]:
-    """From each rung to that of the steepest fall in error a byte. 5 bits are at times worse than the base's own 4."""
-    kept = [rungs[0]]
-    while above := [
-        rung
-        for rung in rungs
-        if rung.size_bytes > kept[-1].size_bytes and rung.relative_error < kept[-1].relative_error
-    ]:
-        here = kept[-1]
-        kept.append(
-            max(
-                above,
-                key=lambda rung: (here.relative_error - rung.relative_error) / (rung.size_bytes - here.size_bytes),
-            )
-        )
-    return kept
+def _error_reduction_per_byte(smaller: BitOption, larger: BitOption) -> float:
+    return (smaller.relative_error - larger.relative_error) / (larger.size_bytes - smaller.size_bytes)
+
+
+def _convex_hull(options: list[BitOption]) -> list[BitOption]:
+    """The options on the lower convex hull of error over size.
+
+    This drops options that are worse than a smaller one, as 5 bits sometimes are than the base's own 4.
+    """
+    hull, better = [options[0]], options
+    while True:
+        last = hull[-1]
+        better = [o for o in better if o.size_bytes > last.size_bytes and o.relative_error < last.relative_error]
+        if not better:
+            return hull
+        hull.append(max(better, key=partial(_error_reduction_per_byte, last)))

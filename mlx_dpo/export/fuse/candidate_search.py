@@ -1,4 +1,4 @@
-"""Base, adapter and fused models measured on held-out pairs, one in memory at a time."""
+"""Measure the base, the adapter and fused models on validation pairs, with one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -20,94 +20,109 @@ from mlx_dpo.export.fuse.bit_search import PrecisionPlan, greedy_upgrade, smalle
 from mlx_dpo.export.fuse.fuse_result import ModelMeasurement, describe_bits
 from mlx_dpo.forward.network import block_prefix
 
-Say = Callable[[str], None]
 SENSITIVITY_PAIRS = 32
 
 
 class CandidateSearch:
-    """What was measured so far.
+    """Measures candidate plans and keeps their measurements.
 
     Attributes:
-        model: with the adapter on it; let go of once a fused one is measured.
-        note: a sentence, where something is to be said.
+        model: the model with the adapter; None once a fused model was measured.
+        base: measurement of the base model.
+        adapter: measurement of the model with the adapter.
+        note: why it is unknown how much of the margin is kept; empty if it is known.
     """
 
-    def __init__(self, source: AdaptedModel, pairs: CalibrationSet, say: Say) -> None:
-        """Measure base and adapter."""
-        self.adapted_model, self.calibration, self.on_progress = source, pairs, say
-        loaded, undone = source.load()
+    def __init__(
+        self, adapted_model: AdaptedModel, calibration: CalibrationSet, on_progress: Callable[[str], None]
+    ) -> None:
+        """Measure the base and the adapter.
+
+        Args:
+            adapted_model: the model with its adapter.
+            calibration: the validation pairs.
+            on_progress: called with a short text before each measurement.
+        """
+        self._adapted_model, self._on_progress = adapted_model, on_progress
+        loaded, neutral_tensors = adapted_model.load()
         self.model: nn.Module | None = loaded.model
-        say("Measuring the base model")
-        with swap_adapter(loaded.model, undone):
-            self.margin_evaluator = MarginEvaluator.prepare(
-                pairs.loss, pairs.example_set, pairs.batch_size, loaded.model
+        on_progress("Measuring the base model")
+        with swap_adapter(loaded.model, neutral_tensors):
+            self._evaluator = MarginEvaluator.prepare(
+                calibration.loss, calibration.example_set, calibration.batch_size, loaded.model
             )
-        say("Measuring the adapter")
-        self.base_measurement, self.adapter_measurement = (
-            self.margin_evaluator.measure_base(),
-            self.margin_evaluator.measure_adapter(loaded.model),
-        )
-        own = sum(v.nbytes for _, v in tree_flatten(loaded.model.parameters()))
-        added = sum(v.nbytes for v in read_adapter(source.adapter_path)[1].values())
-        self._first = [
-            self._row("base", "-", own - added, self.base_measurement),
-            self._row("adapter", "-", own, self.adapter_measurement),
+        self.base = self._evaluator.measure_base()
+        on_progress("Measuring the adapter")
+        self.adapter = self._evaluator.measure_adapter(loaded.model)
+        size = _size_bytes(loaded.model)
+        adapter_size = sum(tensor.nbytes for tensor in read_adapter(adapted_model.adapter_path)[1].values())
+        self._unfused = [
+            self._to_model_measurement("base", "-", size - adapter_size, self.base),
+            self._to_model_measurement("adapter", "-", size, self.adapter),
         ]
-        self._tried: dict[str, ModelMeasurement] = {}
-        self.note = "" if self.adapter_measurement.mean_margin > self.base_measurement.mean_margin else self._nothing()
+        self._fused: dict[str, ModelMeasurement] = {}
+        self.note = ""
+        if not self.adapter.mean_margin > self.base.mean_margin:
+            self.note = (
+                f"on the pairs of {calibration.name} the adapter's reward margin, {self.adapter.mean_margin:.3f}, is "
+                f"not above the base's, {self.base.mean_margin:.3f}, so there is nothing to keep"
+            )
 
     def find_smallest_plan(self) -> PrecisionPlan:
-        """The smallest plan that keeps the margin, or the one that keeps most. Raises `UserError`."""
+        """Find the smallest plan that keeps the margin; if none does, the largest plan.
+
+        Raises:
+            UserError: the adapter has no margin to keep.
+        """
         assert self.model is not None
         if self.note:
-            hint = "Give pairs of the kind it was trained on with --calibrate FILE."
+            hint = "Give pairs like those it was trained on with --calibrate FILE."
             raise UserError(self.note, field="calibrate", hint=hint)
-        plans = greedy_upgrade(adapted_layers(self.model), self._sensitivity)
+        plans = greedy_upgrade(adapted_layers(self.model), self._measure_sensitivity)
         return smallest_sufficient_plan(plans, lambda plan: self.measure_plan(plan).keeps_margin)
 
     def measurements(self, plan: PrecisionPlan) -> list[ModelMeasurement]:
-        """Base, adapter, all else that was tried, by size, and last the model fused by a plan."""
-        last = self.measure_plan(plan)
-        others = sorted((row for row in self._tried.values() if row is not last), key=lambda row: row.bytes)
-        return [*self._first, *(replace(row, model="tried") for row in others), last]
+        """The measurements of the base, the adapter, other plans that were tried, by size, and last the given plan."""
+        chosen = self.measure_plan(plan)
+        tried = [replace(m, model="tried") for m in self._fused.values() if m is not chosen]
+        return [*self._unfused, *sorted(tried, key=lambda m: m.bytes), chosen]
 
     def measure_plan(self, plan: PrecisionPlan) -> ModelMeasurement:
-        """The model fused by a plan, measured."""
+        """Measure the model that is fused with a plan, once."""
         key = repr(plan)
-        if key not in self._tried:
-            self.on_progress(f"Measuring it fused, with {describe_bits(plan)} bits")
+        if key not in self._fused:
+            bits = describe_bits(plan)
+            self._on_progress(f"Measuring the fused model with {bits} bits")
             self.model = None
-            model = self.adapted_model.load_fused(plan)
-            size = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
-            self._tried[key] = self._row("fused", describe_bits(plan), size, self.margin_evaluator.measure(model))
-        return self._tried[key]
+            model = self._adapted_model.load_fused(plan)
+            measurement = self._evaluator.measure(model)
+            self._fused[key] = self._to_model_measurement("fused", bits, _size_bytes(model), measurement)
+        return self._fused[key]
 
-    def _sensitivity(self, block: list[str]) -> float:
-        """The mean squared change of the margins of some pairs as a block's layers are rounded to the base's bits."""
+    def _measure_sensitivity(self, block: list[str]) -> float:
+        """The mean squared change of some pairs' margins when a block's layers are rounded to the base's bits."""
         assert self.model is not None
-        self.on_progress(f"Measuring how sensitive {block_prefix(block[0])} is")
-        few = self.margin_evaluator.subset(SENSITIVITY_PAIRS)
+        self._on_progress(f"Measuring the sensitivity of {block_prefix(block[0])}")
+        evaluator = self._evaluator.subset(SENSITIVITY_PAIRS)
         layers = adapted_layers(self.model)
         with temporarily_merged(self.model, uniform_plan({name: layers[name] for name in block}, 0)):
-            margins = few.measure(self.model).margins
-        return float(np.square(margins - self.adapter_measurement.margins[: len(margins)]).mean())
+            margins = evaluator.measure(self.model).margins
+        return float(np.square(margins - self.adapter.margins[: len(margins)]).mean())
 
-    def _row(self, name: str, bits: str, size: int, measured: MarginMeasurement) -> ModelMeasurement:
-        added, left = (
-            self.adapter_measurement.margins - self.base_measurement.margins,
-            measured.margins - self.base_measurement.margins,
-        )
-        if not added.mean() > 0:
-            return ModelMeasurement(name, bits, size, measured.mean_margin, accuracy=measured.accuracy, kl=measured.kl)
-        kept = left.mean() / added.mean()
-        error = (left - kept * added).std() / (added.mean() * len(added) ** 0.5)  # of a ratio of means
+    def _to_model_measurement(
+        self, name: str, bits: str, size: int, measurement: MarginMeasurement
+    ) -> ModelMeasurement:
+        kept = kept_error = None
+        adapter_gain = self.adapter.margins - self.base.margins
+        if adapter_gain.mean() > 0:
+            gain = measurement.margins - self.base.margins
+            kept = float(gain.mean() / adapter_gain.mean())
+            # The standard error of a ratio of means.
+            kept_error = float((gain - kept * adapter_gain).std() / (adapter_gain.mean() * len(gain) ** 0.5))
         return ModelMeasurement(
-            name, bits, size, measured.mean_margin, float(kept), float(error), measured.accuracy, measured.kl
+            name, bits, size, measurement.mean_margin, kept, kept_error, measurement.accuracy, measurement.kl
         )
 
-    def _nothing(self) -> str:
-        return (
-            f"on the pairs of {self.calibration.name} the adapter's reward margin, "
-            f"{self.adapter_measurement.mean_margin:.3f}, is not above the base's, "
-            f"{self.base_measurement.mean_margin:.3f}, so there is nothing to keep"
-        )
+
+def _size_bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for _, tensor in tree_flatten(model.parameters()))

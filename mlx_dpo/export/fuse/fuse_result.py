@@ -1,4 +1,4 @@
-"""What fusing came to: base, adapter and fused models side by side; for the terminal, for programs, and the card."""
+"""The result of fusing: base, adapter and fused models compared, for the terminal, for JSON and for the card."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.export.fuse.bit_search import PrecisionPlan
 from mlx_dpo.forward.network import block_prefix
 
-MIN_KEPT_MARGIN = 0.95  # share of the adapter's margin that a fused model is to keep
+MIN_KEPT_MARGIN = 0.95  # share of the adapter's margin that a fused model has to keep
 FUSE_TABLE_COLUMNS = ("model", "bits", "MB", "margin", "kept", "accuracy", "KL/token")
 
 
 @dataclass(frozen=True)
 class ModelMeasurement:
-    """A model, measured on the held-out pairs or not.
+    """A model's size and, if there are validation pairs, what was measured on them. The fields are keys of the JSON.
 
     Attributes:
-        bits: of the adapted layers, for people.
+        model: base, adapter, tried or fused.
+        bits: of the adapted layers, as text.
         bytes: of all tensors.
-        kept: share of what the adapter adds to the base's margin; `kept_error` is its standard error.
-        kl: KL(adapter || model), nats, the mean over completion tokens.
+        margin: mean reward margin.
+        kept: share of the adapter's gain in margin over the base.
+        kept_error: standard error of `kept`.
+        accuracy: share of pairs whose chosen completion has the higher reward.
+        kl: KL(adapter || model) in nats, the mean over completion tokens.
     """
 
     model: str
@@ -38,26 +42,26 @@ class ModelMeasurement:
 
     @property
     def keeps_margin(self) -> bool:
-        """Whether it keeps `FLOOR`, and by two standard errors more, so that it holds of other pairs too."""
+        """Whether `kept` is at least `MIN_KEPT_MARGIN` even two standard errors lower, so that other pairs agree."""
         return self.kept is not None and self.kept - 2 * (self.kept_error or 0.0) >= MIN_KEPT_MARGIN
 
     @property
     def table_cells(self) -> list[str]:
-        """As `COLUMNS` name them."""
+        """Texts for `FUSE_TABLE_COLUMNS`."""
         numbers = ((self.margin, ".3f"), (self.kept, ".1%"), (self.accuracy, ".1%"), (self.kl, ".2g"))
-        shown = ["-" if value is None else format(value, form) for value, form in numbers]
-        return [self.model, self.bits, f"{self.bytes / 1e6:,.2f}", *shown]
+        texts = ["-" if value is None else format(value, spec) for value, spec in numbers]
+        return [self.model, self.bits, f"{self.bytes / 1e6:,.2f}", *texts]
 
 
 @dataclass(frozen=True)
 class FusedModelReport:
-    """What was fused.
+    """A fused model and the models it was compared with.
 
     Attributes:
         path: the model's folder.
         plan: precision of each adapted layer.
-        rows: base, adapter, what was tried, and last the model itself.
-        note: a sentence, where something is to be said.
+        measurements: of the base, the adapter, the candidates that were tried, and last the fused model.
+        note: a sentence for the user; empty if there is none.
     """
 
     path: Path
@@ -67,61 +71,65 @@ class FusedModelReport:
 
     @property
     def fused_model(self) -> ModelMeasurement:
-        """The fused model's."""
+        """The fused model's measurement."""
         return self.measurements[-1]
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        rows = [{k: _plain(v) for k, v in asdict(row).items()} for row in self.measurements]
-        layers = {name: precision.to_json() for name, precision in self.plan.items()}
+        """The report as JSON values."""
+        models = [{key: _json_value(value) for key, value in asdict(m).items()} for m in self.measurements]
         return {
             "path": str(self.path),
             "bytes": self.fused_model.bytes,
-            "kept": rows[-1]["kept"],
+            "kept": models[-1]["kept"],
             "floor": MIN_KEPT_MARGIN,
-        } | {
             "note": self.note,
-            "models": rows,
-            "layers": layers,
+            "models": models,
+            "layers": {name: precision.to_json() for name, precision in self.plan.items()},
             "blocks": bits_by_block(self.plan),
         }
 
 
 class MarginLostError(UserError):
-    """A fused model that forgets too much, and was not saved; `fused` says what was measured."""
+    """A fused model keeps too little of the adapter's margin and was not saved.
 
-    def __init__(self, fused: FusedModelReport, adapter: Path) -> None:
-        self.report = fused
-        kept = fused.fused_model.kept or 0.0
+    Attributes:
+        report: what was measured.
+    """
+
+    def __init__(self, report: FusedModelReport, adapter_path: Path) -> None:
+        """Describe the loss and the alternatives.
+
+        Args:
+            report: what was measured.
+            adapter_path: the adapter's folder.
+        """
+        self.report = report
         super().__init__(
-            f"fused, the model keeps {kept:.1%} of the adapter's margin, less than {MIN_KEPT_MARGIN:.0%}, "
-            "and was not saved",
-            hint=f"The adapter itself loses nothing: ship {adapter} beside its base model. Or use --bits auto or none, "
-            "train with --fuse-bits, or save it all the same with --force.",
+            f"the fused model keeps only {report.fused_model.kept or 0.0:.1%} of the adapter's margin, "
+            f"less than {MIN_KEPT_MARGIN:.0%}, and was not saved",
+            hint=f"The adapter itself loses nothing: ship {adapter_path} with its base model. Or use --bits auto or "
+            "none, train with --fuse-bits, or save it anyway with --force.",
         )
 
 
 def describe_bits(plan: PrecisionPlan) -> str:
-    """The bits of a plan's layers: one number, or how many layers have which."""
+    """The bits of a plan's layers as text: one number, or how many layers have which number."""
     counts = Counter(precision.bits for precision in plan.values())
-    if len(counts) == 1:
-        return _name(next(iter(counts)))
-    some = sorted(counts.items(), key=lambda item: item[0] or 99)
-    return ", ".join(f"{_name(bits)}: {count}" for bits, count in some)
+    names = {bits: "float" if bits is None else str(bits) for bits in sorted(counts, key=lambda bits: bits or 99)}
+    if len(names) == 1:
+        return next(iter(names.values()))
+    return ", ".join(f"{name}: {counts[bits]}" for bits, name in names.items())
 
 
 def bits_by_block(plan: PrecisionPlan) -> dict[str, str]:
-    """The bits of each block's layers, where they are not all the same."""
+    """The bits of each block's layers as text; empty if they are the same in all blocks."""
     blocks: dict[str, PrecisionPlan] = {}
     for name, precision in plan.items():
         blocks.setdefault(block_prefix(name), {})[name] = precision
-    told = {name: describe_bits(part) for name, part in blocks.items()}
-    return told if len(set(told.values())) > 1 else {}
+    descriptions = {block: describe_bits(layers) for block, layers in blocks.items()}
+    return descriptions if len(set(descriptions.values())) > 1 else {}
 
 
-def _name(bits: int | None) -> str:
-    return "float" if bits is None else str(bits)
-
-
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """A value that JSON has; NaN and infinities become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,1 +1,1 @@
-"""GGUF files for llama.cpp."""
+"""Models and adapters as GGUF files."""

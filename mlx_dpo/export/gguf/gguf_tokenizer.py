@@ -1,8 +1,8 @@
-"""A tokenizer as GGUF holds it: vocabulary, merges or scores, special tokens, chat template.
+"""Write a tokenizer into a GGUF file: vocabulary, merges or scores, special tokens, chat template.
 
-llama.cpp knows two kinds that the families written here have: byte-level BPE ("gpt2"), whose texts are cut up by a
-named pattern first, and SentencePiece BPE ("llama"), which joins the neighbours of the best score. Both are read from
-the tokenizer as transformers runs it, so a folder may hold tokenizer.json or tokenizer.model.
+llama.cpp has two kinds of tokenizers for the supported model families: byte-level BPE ("gpt2"), which first splits a
+text by a pattern that has a name, and SentencePiece BPE ("llama"), which merges the neighbours with the best score.
+Both are read from the tokenizer as transformers loads it, so a folder may hold tokenizer.json or tokenizer.model.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from mlx_dpo.errors import UserError, Where
 
-SENTENCEPIECE_SPACE = "▁"  # SentencePiece's
+SENTENCEPIECE_SPACE = "▁"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,8 +24,8 @@ _CASED = (
 )
 _QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
 
-# llama.cpp's name (llama-vocab.cpp) for how texts are cut up before merging, and whether whole words that are tokens
-# are taken without it.
+# llama.cpp's names (llama-vocab.cpp) of pre-tokenizers, by the patterns that split a text and by whether a piece that
+# is itself a token is used without merging.
 PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     (("byte-level words",), False): "gpt-2",
     (("digits", "byte-level words"), False): "smollm",
@@ -39,13 +39,15 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """Tokens [vocabulary], each with its gguf.TokenType, and what joins them.
+    """A vocabulary as a GGUF file holds it.
 
     Attributes:
+        tokens: [vocab_size].
+        types: the gguf.TokenType of each token [vocab_size].
+        pre_tokenizer: llama.cpp's name of the pattern that splits texts first.
         merges: of byte-level BPE: "left right", best first.
-        scores: of SentencePiece BPE [vocabulary]: higher is joined first.
-        pre: name of the pattern that texts are cut up by first.
-        space_first: whether a space is put in front of a text.
+        scores: of SentencePiece BPE [vocab_size]; the higher is merged first.
+        add_space_prefix: whether a space is put in front of a text.
     """
 
     tokens: list[str]
@@ -57,11 +59,13 @@ class GGUFVocabulary:
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, where: Where) -> None:
-    """Write a tokenizer to a gguf.GGUFWriter.
+    """Write a tokenizer.
 
     Args:
-        tokenizer: as mlx_lm.load gives it.
-        rows: rows of the model's embedding; ids beyond the vocabulary are filled up to it.
+        writer: a gguf.GGUFWriter.
+        tokenizer: as mlx_lm.load returns it.
+        vocab_size: rows of the model's embedding; ids beyond the vocabulary become unused tokens.
+        where: the model's folder, for messages.
 
     Raises:
         UserError: llama.cpp has no such tokenizer.
@@ -84,48 +88,62 @@ def add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int, where: Where) ->
         writer.add_chat_template(template)
 
 
-def _add_special_tokens(writer: Any, tokenizer: Any, rows: int) -> None:
-    numbers = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk", "pad")}
-    others = sorted(tokenizer.eos_token_ids - {numbers["eos"]})  # at which mlx-lm ends an answer, too
-    numbers |= dict(zip(("eot", "eom"), others, strict=False))
-    for name, number in numbers.items():
-        if number is not None and number < rows:  # transformers adds some that the model knows nothing of
-            getattr(writer, f"add_{name}_token_id")(number)
-    ids = tokenizer.encode("a")
-    writer.add_add_bos_token(numbers["bos"] is not None and ids[0] == numbers["bos"])
-    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == numbers["eos"])
-
-
 def read_vocabulary(tokenizer: Any, vocab_size: int, where: Where) -> GGUFVocabulary:
-    """What llama.cpp is to know of a tokenizer; see `add_tokenizer`."""
+    """Convert a tokenizer's vocabulary and merges.
+
+    Args:
+        tokenizer: as mlx_lm.load returns it.
+        vocab_size: rows of the model's embedding; ids beyond the vocabulary become unused tokens.
+        where: the model's folder, for messages.
+
+    Raises:
+        UserError: llama.cpp has no such tokenizer.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError("its tokenizer is none of the tokenizers library, and can't be written as GGUF", where=where)
-    told = json.loads(backend.to_str())
-    model = told["model"]
+        raise UserError("only tokenizers of the library `tokenizers` can be written as GGUF", where=where)
+    config = json.loads(backend.to_str())
+    model = config["model"]
     if model["type"] != "BPE":
         raise UserError(f"its {model['type']} tokenizer can't be written as GGUF, only BPE", where=where)
-    names = {number: token for token, number in backend.get_vocab(with_added_tokens=True).items()}
-    added = {token["id"]: token for token in told["added_tokens"]}
-    bytes_as_tokens = bool(model.get("byte_fallback"))
-    unknown = tokenizer.unk_token if bytes_as_tokens else None  # elsewhere it is a token of use, as Qwen's end of text
-    tokens = [names.get(number, f"[PAD{number}]") for number in range(vocab_size)]
-    types = [_type(names.get(number), added.get(number), unknown, bytes_as_tokens) for number in range(vocab_size)]
+    names = {token_id: token for token, token_id in backend.get_vocab(with_added_tokens=True).items()}
+    added_tokens = {token["id"]: token for token in config["added_tokens"]}
+    is_sentencepiece = bool(model.get("byte_fallback"))
+    # In byte-level BPE the unknown token is an ordinary one, such as Qwen's end of text.
+    unknown = tokenizer.unk_token if is_sentencepiece else None
+    ids = range(vocab_size)
+    tokens = [names.get(i, f"[PAD{i}]") for i in ids]
+    types = [_token_type(names.get(i), added_tokens.get(i), unknown, is_sentencepiece) for i in ids]
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-    if not bytes_as_tokens:
-        _require_no_normalizer(told.get("normalizer"), where)
-        pre = _pre_tokenizer(told["pre_tokenizer"], bool(model.get("ignore_merges")), where)
-        return GGUFVocabulary(tokens, types, pre_tokenizer=pre, merges=[f"{left} {right}" for left, right in merges])
-    scores = _scores(merges, set(model["vocab"]) - {token["content"] for token in added.values()}, where)
+    if not is_sentencepiece:
+        _require_no_normalizer(config.get("normalizer"), where)
+        name = _pre_tokenizer_name(config["pre_tokenizer"], bool(model.get("ignore_merges")), where)
+        return GGUFVocabulary(tokens, types, pre_tokenizer=name, merges=[f"{left} {right}" for left, right in merges])
+    regular_tokens = set(model["vocab"]) - {token["content"] for token in added_tokens.values()}
+    scores = _scores(merges, regular_tokens, where)
     return GGUFVocabulary(
-        tokens=[t.replace(SENTENCEPIECE_SPACE, " ") if number in added else t for number, t in enumerate(tokens)],
+        tokens=[
+            token.replace(SENTENCEPIECE_SPACE, " ") if i in added_tokens else token for i, token in enumerate(tokens)
+        ],
         types=types,
-        scores=[scores.get(names.get(number, ""), 0.0) for number in range(vocab_size)],
-        add_space_prefix=_space_first(told, tokenizer, where),
+        scores=[scores.get(names.get(i, ""), 0.0) for i in ids],
+        add_space_prefix=_adds_space_prefix(config, tokenizer, where),
     )
 
 
-def _type(token: str | None, added: dict[str, Any] | None, unknown: str | None, bytes_as_tokens: bool) -> int:
+def _add_special_tokens(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+    special_ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk", "pad")}
+    further_eos_ids = sorted(tokenizer.eos_token_ids - {special_ids["eos"]})  # also end a completion in mlx-lm
+    special_ids |= dict(zip(("eot", "eom"), further_eos_ids, strict=False))
+    for name, token_id in special_ids.items():
+        if token_id is not None and token_id < vocab_size:  # transformers adds tokens that the model doesn't have
+            getattr(writer, f"add_{name}_token_id")(token_id)
+    ids = tokenizer.encode("a")
+    writer.add_add_bos_token(special_ids["bos"] is not None and ids[0] == special_ids["bos"])
+    writer.add_add_eos_token(len(ids) > 1 and ids[-1] == special_ids["eos"])
+
+
+def _token_type(token: str | None, added: dict[str, Any] | None, unknown: str | None, is_sentencepiece: bool) -> int:
     from gguf import TokenType
 
     if token is None:
@@ -134,7 +152,7 @@ def _type(token: str | None, added: dict[str, Any] | None, unknown: str | None, 
         return TokenType.UNKNOWN
     if added:
         return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-    if bytes_as_tokens and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+    if is_sentencepiece and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return TokenType.BYTE
     return TokenType.NORMAL
 
@@ -143,22 +161,26 @@ def _type(token: str | None, added: dict[str, Any] | None, unknown: str | None, 
 
 
 def _require_no_normalizer(normalizer: dict[str, Any] | None, where: Where) -> None:
-    if normalizer and normalizer["type"] != "NFC":  # Qwen's; llama.cpp leaves it out for all
-        raise UserError(f"llama.cpp can't do the {normalizer['type']} of its tokenizer", where=where)
+    if normalizer and normalizer["type"] != "NFC":  # Qwen's; llama.cpp omits it in all Qwen models
+        _refuse_step(normalizer, where)
 
 
-def _pre_tokenizer(told: dict[str, Any], whole_words: bool, where: Where) -> str:
-    steps = told["pretokenizers"] if told["type"] == "Sequence" else [told]
-    key = tuple(part for step in steps if (part := _part(step)))
-    name = PRE_TOKENIZERS.get((key, whole_words))
+def _refuse_step(step: dict[str, Any], where: Where) -> NoReturn:
+    raise UserError(f"llama.cpp does not support the step {step['type']} of its tokenizer", where=where)
+
+
+def _pre_tokenizer_name(pre_tokenizer: dict[str, Any], ignores_merges: bool, where: Where) -> str:
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    patterns = tuple(pattern for step in steps if (pattern := _split_pattern(step)))
+    name = PRE_TOKENIZERS.get((patterns, ignores_merges))
     if name is None or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
-        cut = ", ".join(key) or "nothing"
-        raise UserError(f"llama.cpp has no name for how its tokenizer cuts up texts: by {cut}", where=where)
+        description = ", ".join(patterns) or "nothing"
+        raise UserError(f"llama.cpp has no name for its pre-tokenizer, which splits by: {description}", where=where)
     return name
 
 
-def _part(step: dict[str, Any]) -> str:
-    """What one step cuts by; empty where it cuts nothing."""
+def _split_pattern(step: dict[str, Any]) -> str:
+    """What a step of a pre-tokenizer splits by; empty if it doesn't split."""
     if step["type"] == "ByteLevel":
         return "byte-level words" if step["use_regex"] else ""
     if step["type"] == "Digits" and step["individual_digits"]:
@@ -172,48 +194,50 @@ def _part(step: dict[str, Any]) -> str:
 
 
 def _scores(merges: list[tuple[str, ...]], tokens: set[str], where: Where) -> dict[str, float]:
-    """Each joined token's score: minus the place of its first merge. SentencePiece's own order is the same.
+    """The score of each merged token: minus the index of its first merge, which gives SentencePiece's own order.
 
     Raises:
-        UserError: merges are not one block a token, or leave out a pair, so that no scores say the same.
+        UserError: the merges of a token are not consecutive or a pair is missing, so that no scores are equivalent.
     """
+    problem = "its tokenizer's merges can't be expressed as scores"
     scores: dict[str, float] = {}
-    last = ""
-    for place, (left, right) in enumerate(merges):
+    previous = ""
+    for index, (left, right) in enumerate(merges):
         token = left + right
-        if token != last and token in scores:
-            raise UserError(
-                f"no scores say what the merges of its tokenizer say: {token!r} is in two places", where=where
-            )
-        scores.setdefault(token, -float(place))
-        last = token
-    known = set(merges)
+        if token != previous and token in scores:
+            raise UserError(f"{problem}: the merges of {token!r} are not consecutive", where=where)
+        scores.setdefault(token, -float(index))
+        previous = token
+    known_pairs = set(merges)
     for token in tokens:
         for cut in range(1, len(token)):
             pair = (token[:cut], token[cut:])
-            if tokens.issuperset(pair) and pair not in known:
-                raise UserError(f"no scores say what the merges of its tokenizer say: {pair} is in none", where=where)
+            if tokens.issuperset(pair) and pair not in known_pairs:
+                raise UserError(f"{problem}: there is none for {pair}", where=where)
     return scores
 
 
-def _space_first(told: dict[str, Any], tokenizer: Any, where: Where) -> bool:
-    """Whether a space goes in front of a text. Raises `UserError` where something else is done to it, too."""
-    normalizer, pre = told.get("normalizer"), told.get("pre_tokenizer")
+def _adds_space_prefix(config: dict[str, Any], tokenizer: Any, where: Where) -> bool:
+    """Whether a space is put in front of a text. Raises `UserError` if the text is changed in other ways."""
+    normalizer, pre_tokenizer = config.get("normalizer"), config.get("pre_tokenizer")
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    prepend = {"type": "Prepend", "prepend": SENTENCEPIECE_SPACE}
+    replace_spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SENTENCEPIECE_SPACE}
     for step in steps:
-        prepends = step == {"type": "Prepend", "prepend": SENTENCEPIECE_SPACE}
-        if not prepends and step != {"type": "Replace", "pattern": {"String": " "}, "content": SENTENCEPIECE_SPACE}:
-            raise UserError(f"llama.cpp can't do the {step['type']} of its tokenizer", where=where)
-    if pre and not (pre["type"] == "Metaspace" or (pre["type"] == "Split" and pre["pattern"] == {"String": " "})):
-        raise UserError(f"llama.cpp can't do the {pre['type']} of its tokenizer", where=where)
-    if any(step["type"] == "Prepend" for step in steps):
+        if step not in (prepend, replace_spaces):
+            _refuse_step(step, where)
+    if pre_tokenizer and pre_tokenizer["type"] != "Metaspace":
+        splits_at_spaces = pre_tokenizer["type"] == "Split" and pre_tokenizer["pattern"] == {"String": " "}
+        if not splits_at_spaces:
+            _refuse_step(pre_tokenizer, where)
+    if prepend in steps:
         return True
-    scheme = (pre or {}).get("prepend_scheme", "never")
-    return scheme == "always" or (scheme == "first" and not _chats_start_special(tokenizer))
+    scheme = (pre_tokenizer or {}).get("prepend_scheme", "never")
+    return scheme == "always" or (scheme == "first" and not _chats_start_with_special_token(tokenizer))
 
 
-def _chats_start_special(tokenizer: Any) -> bool:
-    """Whether a chat starts with a special token: then nothing of it is the text that alone gets a space in front.
+def _chats_start_with_special_token(tokenizer: Any) -> bool:
+    """Whether a chat starts with a special token, so that no text of it gets a space in front.
 
     llama.cpp puts one in front of every text between special tokens, or of none.
     """

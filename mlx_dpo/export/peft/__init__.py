@@ -1,1 +1,1 @@
-"""PEFT's adapter format, both ways."""
+"""Adapters in PEFT's format, written and read."""

@@ -1,10 +1,4 @@
-"""PEFT's LoRA adapters, written and read: adapter_config.json and adapter_model.safetensors.
-
-mlx-lm computes W x + scale (x A) B with A [inputs, rank] and B [rank, outputs], one rank and one scale for all layers.
-PEFT stores both transposed, and its scale is lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023,
-arXiv 2312.03732); rank_pattern and alpha_pattern make them vary by layer. DoRA (Liu et al. 2024, arXiv 2402.09353) is
-the same in both: rows of W + scale (A B)^T brought to a learned magnitude.
-"""
+"""Write mlx-lm adapters in PEFT's format; see `peft_format`."""
 
 from __future__ import annotations
 
@@ -15,93 +9,69 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from yaml import YAMLError
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.peft.lora_factors import LoraFactors, load_adapter_factors, reject_layers
-from mlx_dpo.forward.model_loading import LoadedModel
+from mlx_dpo.export.lora_factors import LoraFactors, load_adapter_factors, reject_layers
+from mlx_dpo.export.peft.peft_format import (
+    PEFT_CONFIG_FILE,
+    PEFT_PREFIX,
+    PEFT_WEIGHTS_FILE,
+    require_supported_model_type,
+    transformers_layer_name,
+)
 from mlx_dpo.utils.atomic_write import write_new
+from mlx_dpo.utils.hub_client import read_card_metadata
 
-PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-PEFT_PREFIX = "base_model.model."
-
-# Model types whose linear layers have the same names in mlx-lm and in transformers; tests/export/test_peft_live.py
-# holds the logits of each against PEFT's.
-# fmt: off
-SAME_LAYER_NAMES = frozenset({
-    "cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "helium", "llama", "mistral",
-    "mixtral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
-})
-# fmt: on
-# How the names of the text model's layers start in transformers, for types where mlx-lm's start with INNER.
-TEXT_LAYERS_PREFIX = "language_model.model."
-TRANSFORMERS_PREFIXES = {"gemma3": "model.language_model.", "qwen3_5": "model."}
-ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")  # no linear layers in transformers
-
-
-def transformers_layer_name(model_type: str, name: str) -> str:
-    """What a linear layer of a model of this type is called in transformers."""
-    if model_type not in TRANSFORMERS_PREFIXES:
-        return name
-    if name.startswith(TEXT_LAYERS_PREFIX):
-        return TRANSFORMERS_PREFIXES[model_type] + name.removeprefix(TEXT_LAYERS_PREFIX)
-    return name.removeprefix("language_model.")
-
-
-def require_supported_model_type(loaded: LoadedModel) -> str:
-    """The model's type. Raises `UserError` where its layers' names in transformers are not known."""
-    kind = loaded.config["model_type"]
-    if kind not in SAME_LAYER_NAMES and kind not in TRANSFORMERS_PREFIXES:
-        raise UserError(
-            f"which layers of a model of type {kind!r} are which in transformers is not known here",
-            where=Where(str(loaded.path)),
-            hint=f"Known are {', '.join(sorted(SAME_LAYER_NAMES | TRANSFORMERS_PREFIXES.keys()))}.",
-        )
-    return kind
+_ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")  # not linear layers in transformers
 
 
 def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, base_model: str | None = None) -> Path:
-    """Write an adapter folder of mlx-lm's as one that PEFT loads.
+    """Write an mlx-lm adapter folder as one that PEFT loads.
 
-    Columns that are zero in both factors, as `import_peft` pads with, are left out again.
+    Columns that are zero in both factors, as `import_peft` pads with, are left out.
 
     Args:
-        model: model folder or Hub id the adapter was trained on.
-        base_model: what transformers is to load the adapter onto; by default what the model's own card calls its base
+        model: folder or Hub id of the model that the adapter was trained on.
+        adapter_path: the adapter's folder.
+        save_path: the new folder.
+        base_model: the model that transformers loads the adapter onto. Default: the base that the model's card names
             (the unquantized original, for a model of mlx-community), or else `model`.
 
+    Returns:
+        The new folder.
+
     Raises:
-        UserError: something given is wrong, or PEFT can't hold it.
+        UserError: an argument is wrong, or PEFT can't hold the adapter.
     """
     adapter = load_adapter_factors(model, adapter_path)
     where = Where(str(adapter_path))
-    kind = require_supported_model_type(adapter.loaded_model)
-    reject_layers([n for n in adapter.layers if n.endswith(ROUTERS)], "PEFT can't adapt the router of experts", where)
-    whole = {transformers_layer_name(kind, name): factors for name, factors in adapter.layers.items()}
-    trimmed = {name: _trimmed(factors) for name, factors in whole.items()}
-    layers = {name: factors for name, factors in trimmed.items() if factors.lora_a.shape[1]}
+    model_type = require_supported_model_type(adapter.loaded_model)
+    reject_layers([n for n in adapter.layers if n.endswith(_ROUTERS)], "PEFT can't adapt the router of experts", where)
+    untrimmed = {transformers_layer_name(model_type, name): factors for name, factors in adapter.layers.items()}
+    trimmed = {name: _without_padding(factors) for name, factors in untrimmed.items()}
+    layers = {name: factors for name, factors in trimmed.items() if factors.rank}
     if not layers:
         raise UserError("this adapter is zero in every layer", where=where)
-    config = _config(adapter.spec, layers, list(whole), base_model or _base_of(adapter.loaded_model.path, model))
+    base_model = base_model or _base_model_on_card(adapter.loaded_model.path) or model
+    config = _peft_config(adapter.spec, layers, list(untrimmed), base_model)
     with write_new(save_path) as folder:
         folder.mkdir()
-        (folder / PEFT_CONFIG_FILE).write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        mx.save_safetensors(str(folder / PEFT_WEIGHTS_FILE), _to_peft(layers), metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / PEFT_CONFIG_FILE).write_text(text, encoding="utf-8")
+        mx.save_safetensors(str(folder / PEFT_WEIGHTS_FILE), _peft_tensors(layers), metadata={"format": "pt"})
     return Path(save_path)
 
 
-def _trimmed(factors: LoraFactors) -> LoraFactors:
+def _without_padding(factors: LoraFactors) -> LoraFactors:
     used = mx.any(factors.lora_a != 0, axis=0) | mx.any(factors.lora_b != 0, axis=1)
     rank = int(mx.max(mx.where(used, mx.arange(1, used.size + 1), 0)))
     if factors.magnitude is not None:
-        rank = max(rank, 1)  # PEFT has no layer of rank 0, and DoRA's magnitude counts without one
+        rank = max(rank, 1)  # PEFT has no layers of rank 0, and DoRA's magnitude has an effect without factors
     return LoraFactors(factors.lora_a[:, :rank], factors.lora_b[:rank], factors.magnitude)
 
 
-def _to_peft(layers: Mapping[str, LoraFactors]) -> Tensors:
+def _peft_tensors(layers: Mapping[str, LoraFactors]) -> Tensors:
     tensors = {}
     for name, factors in layers.items():
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = mx.contiguous(factors.lora_a.T)
@@ -111,25 +81,25 @@ def _to_peft(layers: Mapping[str, LoraFactors]) -> Tensors:
     return tensors
 
 
-def _config(
-    spec: AdapterSpec, layers: Mapping[str, LoraFactors], before_trimming: list[str], base: str
+def _peft_config(
+    spec: AdapterSpec, layers: Mapping[str, LoraFactors], untrimmed: list[str], base_model: str
 ) -> dict[str, Any]:
     """PEFT's LoraConfig for these layers."""
-    ranks = {name: factors.lora_a.shape[1] for name, factors in layers.items()}
-    rank = max(ranks.values())
-    others = {name: r for name, r in ranks.items() if r != rank}
+    ranks = {name: factors.rank for name, factors in layers.items()}
+    max_rank = max(ranks.values())
+    smaller_ranks = {name: rank for name, rank in ranks.items() if rank != max_rank}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": _alpha(spec.scale, rank),
+        "base_model_name_or_path": base_model,
+        "r": max_rank,
+        "lora_alpha": _lora_alpha(spec.scale, max_rank),
         "lora_dropout": spec.dropout,
         "use_rslora": False,
         "use_dora": spec.fine_tune_type == "dora",
-        **_targets(layers, before_trimming),
-        "rank_pattern": others,
-        "alpha_pattern": {name: _alpha(spec.scale, r) for name, r in others.items()},
+        **_target_modules(layers, untrimmed),
+        "rank_pattern": smaller_ranks,
+        "alpha_pattern": {name: _lora_alpha(spec.scale, rank) for name, rank in smaller_ranks.items()},
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -138,45 +108,38 @@ def _config(
     }
 
 
-def _alpha(scale: float, rank: int) -> int | float:
+def _lora_alpha(scale: float, rank: int) -> int | float:
     alpha = scale * rank
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _targets(layers: Iterable[str], before_trimming: Iterable[str]) -> dict[str, Any]:
-    """target_modules and layers_to_transform: names inside a block where every block has them, else full names."""
-    blocks, rest = _by_block(layers)
-    everywhere = len({tuple(sorted(names)) for names in blocks.values()}) == 1
-    if rest or not everywhere:
+def _target_modules(layers: Iterable[str], untrimmed: Iterable[str]) -> dict[str, Any]:
+    """target_modules and layers_to_transform: names inside a block if all blocks have the same, else full names."""
+    blocks, outside_blocks = _group_by_block(layers)
+    is_uniform = len({tuple(sorted(names)) for names in blocks.values()}) == 1
+    if outside_blocks or not is_uniform:
         return {"target_modules": sorted(layers), "layers_to_transform": None}
-    last = max(_by_block(before_trimming)[0])  # mlx-lm adapts the last blocks, so this is the model's last
-    numbers = sorted(blocks)
-    whole = numbers == list(range(last + 1))
-    return {"target_modules": sorted(blocks[numbers[0]]), "layers_to_transform": None if whole else numbers}
+    last_block = max(_group_by_block(untrimmed)[0])  # mlx-lm adapts the last blocks, so this is the model's last
+    indices = sorted(blocks)
+    all_blocks = indices == list(range(last_block + 1))
+    return {"target_modules": sorted(blocks[indices[0]]), "layers_to_transform": None if all_blocks else indices}
 
 
-def _by_block(layers: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
-    """Names inside each numbered block, and the names of layers outside of blocks."""
+def _group_by_block(layers: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
+    """Names inside each block by its index, and the names of layers outside blocks."""
     blocks: dict[int, list[str]] = {}
-    rest = []
+    outside_blocks = []
     for name in layers:
-        if inside := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
-            blocks.setdefault(int(inside[1]), []).append(inside[2])
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
+            blocks.setdefault(int(match[1]), []).append(match[2])
         else:
-            rest.append(name)
-    return blocks, rest
+            outside_blocks.append(name)
+    return blocks, outside_blocks
 
 
-def _base_of(folder: Path, otherwise: str) -> str:
-    """The base model that a model folder's card names."""
-    from huggingface_hub import ModelCard
-
-    card = folder / "README.md"
-    if not card.is_file():
-        return otherwise
-    try:
-        base = ModelCard.load(card).data.get("base_model")
-    except (OSError, ValueError, YAMLError):
-        return otherwise
-    base = base[0] if isinstance(base, list) and len(base) == 1 else base
-    return base if isinstance(base, str) and base else otherwise
+def _base_model_on_card(folder: Path) -> str | None:
+    """The one base model that the card in a model folder names."""
+    base_model = read_card_metadata(folder / "README.md").get("base_model")
+    if isinstance(base_model, list) and len(base_model) == 1:
+        base_model = base_model[0]
+    return base_model if isinstance(base_model, str) and base_model else None

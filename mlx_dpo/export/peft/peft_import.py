@@ -1,4 +1,4 @@
-"""PEFT's LoRA, rsLoRA and DoRA adapters read into mlx-lm's form; see peft.py."""
+"""Read PEFT's LoRA, rsLoRA and DoRA adapters into mlx-lm's format; see `peft_format`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mlx_dpo.adapters.adapter_folder import read_safetensors
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.peft.lora_factors import LoraFactors, reject_layers
-from mlx_dpo.export.peft.peft_export import (
+from mlx_dpo.export.lora_factors import LoraFactors, reject_layers
+from mlx_dpo.export.peft.peft_format import (
     PEFT_CONFIG_FILE,
     PEFT_PREFIX,
     PEFT_WEIGHTS_FILE,
@@ -29,7 +29,7 @@ from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.utils.atomic_write import write_new
 from mlx_dpo.utils.json_files import read_json
 
-# Options of PEFT's LoraConfig that, once set, make more of an adapter than a low-rank product.
+# Options of PEFT's LoraConfig that add something to an adapter that is not a low-rank product.
 UNSUPPORTED_LORA_OPTIONS = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -43,47 +43,32 @@ UNSUPPORTED_LORA_OPTIONS = (
     "use_qalora",
     "velora_config",
 )
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights
-
-
-def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None = None) -> AdapterSpec:
-    """Write a PEFT adapter (LoRA, rsLoRA, DoRA) as an adapter folder of mlx-lm's, and return what it says.
-
-    Where ranks vary, factors are padded with zeros to the largest; a layer that PEFT left alone is all zeros. Both are
-    exact, and stay zero in training, for their gradients are. Where scales vary, B takes up what the largest does not
-    say. Factors become float32, as PEFT's do when it loads them.
-
-    Args:
-        folder: holds adapter_config.json and adapter_model.safetensors.
-        model: the model folder or Hub id it is for; by default what the adapter calls its base.
-
-    Raises:
-        UserError: something given is wrong, or mlx-lm can't hold it.
-    """
-    found = _read(Path(folder))
-    name = model or found.base_model
-    loaded = load_model(name, lazy=True)
-    where = Where(str(folder))
-    found = found.renamed(_names(loaded.model, require_supported_model_type(loaded)), where)
-    spec, tensors = _for_mlx_lm(found, loaded.model, where)
-    with write_new(save_path) as partial:
-        partial.mkdir()
-        RunFolder(partial).save_adapter(tensors, spec, name)
-    return spec
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # how values of init_lora_weights start
 
 
 @dataclass(frozen=True)
 class _PeftAdapter:
-    """A PEFT adapter as it was read: factors as mlx-lm has them, and each layer's own scale."""
+    """A PEFT adapter with factors in mlx-lm's layout.
+
+    Attributes:
+        base_model: the model it was trained on; empty if unknown.
+        is_dora: whether it is DoRA.
+        dropout: on the input of A, in training.
+        layers: factors by layer name.
+        scales: scale by layer name.
+    """
 
     base_model: str
-    dora: bool
+    is_dora: bool
     dropout: float
     layers: dict[str, LoraFactors]
     scales: dict[str, float]
 
-    def renamed(self, names: Mapping[str, str], where: Where) -> _PeftAdapter:
-        """The same by mlx-lm's names. Raises `UserError` naming layers that are in no such model."""
+    def with_mlx_names(self, model: nn.Module, model_type: str, where: Where) -> _PeftAdapter:
+        """Rename its layers to mlx-lm's names. Raises `UserError` if the model lacks some."""
+        mlx_names = list(_linear_layers(model))
+        names = {name: name for name in mlx_names}  # older versions of PEFT wrote these for some model types
+        names |= {transformers_layer_name(model_type, name): name for name in mlx_names}
         hint = "Give the --model that the adapter was trained on; tied embeddings have no lm_head."
         unknown = [name for name in self.layers if name not in names]
         reject_layers(unknown, "the model has no such linear layers", where, hint)
@@ -94,122 +79,149 @@ class _PeftAdapter:
         )
 
 
-def _names(model: nn.Module, kind: str) -> dict[str, str]:
-    """mlx-lm's name of every linear layer, by transformers' and by its own, which older versions wrote for some."""
-    own = list(_places(model))
-    return {name: name for name in own} | {transformers_layer_name(kind, name): name for name in own}
+def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None = None) -> AdapterSpec:
+    """Write a PEFT adapter (LoRA, rsLoRA, DoRA) as an mlx-lm adapter folder.
+
+    Where ranks vary, factors are padded with zeros to the largest rank; a layer that PEFT did not adapt gets zeros.
+    Both are exact, and padding stays zero in training because its gradients are zero. Where scales vary, B is
+    multiplied by the layer's scale over the largest scale. Factors become float32, as in PEFT.
+
+    Args:
+        folder: holds adapter_config.json and adapter_model.safetensors.
+        save_path: the new folder.
+        model: folder or Hub id of the adapter's model; by default the base that the adapter names.
+
+    Returns:
+        The spec of the new adapter.
+
+    Raises:
+        UserError: an argument is wrong, or mlx-lm can't hold the adapter.
+    """
+    adapter = _read_adapter(Path(folder))
+    base_model = model or adapter.base_model
+    loaded = load_model(base_model, lazy=True)
+    where = Where(str(folder))
+    adapter = adapter.with_mlx_names(loaded.model, require_supported_model_type(loaded), where)
+    spec, tensors = _to_mlx_lm(adapter, loaded.model, where)
+    with write_new(save_path) as partial:
+        partial.mkdir()
+        RunFolder(partial).save_adapter(tensors, spec, base_model)
+    return spec
 
 
-def _read(folder: Path) -> _PeftAdapter:
+def _read_adapter(folder: Path) -> _PeftAdapter:
     if not (folder / PEFT_CONFIG_FILE).is_file() or not (folder / PEFT_WEIGHTS_FILE).is_file():
         hint = f"A PEFT adapter is a folder with {PEFT_CONFIG_FILE} and {PEFT_WEIGHTS_FILE}."
         if (folder / "adapter_model.bin").is_file():
             hint = f"This one is pickled: load it in PEFT and `save_pretrained` it, which writes {PEFT_WEIGHTS_FILE}."
         raise UserError("not a PEFT adapter", where=Where(str(folder)), hint=hint)
     config, where = read_json(folder / PEFT_CONFIG_FILE), Where(str(folder / PEFT_CONFIG_FILE))
-    _require_lora(config, where)
-    layers = _from_peft(read_safetensors(folder / PEFT_WEIGHTS_FILE), Where(str(folder / PEFT_WEIGHTS_FILE)))
+    _require_plain_lora(config, where)
+    weights_file = folder / PEFT_WEIGHTS_FILE
+    layers = _read_factors(read_safetensors(weights_file), Where(str(weights_file)))
     try:
         return _PeftAdapter(
             base_model=config.get("base_model_name_or_path") or "",
-            dora=bool(config.get("use_dora")),
+            is_dora=bool(config.get("use_dora")),
             dropout=float(config.get("lora_dropout") or 0),
             layers=layers,
-            scales={name: _scale(config, name, factors.lora_a.shape[1]) for name, factors in layers.items()},
+            scales={name: _layer_scale(config, name, factors.rank) for name, factors in layers.items()},
         )
     except (KeyError, TypeError, ValueError, re.error) as error:
-        raise UserError(f"not a LoRA config of PEFT's: {error!r}", where=where) from None
+        raise UserError(f"not a valid LoRA config of PEFT: {error!r}", where=where) from None
 
 
-def _require_lora(config: Mapping[str, Any], where: Where) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(f"only LoRA (rsLoRA, DoRA) can be imported, not {kind}", where=where, field="peft_type")
+def _require_plain_lora(config: Mapping[str, Any], where: Where) -> None:
+    peft_type = config.get("peft_type")
+    if peft_type != "LORA":
+        raise UserError(f"only LoRA (rsLoRA, DoRA) can be imported, not {peft_type}", where=where, field="peft_type")
     for option in UNSUPPORTED_LORA_OPTIONS:
         if config.get(option):
-            raise UserError("mlx-lm's adapters have no such thing", where=where, field=option)
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING_INITS):
+            raise UserError("mlx-lm's adapters don't support this option", where=where, field=option)
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
         hint = "PEFT can save it as plain LoRA: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         raise UserError(
-            f"{start} changed the base model's weights, so the adapter does not fit the base model as it is",
+            f"{init} changed the base model's weights, so the adapter does not fit the original base model",
             where=where,
             field="init_lora_weights",
             hint=hint,
         )
 
 
-def _from_peft(tensors: Tensors, where: Where) -> dict[str, LoraFactors]:
+def _read_factors(tensors: Tensors, where: Where) -> dict[str, LoraFactors]:
     parts: dict[str, dict[str, mx.array]] = {}
-    others = []
+    unsupported = []
     for key, tensor in tensors.items():
-        name = re.fullmatch(
+        match = re.fullmatch(
             r"base_model\.model\.(.+)\.(?:lora_([AB])\.weight|lora_(magnitude_vector)(?:\.weight)?)", key
         )
-        if name and tensor.ndim == (1 if name[3] else 2):
-            parts.setdefault(name[1], {})[name[2] or "m"] = tensor.astype(mx.float32)
+        if match and tensor.ndim == (1 if match[3] else 2):
+            parts.setdefault(match[1], {})[match[2] or "m"] = tensor.astype(mx.float32)
         else:
-            others.append(key.removeprefix(PEFT_PREFIX))
-    why = "mlx-lm's adapters hold linear layers only, and this one holds more (modules_to_save, embeddings, biases)"
-    reject_layers(others, why, where, "Train it without these, or fuse it with PEFT's merge_and_unload.")
+            unsupported.append(key.removeprefix(PEFT_PREFIX))
+    reason = "mlx-lm's adapters hold linear layers only, and this one holds more (modules_to_save, embeddings, biases)"
+    reject_layers(unsupported, reason, where, "Train it without these, or merge it with PEFT's merge_and_unload.")
     reject_layers([n for n, p in parts.items() if not {"A", "B"} <= set(p)], "the file lacks a factor of", where)
     if not parts:
-        raise UserError("there is no LoRA layer in it", where=where)
+        raise UserError("the file has no LoRA layers", where=where)
     return {name: LoraFactors(p["A"].T, p["B"].T, p.get("m")) for name, p in parts.items()}
 
 
-def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+def _layer_scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     patterns = config.get("alpha_pattern") or {}
-    own = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name))  # as PEFT does
-    alpha = float(next(own, config["lora_alpha"]))
+    alphas = (alpha for pattern, alpha in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name))  # as in PEFT
+    alpha = float(next(alphas, config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _for_mlx_lm(found: _PeftAdapter, model: nn.Module, where: Where) -> tuple[AdapterSpec, Tensors]:
-    """The adapter's spec, and the tensors of every layer that mlx-lm will attach for it."""
-    places = _places(model)
-    blocks = [block for name in found.layers if (block := places[name][0]) is not None]
-    scale = max(found.scales.values())
+def _to_mlx_lm(adapter: _PeftAdapter, model: nn.Module, where: Where) -> tuple[AdapterSpec, Tensors]:
+    """The adapter's spec, and tensors for every layer that mlx-lm attaches for it."""
+    linear_layers = _linear_layers(model)
+    blocks = [block for name in adapter.layers if (block := linear_layers[name][0]) is not None]
+    max_scale = max(adapter.scales.values())
     spec = AdapterSpec(
-        fine_tune_type="dora" if found.dora else "lora",
+        fine_tune_type="dora" if adapter.is_dora else "lora",
         num_layers=len(model.layers) - min(blocks, default=len(model.layers) - 1),
-        rank=max(factors.lora_a.shape[1] for factors in found.layers.values()),
-        scale=scale,
-        dropout=found.dropout,
-        keys=tuple(sorted({places[name][1] for name in found.layers})),
+        rank=max(factors.rank for factors in adapter.layers.values()),
+        scale=max_scale,
+        dropout=adapter.dropout,
+        keys=tuple(sorted({linear_layers[name][1] for name in adapter.layers})),
     )
     spec = attach_adapter(model, spec)
     tensors = {}
-    for name, fresh in trainable_tensors(model).items():
-        tensors[name] = fresh if name.endswith(".m") else mx.zeros(fresh.shape)
-    for name, factors in found.layers.items():
-        b = factors.lora_b if found.scales[name] == scale else factors.lora_b * (found.scales[name] / scale)
-        own = {"lora_a": factors.lora_a, "lora_b": b} | ({} if factors.magnitude is None else {"m": factors.magnitude})
-        for kind, tensor in own.items():
-            tensors[f"{name}.{kind}"] = _padded(tensor, tensors[f"{name}.{kind}"].shape, f"{name}.{kind}", where)
+    for name, tensor in trainable_tensors(model).items():
+        tensors[name] = tensor if name.endswith(".m") else mx.zeros(tensor.shape)
+    for layer, factors in adapter.layers.items():
+        scale = adapter.scales[layer]
+        parts = {"lora_a": factors.lora_a, "lora_b": factors.lora_b, "m": factors.magnitude}
+        if scale != max_scale:
+            parts["lora_b"] = factors.lora_b * (scale / max_scale)
+        for part, value in parts.items():
+            if value is not None:
+                name = f"{layer}.{part}"
+                tensors[name] = _pad_to(value, tensors[name].shape, name, where)
     return spec, tensors
 
 
-def _places(model: nn.Module) -> dict[str, tuple[int | None, str]]:
-    """The linear layers of a model: the number of each one's block, and mlx-lm's key for it."""
-    inside = {
-        id(module): (number, key)
-        for number, block in enumerate(model.layers)
+def _linear_layers(model: nn.Module) -> dict[str, tuple[int | None, str]]:
+    """The linear layers by name: index of the block (None outside blocks) and mlx-lm's key for the layer."""
+    kinds = (nn.Linear, nn.QuantizedLinear)
+    in_blocks = {
+        id(module): (index, key)
+        for index, block in enumerate(model.layers)
         for key, module in block.named_modules()
-        if isinstance(module, (nn.Linear, nn.QuantizedLinear))
+        if isinstance(module, kinds)
     }
-    return {
-        name: inside.get(id(module), (None, name))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.QuantizedLinear))
-    }
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    return {name: in_blocks.get(id(module), (None, name)) for name, module in layers.items()}
 
 
-def _padded(tensor: mx.array, shape: tuple[int, ...], name: str, where: Where) -> mx.array:
-    grown = {"lora_a": (1,), "lora_b": (0,), "m": ()}[name.rpartition(".")[2]]
-    if any(
-        have != want and axis not in grown for axis, (have, want) in enumerate(zip(tensor.shape, shape, strict=True))
-    ):
+def _pad_to(tensor: mx.array, shape: tuple[int, ...], name: str, where: Where) -> mx.array:
+    """Pad a factor with zeros to the adapter's rank; its other dimensions must be the model's."""
+    rank_axis = {"lora_a": 1, "lora_b": 0, "m": None}[name.rpartition(".")[2]]
+    missing = [wanted - actual for actual, wanted in zip(tensor.shape, shape, strict=True)]
+    if any(missing[axis] for axis in range(tensor.ndim) if axis != rank_axis):
         hint = "Give the --model that the adapter was trained on."
-        raise UserError(f"{name} is {tensor.shape}, and {shape} in this model", where=where, hint=hint)
-    return mx.pad(tensor, [(0, want - have) for have, want in zip(tensor.shape, shape, strict=True)])
+        raise UserError(f"{name} has shape {tensor.shape}, but {shape} in this model", where=where, hint=hint)
+    return mx.pad(tensor, [(0, count) for count in missing])

@@ -1,8 +1,9 @@
-"""Pushing that goes with a run: its checkpoints on the way, and itself at the end. No failure of it costs the run."""
+"""Pushing during and after a run: its checkpoints, and the finished run. A failed push never fails the run."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
@@ -12,7 +13,6 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.push.hub_push import (
     CHECKPOINT_BRANCH,
-    MessageCallback,
     PushResult,
     check_push_allowed,
     checkpoint_files,
@@ -24,35 +24,48 @@ from mlx_dpo.training.listener import Listener, RunPlan
 
 
 def target_repository(config: TrainConfig) -> str:
-    """Where a run is to go: --hub-model-id, or its folder's name under whoever is logged in (without the user)."""
+    """The repository of a run: --hub-model-id, or its folder's name; the name of the user may be missing."""
     return config.hub_model_id or Path(config.adapter_path).resolve().name
 
 
 def check_push_settings(config: TrainConfig) -> None:
-    """Raise `UserError`, before anything is trained, where pushing can't work: nobody is logged in, or no such name."""
+    """Check before training whether the run can be pushed.
+
+    Raises:
+        UserError: nobody is logged in, or the repository's name is not valid.
+    """
     if config.push_to_hub or config.push_checkpoints:
         check_push_allowed(config.hub_model_id if "/" in (config.hub_model_id or "") else None)
 
 
 class CheckpointPusher(Listener):
-    """Sends checkpoints as they are saved, beside the training; of those that wait meanwhile, only the newest."""
+    """Uploads checkpoints in a thread while training continues; of those that wait, only the newest."""
 
-    def __init__(self, config: TrainConfig, on_message: MessageCallback) -> None:
+    def __init__(self, config: TrainConfig, on_message: Callable[[str], None]) -> None:
+        """Prepare for a run.
+
+        Args:
+            config: the run's.
+            on_message: called from the thread with a sentence about each checkpoint.
+        """
         self.config, self.on_message = config, on_message
         self.jobs: Queue[tuple[int, Path] | None] = Queue()
         self.thread: Thread | None = None
 
     def on_run_start(self, plan: RunPlan) -> None:
-        if self.thread is None:  # a run that is started again begins again
-            self.thread = Thread(target=self._work, daemon=True)  # which a second Ctrl-C does not wait for
+        """Start the thread; a run that is restarted keeps it."""
+        if self.thread is None:
+            self.thread = Thread(target=self._work, daemon=True)  # a second Ctrl-C does not wait for it
             self.thread.start()
 
     def on_checkpoint_saved(self, step: int, folder: Path) -> None:
+        """Enqueue a checkpoint, instead of one that waits."""
         with suppress(Empty):
             self.jobs.get_nowait()
         self.jobs.put((step, folder))
 
     def on_run_end(self) -> None:
+        """Wait until the last checkpoint is uploaded."""
         if self.thread is not None:
             self.jobs.put(None)
             self.thread.join()
@@ -68,19 +81,29 @@ class CheckpointPusher(Listener):
             private = self.config.hub_private_repo
             message = f"Step {step}"
             push_files(checkpoint_files(folder), repo_id, private=private, branch=CHECKPOINT_BRANCH, message=message)
-            self.on_message(f"The checkpoint of step {step:,} is on the Hub: {repo_id}, branch {CHECKPOINT_BRANCH}.")
-        except (UserError, OSError) as error:  # the folder may be gone, cleared for a later one
-            self.on_message(f"The checkpoint of step {step:,} did not get to the Hub: {error}")
+            self.on_message(f"Pushed the checkpoint of step {step:,} to {repo_id}, branch {CHECKPOINT_BRANCH}.")
+        except (UserError, OSError) as error:  # the folder may have been deleted for a later checkpoint
+            self.on_message(f"The checkpoint of step {step:,} could not be pushed to the Hub: {error}")
 
 
-def push_finished_run(config: TrainConfig, run: Path, on_message: MessageCallback) -> PushResult | None:
-    """Push a finished run; None where that failed, and `say` has heard why and how to do it later."""
+def push_finished_run(config: TrainConfig, run: Path, on_message: Callable[[str], None]) -> PushResult | None:
+    """Push a finished run.
+
+    Args:
+        config: the run's.
+        run: its folder.
+        on_message: called with warnings; if the push fails, with the reason and the command for a later attempt.
+
+    Returns:
+        The upload, or None if it failed.
+    """
     name = target_repository(config)
     try:
         return push_folder(run, qualified_repo_id(name), private=config.hub_private_repo, on_message=on_message)
     except (UserError, OSError) as error:
         later = ["mlx-dpo", "push", str(run), "--repo-id", name, *([] if config.hub_private_repo else ["--public"])]
         on_message(
-            f"The run is whole, in {run}, but did not get to the Hub: {error}\nPush it later: {shlex.join(later)}"
+            f"The run is complete, in {run}, but could not be pushed to the Hub: {error}\n"
+            f"Push it later: {shlex.join(later)}"
         )
         return None

@@ -1,7 +1,7 @@
-// Draws every <figure data-chart="NAME"> from the page's JSON with Chart.js. Charts are kept in `window.charts`.
+// Draws each <figure data-chart="NAME"> from the page's JSON with Chart.js, and keeps the charts in `window.charts`.
 "use strict";
 
-const told = JSON.parse(document.getElementById("charts").textContent);
+const chartData = JSON.parse(document.getElementById("charts").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const COLORS = {
   light: ["#2f6fed", "#d95f02", "#0b8f6a", "#8e44ad", "#c2185b", "#6d4c41", "#00838f", "#9e9d24"],
@@ -11,8 +11,7 @@ window.charts = {};
 
 function theme() {
   const colors = COLORS[dark.matches ? "dark" : "light"];
-  const style = getComputedStyle(document.documentElement);
-  return { colors, ink: style.getPropertyValue("color") || "#888", faint: dark.matches ? "#9aa1ab" : "#5c626b",
+  return { colors, faint: dark.matches ? "#9aa1ab" : "#5c626b",
     line: dark.matches ? "#33373e" : "#e3e6ea" };
 }
 
@@ -22,18 +21,18 @@ function short(value) {
   return size >= 1e5 || size < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
-function series(one, type, colors) {
-  const color = colors[one.color % colors.length];
+function dataset(series, type, colors) {
+  const color = colors[series.color % colors.length];
   return {
-    label: one.label,
-    data: one.points.map(([x, y, note]) => ({ x, y, note })),
+    label: series.label,
+    data: series.points.map(([x, y, note]) => ({ x, y, note })),
     borderColor: color,
-    backgroundColor: type === "bar" ? color + "99" : color + (one.faint ? "66" : ""),
-    borderDash: one.dashed ? [6, 4] : [],
+    backgroundColor: type === "bar" ? color + "99" : color + (series.faint ? "66" : ""),
+    borderDash: series.dashed ? [6, 4] : [],
     borderWidth: type === "bar" ? 0 : 2,
     showLine: type !== "scatter",
-    pointRadius: type === "scatter" ? 3 : (one.dashed || one.points.length < 2 || type === "path" ? 3 : 0),
-    pointStyle: one.cross ? "crossRot" : "circle",
+    pointRadius: type === "scatter" ? 3 : (series.dashed || series.points.length < 2 || type === "path" ? 3 : 0),
+    pointStyle: series.cross ? "crossRot" : "circle",
     pointHitRadius: 8,
     tension: 0,
     barPercentage: 1,
@@ -42,34 +41,34 @@ function series(one, type, colors) {
   };
 }
 
-function axis(title, look, extra) {
+function axis(title, style, extra) {
   return {
     type: "linear",
-    title: { display: Boolean(title), text: title, color: look.faint },
-    ticks: { color: look.faint, maxTicksLimit: 6, maxRotation: 0, callback: short },
-    grid: { color: look.line },
+    title: { display: Boolean(title), text: title, color: style.faint },
+    ticks: { color: style.faint, maxTicksLimit: 6, maxRotation: 0, callback: short },
+    grid: { color: style.line },
     ...extra,
   };
 }
 
-function config(chart, look) {
+function config(chart, style) {
   const type = chart.type;
   const bar = type === "bar";
   return {
     type: bar ? "bar" : "scatter",
-    data: { datasets: chart.series.map((one) => series(one, type, look.colors)) },
+    data: { datasets: chart.series.map((series) => dataset(series, type, style.colors)) },
     options: {
       animation: false,
       responsive: true,
       maintainAspectRatio: false,
       interaction: { mode: "nearest", intersect: false },
       scales: {
-        x: axis(chart.x, look, bar ? { offset: false } : {}),
-        y: axis(chart.y, look, bar ? { beginAtZero: true } : {}),
+        x: axis(chart.x, style, bar ? { offset: false } : {}),
+        y: axis(chart.y, style, bar ? { beginAtZero: true } : {}),
       },
       plugins: {
         legend: { display: chart.series.length > 1, position: "bottom",
-          labels: { color: look.faint, usePointStyle: type === "scatter", boxWidth: 18, boxHeight: 1 } },
+          labels: { color: style.faint, usePointStyle: type === "scatter", boxWidth: 18, boxHeight: 1 } },
         tooltip: { callbacks: { title: (items) => items.map((item) => item.raw.note ?? `${chart.x} ${short(item.raw.x)}`)[0],
           label: (item) => `${item.dataset.label}: ${short(item.raw.y)}` } },
       },
@@ -78,11 +77,11 @@ function config(chart, look) {
 }
 
 function draw() {
-  const look = theme();
+  const style = theme();
   for (const figure of document.querySelectorAll("figure[data-chart]")) {
     const name = figure.dataset.chart;
     window.charts[name]?.destroy();
-    window.charts[name] = new Chart(figure.querySelector("canvas"), config(told[name], look));
+    window.charts[name] = new Chart(figure.querySelector("canvas"), config(chartData[name], style));
   }
 }
 

@@ -1,0 +1,94 @@
+"""Settings as dataclass fields: their description, and the check of a value against type and range."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from mlx_dpo.errors import UserError
+from mlx_dpo.utils.formatting import did_you_mean
+
+
+def setting(
+    default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None, free: bool = False
+) -> Any:
+    """A field of `TrainConfig`.
+
+    Args:
+        default: value where none is given.
+        group: heading it stands under in --help.
+        help: what it does to the result.
+        low: least allowed value.
+        high: largest allowed value.
+        free: a resumed run may have it changed, for its numbers don't depend on it.
+    """
+    metadata = {"group": group, "help": help, "low": low, "high": high, "free": free}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def unwrap_optional(hint: Any) -> tuple[Any, bool]:
+    """The type inside `X | None`, and whether None was allowed."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def check_value(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """A value converted to a field's type.
+
+    Args:
+        field: made by `setting`.
+        hint: its resolved type.
+        value: from a command line, a YAML file or Python.
+
+    Raises:
+        UserError: it is of another type or out of range.
+    """
+    kind, optional = unwrap_optional(hint)
+    if value is None and optional:
+        return None
+    value = _convert(field.name, kind, value)
+    low, high = field.metadata["low"], field.metadata["high"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        in_range = (low is None or value >= low) and (high is None or value <= high)
+        if not in_range or value != value or value in (float("inf"), float("-inf")):
+            raise UserError(f"{value} is out of range: {_describe_range(low, high)}", field=field.name)
+    return value
+
+
+def _describe_range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "it must be finite"
+    return f"at least {low}" if high is None else f"from {low} to {high}"
+
+
+def _convert(name: str, kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            hint = did_you_mean(str(value), choices) or None
+            raise UserError(f"{value!r} is not one of {', '.join(choices)}", field=name, hint=hint)
+        return value
+    if typing.get_origin(kind) is list:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise _type_error(name, "a list of names", value)
+        return [part.strip() for item in items for part in item.split(",") if part.strip()]
+    if kind is float:
+        try:  # YAML reads 1e-5 as a string
+            if isinstance(value, bool):
+                raise TypeError
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise _type_error(name, "a number", value) from None
+    expected = {bool: "true or false", int: "a whole number", str: "a string"}[kind]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _type_error(name, expected, value)
+    return value
+
+
+def _type_error(name: str, expected: str, value: Any) -> UserError:
+    return UserError(f"expected {expected}, not {value!r}", field=name)

@@ -1,0 +1,57 @@
+"""The loss that a `TrainConfig` describes, and the config with the settings that the loss resolves."""
+
+from __future__ import annotations
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import UserError
+from mlx_dpo.evaluation.example_sets import ExampleSet
+from mlx_dpo.objectives import LOSS_SETTINGS, WeightedLoss
+
+
+def loss_from_config(config: TrainConfig) -> WeightedLoss:
+    """Build the loss of a config.
+
+    Raises:
+        UserError: the loss is unknown, or a setting does not apply to it.
+    """
+    likelihood = f",sft={config.rpo_alpha}" if config.rpo_alpha else ""
+    return WeightedLoss.parse(
+        config.loss + likelihood,
+        {name: getattr(config, name) for name in LOSS_SETTINGS},
+        use_weighting=config.use_weighting,
+        ld_alpha=1.0 if config.ld_alpha is None else config.ld_alpha,
+    )
+
+
+def resolve_loss_settings(config: TrainConfig, loss: WeightedLoss) -> TrainConfig:
+    """Fill in the loss's default settings, and `reference="none"` for a loss without a reference.
+
+    Raises:
+        UserError: a reference or batch size was given that the loss can't use.
+    """
+    if not loss.needs_reference and config.reference not in ("none", TrainConfig().reference):
+        hint = "Leave out --reference; `mlx-dpo losses` shows which losses use one."
+        raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)
+    if loss.needs_kl and config.batch_size == 1:
+        hint = "The KL is estimated on the answers to other prompts of the batch: use --batch-size 8 or more."
+        raise UserError(f"the loss {config.loss!r} needs the KL of a batch", field="batch_size", hint=hint)
+    if config.reference_sync_steps and config.reference not in ("initial", "base"):
+        raise UserError("only --reference initial or base can be updated", field="reference_sync_steps")
+    if config.reference_mixup is not None and not config.reference_sync_steps:
+        raise UserError("this has no effect without --reference-sync-steps", field="reference_mixup")
+    settings = {name: loss.settings[name] for name in LOSS_SETTINGS if name in loss.settings}
+    return config.replace(**settings, **({} if loss.needs_reference else {"reference": "none"}))
+
+
+def resolve_for_examples(config: TrainConfig, loss: WeightedLoss, examples: ExampleSet) -> TrainConfig:
+    """Set `reference="none"` where single completions are only imitated.
+
+    Raises:
+        UserError: a setting for pairs was given, and the examples are single completions.
+    """
+    if not examples.is_unpaired:
+        return config
+    for name, is_set in (("ld_alpha", config.ld_alpha is not None), ("use_weighting", config.use_weighting)):
+        if is_set:
+            raise UserError("this applies to pairs, and the rows are single completions", field=name)
+    return config.replace(reference="none") if loss.likelihood_only else config

@@ -1,0 +1,124 @@
+"""A loss function and the facts that the trainer needs to know about it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_dpo.objectives.loss_inputs import LossState
+
+# Settings that stand in no signature: rewards are scaled by beta whatever the loss is.
+DEFAULT_BETA = 0.1
+DIVERGENCE_DEFAULTS = {"f_divergence": "reverse_kl", "f_alpha_divergence_coef": 0.5}
+ATTRIBUTE = "mlx_dpo_loss"  # where a decorated function keeps its `LossFunction`
+
+
+class RewardKind(Enum):
+    """What a completion's reward is under a loss, as TRL logs it; the values are printed."""
+
+    LOGRATIO = "beta * (log pi(y|x) - log pi_ref(y|x)), summed over the answer's tokens"
+    LOGP = "beta * log pi(y|x), summed over the answer's tokens"
+    MEAN_LOGP = "beta * log pi(y|x) / |y|, the mean over the answer's tokens"
+
+
+@dataclass(frozen=True)
+class LossFunction:
+    """A loss and its facts.
+
+    Attributes:
+        function: takes `PairLogps` ([pairs]), or `LabelledLogps` ([completions]) where `unpaired`, and the loss's
+            settings by keyword, with their defaults; returns losses, [pairs] or [completions].
+        rewards: what the logged rewards are.
+        uses_reference: whether the loss is made of the reference's log-probs (its rewards can be even if not).
+        whole_batch: whether a pair's loss depends on the other pairs of its optimizer batch.
+        keeps_pair_order: whether losses[i] is the loss of pair i, so that pairs can be weighted.
+        supports_f_divergence: whether it holds where `PairLogps.score` is that of another f-divergence.
+        positive_settings: settings that can't be 0 for this loss, although they can for others.
+        unpaired: whether it takes single completions; a pair is then two of them.
+        needs_kl: whether it needs the batch's KL, estimated on mismatched completions.
+        needs_token_kls: whether it needs the KL of whole distributions at each position, for which the reference is
+            run in every step.
+        needs_scores: whether it needs the rows' scores.
+        uses_margins: whether it respects the rows' `margin` column (`PairLogps.reward_margins`).
+        next_state: called as (state, inputs, **settings) with the state after earlier batches (empty at first) and a
+            whole optimizer batch; returns the state that the loss of this batch sees. None: it keeps no state.
+    """
+
+    function: Callable[..., mx.array]
+    rewards: RewardKind = RewardKind.LOGRATIO
+    uses_reference: bool = True
+    whole_batch: bool = False
+    keeps_pair_order: bool = True
+    supports_f_divergence: bool = False
+    positive_settings: tuple[str, ...] = ()
+    unpaired: bool = False
+    needs_kl: bool = False
+    needs_token_kls: bool = False
+    needs_scores: bool = False
+    uses_margins: bool = False
+    next_state: Callable[..., LossState] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that `--loss` takes."""
+        return self.function.__name__
+
+    @property
+    def keyword_defaults(self) -> dict[str, Any]:
+        """The settings in the function's signature, with their defaults."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that can be set for this loss, with defaults."""
+        divergence = DIVERGENCE_DEFAULTS if self.supports_f_divergence else {}
+        return {"beta": DEFAULT_BETA} | self.keyword_defaults | divergence
+
+    @property
+    def summary(self) -> str:
+        """The docstring up to its first section."""
+        return self._sections[""]
+
+    @property
+    def formula(self) -> str:
+        """The docstring's `Formula`; r is a log-ratio log pi - log pi_ref, w the chosen answer, l the rejected one."""
+        return self._sections.get("Formula", "")
+
+    @property
+    def paper(self) -> str:
+        """The docstring's `Paper`: arXiv number, authors, equation."""
+        return self._sections.get("Paper", "")
+
+    @property
+    def when_to_use(self) -> str:
+        """The docstring's `When to use`."""
+        return self._sections.get("When to use", "")
+
+    @property
+    def _sections(self) -> dict[str, str]:
+        """The docstring's Google-style sections, each on one line; what stands before the first one is ""."""
+        summary, *rest = re.split(r"^(\w[\w ]*):\n", inspect.getdoc(self.function) or "", flags=re.MULTILINE)
+        sections = zip(rest[::2], rest[1::2], strict=True)
+        return {"": summary.strip(), **{name: " ".join(text.split()) for name, text in sections}}
+
+
+def declare_loss(**facts: Any) -> Callable[[Callable[..., mx.array]], Callable[..., mx.array]]:
+    """Declare a function to be a loss; `facts` are attributes of `LossFunction`. The function itself stays as it is."""
+
+    def declare(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        setattr(function, ATTRIBUTE, LossFunction(function, **facts))
+        return function
+
+    return declare
+
+
+def declared_loss(value: object) -> LossFunction | None:
+    """What `declare_loss` declared about a function; None where it is not decorated."""
+    return getattr(value, ATTRIBUTE, None)

@@ -1,0 +1,109 @@
+"""Sentences that sum up a run for people, and the format of its numbers."""
+
+from __future__ import annotations
+
+from mlx_dpo.reporting.diagnostics_listener import Finding
+from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
+from mlx_dpo.reporting.metric_intervals import Estimate
+from mlx_dpo.reporting.run_statistics import RunStatistics
+from mlx_dpo.utils.formatting import plural
+
+SIGNIFICANCE_LEVEL = 0.05
+
+
+def verdict(run: RunStatistics, changes: list[MetricChange], findings: list[Finding]) -> str:
+    """One or two sentences: whether the policy learned the preferences, how sure that is, and the warnings.
+
+    Args:
+        run: the run.
+        changes: what `compute_changes` returns for it.
+        findings: what `diagnose` returns for it.
+    """
+    if findings:
+        warnings = f"{plural(len(findings), 'warning')}: {', '.join(finding.title for finding in findings)}."
+    else:
+        warnings = "Nothing looks wrong."
+    return f"{_learning_outcome(run, {change.name: change for change in changes})}. {warnings}"
+
+
+def _learning_outcome(run: RunStatistics, changes: dict[str, MetricChange]) -> str:
+    is_finished = run.step >= run.steps
+    if not changes:
+        if not is_finished:
+            return f"Step {run.step:,} of {run.steps:,}: held-out {run.example_kind} were not evaluated again yet"
+        return f"{run.step:,} steps done, but there are no held-out {run.example_kind} to measure what changed"
+    when = f"After {run.steps:,} steps" if is_finished else f"After {run.step:,} of {run.steps:,} steps"
+    margin = changes.get("rewards/margins")
+    if margin and margin.after is not None:
+        return f"{when}, {_pairs_outcome(margin, margin.after, changes['logps/accuracies'])}"
+    return f"{when}, {_completions_outcome(changes)}"
+
+
+def _completions_outcome(changes: dict[str, MetricChange]) -> str:
+    perplexity = changes.get("perplexity/wanted") or changes.get("perplexity/unwanted")
+    if perplexity is None or perplexity.before is None or perplexity.after is None:
+        return "no held-out metric shows what changed"
+    before, after = perplexity.before.value, perplexity.after.value
+    numbers = f"perplexity {before:.3g} to {after:.3g}, {format_p_value(perplexity.p)}"
+    if not _is_significant(perplexity):
+        return f"the wanted held-out completions show no significant change: {numbers}"
+    return f"the wanted held-out completions are {'likelier' if after < before else 'less likely'}: {numbers}"
+
+
+def _pairs_outcome(margin: MetricChange, margin_after: Estimate, accuracy: MetricChange) -> str:
+    if _is_significant(margin):
+        direction = "more" if margin_after.value > 0 else "less"
+        learned = f"the policy prefers the chosen completions of held-out pairs {direction} than before"
+    else:
+        learned = "held-out pairs show no significant change"
+    shares = ""
+    if accuracy.before is not None and accuracy.after is not None:
+        after, before = accuracy.after.value, accuracy.before.value
+        shares = f"; the chosen completion is the likelier one in {after:.0%} (before: {before:.0%})"
+    return f"{learned}: reward margin {format_interval(margin_after, '{:+.3g}')}, {format_p_value(margin.p)}{shares}"
+
+
+def _is_significant(change: MetricChange) -> bool:
+    return change.p is not None and change.p < SIGNIFICANCE_LEVEL
+
+
+def format_interval(estimate: Estimate | None, number_format: str) -> str:
+    """A number with its 95% interval, such as "0.52 [0.41, 0.63]"; "-" for None."""
+    if estimate is None:
+        return "-"
+    numbers = (number_format.format(number) for number in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (text.removeprefix("-") if not text.strip("-0.%") else text for text in numbers)  # no -0.0
+    return f"{value} [{low}, {high}]"
+
+
+def format_p_value(p: float | None) -> str:
+    """A p-value, such as "p = 0.032" or "p < 0.001"; empty for None."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def explain_falling_rewards(run: RunStatistics, findings: list[Finding]) -> str | None:
+    """Whether something is wrong when the rewards of chosen and rejected both fell; None if they did not."""
+    before, after = run.before, run.after
+    if before is None or after is None or not after.is_paired or after.is_reference:
+        return None
+    names = ("rewards/chosen", "rewards/rejected")
+    chosen, rejected = (float((after.metrics[name] - before.metrics[name]).mean()) for name in names)
+    if chosen >= 0 or rejected >= 0:
+        return None
+    facts = f"The rewards of the chosen completions fell by {-chosen:.3g}, those of the rejected by {-rejected:.3g}. "
+    margin = next(change for change in compute_changes(run) if change.name == "rewards/margins")
+    if not _is_significant(margin):
+        return facts + "The difference is not significant."
+    if chosen <= rejected:
+        return facts + "Yes: the chosen ones fell further, so it learns the opposite of what held-out pairs prefer."
+    diagnostics = {finding.diagnostic for finding in findings}
+    if "chance" in diagnostics:
+        return facts + "Yes: the accuracy on held-out pairs is at chance."
+    if "likelihood_displacement" in diagnostics:
+        return facts + "In part: the order is right, but the chosen completions lost much of their likelihood."
+    return facts + (
+        "No: the loss only asks that the chosen completion falls less than the rejected one, which it does, and the "
+        "chosen completions are about as likely as before."
+    )

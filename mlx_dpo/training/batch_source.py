@@ -1,0 +1,99 @@
+"""Where training examples come from: the `BatchSource` protocol, and a shuffled data set as its first case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from mlx_dpo.data.micro_batches import ShuffledEpochs
+from mlx_dpo.distributed.communicator import Arrays
+from mlx_dpo.evaluation.example_sets import ExampleSet
+from mlx_dpo.evaluation.scored_batch import IndexedExample, indexed_examples
+from mlx_dpo.training.checkpoint import ComponentState
+
+
+class BatchSource(Protocol):
+    """Provides the examples of every optimizer step. Subclass it for the defaults.
+
+    Attributes:
+        digest: identifies what the examples follow from; a run resumes only where it is unchanged.
+        steps_per_epoch: steps that see every example once; None where there are no epochs, so that `iters` is needed.
+        can_prefetch: whether batches may be made in a thread ahead of their use. Not where they depend on the policy,
+            or on a state that changes from batch to batch.
+    """
+
+    digest: str
+    steps_per_epoch: int | None = None
+    can_prefetch: bool = False
+
+    def batch(self, step: int) -> Sequence[IndexedExample]:
+        """Returns the examples of an optimizer batch; none where the source is exhausted.
+
+        Where several processes share the batch, each asks for all of it, and encodes its own share.
+
+        Args:
+            step: optimizer steps done before this one.
+        """
+        ...
+
+    def shared_values(self, indices: np.ndarray) -> Arrays:
+        """Returns what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
+        return {}
+
+    def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
+        """Takes the `shared_values` of all ranks.
+
+        Args:
+            indices: [examples], of the whole optimizer batch.
+            values: arrays [examples, ...], the scorer's among them.
+        """
+        return
+
+    def state(self) -> ComponentState:
+        """Returns what a checkpoint must hold for the next batches to be the same; nothing by default."""
+        return ComponentState()
+
+    def restore(self, state: ComponentState) -> None:
+        """Continues from a checkpoint.
+
+        Args:
+            state: what `state` returned when it was written.
+        """
+        return
+
+
+class ShuffledDataset(BatchSource):
+    """The examples of a data set, shuffled anew in every epoch. The order follows from the seed and the step alone."""
+
+    can_prefetch = True
+
+    def __init__(self, example_set: ExampleSet, batch_size: int, seed: int) -> None:
+        """Makes a source.
+
+        Args:
+            example_set: the examples.
+            batch_size: examples of an optimizer step.
+            seed: of the order.
+        """
+        self.examples = example_set.examples
+        self.epochs = ShuffledEpochs(example_set.indices, batch_size, seed)
+        self.steps_per_epoch = self.epochs.steps_per_epoch
+
+    @property
+    def digest(self) -> str:  # type: ignore[override]
+        """Identifies the rows."""
+        return self.examples.source.digest
+
+    def batch(self, step: int) -> Sequence[IndexedExample]:
+        """Returns the examples of a step, counted from 0 over all epochs; they are encoded when first needed."""
+        return indexed_examples(self.examples, self.epochs.batch(step))
+
+    def shared_values(self, indices: np.ndarray) -> Arrays:
+        """Returns what encoding did to the examples, for the notes on the data."""
+        return {"encoding_flags": self.examples.flags[indices]}
+
+    def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
+        """Takes what encoding did to the examples on other ranks."""
+        self.examples.flags[indices] = values["encoding_flags"]

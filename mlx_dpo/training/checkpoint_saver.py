@@ -1,0 +1,92 @@
+"""When a run's checkpoints are written, which of them stay, and what happens where the disk is full."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.config import TrainConfig, dump_yaml
+from mlx_dpo.errors import UserError, Where
+from mlx_dpo.training.checkpoint import TrainingState
+from mlx_dpo.training.events import CheckpointSaved, Note
+from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.run_folder import RunFolder, SaveError
+
+
+class CheckpointSaver:
+    """Writes a run's checkpoints and adapter.
+
+    Attributes:
+        saved_step: the step whose checkpoint is on disk; -1 where there is none.
+        has_failed: whether the last one could not be written, and is to be tried again.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, spec: AdapterSpec, listener: Listener, *, is_main: bool = True
+    ) -> None:
+        """Makes a saver.
+
+        Args:
+            folder: the run's folder.
+            config: the run's settings, resolved.
+            spec: what is trained.
+            listener: receives notes and `CheckpointSaved`.
+            is_main: whether this process is the one that writes.
+        """
+        self.folder, self.config, self.spec, self.listener, self.is_main = folder, config, spec, listener, is_main
+        self.saved_step, self.has_failed = -1, False
+
+    def save(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> bool:
+        """Writes a checkpoint and the run's adapter, unless those of this step are there already.
+
+        Where that fails, it is noted once; the trainer tries again with the next report.
+
+        Args:
+            state: what the checkpoint holds beside the adapter.
+            tensors: what is trained.
+            is_last: whether there is no later chance.
+
+        Returns:
+            Whether they are on disk.
+
+        Raises:
+            UserError: the last chance failed.
+        """
+        step, config = state.progress.step, self.config
+        if self.saved_step == step:
+            return True
+        if state.progress.consecutive_skips or not self.is_main:
+            return False  # after a skipped step the tensors are not to be trusted
+        try:
+            path = self.folder.save_checkpoint(state, tensors, self.spec, config.model, dump_yaml(config))
+            self.folder.save_adapter(tensors, self.spec, config.model)
+        except SaveError as error:
+            self._report_failure(step, str(error), is_last)
+            return False
+        self.saved_step, self.has_failed = step, False
+        self.folder.prune_checkpoints(config.keep_checkpoints)
+        self.listener.handle(CheckpointSaved(step, path))
+        return True
+
+    def save_best(self, state: TrainingState, tensors: Tensors, loss: float) -> None:
+        """Writes a checkpoint and marks it as the best on held-out examples.
+
+        Args:
+            state: what the checkpoint holds beside the adapter.
+            tensors: what is trained.
+            loss: the held-out loss.
+        """
+        if self.save(state, tensors):
+            with suppress(SaveError):
+                self.folder.mark_best(state.progress.step, loss)
+
+    def _report_failure(self, step: int, reason: str, is_last: bool) -> None:
+        latest = self.folder.latest_checkpoint()
+        kept = f"the last checkpoint is {latest}" if latest else "there is no checkpoint yet"
+        message = f"step {step} could not be saved: {reason}; {kept}"
+        if is_last:
+            hint = "Make room, and resume with --resume." if latest else "Make room, and start again."
+            raise UserError(message, where=Where(str(self.folder.path)), hint=hint)
+        if not self.has_failed:
+            self.listener.handle(Note(f"{message}. It is tried again with every report."))
+        self.has_failed = True

@@ -1,0 +1,235 @@
+"""From a config to what a run trains with: examples, model, reference, loss."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
+from mlx_dpo.errors import RowError, UserError
+from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
+from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, ExampleSet, ExampleSets, Rows, open_example_sets
+from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
+from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
+from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, attach_reference, precompute_with_reference_model
+from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
+from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
+from mlx_dpo.forward.policy import Policy, make_policy
+from mlx_dpo.objectives import LossStates, WeightedLoss
+from mlx_dpo.training.batch_loss import PreferenceLoss
+from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
+from mlx_dpo.training.checkpoint import TrainingState, read_training_state
+from mlx_dpo.training.checkpoint_saver import CheckpointSaver
+from mlx_dpo.training.events import Metrics, Preparing
+from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.provenance import DATA_KEYS
+from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
+from mlx_dpo.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Arguments of `train`."""
+
+    config: TrainConfig
+    model: nn.Module | None
+    tokenizer: Any
+    rows: Rows | None
+    valid_rows: Rows | None
+    listener: Listener
+    oom_fallback: OomFallback = NO_FALLBACK
+
+
+@dataclass(frozen=True)
+class TrainComponents:
+    """What a run trains with.
+
+    Attributes:
+        config: the settings, as model, loss and data resolve them.
+        policy: what is trained.
+        memory_model: decides how large micro-batches are.
+        loss: what is minimized.
+        example_sets: examples to train on, and those held out.
+        skipped_rows: rows that can't be used and are left out.
+        communicator: ranks that train together.
+    """
+
+    config: TrainConfig
+    policy: Policy
+    memory_model: MemoryModel
+    loss: WeightedLoss
+    example_sets: ExampleSets
+    skipped_rows: list[RowError]
+    communicator: Communicator
+
+    @property
+    def train_set(self) -> ExampleSet:
+        """Examples to train on."""
+        return self.example_sets[TRAIN]
+
+    def make_trainer(
+        self,
+        folder: RunFolder,
+        listener: Listener,
+        stop: threading.Event | None = None,
+        source: BatchSource | None = None,
+    ) -> Trainer:
+        """Makes a trainer that stands before its first step.
+
+        Args:
+            folder: the run's folder.
+            listener: receives the run's events.
+            stop: set it to end the run after the current step.
+            source: provides the examples; those to train on, shuffled, by default.
+        """
+        config, references = self.config, {name: each.reference for name, each in self.example_sets.items()}
+        sync = None
+        if config.reference_sync_steps:
+            sync = ReferenceSync(config.reference_sync_steps, config.reference_mixup or ReferenceSync.mixup)
+        return Trainer(
+            config,
+            source or ShuffledDataset(self.train_set, config.batch_size, config.seed),
+            CompletionLogProbScorer(self.policy, self.memory_model, self.loss, references, config.max_length, sync),
+            PreferenceLoss(self.loss),
+            self.evaluate if HELD_OUT in self.example_sets else None,
+            CheckpointSaver(folder, config, self.policy.spec, listener, is_main=self.communicator.is_main),
+            listener,
+            stop or threading.Event(),
+            self.communicator,
+        )
+
+    def evaluate(
+        self, step: int, states: LossStates, on_progress: Callable[[int, int], None]
+    ) -> tuple[Metrics, EvalSnapshot]:
+        """Measures the held-out examples.
+
+        Args:
+            step: optimizer steps done.
+            states: running statistics of the loss.
+            on_progress: receives the number of examples done, and of all.
+
+        Returns:
+            Mean metrics, and the measurements.
+        """
+        held_out, measurements = self.example_sets[HELD_OUT], list[ExampleMeasurement]()
+        metrics = evaluate_examples(
+            self.memory_model,
+            held_out.examples,
+            held_out.indices,
+            held_out.reference,
+            self.loss,
+            batch_size=self.config.batch_size,
+            loss_state=states,
+            on_progress=lambda done: on_progress(done, len(held_out.indices)),
+            on_measurement=measurements.append,
+            communicator=self.communicator,
+        )
+        return metrics, EvalSnapshot(step, measurements, held_out, self.policy, self.memory_model)
+
+
+def build_components(
+    inputs: TrainInputs, checkpoint: Path | None = None, communicator: Communicator = SINGLE_PROCESS
+) -> TrainComponents:
+    """Opens the examples, loads the model and attaches what is trained.
+
+    Args:
+        inputs: arguments of `train`.
+        checkpoint: folder of a checkpoint, whose reference log-probs are not computed again.
+        communicator: ranks that train together.
+
+    Raises:
+        UserError: the user must change something.
+    """
+    config, listener = inputs.config, inputs.listener
+    loss = loss_from_config(config)
+    config = resolve_loss_settings(config, loss)
+    if (inputs.model is None) != (inputs.tokenizer is None):
+        raise UserError("a model in memory comes with its tokenizer: give both", field="model")
+    tokenizer = inputs.tokenizer or load_tokenizer(config.model)
+    skipped_rows: list[RowError] | None = [] if config.bad_rows == "skip" else None
+
+    def on_progress(text: str) -> None:
+        listener.handle(Preparing(text))
+
+    sets = open_example_sets(
+        config, loss, tokenizer, inputs.rows, inputs.valid_rows, on_progress, skipped_rows, communicator
+    )
+    config = resolve_for_examples(config, loss, sets[TRAIN])
+    if (config.patience or config.keep_best) and HELD_OUT not in sets:
+        field = "patience" if config.patience else "keep_best"
+        raise UserError("no examples are held out to measure", field=field, hint="Give rows with --valid-data.")
+    if checkpoint:
+        _restore_reference_logps(sets, read_training_state(checkpoint))
+    if config.reference not in POLICY_REFERENCES:
+        precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
+    on_progress("Loading the model")
+    policy = _load_policy(config, inputs.model, communicator)
+    memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
+    attach_reference(config, loss, policy, memory_model, sets, communicator)
+    config = config.replace(**_resolved_adapter_settings(policy.spec, config))
+    return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator)
+
+
+def memory_limit(config: TrainConfig) -> int:
+    """Returns the bytes that a run may use."""
+    return parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
+
+
+def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) -> None:
+    """Takes the log-probs of a checkpoint, where the rows are unchanged."""
+    for name, table in state.scorer.arrays.items():
+        digest = state.progress.provenance.get(DATA_KEYS[name])
+        if name in example_sets and digest == example_sets[name].examples.source.digest:
+            example_sets[name].reference.table = table
+
+
+def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFallback:
+    """The one that needs least memory, where all ranks run the same micro-batches."""
+    if communicator.data_parallel:
+        return fallback
+    fallbacks = [OomFallback(**values) for values in communicator.all_gather_json(asdict(fallback))]
+    share = min(each.micro_batch_share for each in fallbacks)
+    return OomFallback(share, any(each.grad_checkpoint for each in fallbacks))
+
+
+def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> MemoryModel:
+    limit = parse_memory(config.memory_limit) if config.memory_limit else None
+    checkpoint_everything = config.grad_checkpoint or fallback.grad_checkpoint
+    return MemoryModel.for_training(
+        policy.network, usable_memory(), limit, checkpoint_everything, fallback.micro_batch_share
+    )
+
+
+def _load_policy(config: TrainConfig, model: nn.Module | None, communicator: Communicator) -> Policy:
+    keep_weights_resident()
+    mx.reset_peak_memory()
+    mx.random.seed(config.seed)  # of the adapters' initial values
+    spec = AdapterSpec(
+        fine_tune_type=config.fine_tune_type,
+        num_layers=config.num_layers,
+        rank=config.rank,
+        scale=config.scale,
+        dropout=config.dropout,
+        keys=None if config.lora_keys is None else tuple(config.lora_keys),
+        fuse_bits=config.fuse_bits,
+    )
+    shard_group = None if communicator.data_parallel else communicator.mlx_group
+    model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
+    return make_policy(model, spec, config.init_adapter, shard_group)
+
+
+def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
+    """The settings as the model took them; an initial adapter brings its own."""
+    settings = {name: value for name, value in asdict(spec).items() if name in config.to_mapping()}
+    return settings if spec.keys is None else {**settings, "lora_keys": list(spec.keys)}

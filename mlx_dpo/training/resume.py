@@ -1,0 +1,127 @@
+"""Where a run starts: from the beginning, or from a checkpoint of an unchanged run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mlx_dpo.adapters.adapter_folder import read_adapter, set_tensors
+from mlx_dpo.config import dump_yaml, read_yaml
+from mlx_dpo.distributed.communicator import Communicator
+from mlx_dpo.errors import RowError, UserError, Where
+from mlx_dpo.evaluation.example_sets import TRAIN
+from mlx_dpo.training.checkpoint import TrainingState, read_training_state
+from mlx_dpo.training.components import TrainComponents
+from mlx_dpo.training.events import Note
+from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.provenance import changed_settings, compute_provenance, provenance_changes
+from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder, SaveError
+from mlx_dpo.training.trainer import Trainer
+
+SKIPPED_ROWS_FILE = "skipped.jsonl"  # in the run's folder: rows that were left out
+
+
+@contextmanager
+def starting_checkpoint(folder: RunFolder, communicator: Communicator, resume: bool) -> Iterator[Path | None]:
+    """Yields the checkpoint to resume from, or None where a run begins; on other ranks than 0, a copy of rank 0's.
+
+    Args:
+        folder: the run's folder; it is locked.
+        communicator: ranks that train together.
+        resume: whether there must be a checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint to resume from, or the folder holds a finished run.
+    """
+    checkpoint = None
+    if communicator.is_main:
+        folder.lock()
+        checkpoint = folder.require_latest_checkpoint() if resume else folder.unfinished_checkpoint()
+        if checkpoint is None:
+            folder.require_new()
+    if communicator.size == 1:
+        yield checkpoint
+        return
+    names = sorted(file.name for file in checkpoint.iterdir()) if checkpoint else []
+    names = json.loads(communicator.broadcast(json.dumps(names).encode()))
+    with TemporaryDirectory() as copy:
+        for name in names:
+            content = communicator.broadcast((checkpoint / name).read_bytes() if checkpoint else b"")
+            if not communicator.is_main:
+                (Path(copy) / name).write_bytes(content)
+        yield checkpoint or (Path(copy) if names else None)
+
+
+def start_trainer(
+    trainer: Trainer, components: TrainComponents, checkpoint: Path | None, *, allow_changes: bool = False
+) -> None:
+    """Puts a trainer where a checkpoint was written, and makes the run's folder.
+
+    Args:
+        trainer: stands before its first step, and stays there without a checkpoint.
+        components: what it trains with.
+        checkpoint: the checkpoint's folder; None where the run begins.
+        allow_changes: whether to resume even if config, model or data have changed.
+
+    Raises:
+        UserError: something has changed, or differs between ranks; nothing is left to do; or the folder can't be
+            written.
+    """
+    folder, listener, communicator = trainer.saver.folder, trainer.listener, trainer.communicator
+    digests = {name: each.examples.source.digest for name, each in components.example_sets.items()}
+    provenance = compute_provenance(components.policy.fingerprint, {**digests, TRAIN: trainer.source.digest})
+    _require_equal_ranks(communicator, provenance)
+    state = read_training_state(checkpoint) if checkpoint else None
+    if checkpoint and state and not allow_changes:
+        _require_unchanged(checkpoint, state, components, provenance)
+    if communicator.is_main:
+        folder.create()
+    trainer.progress.provenance = provenance
+    if checkpoint and state:
+        set_tensors(trainer.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
+        trainer.restore(state, provenance)
+        listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))
+    if communicator.is_main:
+        _write_config_and_skipped_rows(folder, components, listener)
+
+
+def _require_equal_ranks(communicator: Communicator, provenance: dict[str, str]) -> None:
+    """Raises `UserError` where another rank trains with something else than rank 0."""
+    all_provenances = communicator.all_gather_json(provenance)
+    for rank, other in enumerate(all_provenances):
+        if changes := provenance_changes(all_provenances[0], other):
+            hint = "Every machine needs the same model, rows and versions of mlx, mlx-lm and mlx-dpo."
+            raise UserError(f"rank {rank} differs from rank 0: " + "; ".join(changes), hint=hint)
+
+
+def _require_unchanged(
+    checkpoint: Path, state: TrainingState, components: TrainComponents, provenance: dict[str, str]
+) -> None:
+    """Raises `UserError` where the checkpoint was written with other settings, another model or other rows."""
+    settings = changed_settings(read_yaml(checkpoint / CONFIG_FILE), components.config)
+    if changes := [*settings, *provenance_changes(state.progress.provenance, provenance)]:
+        raise UserError(
+            "config, model or data changed since the checkpoint: " + "; ".join(changes),
+            where=Where(str(checkpoint)),
+            hint="Undo that, choose another --adapter-path, or resume all the same with --resume-anyway.",
+        )
+
+
+def _write_config_and_skipped_rows(folder: RunFolder, components: TrainComponents, listener: Listener) -> None:
+    rows = components.skipped_rows
+    try:
+        folder.write_text(CONFIG_FILE, dump_yaml(components.config))
+        if rows:
+            folder.write_text(SKIPPED_ROWS_FILE, "".join(json.dumps(_row_json(row)) + "\n" for row in rows))
+            listener.handle(Note(f"{len(rows):,} rows were left out; {folder.path / SKIPPED_ROWS_FILE} lists them."))
+    except SaveError as error:
+        raise UserError(f"the output folder can't be written: {error}", where=Where(str(folder.path))) from None
+
+
+def _row_json(error: RowError) -> dict[str, Any]:
+    where = error.where or Where("")
+    return {"file": where.file, "line": where.line, "field": error.field, "kind": error.kind, "message": error.message}
