@@ -20,8 +20,13 @@ from tests.conftest import CHECKPOINT, PAIRS
 from tests.distributed.test_data_parallel import max_difference
 from tests.distributed.worker import run_training
 
+<<<<<<< HEAD
 README = Path(__file__).parents[2] / "README.md"
 SETTINGS: dict[str, Any] = {
+=======
+MACHINES_PAGE = Path(__file__).parents[2] / "docs" / "machines.md"
+KNOBS: dict[str, Any] = {
+>>>>>>> 2af0585 (README of one page, documentation by topic, CONTRIBUTING by the path of a pair; tests hold links and named tests)
     "model": str(CHECKPOINT),
     "data": str(PAIRS),
     "valid_data": str(PAIRS),
@@ -92,7 +97,7 @@ def processes_of(run: Path, rank: int, module: str) -> list[int]:
 
 
 def readme_line(start: str) -> list[str]:
-    (line,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(start))
+    (line,) = (line for line in MACHINES_PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(start))
     return shlex.split(line)
 
 
