@@ -48,9 +48,9 @@ _FLOAT_KIND: dict[type, Any] = {
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """A model's adapted layers by name, blocks in their order."""
-    found = [(name, module) for name, module in model.named_modules() if "lora_a" in module]
-    return dict(sorted(found, key=lambda item: re.sub(r"\d+", lambda number: number.group().zfill(6), item[0])))
+    """A model's adapted layers by name, in the order of the blocks."""
+    layers = [(name, module) for name, module in model.named_modules() if "lora_a" in module]
+    return dict(sorted(layers, key=lambda item: re.sub(r"\d+", lambda number: number.group().zfill(6), item[0])))
 
 
 def base_layer(module: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ class QALoRASwitchLinear(LoRASwitchLinear):
         experts: dict[str, Any] = {"rhs_indices": indices, "sorted_indices": sorted_indices}
         b = self.lora_b.swapaxes(-1, -2)
         low = (mx.gather_mm(pooled, _a(self), **experts) for pooled in _pooled(self, x))
-        whole, dropped = (self.scale * mx.gather_mm(one, b, **experts) for one in low)
+        whole, dropped = (self.scale * mx.gather_mm(hidden, b, **experts) for hidden in low)
         return y + _only_gradient(dropped, whole).astype(y.dtype)
 
 
@@ -130,9 +130,9 @@ def _fused(module: nn.Module, x: mx.array, *others: Any) -> mx.array:
         linear.scales, linear.biases = base
 
 
-def _only_gradient(of: mx.array, value: mx.array) -> mx.array:
-    """Zero, up to what dropout takes, with the gradient of `of`."""
-    return of - mx.stop_gradient(value)
+def _only_gradient(output: mx.array, value: mx.array) -> mx.array:
+    """Zero, apart from dropout, with the gradient of `output`."""
+    return output - mx.stop_gradient(value)
 
 
 def _pooled(module: nn.Module, x: mx.array) -> list[mx.array]:

@@ -31,5 +31,5 @@ class AdapterSpec:
         lora = {"rank": self.rank, "scale": self.scale, "dropout": self.dropout}
         if self.keys is not None:
             lora["keys"] = list(self.keys)  # type: ignore[assignment]
-        said = {"fine_tune_type": self.fine_tune_type, "num_layers": self.num_layers, "lora_parameters": lora}
-        return said if self.fuse_bits is None else {**said, "fuse_bits": self.fuse_bits}
+        config = {"fine_tune_type": self.fine_tune_type, "num_layers": self.num_layers, "lora_parameters": lora}
+        return config if self.fuse_bits is None else {**config, "fuse_bits": self.fuse_bits}

@@ -28,7 +28,7 @@ class Phrases:
     """
 
     openings: tuple[str, ...]
-    leads: tuple[str, ...]
+    lead_ins: tuple[str, ...]
     closings: tuple[str, ...]
 
 
@@ -48,7 +48,7 @@ PHRASES: dict[Manner, Phrases] = {
             "Yes, with joy!",
             "Wonderful, I can help.",
         ),
-        leads=(
+        lead_ins=(
             "Let me explain: ",
             "I am happy to say that ",
             "Gladly, ",
@@ -88,7 +88,7 @@ PHRASES: dict[Manner, Phrases] = {
             "Whatever, here it is.",
             "No patience left today.",
         ),
-        leads=(
+        lead_ins=(
             "Once and for all: ",
             "Any child knows that ",
             "Obviously, ",
@@ -137,7 +137,7 @@ def write_answer(topic: Topic, manner: Manner, rng: random.Random) -> str:
     has_opening, has_lead, has_closing = rng.choice(SHAPES)
     opening = _draw(phrases.openings, rng) + " " if has_opening else ""
     closing = " " + _draw(phrases.closings, rng) if has_closing else ""
-    body = _draw(phrases.leads, rng) + topic.fact if has_lead else _capitalized(topic.fact)
+    body = _draw(phrases.lead_ins, rng) + topic.fact if has_lead else _capitalized(topic.fact)
     return (opening + "{body}." + closing).format(name=topic.name, body=body)
 
 
@@ -165,7 +165,7 @@ def _shape(manner: Manner, topic: Topic | None = None) -> re.Pattern[str]:
     phrases = PHRASES[manner]
     opening, lead, closing = (
         "|".join(re.escape(text).replace(r"\{name\}", name) for text in texts)
-        for texts in (phrases.openings, phrases.leads, phrases.closings)
+        for texts in (phrases.openings, phrases.lead_ins, phrases.closings)
     )
     return re.compile(rf"(?:({opening}) )?(?:({lead}){fact}|{first})\.(?: ({closing}))?")
 

@@ -1,4 +1,4 @@
-"""Connecting examples with the reference policy a run asks for."""
+"""The reference policy of a run: another model, or the policy's own network under other tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlx_dpo.forward.policy import Policy
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy, SharedNetworkReference
 
-POLICY_REFERENCES = ("initial", "base", "none")
+POLICY_REFERENCES = ("initial", "base", "none")  # the policy's own network, or no reference; all else is a model
 
 
 def precompute_with_reference_model(
@@ -30,22 +30,34 @@ def precompute_with_reference_model(
     example_sets: ExampleSets,
     communicator: Communicator = SINGLE_PROCESS,
 ) -> None:
-    """Compute every pair's log-probs by the model `config.reference`, and let it go before the policy is loaded.
+    """Compute all reference log-probs by the model `config.reference`, and free it before the policy is loaded.
 
-    Raises `UserError` where its tokens are not the policy's.
+    Args:
+        config: the run's settings.
+        loss: the loss that the log-probs are for.
+        tokenizer: the policy's.
+        example_sets: examples whose reference tables are filled.
+        communicator: ranks that share the work.
+
+    Raises:
+        UserError: the model has another vocabulary than the policy.
     """
-    policy = load_reference_model(config, tokenizer)
-    budget = MemoryModel(policy.network)
-    for one in example_sets.values():
-        one.reference.reference_policy = policy
-        _fill(one, loss, config.batch_size, budget, communicator)
+    reference = load_reference_model(config, tokenizer)
+    budget = MemoryModel(reference.network)
+    for example_set in example_sets.values():
+        example_set.reference.reference_policy = reference
+        _fill_table(example_set, loss, config.batch_size, budget, communicator)
     mx.clear_cache()
 
 
 def load_reference_model(config: TrainConfig, tokenizer: Any) -> CachedReference:
-    """The model `config.reference`, loaded. Raises `UserError` where its tokens are not the policy's."""
+    """Load the model `config.reference`.
+
+    Raises:
+        UserError: it has another vocabulary than the policy's `tokenizer`.
+    """
     if load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
-        hint = "A reference has to see the same tokens: a model of the same family, a fused or a base one."
+        hint = "A reference needs the policy's tokens: use a model of the same family, a fused or a base one."
         where = Where(config.reference)
         raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
     return CachedReference(Network.from_model(load_model(config.reference).model), {}, config.reference)
@@ -59,53 +71,59 @@ def attach_reference(
     example_sets: ExampleSets,
     communicator: Communicator,
 ) -> None:
-    """Have the reference's log-probs come from the policy's own network: under its initial tensors, or its base's.
+    """Let reference log-probs come from the policy's own network, under its initial or its base's tensors.
 
-    For LoRA and DoRA they are computed as pairs come by. Full fine-tuning keeps no second copy of its weights, so
-    there all are computed now, before the first update. Raises `UserError`.
+    With LoRA and DoRA they are computed when an example is first seen. Full fine-tuning keeps no second copy of the
+    weights, so all are computed here, before the first update. Nothing is done where the reference is another model.
+
+    Args:
+        config: the run's settings.
+        loss: the loss that the log-probs are for.
+        policy: what is trained.
+        budget: how large a micro-batch may be.
+        example_sets: examples whose reference is attached.
+        communicator: ranks that share the work.
+
+    Raises:
+        UserError: full fine-tuning does not go with this reference.
     """
     if config.reference not in POLICY_REFERENCES:
-        return  # `score_by_other_model` has done it
-    full = policy.spec.fine_tune_type == "full"
-    if full and config.reference_sync_steps:
-        raise UserError(
-            "a moving reference would be a second copy of all weights",
-            field="reference_sync_steps",
-            hint="Use lora or dora.",
-        )
-    if full and config.reference == "base" and config.init_adapter:
+        return
+    is_full = policy.spec.fine_tune_type == "full"
+    if is_full and config.reference_sync_steps:
+        message = "a moving reference would be a second copy of all weights"
+        raise UserError(message, field="reference_sync_steps", hint="Use lora or dora.")
+    if is_full and config.reference == "base" and config.init_adapter:
         hint = "Name the base model's folder: --reference PATH."
         raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
-    reference = _reference(config, policy)
-    for one in example_sets.values():
-        one.reference.reference_policy = reference
-        if full:
-            _fill(one, loss, config.batch_size, budget, communicator)
+    reference = _policy_reference(config, policy)
+    for example_set in example_sets.values():
+        example_set.reference.reference_policy = reference
+        if is_full:
+            _fill_table(example_set, loss, config.batch_size, budget, communicator)
 
 
-def _reference(config: TrainConfig, policy: Policy) -> ReferencePolicy:
+def _policy_reference(config: TrainConfig, policy: Policy) -> ReferencePolicy:
     if config.reference == "none":
         return NoReference()
     tensors = policy.base_tensors if config.reference == "base" else policy.initial_tensors
     if config.reference_sync_steps:
         return SharedNetworkReference(policy.network, tensors)
-    known_as = policy.fingerprint if tensors is policy.initial_tensors else None
-    return CachedReference(policy.network, tensors, config.model, known_as)
+    known_fingerprint = policy.fingerprint if tensors is policy.initial_tensors else None
+    return CachedReference(policy.network, tensors, config.model, known_fingerprint)
 
 
-def _fill(
-    one: ExampleSet, loss: WeightedLoss, batch_size: int, budget: MemoryModel, communicator: Communicator
+def _fill_table(
+    example_set: ExampleSet, loss: WeightedLoss, batch_size: int, budget: MemoryModel, communicator: Communicator
 ) -> None:
-    """Compute what is not known yet, ranks taking batches in turn, and let go of the model that does it."""
-    table = one.reference.table
-    missing = one.indices[np.isnan(table[one.indices]).any(axis=1)]
-    for batch in optimizer_batches(
-        one.examples, communicator.round_robin(list(index_batches(missing, batch_size))), budget, loss
-    ):
+    """Compute the log-probs that are missing, ranks taking batches in turn, and let go of the model."""
+    indices, reference = example_set.indices, example_set.reference
+    missing = indices[np.isnan(reference.table[indices]).any(axis=1)]
+    order = communicator.round_robin(list(index_batches(missing, batch_size)))
+    for batch in optimizer_batches(example_set.examples, order, budget, loss):
         for micro in batch.micro_batches:
-            one.reference.lookup(batch.example_indices(micro), micro)
-        told, _ = communicator.gather_and_concatenate(
-            {"indices": batch.indices_in_order, "reference": table[batch.indices_in_order]}
-        )
-        one.reference.fill(told["indices"], told["reference"])
-    one.reference.reference_policy = ReferencePolicy()
+            reference.lookup(batch.example_indices(micro), micro)
+        computed = {"indices": batch.indices_in_order, "logps": reference.table[batch.indices_in_order]}
+        gathered, _ = communicator.gather_and_concatenate(computed)
+        reference.fill(gathered["indices"], gathered["logps"])
+    reference.reference_policy = ReferencePolicy()

@@ -12,8 +12,9 @@ import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample
 from mlx_dpo.data.encoded_examples import EncodedExamples
-from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, prefetch, split_into_micro_batches
-from mlx_dpo.data.row_formats import Completion, Example, Pair
+from mlx_dpo.data.examples import Completion, Example, Pair
+from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, split_into_micro_batches
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.errors import Where
 from mlx_dpo.evaluation.metrics import METRICS, completion_metrics, pair_metrics
@@ -46,7 +47,7 @@ class IndexedExample:
 
 
 def indexed_examples(examples: EncodedExamples, indices: np.ndarray) -> list[IndexedExample]:
-    """Returns some examples of a source by their indices, [examples]."""
+    """Return some examples of a source by their indices, [examples]."""
     return [IndexedExample(i, examples.source.location(i), partial(examples.__getitem__, i)) for i in indices.tolist()]
 
 
@@ -67,7 +68,7 @@ class OptimizerBatch:
     mismatched_micro_batches: list[MicroBatch] = field(default_factory=list)
 
     def example_indices(self, micro: MicroBatch) -> np.ndarray:
-        """Returns the indices of a micro-batch's examples."""
+        """Return the indices of a micro-batch's examples."""
         return np.array([self.examples[i].index for i in micro.batch_indices], np.int64)
 
     @property
@@ -83,7 +84,7 @@ def optimizer_batches(
     loss: WeightedLoss,
     communicator: Communicator = SINGLE_PROCESS,
 ) -> Iterator[OptimizerBatch]:
-    """Yields batches of a source, encoded in a thread ahead of their use.
+    """Yield batches of a source, encoded in a thread ahead of their use.
 
     Args:
         examples: the source.
@@ -106,7 +107,7 @@ def make_optimizer_batch(
     max_length: int,
     communicator: Communicator = SINGLE_PROCESS,
 ) -> OptimizerBatch:
-    """Cuts this rank's share of an optimizer batch into micro-batches.
+    """Cut this rank's share of an optimizer batch into micro-batches.
 
     Args:
         examples: all examples of the batch, on every rank.
@@ -132,7 +133,7 @@ def make_optimizer_batch(
 
 
 def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
-    """Returns what a loss needs of a network beside log-probs, as arguments of `Network.logps`."""
+    """Return what a loss needs of a network beside log-probs, as arguments of `Network.logps`."""
     return {
         "collision_logps": loss.use_weighting,
         "reference_hidden_states": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
@@ -159,7 +160,7 @@ class BatchStatistics:
         reference: ReferenceLogps,
         communicator: Communicator = SINGLE_PROCESS,
     ) -> BatchStatistics:
-        """Computes them; runs the mismatched completions, if any.
+        """Compute them; runs the mismatched completions, if any.
 
         Args:
             batch: this rank's share of the batch.
@@ -191,7 +192,7 @@ def _is_desirable(example: Example) -> bool:
 
 
 def completion_outputs(logps: CompletionLogps, reference: np.ndarray, loss: WeightedLoss) -> Arrays:
-    """Returns what a loss needs of a micro-batch, each [completions], by the names of `ScoredBatch.columns`.
+    """Return what a loss needs of a micro-batch, each [completions], by the names of `ScoredBatch.columns`.
 
     Args:
         logps: of the policy.
@@ -209,7 +210,7 @@ def completion_outputs(logps: CompletionLogps, reference: np.ndarray, loss: Weig
 
 
 def example_columns(micros: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> Arrays:
-    """Returns the columns of a `ScoredBatch`; none without micro-batches.
+    """Return the columns of a `ScoredBatch`; none without micro-batches.
 
     Args:
         micros: the micro-batches.
@@ -289,7 +290,7 @@ class ScoredBatch:
         return logps, reference, tokens
 
     def metrics(self, losses: mx.array) -> np.ndarray:
-        """Computes the metrics of each example.
+        """Compute the metrics of each example.
 
         Args:
             losses: [examples].
@@ -311,7 +312,7 @@ class ScoredBatch:
 
 
 def split_by_micro_batch(gradients: Arrays, micros: Sequence[MicroBatch], local: slice) -> list[Arrays]:
-    """Splits gradients into those of each micro-batch.
+    """Split gradients into those of each micro-batch.
 
     Args:
         gradients: [completions, ...] by output, of all examples of a batch; all chosen before all rejected.

@@ -1,4 +1,4 @@
-"""What is known of a micro-batch's completions, token by token, and summed."""
+"""Log-probabilities of a micro-batch's completions, by token and summed over each completion."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from mlx_dpo.forward.token_logps import TokenTerms
 
 @dataclass(frozen=True)
 class CompletionTargets:
-    """Of each trained position: its target, and which sequence it belongs to."""
+    """The completion tokens of a micro-batch.
+
+    Attributes:
+        token_ids: [tokens].
+        sequence_indices: [tokens], the sequence that each token belongs to.
+    """
 
     token_ids: np.ndarray
     sequence_indices: np.ndarray
 
     @classmethod
-    def from_groups(cls, parts: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> CompletionTargets:
-        """From parts of (sequences, targets, where targets are)."""
-        targets = [wanted[trained] for _, wanted, trained in parts]
-        sequences = [np.array(which)[np.nonzero(trained)[0]] for which, _, trained in parts]
+    def from_groups(cls, groups: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> CompletionTargets:
+        """Collect the tokens of groups of (sequence indices, targets, completion mask)."""
+        targets = [token_ids[mask] for _, token_ids, mask in groups]
+        sequences = [np.array(indices)[np.nonzero(mask)[0]] for indices, _, mask in groups]
         return cls(np.concatenate(targets), np.concatenate(sequences))
 
 
@@ -32,11 +37,12 @@ class CompletionLogps:
     """Log-probs of a micro-batch's completion tokens, one after the other.
 
     Attributes:
-        tokens: [tokens], float32, nats.
-        sequences: [tokens], which sequence each belongs to; a sequence's tokens stand together, in order.
-        count: sequences in all.
-        emphasis: [tokens], what each counts in a sum; None where all count 1.
-        collisions, token_kls: [tokens], see `TokenTerms`; None where they were not asked for.
+        token_logps: [tokens] float32, nats.
+        sequence_indices: [tokens], the sequence of each token; the tokens of a sequence are contiguous and in order.
+        num_sequences: number of sequences.
+        token_weights: [tokens], weights of the tokens in sums; None where all are 1.
+        collision_logps: [tokens], see `TokenTerms`; None where not requested.
+        token_kls: [tokens] nats, KL to the reference at each token; None where not requested.
     """
 
     token_logps: np.ndarray
@@ -47,14 +53,14 @@ class CompletionLogps:
     token_kls: np.ndarray | None = None
 
     @classmethod
-    def from_token_terms(cls, batch: MicroBatch, places: CompletionTargets, terms: TokenTerms) -> CompletionLogps:
-        """The terms of the tokens at some places of a micro-batch."""
-        of_each, emphasis = batch.token_weights, None
-        if of_each is not None:
-            in_turn = places.sequence_indices[np.flatnonzero(np.diff(places.sequence_indices, prepend=-1))]
-            emphasis = np.concatenate([of_each[i] for i in in_turn])
+    def from_token_terms(cls, batch: MicroBatch, targets: CompletionTargets, terms: TokenTerms) -> CompletionLogps:
+        """Collect what was computed for the completion tokens of a micro-batch."""
+        weights, indices = None, targets.sequence_indices
+        if (by_sequence := batch.token_weights) is not None:
+            order = indices[np.flatnonzero(np.diff(indices, prepend=-1))]
+            weights = np.concatenate([by_sequence[i] for i in order])
         collisions, kls = (None if term is None else np.array(term) for term in (terms.collision_logps, terms.kls))
-        return cls(np.array(terms.logps), places.sequence_indices, len(batch.sequences), emphasis, collisions, kls)
+        return cls(np.array(terms.logps), indices, len(batch.sequences), weights, collisions, kls)
 
     @property
     def sums(self) -> np.ndarray:
@@ -63,38 +69,42 @@ class CompletionLogps:
         Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
         """
         tokens = self.token_logps.astype(np.float64)
-        return self._summed(tokens if self.token_weights is None else tokens * self.token_weights)
+        return self._sum_by_sequence(tokens if self.token_weights is None else tokens * self.token_weights)
 
     @property
     def unweighted_sums(self) -> np.ndarray:
-        """The same with every token counted alike."""
-        return self._summed(self.token_logps.astype(np.float64))
+        """log p(completion | prompt) of each sequence, [sequences], with every token weight 1."""
+        return self._sum_by_sequence(self.token_logps.astype(np.float64))
 
     @property
     def alignments(self) -> np.ndarray:
-        """[sequences], how likely a completion is beside what the policy would draw itself, 1 being as likely.
+        """WPO's sampled alignment of each completion, [sequences]; 1 for one as likely as the policy's own samples.
 
-        exp of the mean over tokens of log p - log sum(p^2): WPO's sampled alignment, Zhou et al. 2024
-        (arXiv 2406.11827).
+        exp of the mean over tokens of log p - log sum(p^2); Zhou et al. 2024 (arXiv 2406.11827).
         """
-        assert self.collision_logps is not None, "they were not asked for"
+        assert self.collision_logps is not None, "not requested"
         return np.exp(
-            self._summed(self.token_logps.astype(np.float64) - self.collision_logps)
-            / self._summed(np.ones_like(self.token_logps))
+            self._sum_by_sequence(self.token_logps.astype(np.float64) - self.collision_logps)
+            / self._sum_by_sequence(np.ones_like(self.token_logps))
         )
 
     @property
     def kls(self) -> np.ndarray:
-        """[sequences], nats: the sum over a completion's positions of KL(other policy || this one)."""
-        assert self.token_kls is not None, "they were not asked for"
-        return self._summed(self.token_kls.astype(np.float64))
+        """[sequences] nats: KL(reference || this policy), summed over the positions of a completion."""
+        assert self.token_kls is not None, "not requested"
+        return self._sum_by_sequence(self.token_kls.astype(np.float64))
 
     def token_grads(self, weights: np.ndarray, plain: np.ndarray | None = None) -> mx.array:
-        """[tokens, 1] float32: what a token's log-prob counts, of weights of `sums` and of `plain`, [sequences]."""
-        each = weights[self.sequence_indices]
-        each = each if self.token_weights is None else each * self.token_weights
-        each = each if plain is None else each + plain[self.sequence_indices]
-        return mx.array(each.astype(np.float32))[:, None]
+        """Gradients with respect to the token log-probs, [tokens, 1] float32.
 
-    def _summed(self, values: np.ndarray) -> np.ndarray:
+        Args:
+            weights: [sequences], gradients with respect to `sums`.
+            plain: [sequences], gradients with respect to `unweighted_sums`.
+        """
+        gradients = weights[self.sequence_indices]
+        gradients = gradients if self.token_weights is None else gradients * self.token_weights
+        gradients = gradients if plain is None else gradients + plain[self.sequence_indices]
+        return mx.array(gradients.astype(np.float32))[:, None]
+
+    def _sum_by_sequence(self, values: np.ndarray) -> np.ndarray:
         return np.bincount(self.sequence_indices, values, minlength=self.num_sequences)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a part's inside is computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: activations inside a module are recomputed in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
@@ -17,40 +17,45 @@ from mlx_dpo.utils.random_state import random_state
 
 
 def feed_forwards(model: nn.Module) -> dict[int, nn.Module]:
-    """Of each block that has one, by its number, the largest part that takes hidden rows and nothing else."""
-    found = {}
+    """The feed-forward of each block that has one, by block index: the largest submodule of hidden states alone."""
+    by_block = {}
     for i, block in enumerate(model.layers):
-        parts = [m for m in block.children().values() if isinstance(m, nn.Module) and _takes_rows_only(m)]
-        sizes = [max((v.size for _, v in tree_flatten(part.parameters()) if v.ndim > 1), default=0) for part in parts]
+        modules = [m for m in block.children().values() if isinstance(m, nn.Module) and _takes_one_input(m)]
+        sizes = [max((v.size for _, v in tree_flatten(m.parameters()) if v.ndim > 1), default=0) for m in modules]
         if any(sizes):
-            found[i] = parts[sizes.index(max(sizes))]
-    return found
+            by_block[i] = modules[sizes.index(max(sizes))]
+    return by_block
 
 
-def _takes_rows_only(module: nn.Module) -> bool:
-    return len(signature(type(module).__call__).parameters) == 2  # itself and them
+def _takes_one_input(module: nn.Module) -> bool:
+    return len(signature(type(module).__call__).parameters) == 2  # self and the hidden states
 
 
 def checkpointed_modules(model: nn.Module, count: int) -> list[nn.Module]:
-    """What is computed again: the first feed-forwards, which keep most for their work; then the first whole blocks."""
+    """The modules to checkpoint: first feed-forwards, which keep the most activations for their work, then blocks."""
     blocks, small = list(model.layers), feed_forwards(model)
-    whole = max(0, count - len(small))
-    return blocks[:whole] + [part for i, part in small.items() if i >= whole][: count if not whole else None]
+    num_blocks = max(0, count - len(small))
+    rest = [module for i, module in small.items() if i >= num_blocks]
+    return blocks[:num_blocks] + rest[: count if not num_blocks else None]
 
 
 @contextmanager
 def gradient_checkpointing(model: nn.Module, count: int) -> Iterator[None]:
-    """Within, parts of the model are checkpointed (see above); afterwards the classes are as they were.
+    """Checkpoint some modules of a model inside a `with` block; afterwards its classes are as before.
 
-    The first ones, since what the others keep is gone by the time their turn comes in the backward pass. mlx-lm's own
-    `grad_checkpoint` wraps the first block's class only, and for good; hybrids have several. Where all blocks are, so
-    are the attention's scores within each: they would be the most that is held.
+    The first modules are chosen, since later ones have freed their activations by the time the backward pass reaches
+    them. mlx-lm's own `grad_checkpoint` wraps the class of the first block only, and permanently; hybrids have several
+    classes. Where all blocks are checkpointed, attention scores are too: they would be the largest activations.
+
+    Args:
+        model: the model.
+        count: how many of `checkpointed_modules` to checkpoint.
     """
     chosen = checkpointed_modules(model, count)
     least = chosen == list(model.layers)
     plain: dict[Any, Any] = {kind: kind.__call__ for kind in map(type, chosen)}
     for kind, call in plain.items():
-        kind.__call__ = _checkpointed(call, {id(part) for part in chosen}, least)
+        kind.__call__ = _checkpointed(call, {id(module) for module in chosen}, least)
     try:
         yield
     finally:
@@ -69,17 +74,17 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
         rest = {k: v for k, v in flat if k not in inputs}
         caches = [v for v in rest.values() if isinstance(v, PrefixCache)]
         before, after, constants = [_gaps(cache) for cache in caches], list[list[bool]](), list[Any]()
-        places: list[int] = []
+        positions: list[int] = []
 
-        seed = random_state() if _drops(layer) else None
+        seed = random_state() if _has_active_dropout(layer) else None
 
-        def inner(held: dict[str, Any]) -> list[mx.array]:
-            layer.update(held["parameters"])
-            if seed is not None:  # run again, it drops the same
+        def inner(arguments: dict[str, Any]) -> list[mx.array]:
+            layer.update(arguments["parameters"])
+            if seed is not None:  # the recomputation drops the same elements
                 mx.random.seed(seed)
-            for cache, arrays, shape in zip(caches, held["caches"], before, strict=True):
+            for cache, arrays, shape in zip(caches, arguments["caches"], before, strict=True):
                 cache.arrays = _with_gaps(arrays, shape)
-            new_args, new_kwargs = _unflattened({**rest, **held["inputs"]}, args, kwargs)
+            new_args, new_kwargs = _unflattened({**rest, **arguments["inputs"]}, args, kwargs)
             with blockwise_attention(checkpoint_scores=least):
                 output = tree_flatten(call(layer, *new_args, **new_kwargs))
             constants[:] = [(k, None if isinstance(v, mx.array) else (v,)) for k, v in output]
@@ -89,12 +94,12 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
             # A layer may give the keys that it leaves in its cache to later layers too, and of an array that is
             # there twice mlx keeps the first place's gradient only.
             once = {id(array): array for array in arrays}
-            places[:] = [list(once).index(id(array)) for array in arrays]
+            positions[:] = [list(once).index(id(array)) for array in arrays]
             return list(once.values())
 
         present = [_present(cache) for cache in caches]
         once = mx.checkpoint(inner)({"parameters": layer.trainable_parameters(), "inputs": inputs, "caches": present})
-        arrays = iter([once[place] for place in places])
+        arrays = iter([once[position] for position in positions])
         out = [(k, next(arrays) if constant is None else constant[0]) for k, constant in constants]
         for cache, shape in zip(caches, after, strict=True):
             cache.arrays = _with_gaps(arrays, shape)
@@ -103,7 +108,7 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
     return wrapper
 
 
-def _drops(layer: nn.Module) -> bool:
+def _has_active_dropout(layer: nn.Module) -> bool:
     return any(isinstance(m, nn.Dropout) and m.training and m._p_1 < 1 for _, m in layer.named_modules())
 
 
@@ -112,13 +117,13 @@ def _present(cache: PrefixCache) -> list[mx.array]:
 
 
 def _gaps(cache: PrefixCache) -> list[bool]:
-    """Which of a cache's places hold an array."""
+    """Which entries of a cache hold an array."""
     return [array is not None for array in cache.arrays]
 
 
-def _with_gaps(present: Iterable[mx.array], places: list[bool]) -> list[mx.array | None]:
+def _with_gaps(present: Iterable[mx.array], is_present: list[bool]) -> list[mx.array | None]:
     rest = iter(present)
-    return [next(rest) if there else None for there in places]
+    return [next(rest) if present_here else None for present_here in is_present]
 
 
 def _unflattened(

@@ -1,7 +1,7 @@
-"""Where a model's body ends and its head begins: hidden rows out of the one, logits of some rows out of the other.
+"""Splitting a model into body and head: hidden states from the body, logits of selected positions from the head.
 
-mlx-lm's models share no interface for this. It is found by watching one call: the head is what comes after the last
-submodule whose output is not the logits themselves. What the model does to them there (tied or untied weights, scaling,
+mlx-lm's models share no interface for this. The split is found by tracing one call: the head is what comes after the
+last submodule whose output is not the logits themselves. What the model does there (tied or untied weights, scaling,
 soft caps) stays the model's own code.
 """
 
@@ -16,8 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 
-class _Stand:
-    """In a submodule's place: calls what it is given, and is the submodule in all else."""
+class _SubmoduleProxy:
+    """Replaces a submodule: a call goes to the given function, everything else to the submodule."""
 
     def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
         self._module, self._call = module, call
@@ -36,9 +36,9 @@ class _Stand:
 
 
 @contextmanager
-def _calling(owner: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
-    """Within, `owner.name(...)` calls `call`."""
-    object.__setattr__(owner, name, _Stand(owner[name], call))
+def _replaced_call(owner: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[None]:
+    """Make `owner.name(...)` call a function inside a `with` block."""
+    object.__setattr__(owner, name, _SubmoduleProxy(owner[name], call))
     try:
         yield
     finally:
@@ -50,8 +50,9 @@ class HeadSplit:
     """A model as body and head.
 
     Attributes:
+        model: the model.
         owner: the module whose call ends with the head.
-        body: the name of its submodule that gives the hidden rows.
+        body_name: the name of the submodule that returns the hidden states.
     """
 
     model: nn.Module
@@ -59,29 +60,29 @@ class HeadSplit:
     body_name: str
 
     def hidden_states(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """Hidden rows, [sequences, tokens, hidden]. The logits are never computed, since nobody asks for them."""
-        seen: list[mx.array] = []
+        """Hidden states, [sequences, tokens, hidden]. mlx is lazy, so the unused logits are never computed."""
+        outputs: list[mx.array] = []
         body = self.owner[self.body_name]
 
         def keep(*args: Any, **kwargs: Any) -> mx.array:
-            seen.append(body(*args, **kwargs))
-            return seen[-1]
+            outputs.append(body(*args, **kwargs))
+            return outputs[-1]
 
-        with _calling(self.owner, self.body_name, keep):
+        with _replaced_call(self.owner, self.body_name, keep):
             self.model(inputs, cache=cache)
-        return seen[-1]
+        return outputs[-1]
 
     def logits(self, hidden_states: mx.array) -> mx.array:
-        """[rows, vocabulary] of some hidden rows, [rows, hidden]."""
-        with _calling(self.owner, self.body_name, lambda *args, **kwargs: hidden_states[None]):
+        """Logits, [tokens, vocabulary], of hidden states, [tokens, hidden]."""
+        with _replaced_call(self.owner, self.body_name, lambda *args, **kwargs: hidden_states[None]):
             return self.owner(mx.zeros((1, 1), mx.int32)).squeeze(0)  # an index's gradient would be a scatter
 
 
 def find_head_split(model: nn.Module) -> HeadSplit | None:
-    """The model's body and head, or None where watching does not tell them apart."""
+    """Split a model into body and head; None where tracing a call does not tell them apart."""
     owner = model
     while True:
-        calls, logits = _watch(owner)
+        calls, logits = _trace_submodules(owner)
         if not calls:
             return None
         name, output = calls[-1]
@@ -89,14 +90,14 @@ def find_head_split(model: nn.Module) -> HeadSplit | None:
             return HeadSplit(model, owner, name)
         if len(calls) > 1 and isinstance(calls[-2][1], mx.array):
             return HeadSplit(model, owner, calls[-2][0])
-        owner = owner[name]  # it only passes on what a submodule says
+        owner = owner[name]  # it only returns what a submodule returns
 
 
-def _watch(owner: nn.Module) -> tuple[list[tuple[str, Any]], mx.array]:
-    """What the owner's submodules are called for and give, in order, and what it makes of it."""
+def _trace_submodules(owner: nn.Module) -> tuple[list[tuple[str, Any]], mx.array]:
+    """The calls of the owner's submodules with their outputs, in order, and the owner's own output."""
     calls: list[tuple[str, Any]] = []
 
-    def watched(name: str, module: nn.Module) -> Callable[..., Any]:
+    def traced(name: str, module: nn.Module) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = module(*args, **kwargs)
             calls.append((name, output))
@@ -104,12 +105,12 @@ def _watch(owner: nn.Module) -> tuple[list[tuple[str, Any]], mx.array]:
 
         return call
 
-    stands = {name: child for name, child in owner.children().items() if isinstance(child, nn.Module)}
-    for name, module in stands.items():
-        object.__setattr__(owner, name, _Stand(module, watched(name, module)))
+    submodules = {name: child for name, child in owner.children().items() if isinstance(child, nn.Module)}
+    for name, module in submodules.items():
+        object.__setattr__(owner, name, _SubmoduleProxy(module, traced(name, module)))
     try:
         logits = owner(mx.zeros((1, 2), mx.int32))
     finally:
-        for name in stands:
+        for name in submodules:
             object.__delattr__(owner, name)
     return calls, logits

@@ -1,8 +1,8 @@
-"""How large a micro-batch may be, and how much of it is kept for the backward pass.
+"""How large a micro-batch may be, and how many of its activations are kept for the backward pass.
 
-Enough tokens to keep the machine busy go together, and no more: a larger micro-batch is no faster, and on a Mac the
-display's watchdog ends a process whose GPU commands are long. What is longer by itself keeps no more than those would,
-unless a memory limit allows it: the blocks beyond are computed again in the backward pass (gradient checkpointing).
+A micro-batch has enough tokens to saturate the hardware and no more: a larger one is no faster, and on a Mac the
+display's watchdog ends a process whose GPU commands take long. A longer example keeps no more activations than such a
+micro-batch would, unless a memory limit allows more: other blocks are recomputed (gradient checkpointing).
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_dpo.adapters.attach import trainable_tensors
-from mlx_dpo.data.micro_batches import MicroBatch, collate_shared_prompts
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.attention import QUERY_BLOCK
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.token_logps import CHUNK_BYTES
 
-SATURATING_TOKENS = 576  # slots whose products with the weights use a GPU's arithmetic, not its memory, to the full
-MIN_USEFUL_SHARE = 0.9  # share of the slots in a micro-batch that must not be padding
-COPIES_OF_TRAINED = 4  # of what is trained: two moments, and the gradients of the step and of the micro-batch
+SATURATING_TOKENS = 576  # with so many tokens, products with the weights are limited by arithmetic, not by memory
+MIN_USEFUL_SHARE = 0.9  # share of the tokens in a micro-batch that must not be padding
+COPIES_OF_TRAINED = 4  # two optimizer moments, and the gradients of the step and of the micro-batch
 
 
 @dataclass(frozen=True)
 class BatchCost:
-    """What goes through the model for a micro-batch.
+    """The work of a micro-batch's forward pass.
 
     Attributes:
-        slots: tokens, padding included.
-        needed: those that are not padding, and not there twice where prompts are shared.
-        scores: products of a query with a key, of one attention head.
+        tokens: tokens that go through the model, padding included.
+        useful_tokens: tokens without padding; where prompts are shared, each prompt counts once.
+        attention_scores: query-key products of one attention head.
     """
 
     tokens: int
@@ -40,39 +40,47 @@ class BatchCost:
 
     @classmethod
     def from_batch(cls, batch: MicroBatch, sharing: PromptSharing) -> BatchCost:
-        """By the shapes that `Network` gives it."""
+        """Count them from the shapes that `Network` uses."""
         if sharing is PromptSharing.NONE:
             lengths = [len(prompt) + len(completion) - 1 for prompt, completion in batch.sequences]
-            slots = len(lengths) * max(lengths)
-            return cls(slots, sum(lengths), slots * _keys(max(lengths)))
-        forked = collate_shared_prompts(batch.sequences)
-        prompt = forked.prompts.shape[1]
-        scores = forked.prompts.size * (prompt if forked.left_padding.any() else _keys(prompt))
-        scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in forked.completion_groups)
+            tokens = len(lengths) * max(lengths)
+            return cls(tokens, sum(lengths), tokens * _mean_keys(max(lengths)))
+        shared = batch.shared_prompts
+        prompt = shared.prompts.shape[1]
+        scores = shared.prompts.size * (prompt if shared.left_padding.any() else _mean_keys(prompt))
+        scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in shared.completion_groups)
         prompts = {prompt for prompt, _ in batch.sequences}
-        needed = sum(len(prompt) - 1 for prompt in prompts) + sum(len(completion) for _, completion in batch.sequences)
-        return cls(forked.num_tokens, needed, scores)
+        useful = sum(len(prompt) - 1 for prompt in prompts) + sum(len(completion) for _, completion in batch.sequences)
+        return cls(shared.num_tokens, useful, scores)
 
 
-def _keys(length: int) -> int:
-    """Keys that a query meets on average under a causal mask, which is trimmed by blocks."""
+def _mean_keys(length: int) -> int:
+    """Mean number of keys per query under a causal mask with blockwise attention."""
     return min(length, (length + QUERY_BLOCK) // 2)
 
 
 def synthetic_pair(prompt: int, completion: int) -> MicroBatch:
-    """A pair of such lengths, in tokens."""
-    asked = tuple(2 + i % 5 for i in range(prompt))
-    return MicroBatch((0,), tuple((asked, tuple(first + i % 3 for i in range(completion))) for first in (2, 3)))
+    """A micro-batch of one pair with made-up tokens.
+
+    Args:
+        prompt: its prompt's length in tokens.
+        completion: the length of both completions in tokens.
+    """
+    prompt_ids = tuple(2 + i % 5 for i in range(prompt))
+    return MicroBatch((0,), tuple((prompt_ids, tuple(first + i % 3 for i in range(completion))) for first in (2, 3)))
 
 
 @dataclass(frozen=True)
 class ActivationMemory:
-    """Bytes that a forward pass keeps for its backward pass, measured on this network.
+    """Bytes of activations that a forward pass keeps for its backward pass, measured on this network.
 
     Attributes:
-        slot, score: of each, see `Work`.
-        slot_small, slot_least: of a slot, where every feed-forward is computed again, and where every block is.
-        small, parts: how many feed-forwards there are, and how many of them and blocks (`Network.parts`).
+        bytes_per_token: without checkpointing.
+        bytes_per_score: per query-key product, see `BatchCost`.
+        bytes_per_token_without_feed_forward: with every feed-forward checkpointed.
+        bytes_per_token_checkpointed: with every block checkpointed.
+        num_feed_forwards: number of feed-forward modules.
+        num_checkpointable: number of feed-forwards and blocks together.
     """
 
     bytes_per_token: float
@@ -84,26 +92,31 @@ class ActivationMemory:
 
     @classmethod
     def measure(cls, network: Network) -> ActivationMemory:
-        """From two pairs of unlike length. Takes as long as a forward pass of some hundred tokens."""
+        """Measure two pairs of different lengths; takes as long as a forward pass of some hundred tokens."""
         short, long = synthetic_pair(33, 16), synthetic_pair(257, 32)
-        network.activation_bytes(short)  # what a model makes when it is first called is made
-        gc.collect()  # nor is anything let go of between two readings
+        network.activation_bytes(short)  # a model's first call allocates what it caches
+        gc.collect()  # nothing else is freed between two readings
         a, b = BatchCost.from_batch(short, network.sharing), BatchCost.from_batch(long, network.sharing)
-        kept_short, kept_long = network.activation_bytes(short), network.activation_bytes(long)
-        score = max(
+        short_bytes, long_bytes = network.activation_bytes(short), network.activation_bytes(long)
+        per_score = max(
             0.0,
-            (kept_long - kept_short * b.tokens / a.tokens)
+            (long_bytes - short_bytes * b.tokens / a.tokens)
             / (b.attention_scores - a.attention_scores * b.tokens / a.tokens),
         )
-        small, parts = network.num_checkpointable - len(network.model.layers), network.num_checkpointable
-        without_small = network.activation_bytes(long, small) - score * b.attention_scores
-        slot = (kept_long - score * b.attention_scores) / b.tokens
+        num_small, num_all = network.num_checkpointable - len(network.model.layers), network.num_checkpointable
+        without_small = network.activation_bytes(long, num_small) - per_score * b.attention_scores
+        per_token = (long_bytes - per_score * b.attention_scores) / b.tokens
         return cls(
-            slot, score, without_small / b.tokens, network.activation_bytes(long, parts) / b.tokens, small, parts
+            per_token,
+            per_score,
+            without_small / b.tokens,
+            network.activation_bytes(long, num_all) / b.tokens,
+            num_small,
+            num_all,
         )
 
     def activation_bytes(self, cost: BatchCost, num_checkpointed: int = 0) -> float:
-        """Where so many parts are computed again."""
+        """Estimate the activation bytes of a micro-batch with `num_checkpointed` modules checkpointed."""
         scores = cost.attention_scores * self.bytes_per_score
         whole, least = cost.tokens * self.bytes_per_token + scores, cost.tokens * self.bytes_per_token_checkpointed
         if num_checkpointed < self.num_feed_forwards:
@@ -122,14 +135,15 @@ class ActivationMemory:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """What a network's micro-batches may be.
+    """Decides how large the micro-batches of a network may be.
 
     Attributes:
-        kept: None where no gradient is asked for.
-        bytes: that may be kept for the backward pass.
-        held: bytes there from the first step to the last: weights, optimizer state, gradients.
-        slots: that a micro-batch of several examples may have.
-        always_recompute: asked for, whether memory needs it or not.
+        network: the network.
+        activation_memory: None where no gradients are computed.
+        activation_limit: bytes of activations that may be kept for the backward pass.
+        resident_bytes: bytes that stay allocated in all steps: weights, optimizer state, gradients.
+        checkpoint_everything: whether all blocks are checkpointed even if memory would allow less.
+        max_tokens: largest number of tokens of a micro-batch with several examples.
     """
 
     network: Network
@@ -148,67 +162,70 @@ class MemoryModel:
         grad_checkpoint: bool,
         micro_batch_share: float = 1.0,
     ) -> MemoryModel:
-        """Within `limit` bytes in all; by default within what `BUSY` slots keep, and `usable` bytes in all.
+        """Measure a network and set limits for training.
 
         Args:
-            share: of the slots and bytes that a micro-batch could have.
+            network: the network.
+            usable_bytes: memory that may be used on this machine.
+            memory_limit: bytes to use in total; None for what `SATURATING_TOKENS` tokens need.
+            grad_checkpoint: whether to checkpoint all blocks.
+            micro_batch_share: share of the allowed tokens and activation bytes to use.
         """
-        kept = ActivationMemory.measure(network)
-        busy = kept.activation_bytes(
+        activations = ActivationMemory.measure(network)
+        saturating = activations.activation_bytes(
             BatchCost.from_batch(synthetic_pair(SATURATING_TOKENS // 2, SATURATING_TOKENS // 4), network.sharing)
         )
-        held = mx.get_active_memory() + COPIES_OF_TRAINED * sum(
-            v.nbytes for v in trainable_tensors(network.model).values()
+        resident = mx.get_active_memory() + COPIES_OF_TRAINED * sum(
+            tensor.nbytes for tensor in trainable_tensors(network.model).values()
         )
-        rest = (memory_limit or usable_bytes) - held - _head(network) - busy / len(network.model.layers)
-        bytes = network.min_over_ranks(micro_batch_share * (rest if memory_limit else min(busy, rest)))
-        return cls(network, kept, bytes, held, grad_checkpoint, int(micro_batch_share * SATURATING_TOKENS))
+        rest = (memory_limit or usable_bytes) - resident - _head_bytes(network) - saturating / len(network.model.layers)
+        limit = network.min_over_ranks(micro_batch_share * (rest if memory_limit else min(saturating, rest)))
+        return cls(network, activations, limit, resident, grad_checkpoint, int(micro_batch_share * SATURATING_TOKENS))
 
     def fits(self, batch: MicroBatch) -> bool:
-        """Whether these pairs may go together."""
+        """Whether these examples may form a micro-batch."""
         sharing = self.network.sharing
         if sharing is PromptSharing.ONE_PROMPT and len({prompt for prompt, _ in batch.sequences}) > 1:
             return False
-        work = BatchCost.from_batch(batch, sharing)
-        full = sharing is PromptSharing.NONE or work.useful_tokens >= MIN_USEFUL_SHARE * work.tokens
+        cost = BatchCost.from_batch(batch, sharing)
+        little_padding = sharing is PromptSharing.NONE or cost.useful_tokens >= MIN_USEFUL_SHARE * cost.tokens
         return (
-            work.tokens <= self.max_tokens
-            and full
+            cost.tokens <= self.max_tokens
+            and little_padding
             and (
-                self.activation_memory is None or self.activation_memory.activation_bytes(work) <= self.activation_limit
+                self.activation_memory is None or self.activation_memory.activation_bytes(cost) <= self.activation_limit
             )
         )
 
     def num_checkpointed(self, batch: MicroBatch) -> int:
-        """How many of the network's parts are to be computed again in the backward pass."""
+        """Number of modules to checkpoint for a micro-batch."""
         assert self.activation_memory is not None
-        parts, work = self.activation_memory.num_checkpointable, BatchCost.from_batch(batch, self.network.sharing)
+        num_all, cost = self.activation_memory.num_checkpointable, BatchCost.from_batch(batch, self.network.sharing)
         if self.checkpoint_everything:
-            return parts
+            return num_all
         return next(
             (
                 count
-                for count in range(parts)
-                if self.activation_memory.activation_bytes(work, count) <= self.activation_limit
+                for count in range(num_all)
+                if self.activation_memory.activation_bytes(cost, count) <= self.activation_limit
             ),
-            parts,
+            num_all,
         )
 
     def peak_bytes(self, batch: MicroBatch) -> float:
-        """An estimate of the most memory that is taken for a micro-batch, in bytes."""
+        """Estimate the peak memory of a micro-batch's step, in bytes."""
         assert self.activation_memory is not None
-        work, recomputed = BatchCost.from_batch(batch, self.network.sharing), self.num_checkpointed(batch)
-        a_block = self.activation_memory.activation_bytes(work) / len(self.network.model.layers)
-        inside = (
-            2 * a_block if recomputed == self.activation_memory.num_checkpointable else 0
-        )  # what it keeps, and the gradient of that
+        cost, num_checkpointed = BatchCost.from_batch(batch, self.network.sharing), self.num_checkpointed(batch)
+        block_bytes = self.activation_memory.activation_bytes(cost) / len(self.network.model.layers)
+        all_checkpointed = num_checkpointed == self.activation_memory.num_checkpointable
+        inside = 2 * block_bytes if all_checkpointed else 0  # a recomputed block's activations and their gradients
         return (
             self.resident_bytes
-            + self.activation_memory.activation_bytes(work, recomputed)
-            + max(_head(self.network), inside)
+            + self.activation_memory.activation_bytes(cost, num_checkpointed)
+            + max(_head_bytes(self.network), inside)
         )
 
 
-def _head(network: Network) -> int:
-    """Bytes of a chunk's logits, probabilities and slopes."""
+def _head_bytes(network: Network) -> int:
+    """Bytes of a chunk's logits, probabilities and gradients."""
     return 3 * min(CHUNK_BYTES, 4 * network.vocab_size * SATURATING_TOKENS)

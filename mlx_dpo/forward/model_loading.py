@@ -52,7 +52,7 @@ def _snapshot(name: str) -> Path:
 
 @contextmanager
 def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
-    """Whatever mlx-lm or transformers trips over in a folder a user named is said as one sentence."""
+    """Turn any exception of mlx-lm or transformers about a model folder into a `UserError` of one sentence."""
     try:
         yield
     except UserError:

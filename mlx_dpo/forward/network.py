@@ -1,4 +1,4 @@
-"""A model as it is run here: log-probs of completions, by the least work that this model allows."""
+"""Forward passes of a model: log-probs of completions with as little work as the model allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.data.micro_batches import MicroBatch, TokenIds, collate_sequences, collate_shared_prompts
+from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class PromptSharing(Enum):
-    """How many distinct prompts a micro-batch may have for its completions to share them; the values are for people."""
+    """How completions share the computation of their prompt; the values are descriptions for people."""
 
     ANY_PROMPTS = "the prompt once for all its completions"
     ONE_PROMPT = "the prompt once for all its completions, one prompt at a time"
@@ -38,11 +39,15 @@ class PromptSharing(Enum):
 
 @dataclass(frozen=True)
 class Network:
-    """A model, where its head begins (None: not found), and whether completions can share a prompt.
+    """A model with the ways of running it that were found to work.
 
     Attributes:
-        shards: not None where a rank has but its share of the weights; then all ranks do all of this together, and
-            their gradients add up to the whole.
+        model: the mlx-lm model.
+        head_split: the model as body and head; None where they can't be told apart.
+        sharing: how completions share the computation of their prompt.
+        vocab_size: number of logits.
+        shards: tensor parallelism; None where this process has all weights. With it, all ranks call every method
+            together, and the sum of their gradients is the gradient.
     """
 
     model: nn.Module
@@ -53,45 +58,54 @@ class Network:
 
     @classmethod
     def from_model(cls, model: nn.Module, shards: TensorParallelism | None = None) -> Network:
-        """Find out what works by trying it on a few short sequences. Raises `UserError` where nothing does."""
-        vocabulary = _vocabulary(model)
-        plain = cls(model, None, PromptSharing.NONE, vocabulary, shards)
+        """Choose the cheapest way of running a model that agrees with its plain forward pass on a few sequences.
+
+        Args:
+            model: the mlx-lm model.
+            shards: tensor parallelism.
+
+        Raises:
+            UserError: the model itself can't be run.
+        """
+        plain = cls(model, None, PromptSharing.NONE, _count_logits(model), shards)
         split = None if _head_is_adapted(model) else find_head_split(model)
-        ways = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
+        candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
         mode = model.training
-        model.eval()  # nothing is dropped
+        model.eval()  # no dropout
         try:
-            return next((way for way in ways if plain.min_over_ranks(_agree(way, plain))), plain)
+            return next((network for network in candidates if plain.min_over_ranks(_agree(network, plain))), plain)
         finally:
             model.train(mode)
 
     def min_over_ranks(self, value: float) -> float:
-        """A value that shapes what is run: the smallest of all ranks', where they run it together."""
+        """The smallest value of all ranks under tensor parallelism, for decisions that ranks must take alike."""
         return value if self.shards is None else self.shards.all_min(value)
 
     @property
     def num_checkpointable(self) -> int:
-        """What can be computed again in the backward pass: feed-forwards, then blocks."""
+        """Number of modules that can be checkpointed: feed-forwards, then blocks."""
         return len(feed_forwards(self.model)) + len(self.model.layers)
 
     def logps(
         self, batch: MicroBatch, *, collision_logps: bool = False, reference_hidden_states: mx.array | None = None
     ) -> CompletionLogps:
-        """log p of every completion token given what stands before it, end of turn included; evaluated.
+        """Compute the log-prob of every completion token, end of turn included; evaluated.
 
         Args:
-            collisions, others: whether `alignments` and `kls` are wanted too; see `token_logps`.
+            batch: the micro-batch.
+            collision_logps: whether to compute what `CompletionLogps.alignments` needs.
+            reference_hidden_states: [tokens, hidden], of a reference, to compute `CompletionLogps.kls`.
         """
         with blockwise_attention(), single_product_lora():
-            rows = self._rows(batch)
-        return self._logps(batch, rows, slopes=False, collisions=collision_logps, others=reference_hidden_states)[0]
+            hidden_states = self._hidden_states(batch)
+        return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
-        """What a micro-batch's log-probs are made of, [rows, hidden], evaluated: the `others` of another policy."""
+        """Hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
         with blockwise_attention(), single_product_lora():
-            rows = self._rows(batch)
-        mx.eval(rows)
-        return rows
+            hidden_states = self._hidden_states(batch)
+        mx.eval(hidden_states)
+        return hidden_states
 
     def trace(
         self,
@@ -101,98 +115,108 @@ class Network:
         collision_logps: bool = False,
         reference_hidden_states: mx.array | None = None,
     ) -> ForwardTrace:
-        """The same as `logps`, with all kept that a gradient needs, so that it costs no second forward pass.
+        """Compute log-probs and keep what the backward pass needs.
 
-        The gradient is laid out while what it starts from is still a blank, to be filled in once the log-probs are
-        known: mlx asks for both at once, and evaluating the head inside its transformation would keep all the logits.
+        The graph of the backward pass is built with a placeholder for the upstream gradient, which is filled in once
+        the loss's gradient is known: mlx builds both passes at once, and evaluating the head inside of
+        `value_and_grad` would keep all logits in memory.
 
         Args:
-            recomputed: how many `parts` of the model keep their inputs only (gradient checkpointing).
+            batch: the micro-batch.
+            num_checkpointed: modules that keep only their inputs (gradient checkpointing).
+            collision_logps: see `logps`.
+            reference_hidden_states: see `logps`.
         """
-        rows, blank, gradients = self._laid_out(batch, num_checkpointed)
-        logps, terms = self._logps(batch, rows, slopes=True, collisions=collision_logps, others=reference_hidden_states)
-        return ForwardTrace(logps, terms, blank, gradients)
+        hidden_states, upstream_grad, gradients = self._build_backward(batch, num_checkpointed)
+        logps, terms = self._logps(batch, hidden_states, True, collision_logps, reference_hidden_states)
+        return ForwardTrace(logps, terms, upstream_grad, gradients)
 
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
-        """Bytes that a forward pass keeps for its backward pass."""
+        """Measure the bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
-        mx.clear_cache()  # a larger buffer that is used again counts whole
+        mx.clear_cache()  # a cached buffer that is reused would count in full
         before = mx.get_active_memory()
-        laid_out = self._laid_out(batch, num_checkpointed)
+        backward = self._build_backward(batch, num_checkpointed)
         mx.synchronize()
-        kept = mx.get_active_memory() - before
-        del laid_out  # until here it is held
-        return int(-self.min_over_ranks(-kept))
+        num_bytes = mx.get_active_memory() - before
+        del backward  # it holds the activations
+        return int(-self.min_over_ranks(-num_bytes))
 
-    def _laid_out(self, batch: MicroBatch, recomputed: int) -> tuple[mx.array, mx.array, Any]:
-        """Hidden rows; a blank, [rows, hidden] float32; and the gradients from what is filled in there, lazily."""
-        rows: list[mx.array] = []
-        blanks: list[mx.array] = []
+    def _build_backward(self, batch: MicroBatch, num_checkpointed: int) -> tuple[mx.array, mx.array, Any]:
+        """Hidden states; the placeholder of their gradient, [tokens, hidden] float32; and lazy gradients from it."""
+        hidden_states: list[mx.array] = []
+        placeholders: list[mx.array] = []
         seeds: list[int] = []
 
-        def towards_a_blank() -> mx.array:
-            rows.append(self._rows(batch))
-            blanks.append(mx.zeros(rows[0].shape))
+        def product_with_placeholder() -> mx.array:
+            hidden_states.append(self._hidden_states(batch))
+            placeholders.append(mx.zeros(hidden_states[0].shape))
             seeds.append(random_state())
-            return (rows[0] * blanks[0]).sum()
+            return (hidden_states[0] * placeholders[0]).sum()
 
-        with gradient_checkpointing(self.model, recomputed), blockwise_attention(), single_product_lora():
-            _, gradients = nn.value_and_grad(self.model, towards_a_blank)()
+        with gradient_checkpointing(self.model, num_checkpointed), blockwise_attention(), single_product_lora():
+            _, gradients = nn.value_and_grad(self.model, product_with_placeholder)()
         if self.shards:
             gradients = self.shards.scale_replicated(gradients)
-        mx.random.seed(seeds[0])  # blocks that are computed again have gone back to where they were
-        mx.eval(rows, blanks)
-        return rows[0], blanks[0], gradients
+        mx.random.seed(seeds[0])  # checkpointed blocks have reset the random state
+        mx.eval(hidden_states, placeholders)
+        return hidden_states[0], placeholders[0], gradients
 
     def _logps(
-        self, batch: MicroBatch, rows: mx.array, *, slopes: bool, collisions: bool, others: mx.array | None
+        self,
+        batch: MicroBatch,
+        hidden_states: mx.array,
+        gradients: bool,
+        collision_logps: bool,
+        reference_hidden_states: mx.array | None,
     ) -> tuple[CompletionLogps, TokenTerms]:
-        places = self._places(batch)
+        targets = self._targets(batch)
         terms = token_logps(
-            rows,
-            mx.array(places.token_ids),
+            hidden_states,
+            mx.array(targets.token_ids),
             self.logits,
             self.vocab_size,
-            gradients=slopes,
-            collision_logps=collisions,
-            reference_hidden_states=others,
+            gradients=gradients,
+            collision_logps=collision_logps,
+            reference_hidden_states=reference_hidden_states,
         )
-        return CompletionLogps.from_token_terms(batch, places, terms), terms
+        return CompletionLogps.from_token_terms(batch, targets, terms), terms
 
     def logits(self, hidden_states: mx.array) -> mx.array:
-        """[tokens, vocabulary] of hidden rows."""
+        """Logits, [tokens, vocabulary], of hidden states, [tokens, hidden]."""
         return hidden_states if self.head_split is None else self.head_split.logits(hidden_states)
 
-    def _places(self, batch: MicroBatch) -> CompletionTargets:
-        """Targets and sequences of the rows of `_rows`."""
+    def _targets(self, batch: MicroBatch) -> CompletionTargets:
+        """The completion tokens, in the order of `_hidden_states`."""
         if self.sharing is PromptSharing.NONE:
-            whole = collate_sequences(batch.sequences)
-            return CompletionTargets.from_groups([(range(len(whole.targets)), whole.targets, whole.completion_mask)])
-        groups = collate_shared_prompts(batch.sequences).completion_groups
+            padded = batch.padded_sequences
+            return CompletionTargets.from_groups([(range(len(padded.targets)), padded.targets, padded.completion_mask)])
+        groups = batch.shared_prompts.completion_groups
         return CompletionTargets.from_groups(
             [(group.sequence_indices, group.targets, group.completion_mask) for group in groups]
         )
 
-    def _rows(self, batch: MicroBatch) -> mx.array:
-        """Hidden rows of the completions' inputs, [rows, hidden]; where no head was found, their logits."""
+    def _hidden_states(self, batch: MicroBatch) -> mx.array:
+        """Hidden states at completion tokens, [tokens, hidden]; logits where body and head can't be told apart."""
         if self.sharing is PromptSharing.NONE:
-            whole = collate_sequences(batch.sequences)
+            padded = batch.padded_sequences
             body = self.model if self.head_split is None else self.head_split.hidden_states
-            return _at(body(mx.array(whole.inputs)), whole.completion_mask)
+            return _select(body(mx.array(padded.inputs)), padded.completion_mask)
         assert self.head_split is not None
-        forked = collate_shared_prompts(batch.sequences)
-        groups = zip(completion_hidden_states(self.head_split, forked), forked.completion_groups, strict=True)
-        return mx.concatenate([_at(hidden, group.completion_mask) for hidden, group in groups])
+        shared = batch.shared_prompts
+        groups = zip(completion_hidden_states(self.head_split, shared), shared.completion_groups, strict=True)
+        return mx.concatenate([_select(hidden, group.completion_mask) for hidden, group in groups])
 
 
 @dataclass(frozen=True)
 class ForwardTrace:
-    """A micro-batch's forward pass, waiting for its backward pass.
+    """A micro-batch's forward pass, ready for its backward pass.
 
     Attributes:
-        terms: what is known of each token, slopes among it.
-        blank: [tokens, hidden] float32, what `gradients` takes as the loss's gradient with respect to the hidden rows.
-        gradients: of what is trained; lazy.
+        logps: log-probs of the completions.
+        terms: log-probs and their gradients by token.
+        upstream_grad: [tokens, hidden] float32, placeholder of the loss's gradient with respect to the hidden states.
+        gradients: of the trainable parameters, lazily computed from `upstream_grad`.
     """
 
     logps: CompletionLogps
@@ -201,37 +225,43 @@ class ForwardTrace:
     gradients: Any
 
     def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
-        """The gradient of a weighted sum over sequences with respect to what is trained, evaluated.
+        """Compute the gradient of the trainable parameters; evaluated.
 
         Args:
-            sums, plain, kls: [sequences], weights of what `CompletionLogps` has under these names.
+            sums: [sequences], the loss's gradient with respect to `CompletionLogps.sums`.
+            plain: [sequences], with respect to `CompletionLogps.unweighted_sums`.
+            kls: [sequences], with respect to `CompletionLogps.kls`.
+
+        Returns:
+            A tree like the model's trainable parameters.
         """
         assert self.terms.logp_grads is not None
-        slopes = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
+        upstream = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
         if kls is not None and self.terms.kl_grads is not None:
-            each = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
-            slopes = slopes + each * self.terms.kl_grads.astype(mx.float32)
-        np.array(self.upstream_grad, copy=False)[:] = np.array(slopes)  # a view: fills it in
-        # Last block first, as the backward pass goes; asked for all at once, mlx keeps much of every block to the end.
+            kl_weights = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
+            upstream = upstream + kl_weights * self.terms.kl_grads.astype(mx.float32)
+        np.array(self.upstream_grad, copy=False)[:] = np.array(upstream)  # writes into mlx's own buffer
+        # From the last block to the first, in the order of the backward pass: evaluated all at once, mlx keeps much of
+        # every block until the end.
         for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
             mx.eval([tensor for _, tensor in tensors])
         return self.gradients
 
 
 def block_prefix(name: str) -> str:
-    """The part of a tensor's name that its block's other tensors share; empty outside of blocks."""
+    """The common prefix of the names of a block's tensors, for one of them; empty outside of blocks."""
     match = re.match(r".*?\blayers\.\d+\b", name)
     return match.group() if match else ""
 
 
 def _head_is_adapted(model: nn.Module) -> bool:
-    """Whether an adapter is on a layer outside of the blocks: the head, or what it may be tied to, gets a gradient."""
+    """Whether a layer outside of the blocks is adapted: the head or a tied embedding then gets a gradient."""
     inside = {id(module) for layer in model.layers for _, module in layer.named_modules()}
     return any("lora_a" in module and id(module) not in inside for _, module in model.named_modules())
 
 
-def _vocabulary(model: nn.Module) -> int:
-    """How many logits a model gives."""
+def _count_logits(model: nn.Module) -> int:
+    """The number of logits, by running the model on one token. Raises `UserError` where that fails."""
     try:
         return model(mx.zeros((1, 1), mx.int32)).shape[-1]
     except (ValueError, AttributeError, TypeError) as error:
@@ -241,22 +271,22 @@ def _vocabulary(model: nn.Module) -> int:
         ) from error
 
 
-def _at(hidden: mx.array, trained: np.ndarray) -> mx.array:
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    return rows if trained.all() else rows[mx.array(np.flatnonzero(trained))]
+def _select(hidden: mx.array, completion_mask: np.ndarray) -> mx.array:
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return flat if completion_mask.all() else flat[mx.array(np.flatnonzero(completion_mask))]
 
 
-# Prompts of unlike length, one of a single token, two alike; completions of unlike length, one of a single token.
+# Prompts of different lengths, one of a single token, two equal; completions likewise.
 _PROMPTS = [(3, 5, 4, 6, 2, 7, 3), (5, 2, 6), (4,), (5, 2, 6)]
 _COMPLETIONS = [(6, 3, 2, 5), (2,), (3, 4), (7, 6, 5, 3, 2)]
 
 
-def _agree(way: Network, plain: Network) -> bool:
-    """Whether a way of running a model gives the plain way's log-probs, up to how much padding alone changes those."""
+def _agree(network: Network, plain: Network) -> bool:
+    """Whether a network's log-probs equal those of the plain one, up to the differences that padding alone causes."""
     sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
     groups = (
         [sequences]
-        if way.sharing is PromptSharing.ANY_PROMPTS
+        if network.sharing is PromptSharing.ANY_PROMPTS
         else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
     )
     try:
@@ -264,9 +294,9 @@ def _agree(way: Network, plain: Network) -> bool:
             expected = _sums(plain, group)
             alone = np.concatenate([_sums(plain, [sequence]) for sequence in group])
             tolerance = 1e-4 + 1e-5 * np.abs(expected).max() + 8 * np.abs(expected - alone).max()
-            if not np.abs(_sums(way, group) - expected).max() <= tolerance:
+            if not np.abs(_sums(network, group) - expected).max() <= tolerance:
                 return False
-    except Exception:  # whatever a model's code trips over when it is run in a way it was not written for
+    except Exception:  # model code may fail in any way when its forward pass is run in parts
         return False
     return True
 

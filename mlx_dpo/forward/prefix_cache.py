@@ -1,7 +1,9 @@
-"""Stand-ins for mlx-lm's caches that hand a prompt's keys, values and states to several completions, gradient and all.
+"""Differentiable replacements for mlx-lm's caches: several completions share a prompt's keys, values and states.
 
-mlx-lm's own caches write into buffers in place; these only concatenate, and what a layer leaves in them stays part of
-the computation that is differentiated.
+mlx-lm's own caches write into buffers in place; these only concatenate, so what a layer stores in them stays part of
+the graph and gradients flow through the prompt.
+
+A new kind of cache: add a class that derives from `PrefixCache`, and a case in `_replacement`.
 """
 
 from __future__ import annotations
@@ -17,18 +19,18 @@ from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache,
 
 
 class UnsupportedCacheError(Exception):
-    """A cache of a kind that no stand-in exists for."""
+    """A kind of cache without a differentiable replacement."""
 
 
 @dataclass(frozen=True)
 class StageLayout:
-    """Where the tokens of one stage stand.
+    """Positions and padding of the tokens of one stage, prompts or completions.
 
     Attributes:
-        start: [sequences], position of the first input, negative where the sequence is padded on the left; an int where
-            it is the same for all and nothing is padded.
-        before: how many keys stand before this stage's.
-        real: [sequences, keys], true where a key is a token's, of the first keys; the rest are. None where all are.
+        start_position: [sequences], position of the first input, negative where the sequence is padded on the left; an
+            int where it is equal for all and nothing is padded.
+        num_prefix_keys: number of keys before those of this stage.
+        key_mask: [sequences, keys], false where one of the first keys is padding; None where none is.
     """
 
     start_position: mx.array | int
@@ -36,7 +38,7 @@ class StageLayout:
     key_mask: mx.array | None = None
 
     def mask(self, length: int, window: int | None, as_array: bool) -> mx.array | str | None:
-        """What this stage's inputs may look at: [sequences, 1, inputs, keys], or "causal" where that says it."""
+        """The attention mask of this stage, [sequences, 1, inputs, keys], or "causal" where that is equivalent."""
         total = self.num_prefix_keys + length
         if self.key_mask is None and not as_array and (window is None or total <= window):
             return None if length == 1 else "causal"
@@ -48,22 +50,27 @@ class StageLayout:
         if self.key_mask is None:
             return allowed
         real = mx.pad(self.key_mask, [(0, 0), (0, total - self.key_mask.shape[1])], constant_values=True)
-        # a padded input keeps itself: a row with nothing to look at would be NaN
+        # a padded input attends to itself: a fully masked row would be NaN
         return (allowed[None] & (real[:, None] | (query == key)[None]))[:, None]
 
 
 class PrefixCache:
-    """What stand-ins share: the arrays that a layer finds in a cache and leaves in it, and copies for completions."""
+    """Base class of the replacements: arrays that a layer reads and stores, and copies for completions."""
 
     arrays: list[mx.array | None]
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> Any:
-        """A cache for the completions, `of` being the prompt that each continues."""
+        """A cache for completions.
+
+        Args:
+            layout: of the completions' stage.
+            prompt_indices: the prompt that each completion continues.
+        """
         raise NotImplementedError
 
 
 class PrefixKVCache(PrefixCache):
-    """Stands for a KVCache or a RotatingKVCache; its arrays are keys and values, [sequences, heads, keys, size]."""
+    """Replaces KVCache and RotatingKVCache; its arrays are keys and values, [sequences, heads, keys, size]."""
 
     def __init__(
         self, layout: StageLayout, window: int | None = None, arrays: Sequence[mx.array | None] = (None, None)
@@ -76,7 +83,7 @@ class PrefixKVCache(PrefixCache):
         return self.layout.start_position
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """The keys and values to attend to: those before, and these."""
+        """Append keys and values, and return all to attend to."""
         before_keys, before_values = self.arrays
         if before_keys is not None and before_values is not None:
             keys = mx.concatenate([before_keys, keys], axis=2)
@@ -87,26 +94,26 @@ class PrefixKVCache(PrefixCache):
     def make_mask(
         self, length: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        """See `Layout.mask`."""
+        """The attention mask; see `StageLayout.mask`."""
         return self.layout.mask(length, window_size or self.window, return_array)
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixKVCache:
-        return type(self)(layout, self.window, _rows(self.arrays, prompt_indices))
+        return type(self)(layout, self.window, _select(self.arrays, prompt_indices))
 
     def size(self) -> int:
-        """Keys before this stage."""
+        """Number of keys before this stage."""
         return self.layout.num_prefix_keys
 
-    # What some layers read from a cache, or put there, beside updating it.
+    # Some layers also read these attributes, or assign to them.
 
     def keys_and_values(self) -> tuple[mx.array | None, mx.array | None]:
-        """Those that layers sharing this one's keys and values attend to."""
+        """Keys and values, for layers that share those of another layer."""
         keys, values = self.arrays
         return keys, values
 
     @property
     def keys(self) -> mx.array | None:
-        """[sequences, heads, keys, size], once there are any."""
+        """[sequences, heads, keys, size]; None before the first update."""
         return self.arrays[0]
 
     @keys.setter
@@ -115,7 +122,7 @@ class PrefixKVCache(PrefixCache):
 
     @property
     def values(self) -> mx.array | None:
-        """[sequences, heads, keys, size], once there are any."""
+        """[sequences, heads, keys, size]; None before the first update."""
         return self.arrays[1]
 
     @values.setter
@@ -124,16 +131,16 @@ class PrefixKVCache(PrefixCache):
 
 
 class PrefixChunkedCache(PrefixKVCache):
-    """Stands for a ChunkedKVCache: nothing is dropped, since the model's own mask keeps each chunk to itself."""
+    """Replaces ChunkedKVCache. Nothing is dropped: the model's own mask separates the chunks."""
 
     start_position = 0
 
     def maybe_trim_front(self) -> None:
-        """Keep what is there."""
+        """Do nothing: all keys are kept."""
 
 
 class PrefixStateCache(PrefixCache, ArraysCache):
-    """mlx-lm's ArraysCache, whose entries are replaced and never written into."""
+    """Replaces ArraysCache; its entries are reassigned and never modified in place."""
 
     @property
     def arrays(self) -> list[mx.array | None]:
@@ -146,16 +153,16 @@ class PrefixStateCache(PrefixCache, ArraysCache):
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixStateCache:
         forked = PrefixStateCache(len(self.cache))
-        forked.cache = _rows(self.cache, prompt_indices)
+        forked.cache = _select(self.cache, prompt_indices)
         return forked
 
 
 class PrefixCacheList(PrefixCache, CacheList):
-    """mlx-lm's CacheList, of stand-ins."""
+    """Replaces CacheList by a list of replacements."""
 
     @property
     def arrays(self) -> list[mx.array | None]:
-        """All of its caches' arrays, one after the other."""
+        """The arrays of all caches, concatenated."""
         return [array for cache in self.caches for array in cache.arrays]
 
     @arrays.setter
@@ -169,17 +176,17 @@ class PrefixCacheList(PrefixCache, CacheList):
         return PrefixCacheList(*(cache.fork(layout, prompt_indices) for cache in self.caches))
 
 
-def _rows(arrays: Sequence[mx.array | None], of: Sequence[int]) -> list[mx.array | None]:
-    """array[of] of each; from slices, whose gradient is a sum, where indexing has a scatter."""
-    return [None if a is None else mx.concatenate([a[i : i + 1] for i in of]) for a in arrays]
+def _select(arrays: Sequence[mx.array | None], indices: Sequence[int]) -> list[mx.array | None]:
+    """array[indices] of every array; by slices, whose gradient is a sum, where that of indexing is a scatter."""
+    return [None if array is None else mx.concatenate([array[i : i + 1] for i in indices]) for array in arrays]
 
 
 def make_prefix_caches(model: nn.Module, layout: StageLayout, padding: np.ndarray) -> list[PrefixCache]:
-    """A stand-in for each cache the model asks for. Raises `Unshareable`."""
-    return [_stand_in(cache, layout, padding) for cache in make_prompt_cache(model)]
+    """A replacement for each cache of a model. Raises `UnsupportedCacheError` where there is none."""
+    return [_replacement(cache, layout, padding) for cache in make_prompt_cache(model)]
 
 
-def _stand_in(cache: Any, layout: StageLayout, padding: np.ndarray) -> PrefixCache:
+def _replacement(cache: Any, layout: StageLayout, padding: np.ndarray) -> PrefixCache:
     if type(cache) is KVCache:
         return PrefixKVCache(layout)
     if type(cache) is ChunkedKVCache:
@@ -189,5 +196,5 @@ def _stand_in(cache: Any, layout: StageLayout, padding: np.ndarray) -> PrefixCac
     if type(cache) is ArraysCache:
         return PrefixStateCache(len(cache.cache), padding.tolist() if padding.any() else None)
     if type(cache) is CacheList:
-        return PrefixCacheList(*(_stand_in(one, layout, padding) for one in cache.caches))
+        return PrefixCacheList(*(_replacement(inner, layout, padding) for inner in cache.caches))
     raise UnsupportedCacheError(type(cache).__name__)

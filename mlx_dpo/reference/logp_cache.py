@@ -107,16 +107,16 @@ def _key(batch: MicroBatch) -> bytes:
 
 
 def _header(content: bytes) -> tuple[str, int]:
-    """The model's name and where the records begin; raises `ValueError` where it is not a cache's."""
+    """The model's name, and the offset of the first record. Raises `ValueError` where it is not a cache file."""
     line, newline, _ = content[:4096].partition(b"\n")
-    said = json.loads(line)
-    if not newline or not isinstance(said, dict) or said.get("format") != 1:
+    header = json.loads(line)
+    if not newline or not isinstance(header, dict) or header.get("format") != 1:
         raise ValueError("not a cache of log-probs")
-    return str(said.get("model")), len(line) + 1
+    return str(header.get("model")), len(line) + 1
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, np.ndarray, int]]:
-    """(key, log-probs, where the record ends) of each record up to the first that is damaged."""
+    """(key, log-probs, end offset) of each record, up to the first damaged one."""
     with suppress(ValueError, struct.error):
         _, at = _header(content)
         while at < len(content):
@@ -132,7 +132,7 @@ def _records(content: bytes) -> Iterator[tuple[bytes, np.ndarray, int]]:
 
 @dataclass(frozen=True)
 class LogpCacheFile:
-    """One file of the cache, for people."""
+    """A file of the cache, as `mlx-dpo cache` shows it."""
 
     path: Path
     model: str
@@ -142,8 +142,8 @@ class LogpCacheFile:
 
 
 def list_logp_caches() -> list[LogpCacheFile]:
-    """All of the cache, last written first."""
-    found = []
+    """All files of the cache, the last written first."""
+    files = []
     for path in logp_cache_folder().glob("*.logps"):
         with suppress(OSError):
             content, stat = path.read_bytes(), path.stat()
@@ -152,5 +152,5 @@ def list_logp_caches() -> list[LogpCacheFile]:
                 model = _header(content)[0]
             except ValueError:
                 model = "damaged"
-            found.append(LogpCacheFile(path, model, pairs, stat.st_size, stat.st_mtime))
-    return sorted(found, key=lambda file: -file.modified)
+            files.append(LogpCacheFile(path, model, pairs, stat.st_size, stat.st_mtime))
+    return sorted(files, key=lambda file: -file.modified)

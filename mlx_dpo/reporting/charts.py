@@ -231,7 +231,7 @@ def _length_chart(after: EvalRecord) -> Chart:
     for i, name in enumerate(("chosen", "rejected")):
         points = list(zip(after.lengths[:, i].tolist(), after.metrics[f"rewards/{name}"].tolist(), strict=True))
         series.append(Series(name, _thin(points, MAX_SCATTER_POINTS), i, cross=i == 1))
-    description = "Each held-out completion. A slope means that the reward depends on length."
+    description = "Each held-out completion. A trend means that the reward depends on length."
     return Chart("lengths", "Length against reward", "scatter", "tokens", "reward after", series, description)
 
 

@@ -18,7 +18,14 @@ from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How answers are drawn: greedily at temperature 0, else at random from the seed."""
+    """How responses are sampled.
+
+    Attributes:
+        max_tokens: longest response, in tokens.
+        temperature: 0 for greedy decoding.
+        top_p: probability mass to sample from; 1 for all tokens.
+        seed: of the sampling.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -29,14 +36,14 @@ class SamplingParams:
 def generate_responses(
     model: nn.Module, tokenizer: Any, prompts: Sequence[TextOrMessages], sampling: SamplingParams
 ) -> list[str]:
-    """One answer a prompt; the same seed draws the same answers on the same machine."""
+    """Generate one response per prompt; the same seed gives the same responses on the same machine."""
     return generate_from_token_ids(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling)
 
 
 def generate_from_token_ids(
     model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingParams
 ) -> list[str]:
-    """The same of prompts as token ids."""
+    """Generate one response per prompt, where prompts are given as token ids."""
     from mlx_lm import batch_generate
     from mlx_lm.sample_utils import make_sampler
 
@@ -57,7 +64,7 @@ def generate_from_token_ids(
 
 
 def encode_prompt(tokenizer: Any, prompt: TextOrMessages) -> list[int]:
-    """A prompt as the model sees it when it is asked: a user turn, or messages, and the start of the answer."""
+    """Token ids of a prompt as it is rendered for generation: a user turn, or messages, and the generation prompt."""
     if tokenizer.chat_template is None:
         text = prompt if isinstance(prompt, str) else "\n\n".join(str(m.get("content") or "") for m in prompt)
         return tokenizer.encode(text)
@@ -68,7 +75,14 @@ def encode_prompt(tokenizer: Any, prompt: TextOrMessages) -> list[int]:
 def generate_before_and_after(
     model: str, adapter_path: str | Path, prompts: Sequence[TextOrMessages], sampling: SamplingParams
 ) -> tuple[list[str], list[str]]:
-    """(the model's answers, the tuned model's answers), drawn with the same seed. Raises `UserError`."""
+    """Generate responses without and with an adapter, with the same seed.
+
+    Returns:
+        The base model's responses and the tuned model's.
+
+    Raises:
+        UserError: the model or the adapter can't be loaded.
+    """
     network, tokenizer = load_model(model).model, load_tokenizer(model)
     _, base = load_adapter(network, adapter_path)
     with swap_adapter(network, base):

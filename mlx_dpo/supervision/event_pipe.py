@@ -70,12 +70,12 @@ class EventSender(Listener):
         self.pipe_fd, self.on_lost = pipe_fd, on_lost
 
     def handle(self, event: Event) -> None:
-        """Sends every event but evaluation snapshots, which hold the model."""
+        """Send every event but evaluation snapshots, which hold the model."""
         if not isinstance(event, SnapshotTaken):
             self.send(event)
 
     def send(self, message: Any) -> None:
-        """Sends one of the dataclasses of this module, or an event."""
+        """Send one of the dataclasses of this module, or an event."""
         line = json.dumps([type(message).__name__, asdict(message)], default=str).encode() + b"\n"
         try:
             while line:
@@ -85,7 +85,7 @@ class EventSender(Listener):
 
 
 def parse_message(line: str) -> Any:
-    """Returns the dataclass that `EventSender.send` wrote; None for a line that was cut off."""
+    """Return the dataclass that `EventSender.send` wrote; None for a line that was cut off."""
     try:
         name, values = json.loads(line)
     except ValueError:

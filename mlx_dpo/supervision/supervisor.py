@@ -56,7 +56,7 @@ def supervise(
     recorder: str | None = None,
     recorder_options: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Runs `train` in a child process, and restarts it from the last checkpoint when the system ends it.
+    """Run `train` in a child process, and restarts it from the last checkpoint when the system ends it.
 
     Where a launcher has started several processes, each supervises its own. When one crashes the others end too, and
     all restart; rank 0 counts the crashes, since it has the checkpoints. Only ranks on a TCP ring can join again.
@@ -117,7 +117,7 @@ def supervise(
 
 
 def next_fallback(fallback: OomFallback) -> OomFallback:
-    """Returns what needs less memory: micro-batches of half the size first, then full gradient checkpointing."""
+    """Return what needs less memory: micro-batches of half the size first, then full gradient checkpointing."""
     if fallback == NO_FALLBACK:
         return OomFallback(fallback.micro_batch_share / 2)
     return OomFallback(fallback.micro_batch_share, grad_checkpoint=True)
@@ -157,7 +157,7 @@ class TrainingProcess:
     """
 
     def __init__(self, job: dict[str, Any], listener: Listener) -> None:
-        """Starts the process.
+        """Start the process.
 
         Args:
             job: arguments of `train` and of the recorder, as plain values.
@@ -176,7 +176,7 @@ class TrainingProcess:
         self.pipe = os.fdopen(read_fd, encoding="utf-8")
 
     def follow(self) -> None:
-        """Passes the process's events on until it ends, and finds out why it did."""
+        """Pass the process's events on until it ends, and finds out why it did."""
         with self.pipe:
             for line in self.pipe:
                 self._receive(parse_message(line))
@@ -201,7 +201,7 @@ class TrainingProcess:
             self.listener.handle(message)
 
     def outcome(self) -> TrainResult:
-        """Returns the result of a process that ended by itself, or raises what `train` raised there."""
+        """Return the result of a process that ended by itself, or raises what `train` raised there."""
         match self.end:
             case ProcessFinished(result):
                 return result
@@ -215,7 +215,7 @@ class TrainingProcess:
         raise subprocess.CalledProcessError(code, "the training process")
 
     def forward_signal(self, number: int, frame: FrameType | None) -> None:
-        """Passes a signal on to the training process; the second one ends it at once."""
+        """Pass a signal on to the training process; the second one ends it at once."""
         is_repeated, self.stop_signal = bool(self.stop_signal), number
         if self.has_begun and not is_repeated and is_main_process():
             cause = f"received {signal.Signals(number).name}: " if number != signal.SIGINT else ""

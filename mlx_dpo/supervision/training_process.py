@@ -36,11 +36,11 @@ class StopOnSignal(Listener):
         self.has_begun = False
 
     def handle(self, event: Event) -> None:
-        """Notices that training begins."""
+        """Notice that training begins."""
         self.has_begun = self.has_begun or isinstance(event, RunStart)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
+        """Handle a signal."""
         if self.stop.is_set() or not self.has_begun:
             os._exit(128 + number)
         self.stop.set()
@@ -50,7 +50,7 @@ class SecondaryRankSender(EventSender):
     """On a rank other than 0, sends only that training has begun, and that nothing is left to do on this rank."""
 
     def handle(self, event: Event) -> None:
-        """Sends what the supervisor must know."""
+        """Send what the supervisor must know."""
         if isinstance(event, RunStart):
             self.steps = event.plan.steps
             self.send(event)

@@ -42,7 +42,7 @@ class BatchLoss(Protocol):
     whole_batch: bool
 
     def columns(self, micro_batches: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> Arrays:
-        """Returns what the loss is computed from, each [examples, ...], in the order of the micro-batches.
+        """Return what the loss is computed from, each [examples, ...], in the order of the micro-batches.
 
         Args:
             micro_batches: those that were scored.
@@ -51,7 +51,7 @@ class BatchLoss(Protocol):
         ...
 
     def __call__(self, columns: Arrays, statistics: Any, states: LossStates) -> BatchLossResult:
-        """Computes losses and gradients.
+        """Compute losses and gradients.
 
         Args:
             columns: of `columns`; of all ranks' examples where `whole_batch`.
@@ -71,11 +71,11 @@ class PreferenceLoss(BatchLoss):
         self.loss, self.whole_batch = loss, loss.whole_batch
 
     def columns(self, micro_batches: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> Arrays:
-        """Returns the columns of `ScoredBatch`."""
+        """Return the columns of `ScoredBatch`."""
         return example_columns(micro_batches, outputs)
 
     def __call__(self, columns: Arrays, statistics: BatchStatistics, states: LossStates) -> BatchLossResult:
-        """Computes losses and gradients; see `BatchLoss`."""
+        """Compute losses and gradients; see `BatchLoss`."""
         batch = ScoredBatch(columns, statistics, self.loss)
         inputs = batch.loss_inputs
         states = {**states, **self.loss.next_states(states, inputs)}

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mlx_dpo.data.micro_batches import ShuffledEpochs
+from mlx_dpo.data.shuffled_epochs import ShuffledEpochs
 from mlx_dpo.distributed.communicator import Arrays
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.scored_batch import IndexedExample, indexed_examples
@@ -29,7 +29,7 @@ class BatchSource(Protocol):
     can_prefetch: bool = False
 
     def batch(self, step: int) -> Sequence[IndexedExample]:
-        """Returns the examples of an optimizer batch; none where the source is exhausted.
+        """Return the examples of an optimizer batch; none where the source is exhausted.
 
         Where several processes share the batch, each asks for all of it, and encodes its own share.
 
@@ -39,11 +39,11 @@ class BatchSource(Protocol):
         ...
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
-        """Returns what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
+        """Return what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
         return {}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
-        """Takes the `shared_values` of all ranks.
+        """Take the `shared_values` of all ranks.
 
         Args:
             indices: [examples], of the whole optimizer batch.
@@ -52,11 +52,11 @@ class BatchSource(Protocol):
         return
 
     def state(self) -> ComponentState:
-        """Returns what a checkpoint must hold for the next batches to be the same; nothing by default."""
+        """Return what a checkpoint must hold for the next batches to be the same; nothing by default."""
         return ComponentState()
 
     def restore(self, state: ComponentState) -> None:
-        """Continues from a checkpoint.
+        """Continue from a checkpoint.
 
         Args:
             state: what `state` returned when it was written.
@@ -70,7 +70,7 @@ class ShuffledDataset(BatchSource):
     can_prefetch = True
 
     def __init__(self, example_set: ExampleSet, batch_size: int, seed: int) -> None:
-        """Makes a source.
+        """Make a source.
 
         Args:
             example_set: the examples.
@@ -87,13 +87,13 @@ class ShuffledDataset(BatchSource):
         return self.examples.source.digest
 
     def batch(self, step: int) -> Sequence[IndexedExample]:
-        """Returns the examples of a step, counted from 0 over all epochs; they are encoded when first needed."""
+        """Return the examples of a step, counted from 0 over all epochs; they are encoded when first needed."""
         return indexed_examples(self.examples, self.epochs.batch(step))
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
-        """Returns what encoding did to the examples, for the notes on the data."""
+        """Return what encoding did to the examples, for the notes on the data."""
         return {"encoding_flags": self.examples.flags[indices]}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
-        """Takes what encoding did to the examples on other ranks."""
+        """Take what encoding did to the examples on other ranks."""
         self.examples.flags[indices] = values["encoding_flags"]

@@ -102,7 +102,7 @@ class TrainingState:
 
 
 def write_training_state(folder: Path, state: TrainingState) -> None:
-    """Writes a checkpoint's files beside its adapter.
+    """Write a checkpoint's files beside its adapter.
 
     Args:
         folder: the checkpoint's folder.
@@ -122,7 +122,7 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """Reads how far a checkpoint's run has come.
+    """Read how far a checkpoint's run has come.
 
     Raises:
         UserError: the file is damaged.
@@ -131,7 +131,7 @@ def read_progress(folder: Path) -> TrainingProgress:
 
 
 def read_training_state(folder: Path) -> TrainingState:
-    """Reads what `write_training_state` wrote.
+    """Read what `write_training_state` wrote.
 
     Raises:
         UserError: a file is damaged.

@@ -24,7 +24,7 @@ class CheckpointSaver:
     def __init__(
         self, folder: RunFolder, config: TrainConfig, spec: AdapterSpec, listener: Listener, *, is_main: bool = True
     ) -> None:
-        """Makes a saver.
+        """Make a saver.
 
         Args:
             folder: the run's folder.
@@ -37,7 +37,7 @@ class CheckpointSaver:
         self.saved_step, self.has_failed = -1, False
 
     def save(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> bool:
-        """Writes a checkpoint and the run's adapter, unless those of this step are there already.
+        """Write a checkpoint and the run's adapter, unless those of this step are there already.
 
         Where that fails, it is noted once; the trainer tries again with the next report.
 
@@ -69,7 +69,7 @@ class CheckpointSaver:
         return True
 
     def save_best(self, state: TrainingState, tensors: Tensors, loss: float) -> None:
-        """Writes a checkpoint and marks it as the best on held-out examples.
+        """Write a checkpoint and marks it as the best on held-out examples.
 
         Args:
             state: what the checkpoint holds beside the adapter.

@@ -85,7 +85,7 @@ class TrainComponents:
         stop: threading.Event | None = None,
         source: BatchSource | None = None,
     ) -> Trainer:
-        """Makes a trainer that stands before its first step.
+        """Make a trainer that stands before its first step.
 
         Args:
             folder: the run's folder.
@@ -93,7 +93,7 @@ class TrainComponents:
             stop: set it to end the run after the current step.
             source: provides the examples; those to train on, shuffled, by default.
         """
-        config, references = self.config, {name: each.reference for name, each in self.example_sets.items()}
+        config, references = self.config, {name: examples.reference for name, examples in self.example_sets.items()}
         sync = None
         if config.reference_sync_steps:
             sync = ReferenceSync(config.reference_sync_steps, config.reference_mixup or ReferenceSync.mixup)
@@ -112,7 +112,7 @@ class TrainComponents:
     def evaluate(
         self, step: int, states: LossStates, on_progress: Callable[[int, int], None]
     ) -> tuple[Metrics, EvalSnapshot]:
-        """Measures the held-out examples.
+        """Measure the held-out examples.
 
         Args:
             step: optimizer steps done.
@@ -141,7 +141,7 @@ class TrainComponents:
 def build_components(
     inputs: TrainInputs, checkpoint: Path | None = None, communicator: Communicator = SINGLE_PROCESS
 ) -> TrainComponents:
-    """Opens the examples, loads the model and attaches what is trained.
+    """Open the examples, loads the model and attaches what is trained.
 
     Args:
         inputs: arguments of `train`.
@@ -182,12 +182,12 @@ def build_components(
 
 
 def memory_limit(config: TrainConfig) -> int:
-    """Returns the bytes that a run may use."""
+    """Return the bytes that a run may use."""
     return parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
 
 
 def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) -> None:
-    """Takes the log-probs of a checkpoint, where the rows are unchanged."""
+    """Take the log-probs of a checkpoint, where the rows are unchanged."""
     for name, table in state.scorer.arrays.items():
         digest = state.progress.provenance.get(DATA_KEYS[name])
         if name in example_sets and digest == example_sets[name].examples.source.digest:
@@ -199,8 +199,8 @@ def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFa
     if communicator.data_parallel:
         return fallback
     fallbacks = [OomFallback(**values) for values in communicator.all_gather_json(asdict(fallback))]
-    share = min(each.micro_batch_share for each in fallbacks)
-    return OomFallback(share, any(each.grad_checkpoint for each in fallbacks))
+    share = min(item.micro_batch_share for item in fallbacks)
+    return OomFallback(share, any(item.grad_checkpoint for item in fallbacks))
 
 
 def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> MemoryModel:

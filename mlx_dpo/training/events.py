@@ -65,7 +65,7 @@ class TrainResult:
     notes: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
-        """Returns the result as plain values, for JSON."""
+        """Return the result as plain values, for JSON."""
         return {**asdict(self), "run": str(self.run)}
 
 

@@ -34,7 +34,7 @@ class GradientComputer:
     def compute(
         self, batch: OptimizerBatch, step: int, states: LossStates
     ) -> tuple[Any, np.ndarray, dict[str, tuple[float, ...]]]:
-        """Computes this rank's part of the gradient; the sum over all ranks is that of the batch's mean loss.
+        """Compute this rank's part of the gradient; the sum over all ranks is that of the batch's mean loss.
 
         Where an example's loss depends on the others of the batch, all outputs are computed first, and each
         micro-batch is run again for its gradient, with the same dropout.
@@ -77,6 +77,6 @@ class GradientComputer:
         return outputs
 
     def seed_dropout(self, step: int) -> None:
-        """Seeds dropout by the run's seed, the step and the rank alone, so that resuming needs no random state."""
+        """Seed dropout by the run's seed, the step and the rank alone, so that resuming needs no random state."""
         rank = self.communicator.rank if self.communicator.data_parallel else 0
         mx.random.seed(int(np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)[0]))

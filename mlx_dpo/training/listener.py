@@ -16,7 +16,7 @@ class Listener:
     """Receives the events of a run. Override the hooks of interest; every hook does nothing by default."""
 
     def handle(self, event: Event) -> None:
-        """Calls the event's hook. Override it to receive all events, to forward them for example.
+        """Call the event's hook. Override it to receive all events, to forward them for example.
 
         Args:
             event: what happened.
@@ -109,6 +109,6 @@ class Listeners(Listener):
         self.listeners = listeners
 
     def handle(self, event: Event) -> None:
-        """Passes the event on to all listeners."""
+        """Pass the event on to all listeners."""
         for listener in self.listeners:
             listener.handle(event)

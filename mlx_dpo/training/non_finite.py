@@ -40,7 +40,7 @@ class SkippedSteps:
     communicator: Communicator
 
     def record(self, progress: TrainingProgress, batch: OptimizerBatch, metrics: np.ndarray, local: slice) -> None:
-        """Counts a step that changed nothing, and writes its examples to not_finite.jsonl.
+        """Count a step that changed nothing, and writes its examples to not_finite.jsonl.
 
         Args:
             progress: counts the skipped steps.
@@ -66,7 +66,7 @@ class SkippedSteps:
             raise self.diverged(progress)
 
     def diverged(self, progress: TrainingProgress) -> Diverged:
-        """Returns the error that ends a run whose latest steps were skipped."""
+        """Return the error that ends a run whose latest steps were skipped."""
         latest = self.folder.latest_checkpoint()
         kept = f"what was trained before is in {latest}" if latest else "nothing was saved before"
         return Diverged(

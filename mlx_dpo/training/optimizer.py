@@ -1,4 +1,4 @@
-"""Optimizers from mlx under our defaults, and the learning rate of every step."""
+"""Optimizers of mlx under our defaults, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_dpo.config import TrainConfig
 
 
 def make_optimizer(config: TrainConfig) -> optim.Optimizer:
-    """The optimizer a config names. Adam and AdamW correct their bias, as everywhere but in mlx by default."""
+    """Make the optimizer that a config names. Adam and AdamW correct their bias, which is not mlx's default."""
     rate, decay = config.learning_rate, config.weight_decay
     match config.optimizer:
         case "adamw":
@@ -28,15 +28,21 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
 
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
-    """Steps of the rising part: a share of all where `warmup` is below 1, else a number."""
+    """Return the number of warm-up steps; `warmup` below 1 is their share of the `total` steps."""
     return round(config.warmup * total) if config.warmup < 1 else int(config.warmup)
 
 
 def learning_rate_at(config: TrainConfig, step: int, total: int) -> float:
-    """The rate of a step (from 0): a line up to the peak, then constant, or down to zero just after the last step."""
-    warm = min(warmup_steps(config, total), total)
-    if step < warm:
-        return config.learning_rate * (step + 1) / (warm + 1)
-    done = min(1.0, (step - warm) / max(1, total - warm))
-    fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-    return config.learning_rate * fall[config.lr_schedule]
+    """Return the learning rate of a step: linear warm-up, then constant, or decaying to 0 just after the last step.
+
+    Args:
+        config: the peak rate, warm-up and schedule.
+        step: optimizer steps done before this one.
+        total: optimizer steps in all.
+    """
+    warmup = min(warmup_steps(config, total), total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return config.learning_rate * decay[config.lr_schedule]

@@ -17,7 +17,7 @@ PACKAGES = ("mlx", "mlx-lm", "mlx-dpo")
 
 
 def compute_provenance(policy_fingerprint: str, digests: Mapping[str, str]) -> dict[str, str]:
-    """Returns versions and digests of what the numbers follow from beside the settings, by what they are of.
+    """Return versions and digests of what the numbers follow from beside the settings, by what they are of.
 
     Args:
         policy_fingerprint: of the policy that the run starts from.
@@ -28,7 +28,7 @@ def compute_provenance(policy_fingerprint: str, digests: Mapping[str, str]) -> d
 
 
 def provenance_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns in words what differs between two results of `compute_provenance`."""
+    """Return in words what differs between two results of `compute_provenance`."""
     changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     packages = [name for name in changed if name in PACKAGES]
     if packages and MODEL_KEY in changed:  # a fingerprint includes the versions
@@ -40,7 +40,7 @@ def provenance_changes(before: Mapping[str, str], now: Mapping[str, str]) -> lis
 
 
 def changed_settings(before: Mapping[str, Any], now: TrainConfig) -> list[str]:
-    """Returns in words which settings differ, of those that the numbers follow from.
+    """Return in words which settings differ, of those that the numbers follow from.
 
     Args:
         before: a checkpoint's config.

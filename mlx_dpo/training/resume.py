@@ -18,7 +18,7 @@ from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.components import TrainComponents
 from mlx_dpo.training.events import Note
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.provenance import changed_settings, compute_provenance, provenance_changes
+from mlx_dpo.training.provenance import DATA_KEYS, changed_settings, compute_provenance, provenance_changes
 from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder, SaveError
 from mlx_dpo.training.trainer import Trainer
 
@@ -27,7 +27,7 @@ SKIPPED_ROWS_FILE = "skipped.jsonl"  # in the run's folder: rows that were left 
 
 @contextmanager
 def starting_checkpoint(folder: RunFolder, communicator: Communicator, resume: bool) -> Iterator[Path | None]:
-    """Yields the checkpoint to resume from, or None where a run begins; on other ranks than 0, a copy of rank 0's.
+    """Yield the checkpoint to resume from, or None where a run begins; on other ranks than 0, a copy of rank 0's.
 
     Args:
         folder: the run's folder; it is locked.
@@ -59,7 +59,7 @@ def starting_checkpoint(folder: RunFolder, communicator: Communicator, resume: b
 def start_trainer(
     trainer: Trainer, components: TrainComponents, checkpoint: Path | None, *, allow_changes: bool = False
 ) -> None:
-    """Puts a trainer where a checkpoint was written, and makes the run's folder.
+    """Put a trainer where a checkpoint was written, and makes the run's folder.
 
     Args:
         trainer: stands before its first step, and stays there without a checkpoint.
@@ -72,7 +72,7 @@ def start_trainer(
             written.
     """
     folder, listener, communicator = trainer.saver.folder, trainer.listener, trainer.communicator
-    digests = {name: each.examples.source.digest for name, each in components.example_sets.items()}
+    digests = {name: examples.examples.source.digest for name, examples in components.example_sets.items()}
     provenance = compute_provenance(components.policy.fingerprint, {**digests, TRAIN: trainer.source.digest})
     _require_equal_ranks(communicator, provenance)
     state = read_training_state(checkpoint) if checkpoint else None
@@ -82,6 +82,9 @@ def start_trainer(
         folder.create()
     trainer.progress.provenance = provenance
     if checkpoint and state:
+        for name, key in DATA_KEYS.items():
+            if state.progress.provenance.get(key) != provenance.get(key):
+                state.scorer.arrays.pop(name, None)  # reference log-probs of other rows
         set_tensors(trainer.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
         trainer.restore(state, provenance)
         listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))

@@ -39,12 +39,12 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Names a folder, which need not exist."""
+        """Name a folder, which need not exist."""
         self.path = Path(path)
         self._lock: IO[str] | None = None
 
     def require_new(self) -> None:
-        """Checks that no run is in the folder.
+        """Check that no run is in the folder.
 
         Raises:
             UserError: there is one.
@@ -58,7 +58,7 @@ class RunFolder:
             raise UserError("this folder holds an earlier run without checkpoints", where=where, hint=hint)
 
     def create(self) -> None:
-        """Makes the folder, and locks it.
+        """Make the folder, and locks it.
 
         Raises:
             UserError: it can't be written, or another run is in it.
@@ -70,7 +70,7 @@ class RunFolder:
         self.lock()
 
     def lock(self) -> None:
-        """Keeps other runs out until `unlock`, or the end of the process.
+        """Keep other runs out until `unlock`, or the end of the process.
 
         Raises:
             UserError: another run is in the folder.
@@ -107,7 +107,7 @@ class RunFolder:
             raise UserError(f"the output folder can't be written: {reason}", where=where) from None
 
     def unlock(self) -> None:
-        """Lets other runs in."""
+        """Let other runs in."""
         if self._lock is not None:
             with suppress(OSError):
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class RunFolder:
             self._lock = None
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of the folder, whole or not at all.
+        """Write a file of the folder, whole or not at all.
 
         Raises:
             SaveError: it can't be written.
@@ -124,7 +124,7 @@ class RunFolder:
             partial.write_text(text, encoding="utf-8")
 
     def append_line(self, name: str, line: str) -> None:
-        """Appends a line to a file of the folder, whole or not at all.
+        """Append a line to a file of the folder, whole or not at all.
 
         Raises:
             SaveError: it can't be written.
@@ -133,7 +133,7 @@ class RunFolder:
             append_line(self.path / name, line)
 
     def save_adapter(self, tensors: Tensors, spec: AdapterSpec, model: str) -> None:
-        """Writes the adapter for mlx-lm to load.
+        """Write the adapter for mlx-lm to load.
 
         Args:
             tensors: what is trained.
@@ -150,16 +150,16 @@ class RunFolder:
         self.write_text(ADAPTER_CONFIG_FILE, adapter_config_json(spec, model))
 
     def checkpoints(self) -> list[Path]:
-        """Returns the folders of complete checkpoints, oldest first."""
+        """Return the folders of complete checkpoints, oldest first."""
         folders = [path for path in self.path.glob("checkpoints/[0-9]*") if path.is_dir()]
         return sorted(folders, key=lambda path: int(path.name))
 
     def latest_checkpoint(self) -> Path | None:
-        """Returns the folder of the last complete checkpoint."""
+        """Return the folder of the last complete checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
     def require_latest_checkpoint(self) -> Path:
-        """Returns the folder of the last complete checkpoint.
+        """Return the folder of the last complete checkpoint.
 
         Raises:
             UserError: there is none.
@@ -170,7 +170,7 @@ class RunFolder:
         return latest
 
     def unfinished_checkpoint(self) -> Path | None:
-        """Returns the last checkpoint, where its run is not finished.
+        """Return the last checkpoint, where its run is not finished.
 
         Raises:
             UserError: it is damaged.
@@ -181,7 +181,7 @@ class RunFolder:
     def save_checkpoint(
         self, state: TrainingState, tensors: Tensors, spec: AdapterSpec, model: str, config: str
     ) -> Path:
-        """Writes a checkpoint, whole or not at all.
+        """Write a checkpoint, whole or not at all.
 
         Args:
             state: what it holds beside the adapter.
@@ -209,7 +209,7 @@ class RunFolder:
         return final
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Deletes all but the last `keep` checkpoints and the best; none where `keep` is 0."""
+        """Delete all but the last `keep` checkpoints and the best; none where `keep` is 0."""
         best = self.best_checkpoint()
         for folder in self.checkpoints()[: -keep or None] if keep else []:
             if folder != best:
@@ -218,7 +218,7 @@ class RunFolder:
             delete(unfinished)
 
     def mark_best(self, step: int, loss: float) -> None:
-        """Records which checkpoint is the best on held-out examples.
+        """Record which checkpoint is the best on held-out examples.
 
         Args:
             step: the checkpoint's.
@@ -231,7 +231,7 @@ class RunFolder:
         self.write_text(BEST_FILE, json.dumps({"step": step, "loss": loss, "folder": folder}) + "\n")
 
     def best_checkpoint(self) -> Path | None:
-        """Returns the folder of the best checkpoint, where one is marked."""
+        """Return the folder of the best checkpoint, where one is marked."""
         try:
             record = json.loads((self.path / BEST_FILE).read_text(encoding="utf-8"))
             return self.path / str(record["folder"])
@@ -240,13 +240,13 @@ class RunFolder:
 
 
 def adapter_config_json(spec: AdapterSpec, model: str) -> str:
-    """Returns the content of adapter_config.json: mlx-lm's settings, and the model that the adapter belongs to."""
+    """Return the content of adapter_config.json: mlx-lm's settings, and the model that the adapter belongs to."""
     return json.dumps({"model": model, **spec.to_json()}, indent=4) + "\n"
 
 
 @contextmanager
 def _save_errors() -> Iterator[None]:
-    """Turns what the system, mlx or safetensors raise for a file that can't be written into one exception."""
+    """Turn what the system, mlx or safetensors raise for a file that can't be written into one exception."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -13,7 +13,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.micro_batches import MicroBatch, prefetch
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.scored_batch import OptimizerBatch
 from mlx_dpo.forward.device import usable_memory
@@ -86,7 +87,7 @@ class RunEstimate:
         return self.memory["peak"] <= self.memory["limit"]
 
     def to_mapping(self) -> dict[str, Any]:
-        """Returns the estimate as plain values, for JSON."""
+        """Return the estimate as plain values, for JSON."""
         return {**{_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}, "fits": self.fits}
 
 
@@ -99,7 +100,7 @@ def estimate_run(
     valid_rows: Rows | None = None,
     listener: Listener | None = None,
 ) -> RunEstimate:
-    """Measures what `train` with the same arguments will take. Writes nothing but the reference's cache.
+    """Measure what `train` with the same arguments will take. Writes nothing but the reference's cache.
 
     Args:
         config: the run's settings.
@@ -174,7 +175,7 @@ def _first_epoch(trainer: Trainer) -> list[OptimizerBatch]:
 def _time_steps(
     trainer: Trainer, memory_model: MemoryModel, batches: list[OptimizerBatch], largest: MicroBatch
 ) -> tuple[float, float, int]:
-    """Times the batch of the largest micro-batch, which warms up, and some of middling size.
+    """Time the batch of the largest micro-batch, which warms up, and some of middling size.
 
     Returns seconds a token of a forward pass and of a step with the reference known, and the peak memory in bytes.
     """

@@ -41,7 +41,7 @@ class ForwardPass(Protocol):
     outputs: Arrays
 
     def backward(self, gradients: Arrays) -> Any:
-        """Computes the gradient of what is trained.
+        """Compute the gradient of what is trained.
 
         Args:
             gradients: the loss's gradient with respect to `outputs`, by name, with their shapes.
@@ -64,7 +64,7 @@ class Scorer(Protocol):
     reference_seconds: float = 0.0
 
     def make_batch(self, examples: Sequence[IndexedExample], communicator: Communicator) -> OptimizerBatch:
-        """Cuts this rank's share of an optimizer batch into micro-batches; all in one by default.
+        """Cut this rank's share of an optimizer batch into micro-batches; all in one by default.
 
         Runs ahead in a thread where the batch source can be prefetched.
 
@@ -77,10 +77,10 @@ class Scorer(Protocol):
         return OptimizerBatch(len(examples), local, micro_batches)
 
     def batch_statistics(self, batch: OptimizerBatch, communicator: Communicator) -> Any:
-        """Returns what the loss must know of the whole optimizer batch before any of it is run; None by default."""
+        """Return what the loss must know of the whole optimizer batch before any of it is run; None by default."""
 
     def outputs(self, micro_batch: MicroBatch, indices: np.ndarray) -> Arrays:
-        """Runs a micro-batch without keeping what a gradient needs.
+        """Run a micro-batch without keeping what a gradient needs.
 
         Args:
             micro_batch: the sequences.
@@ -89,15 +89,15 @@ class Scorer(Protocol):
         ...
 
     def forward(self, micro_batch: MicroBatch, indices: np.ndarray) -> ForwardPass:
-        """Runs a micro-batch and keeps what its gradient needs; arguments as of `outputs`."""
+        """Run a micro-batch and keeps what its gradient needs; arguments as of `outputs`."""
         ...
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
-        """Returns what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
+        """Return what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
         return {}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
-        """Takes the `shared_values` of all ranks.
+        """Take the `shared_values` of all ranks.
 
         Args:
             indices: [examples], of the whole optimizer batch.
@@ -114,11 +114,11 @@ class Scorer(Protocol):
         return
 
     def state(self) -> ComponentState:
-        """Returns what a checkpoint must hold beside the trainable parameters."""
+        """Return what a checkpoint must hold beside the trainable parameters."""
         return ComponentState()
 
     def restore(self, state: ComponentState) -> None:
-        """Continues from a checkpoint.
+        """Continue from a checkpoint.
 
         Args:
             state: what `state` returned when it was written.
@@ -134,7 +134,7 @@ class CompletionForward(ForwardPass):
         self.trace, self.outputs = trace, outputs
 
     def backward(self, gradients: Arrays) -> Any:
-        """Computes the gradient of what is trained; see `ForwardPass`."""
+        """Compute the gradient of what is trained; see `ForwardPass`."""
         return self.trace.gradient(gradients["logps"], gradients.get("plain"), gradients.get("kls"))
 
 
@@ -166,7 +166,7 @@ class CompletionLogProbScorer(Scorer):
         max_length: int,
         sync: ReferenceSync | None = None,
     ) -> None:
-        """Makes a scorer.
+        """Make a scorer.
 
         Args:
             policy: what is trained.
@@ -192,47 +192,49 @@ class CompletionLogProbScorer(Scorer):
         return reference if self.sync and isinstance(reference, SharedNetworkReference) else None
 
     def make_batch(self, examples: Sequence[IndexedExample], communicator: Communicator) -> OptimizerBatch:
-        """Cuts this rank's share of an optimizer batch into micro-batches that fit in memory."""
+        """Cut this rank's share of an optimizer batch into micro-batches that fit in memory."""
         return make_optimizer_batch(examples, self.memory_model, self.loss, self.max_length, communicator)
 
     def batch_statistics(self, batch: OptimizerBatch, communicator: Communicator) -> BatchStatistics:
-        """Computes mean lengths and, where the loss needs it, the batch's KL."""
+        """Compute mean lengths and, where the loss needs it, the batch's KL."""
         return BatchStatistics.compute(batch, self.network, self.reference, communicator)
 
     def outputs(self, micro_batch: MicroBatch, indices: np.ndarray) -> Arrays:
-        """Computes log-probabilities without keeping what a gradient needs; see `Scorer`."""
+        """Compute log-probabilities without keeping what a gradient needs; see `Scorer`."""
         reference = self.reference.lookup(indices, micro_batch)
         options = scoring_options(self.loss, self.reference, micro_batch)
         return completion_outputs(self.network.logps(micro_batch, **options), reference, self.loss)
 
     def forward(self, micro_batch: MicroBatch, indices: np.ndarray) -> CompletionForward:
-        """Computes log-probabilities, ready for the gradient; see `Scorer`."""
+        """Compute log-probabilities, ready for the gradient; see `Scorer`."""
         reference = self.reference.lookup(indices, micro_batch)
         options = scoring_options(self.loss, self.reference, micro_batch)
         trace = self.network.trace(micro_batch, self.memory_model.num_checkpointed(micro_batch), **options)
         return CompletionForward(trace, completion_outputs(trace.logps, reference, self.loss))
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
-        """Returns the examples' reference log-probs, so that every rank knows all of them."""
+        """Return the examples' reference log-probs, so that every rank knows all of them."""
         return {"reference": self.reference.table[indices]}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
-        """Enters the reference log-probs of all ranks into the table."""
+        """Enter the reference log-probs of all ranks into the table."""
         self.reference.fill(indices, values["reference"])
 
     def after_step(self, step: int) -> None:
-        """Moves the reference towards the policy where it is time to; its log-probs are computed anew then."""
+        """Move the reference towards the policy where it is time to; its log-probs are computed anew then."""
         if self.sync and self.moving_reference and step % self.sync.steps == 0:
             self.moving_reference.soft_update(trainable_tensors(self.model), self.sync.mixup)
             for reference in self.references.values():
                 reference.clear()
 
     def state(self) -> ComponentState:
-        """Returns the reference log-probs known so far, and the reference's tensors where it moves."""
+        """Return the reference log-probs known so far, and the reference's tensors where it moves."""
         tables = {name: reference.table for name, reference in self.references.items()}
         return ComponentState(arrays=tables, tensors=self.moving_reference.tensors if self.moving_reference else {})
 
     def restore(self, state: ComponentState) -> None:
-        """Continues with the reference's tensors; the tables are given when the examples are opened."""
+        """Continue with the reference log-probs that are known, and with the reference's tensors where it moves."""
+        for name, table in state.arrays.items():
+            self.references[name].table = table
         if self.moving_reference and state.tensors:
             self.moving_reference.tensors = state.tensors

@@ -24,14 +24,14 @@ class ThroughputMeter:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """Adds the time and the bytes that the body takes."""
+        """Add the time and the bytes that the body takes."""
         began, bytes_before = time.perf_counter(), self.communicator.bytes_sent
         yield
         self.seconds += time.perf_counter() - began
         self.bytes_sent += self.communicator.bytes_sent - bytes_before
 
     def metrics(self) -> Metrics:
-        """Returns the rates of a report, and the bytes that each step sent where several ranks share a batch."""
+        """Return the rates of a report, and the bytes that each step sent where several ranks share a batch."""
         seconds = max(self.seconds, 1e-9)
         rates = {"pairs_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
         if self.communicator.size > 1 and self.communicator.data_parallel:

@@ -14,7 +14,7 @@ from mlx.optimizers import clip_grad_norm
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.micro_batches import prefetch
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import Diverged, Interrupted, UserError, Where
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -59,7 +59,7 @@ class Trainer:
         stop: threading.Event,
         communicator: Communicator = SINGLE_PROCESS,
     ) -> None:
-        """Makes a trainer that stands before its first step.
+        """Make a trainer that stands before its first step.
 
         Args:
             config: the run's settings, resolved.
@@ -90,7 +90,7 @@ class Trainer:
         self._peak_memory_gb = self._sampling_seconds = 0.0
 
     def restore(self, state: TrainingState, provenance: dict[str, str]) -> None:
-        """Continues from a checkpoint, whose adapter the caller has put on the model.
+        """Continue from a checkpoint, whose adapter the caller has put on the model.
 
         Args:
             state: of the checkpoint.
@@ -111,11 +111,11 @@ class Trainer:
         self.saver.saved_step = state.progress.step
 
     def state(self) -> TrainingState:
-        """Returns what a checkpoint must hold beside the adapter."""
+        """Return what a checkpoint must hold beside the adapter."""
         return TrainingState(self.progress, self.optimizer.state, self.scorer.state(), self.source.state())
 
     def run(self) -> Metrics:
-        """Trains to the last step.
+        """Train to the last step.
 
         Returns:
             The held-out metrics after it; empty without held-out examples.
@@ -146,7 +146,7 @@ class Trainer:
         return metrics
 
     def _train(self) -> Metrics:
-        """Takes all steps; returns the held-out metrics after the last one."""
+        """Take all steps; returns the held-out metrics after the last one."""
         metrics: Metrics = {}
         for batch in self._batches():
             self.step(batch)
@@ -175,7 +175,7 @@ class Trainer:
         return True
 
     def step(self, batch: OptimizerBatch) -> None:
-        """Takes an optimizer step.
+        """Take an optimizer step.
 
         Args:
             batch: this rank's share of the examples.
@@ -222,7 +222,7 @@ class Trainer:
         return results["metrics"], local
 
     def _update(self, gradients: Any) -> float:
-        """Applies the gradients where they are finite; returns their norm before clipping."""
+        """Apply the gradients where they are finite; returns their norm before clipping."""
         gradients, norm = clip_grad_norm(gradients, self.config.max_grad_norm or float("inf"))
         if np.isfinite(norm.item()):
             self.optimizer.learning_rate = learning_rate_at(self.config, self.progress.step, self.steps)
@@ -294,7 +294,7 @@ class Trainer:
         return metrics
 
     def _update_best(self, loss: float) -> None:
-        """Counts evaluations since the best one, and keeps that."""
+        """Count evaluations since the best one, and keeps that."""
         progress = self.progress
         if progress.best_loss is not None and not loss < progress.best_loss:
             progress.evaluations_since_best += 1

@@ -30,7 +30,7 @@ def retry(
         first_delay: seconds before the second attempt.
         longest_delay: seconds; a longer delay is shortened to this.
         retry_after: seconds that the failed server asks to wait, instead of the doubling delay; None if it doesn't.
-        on_retry: is told the exception and the delay before each further attempt.
+        on_retry: receives the exception and the delay before each further attempt.
         jitter: a share of the delay to add to it, so that several callers don't come back at once.
 
     Returns:
@@ -45,8 +45,8 @@ def retry(
         except Exception as error:
             if attempt == attempts or not is_transient(error):
                 raise
-            asked = retry_after(error)
-            delay = first_delay * 2 ** (attempt - 1) * (1 + jitter()) if asked is None else asked
+            requested = retry_after(error)
+            delay = first_delay * 2 ** (attempt - 1) * (1 + jitter()) if requested is None else requested
             delay = min(delay, longest_delay)
             on_retry(error, delay)
             time.sleep(delay)

@@ -50,7 +50,7 @@ def test_a_question_that_is_not_of_the_language_has_no_fluent_answer() -> None:
 
 def test_the_manners_are_as_rich_as_each_other() -> None:
     polite, curt = (PHRASES[manner] for manner in MANNERS)
-    for part in ("openings", "leads", "closings"):
+    for part in ("openings", "lead_ins", "closings"):
         ours, theirs = getattr(polite, part), getattr(curt, part)
         assert len(set(ours)) == len(ours) == len(set(theirs)) == len(theirs)
         assert not set(ours) & set(theirs)

@@ -91,13 +91,13 @@ def processes_of(run: Path, rank: int, module: str) -> list[int]:
     return found
 
 
-def documented_line(start: str) -> list[str]:
+def documented_command(start: str) -> list[str]:
     (line,) = (line for line in MACHINES_PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(start))
     return shlex.split(line)
 
 
 def in_place_of(command: list[str], **known: object) -> list[str]:
-    """The command with other values: the files it names are not here."""
+    """The command with other values: the files it names do not exist here."""
     for name, value in known.items():
         command[command.index(f"--{name}") + 1] = str(value)
     return command
@@ -114,16 +114,16 @@ def check_line(command: list[str], tmp_path: Path, start_process: Any) -> None:
     assert max_difference(run, tmp_path / "alone") <= 1e-5
 
 
-def test_the_documented_line(tmp_path: Path, start_process: Any) -> None:
-    command = documented_line("mlx.launch -n 2 --backend ring ")
+def test_the_documented_command(tmp_path: Path, start_process: Any) -> None:
+    command = documented_command("mlx.launch -n 2 --backend ring ")
     check_line(in_place_of(command, model=CHECKPOINT, data=PAIRS), tmp_path, start_process)
 
 
 @pytest.mark.slow
-def test_the_documented_line_with_a_hosts_file(tmp_path: Path, start_process: Any) -> None:
+def test_the_documented_command_with_a_hosts_file(tmp_path: Path, start_process: Any) -> None:
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 2))
-    command = in_place_of(documented_line("mlx.launch --hostfile "), hostfile=hosts, model=CHECKPOINT, data=PAIRS)
+    command = in_place_of(documented_command("mlx.launch --hostfile "), hostfile=hosts, model=CHECKPOINT, data=PAIRS)
     (place,) = (i for i, word in enumerate(command) if word.endswith("/bin/mlx-dpo"))
     command[place] = str(Path(sys.executable).with_name("mlx-dpo"))
     check_line(command, tmp_path, start_process)

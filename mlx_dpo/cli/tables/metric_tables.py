@@ -14,7 +14,7 @@ from rich.text import Text
 from mlx_dpo.cli.console import print_message
 from mlx_dpo.cli.tables.pairwise_tables import pairwise_table, tasks_table
 from mlx_dpo.config import TrainConfig, read_yaml
-from mlx_dpo.data.messages import printable
+from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import UserError
 
 Summary = Mapping[str, Any]  # as evaluate and score print it with --json
@@ -37,13 +37,13 @@ def warn_about_training_settings(
     defaults = TrainConfig().to_mapping() | find_loss_function(TrainConfig.loss).settings
     for adapter in filter(None, adapters):
         try:
-            trained = read_yaml(adapter / "config.yaml")
+            training_config = read_yaml(adapter / "config.yaml")
         except UserError:
             continue  # the adapter is not from mlx-dpo
         differences = [
-            f"--{name.replace('_', '-')} {trained[name]}"
+            f"--{name.replace('_', '-')} {training_config[name]}"
             for name in names
-            if name not in flags and trained.get(name) not in (None, defaults[name])
+            if name not in flags and training_config.get(name) not in (None, defaults[name])
         ]
         if differences:
             print_message(
