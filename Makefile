@@ -14,8 +14,8 @@ comma := ,
 BLAS := $(if $(filter Linux,$(shell uname -s)),$(firstword $(wildcard /usr/lib/*/openblas-pthread/libblas.so.3 /usr/lib64/libopenblasp.so.0)))
 WITH_BLAS := $(if $(BLAS),LD_PRELOAD="$(BLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 
-# Tests run in as many processes as there are cores; one BLAS thread in each is faster than several that compete.
-WORKERS ?= auto
+# Tests run in several processes, all tests of a file in one of them; one BLAS thread in each is faster than several that compete.
+WORKERS ?= 2
 PYTEST := OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-slow test-peft lint docs clean

@@ -114,13 +114,13 @@ def check_line(command: list[str], tmp_path: Path, start_process: Any) -> None:
     assert max_difference(run, tmp_path / "alone") <= 1e-5
 
 
-def test_the_readme_s_line(tmp_path: Path, start_process: Any) -> None:
+def test_the_documented_command(tmp_path: Path, start_process: Any) -> None:
     command = documented_command("mlx.launch -n 2 --backend ring ")
     check_line(in_place_of(command, model=CHECKPOINT, data=PAIRS), tmp_path, start_process)
 
 
 @pytest.mark.slow
-def test_the_readme_s_line_with_a_hosts_file(tmp_path: Path, start_process: Any) -> None:
+def test_the_documented_command_with_a_hosts_file(tmp_path: Path, start_process: Any) -> None:
     hosts = tmp_path / "hosts.json"
     hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 2))
     command = in_place_of(documented_command("mlx.launch --hostfile "), hostfile=hosts, model=CHECKPOINT, data=PAIRS)
