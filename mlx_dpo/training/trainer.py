@@ -70,9 +70,6 @@ class Trainer:
             listener: receives events.
             stop: set it to end the run after the current step.
             communicator: ranks that train together.
-
-        Raises:
-            UserError: the number of steps is unknown.
         """
         self.config, self.source, self.scorer, self.loss, self.evaluate = config, source, scorer, loss, evaluate
         self.saver, self.listener, self.stop, self.communicator = saver, listener, stop, communicator
@@ -167,8 +164,7 @@ class Trainer:
         patience = self.config.patience
         if not patience or self.progress.evaluations_since_best < patience:
             return False
-        text = f"stopped early: the last {patience} evaluations did not lower the held-out loss."
-        self.listener.handle(events.Note(text))
+        self.listener.handle(events.Note(f"stopped early: no lower held-out loss in the last {patience} evaluations."))
         return True
 
     def step(self, batch: OptimizerBatch) -> None:
@@ -281,8 +277,8 @@ class Trainer:
             self.listener.handle(events.EvaluationProgress(done, total))
 
         metrics, snapshot = self.evaluate(self.progress.step, self.progress.loss_states, on_progress)
-        named = {f"eval_{name}": value for name, value in metrics.items()}
-        self.listener.handle(events.EvaluationMetrics({**self._position(), **named}))
+        line = {**self._position(), **{f"eval_{name}": value for name, value in metrics.items()}}
+        self.listener.handle(events.EvaluationMetrics(line))
         self._update_best(metrics["loss"])
         self.listener.handle(events.SnapshotTaken(snapshot))
         self._sampling_seconds += snapshot.sampling_seconds
