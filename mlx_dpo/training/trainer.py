@@ -146,7 +146,7 @@ class Trainer:
         return metrics
 
     def _train(self) -> Metrics:
-        """Take all steps; returns the held-out metrics after the last one."""
+        """Take all steps and return the held-out metrics after the last one."""
         metrics: Metrics = {}
         for batch in self._batches():
             self.step(batch)
@@ -222,7 +222,7 @@ class Trainer:
         return results["metrics"], local
 
     def _update(self, gradients: Any) -> float:
-        """Apply the gradients where they are finite; returns their norm before clipping."""
+        """Apply the gradients where they are finite; return their norm before clipping."""
         gradients, norm = clip_grad_norm(gradients, self.config.max_grad_norm or float("inf"))
         if np.isfinite(norm.item()):
             self.optimizer.learning_rate = learning_rate_at(self.config, self.progress.step, self.steps)
@@ -294,7 +294,7 @@ class Trainer:
         return metrics
 
     def _update_best(self, loss: float) -> None:
-        """Count evaluations since the best one, and keeps that."""
+        """Count evaluations since the best one, and keep that."""
         progress = self.progress
         if progress.best_loss is not None and not loss < progress.best_loss:
             progress.evaluations_since_best += 1
