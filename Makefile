@@ -1,5 +1,6 @@
 # make demo: the main job on the bundled model. make test: the tests. Both make .venv where it is missing.
 # make test-slow: the same promises on more (fifty kills, 20,000 broken rows, the demo to its end).
+# make docs: the documentation, as pages in site/.
 # make test-peft: those tests that need torch and PEFT, which it installs (large).
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,11 @@ comma := ,
 BLAS := $(if $(filter Linux,$(shell uname -s)),$(firstword $(wildcard /usr/lib/*/openblas-pthread/libblas.so.3 /usr/lib64/libopenblasp.so.0)))
 WITH_BLAS := $(if $(BLAS),LD_PRELOAD="$(BLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 
-.PHONY: demo test test-slow test-peft lint clean
+# Tests run in as many processes as there are cores; one BLAS thread in each is faster than several that compete.
+WORKERS ?= auto
+PYTEST := OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: demo test test-slow test-peft lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-run
@@ -21,19 +26,23 @@ demo: $(VENV)/.installed
 	@echo "mlx-dpo is installed in $(VENV): source $(BIN)/activate"
 
 test: $(VENV)/.installed-test
-	$(WITH_BLAS) $(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed-test
-	$(WITH_BLAS) $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-peft: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --editable '.[test-peft]'
-	$(WITH_BLAS) $(BIN)/python -m pytest -m peft
+	$(PYTEST) -m peft
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,5 +53,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[$(if $(EXTRA),$(EXTRA)$(comma))test]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[$(if $(EXTRA),$(EXTRA)$(comma))docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

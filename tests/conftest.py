@@ -39,6 +39,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
 
 
+def pytest_unconfigure() -> None:
+    CACHE.cleanup()
+
+
 def pytest_collection_finish() -> None:
     """What collecting left stays to the end: no later garbage collection is to walk through it."""
     gc.collect()

@@ -27,7 +27,7 @@ def test_library(tmp_path: Path) -> None:
 
 def test_a_loss_of_your_own_is_as_the_readme_has_it(tmp_path: Path) -> None:
     file = EXAMPLES / "focal.py"
-    assert f"```python\n{file.read_text()}```" in (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert f"```python\n{file.read_text()}```" in (EXAMPLES.parent / "docs" / "losses.md").read_text(encoding="utf-8")
     knobs = {"data": str(PAIRS), "valid_data": str(PAIRS), "adapter_path": str(tmp_path), "learning_rate": 1e-3}
     result = train(TrainConfig(model=str(CHECKPOINT), loss=f"{file}:focal", beta=0.5, iters=5, **knobs))
     assert result.before["loss"] == pytest.approx(math.log(2) / 4, rel=1e-6)

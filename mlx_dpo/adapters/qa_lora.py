@@ -4,7 +4,7 @@ In mlx's affine mode the weights of a group are scale * code + offset. An adapte
 a group adds one number to all weights of that group, and that goes into the offset: codes, scales and size stay the
 base's (QA-LoRA, Xu et al. 2023, arXiv 2309.14717, section 3.3). What rounding is left, of offsets to their float type,
 is in the forward pass, straight through in the backward pass. With B zero nothing is rounded anew, so the reference is
-the base to the bit, which `quantize(dequantize(w))` is not. docs/fuse.md has what else was tried.
+the base to the bit, which `quantize(dequantize(w))` is not. docs/benchmarks/fuse.md has what else was tried.
 
 Such an adapter is a LoRA or DoRA adapter like others: mlx-lm runs it too, without that last rounding.
 """

@@ -137,8 +137,9 @@ def convert(
 
 def _files_to_check(name: str) -> list[str]:
     """The file of this name, or the train and valid files of a folder."""
-    from mlx_dpo.data.example_sources import TRAIN_NAMES, VALID_NAMES, find_in_folder
-    from mlx_dpo.data.row_files import expand_path
+    from mlx_dpo.data.files.hub_splits import VALIDATION_NAMES
+    from mlx_dpo.data.files.local_files import expand_path
+    from mlx_dpo.data.files.row_files import TRAIN_NAMES, find_in_folder
     from mlx_dpo.errors import UserError, Where
 
     try:
@@ -146,7 +147,7 @@ def _files_to_check(name: str) -> list[str]:
             return [name]
     except OSError:  # opening it will fail with the reason
         return [name]
-    files = [file for names in (TRAIN_NAMES, VALID_NAMES) if (file := find_in_folder(name, names))]
+    files = [file for names in (TRAIN_NAMES, VALIDATION_NAMES) if (file := find_in_folder(name, names))]
     if not files:
         raise UserError("there is no train.jsonl or valid.jsonl in this folder", where=Where(name))
     return files
@@ -161,8 +162,8 @@ def _load_tokenizer(model: str) -> Any:
 def _read_pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, not counting bad rows, and its location."""
     from mlx_dpo.data.column_mapping import with_renamed_columns
-    from mlx_dpo.data.example_sources import read_rows
-    from mlx_dpo.data.row_formats import parse_examples
+    from mlx_dpo.data.row_parsing import parse_examples
+    from mlx_dpo.data.row_reading import read_rows
     from mlx_dpo.errors import RowError, UserError, Where
 
     count = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlx_dpo.data.conversations import as_messages
 from mlx_dpo.data.examples import Candidates, Example, Pair
-from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import RowError, Where
 
 _LIST_COLUMNS = ("completions", "scores", "rankings", "chosen", "rejected")

@@ -13,8 +13,8 @@ from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from mlx_dpo.data.conversations import as_messages
+from mlx_dpo.data.examples import Example
 from mlx_dpo.data.messages import Message, format_hh_dialogue
-from mlx_dpo.data.row_formats import Example
 from mlx_dpo.errors import RowError, Where
 
 Overlong = Literal["truncate", "drop", "error"]
@@ -39,7 +39,7 @@ class EncodedExample:
     prompt: TokenIds
     completions: tuple[TokenIds, ...]
     example: Example = field(compare=False)
-    cut: bool = False
+    truncated: bool = False
     prompt_is_prefix: bool = True
 
     @property
@@ -215,7 +215,7 @@ class ExampleEncoder:
         if room < len(whole.prompt) and room > 1 and whole.prompt[0] == self._special_token_id("bos"):
             prompt = (whole.prompt[0], *prompt[1:])
         left = self.max_length - len(prompt)
-        return replace(whole, prompt=prompt, completions=tuple(ids[:left] for ids in whole.completions), cut=True)
+        return replace(whole, prompt=prompt, completions=tuple(ids[:left] for ids in whole.completions), truncated=True)
 
 
 def end_token_ids(tokenizer: Any) -> frozenset[int]:

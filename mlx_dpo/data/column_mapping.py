@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from mlx_dpo.data.messages import json_type_name
+from mlx_dpo.data.json_values import json_type_name
 from mlx_dpo.errors import RowError, Where
 
 Row = dict[str, Any]

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_dpo.data.messages import (
-    Message,
-    check_text,
-    is_empty_message,
-    is_hh_dialogue,
-    json_type_name,
-    parse_hh_dialogue,
-    parse_messages,
-    printable,
-)
+from mlx_dpo.data.json_values import check_text, json_type_name, printable
+from mlx_dpo.data.messages import Message, is_empty_message, is_hh_dialogue, parse_hh_dialogue, parse_messages
 from mlx_dpo.errors import RowError
 
 TextOrMessages = list[Message] | str

@@ -14,8 +14,9 @@ import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
 from mlx_dpo.data.column_mapping import rename_columns, with_renamed_columns
-from mlx_dpo.data.example_sources import OnProgress, read_rows
-from mlx_dpo.data.row_formats import Example, Pair, parse_examples, row_format_label
+from mlx_dpo.data.examples import Example, Pair
+from mlx_dpo.data.row_parsing import parse_examples, row_format_label
+from mlx_dpo.data.row_reading import OnProgress, read_rows
 from mlx_dpo.errors import RowError, UserError, Where
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}

@@ -1,20 +1,23 @@
-"""Prompts to answer, from a file: lines of text, or the prompts of rows."""
+"""Prompts from a file: lines of text, or the prompts of rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mlx_dpo.data.conversations import TextOrMessages
-from mlx_dpo.data.messages import check_text
-from mlx_dpo.data.row_files import iter_lines, open_rows, parse_json_line
-from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.data.files.json_lines import parse_json_line
+from mlx_dpo.data.files.row_files import open_rows
+from mlx_dpo.data.json_values import check_text
+from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import UserError, Where
 
 
 def read_prompts(file: str) -> list[TextOrMessages]:
-    """The lines of a .txt file; else the prompt of each row, which may be a whole pair or a prompt alone.
+    """The lines of a .txt file; else the prompt of each row, which may be a whole example or a prompt alone.
 
-    Raises: `UserError`; `RowError` where a row has no prompt.
+    Raises:
+        UserError: the file can't be read, or holds no prompts.
+        RowError: a row has no prompt.
     """
     prompts = _prompts_from_text(file) if file.endswith(".txt") else _prompts_from_rows(file)
     if not prompts:
@@ -32,9 +35,9 @@ def _prompts_from_text(file: str) -> list[TextOrMessages]:
 
 def _prompts_from_rows(file: str) -> list[TextOrMessages]:
     prompts: list[TextOrMessages] = []
-    with open_rows(file) as source:
-        for number, _, line in iter_lines(source):
-            where = Where(source.name, number)
+    with open_rows(file) as stream:
+        for number, _, line in stream.lines:
+            where = Where(stream.name, number)
             row = parse_json_line(line, where)
             if isinstance(row, dict) and set(row) == {"prompt"} and isinstance(row["prompt"], str):
                 check_text(row["prompt"], "prompt")

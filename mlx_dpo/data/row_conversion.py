@@ -14,9 +14,9 @@ from types import MappingProxyType
 from typing import IO
 
 from mlx_dpo.data.column_mapping import with_renamed_columns
-from mlx_dpo.data.example_sources import OnProgress, read_rows
-from mlx_dpo.data.row_files import expand_path
-from mlx_dpo.data.row_formats import parse_examples
+from mlx_dpo.data.files.local_files import expand_path
+from mlx_dpo.data.row_parsing import parse_examples
+from mlx_dpo.data.row_reading import OnProgress, read_rows
 from mlx_dpo.errors import RowError, UserError, Where
 
 Write = Callable[[bytes], object]

@@ -9,7 +9,8 @@ from typing import Any
 from mlx_dpo.config import TrainConfig, config_from
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.encoded_examples import EncodedExamples
-from mlx_dpo.data.example_sources import ExampleFile, find_data_files
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.files.row_files import find_data_files
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import HELD_OUT, ExampleSet, open_example_sets
 from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings

@@ -12,18 +12,14 @@ import numpy as np
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
-from mlx_dpo.data.encoded_examples import EncodedExamples, ExampleList, ExampleSource
-from mlx_dpo.data.example_sources import ExampleFile, ExampleKindCheck, find_data_files, is_plain_jsonl
-from mlx_dpo.data.micro_batches import split_held_out
-from mlx_dpo.data.row_formats import (
-    Completion,
-    Example,
-    RowParser,
-    parse_examples,
-    parse_labelled_examples,
-    parse_pairs,
-    parse_scored_pairs,
-)
+from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.example_sources import ExampleList, ExampleSource
+from mlx_dpo.data.examples import Completion, Example
+from mlx_dpo.data.files.row_files import find_data_files, is_plain_jsonl
+from mlx_dpo.data.row_parsing import RowParser, parse_examples, parse_labelled_examples, parse_pairs, parse_scored_pairs
+from mlx_dpo.data.row_reading import ExampleKindCheck
+from mlx_dpo.data.shuffled_epochs import split_held_out
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.objectives import WeightedLoss

@@ -22,9 +22,10 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.candidate_rows import parse_candidates
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
-from mlx_dpo.data.encoded_examples import EncodedExamples, ExampleSource
+from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.data.examples import Candidates
-from mlx_dpo.data.row_formats import RowParser
+from mlx_dpo.data.row_parsing import RowParser
 from mlx_dpo.evaluation.evaluator import ProgressCallback
 from mlx_dpo.evaluation.example_sets import Rows, examples_from_rows, open_evaluation_source
 from mlx_dpo.evaluation.loss_setup import loss_from_config

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlx_dpo.data.examples import Example
-from mlx_dpo.data.row_formats import RowParser
+from mlx_dpo.data.row_parsing import RowParser
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.metrics import METRICS, RATE_METRICS, mean_metrics
 from mlx_dpo.utils.statistics import bootstrap_interval, paired_test, win_rate_interval

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.conversations import TextOrMessages
-from mlx_dpo.data.encoded_examples import ExampleSource
+from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.head_to_head import HeadToHeadResult, judge_head_to_head
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES

@@ -10,7 +10,8 @@ import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample
 from mlx_dpo.data.encoded_examples import EncodedExamples
-from mlx_dpo.data.micro_batches import prefetch, split_into_micro_batches
+from mlx_dpo.data.micro_batches import split_into_micro_batches
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.errors import Where
 from mlx_dpo.evaluation.scored_batch import IndexedExample, OptimizerBatch
 from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel

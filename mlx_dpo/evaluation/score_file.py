@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from mlx_dpo.data.encoded_examples import ExampleSource
+from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.data.examples import Candidates, Example
 from mlx_dpo.errors import UserError, Where
 

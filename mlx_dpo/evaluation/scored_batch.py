@@ -12,8 +12,9 @@ import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample
 from mlx_dpo.data.encoded_examples import EncodedExamples
-from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, prefetch, split_into_micro_batches
-from mlx_dpo.data.row_formats import Completion, Example, Pair
+from mlx_dpo.data.examples import Completion, Example, Pair
+from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, split_into_micro_batches
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.errors import Where
 from mlx_dpo.evaluation.metrics import METRICS, completion_metrics, pair_metrics

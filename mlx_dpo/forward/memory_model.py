@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_dpo.adapters.attach import trainable_tensors
-from mlx_dpo.data.micro_batches import MicroBatch, collate_shared_prompts
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.attention import QUERY_BLOCK
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.token_logps import CHUNK_BYTES
@@ -45,7 +45,7 @@ class BatchCost:
             lengths = [len(prompt) + len(completion) - 1 for prompt, completion in batch.sequences]
             slots = len(lengths) * max(lengths)
             return cls(slots, sum(lengths), slots * _keys(max(lengths)))
-        forked = collate_shared_prompts(batch.sequences)
+        forked = batch.shared_prompts
         prompt = forked.prompts.shape[1]
         scores = forked.prompts.size * (prompt if forked.left_padding.any() else _keys(prompt))
         scores += sum(group.inputs.size * (prompt + group.inputs.shape[1]) for group in forked.completion_groups)

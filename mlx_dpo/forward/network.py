@@ -13,7 +13,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.data.micro_batches import MicroBatch, TokenIds, collate_sequences, collate_shared_prompts
+from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
@@ -166,9 +167,9 @@ class Network:
     def _places(self, batch: MicroBatch) -> CompletionTargets:
         """Targets and sequences of the rows of `_rows`."""
         if self.sharing is PromptSharing.NONE:
-            whole = collate_sequences(batch.sequences)
+            whole = batch.padded_sequences
             return CompletionTargets.from_groups([(range(len(whole.targets)), whole.targets, whole.completion_mask)])
-        groups = collate_shared_prompts(batch.sequences).completion_groups
+        groups = batch.shared_prompts.completion_groups
         return CompletionTargets.from_groups(
             [(group.sequence_indices, group.targets, group.completion_mask) for group in groups]
         )
@@ -176,11 +177,11 @@ class Network:
     def _rows(self, batch: MicroBatch) -> mx.array:
         """Hidden rows of the completions' inputs, [rows, hidden]; where no head was found, their logits."""
         if self.sharing is PromptSharing.NONE:
-            whole = collate_sequences(batch.sequences)
+            whole = batch.padded_sequences
             body = self.model if self.head_split is None else self.head_split.hidden_states
             return _at(body(mx.array(whole.inputs)), whole.completion_mask)
         assert self.head_split is not None
-        forked = collate_shared_prompts(batch.sequences)
+        forked = batch.shared_prompts
         groups = zip(completion_hidden_states(self.head_split, forked), forked.completion_groups, strict=True)
         return mx.concatenate([_at(hidden, group.completion_mask) for hidden, group in groups])
 

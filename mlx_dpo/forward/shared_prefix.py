@@ -9,7 +9,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.data.micro_batches import SharedPromptBatch
+from mlx_dpo.data.collation import SharedPromptBatch
 from mlx_dpo.forward.head import HeadSplit
 from mlx_dpo.forward.prefix_cache import StageLayout, make_prefix_caches
 

@@ -1,4 +1,4 @@
-"""The reference policy's log-probs: each computed once, by the policy's own network, and kept for later runs."""
+"""The reference policy and the table of its log-probs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,49 @@ from mlx_dpo.reference.logp_cache import LogpCache, MainRankLogpCache
 
 
 class ReferencePolicy:
-    """A reference policy. As it is, one that is gone: all that was asked of it is known by now."""
+    """A source of reference log-probs. This base class is a reference that is not in memory, so it has none."""
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
-        """[sequences] log-probs, nats. Raises `UserError` where it is gone."""
+        """Log-probs of a micro-batch's completions.
+
+        Returns:
+            [sequences] float64, nats, each summed over the tokens of a completion.
+
+        Raises:
+            UserError: the reference is not in memory.
+        """
         hint = "Use --reference initial, base or none, with lora or dora."
-        raise UserError(
-            "the loss asks the reference in every step, and it is not in memory", field="reference", hint=hint
-        )
+        message = "the loss needs the reference in every step, and it is not in memory"
+        raise UserError(message, field="reference", hint=hint)
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
-        """What its distributions are made of, under the policy's own head; see `Network.hidden_rows`."""
+        """Hidden states for the policy's head, from which `Network.logps` computes the KL to the reference.
+
+        Returns:
+            [tokens, hidden], a row for each completion token.
+
+        Raises:
+            UserError: the reference is not in memory.
+        """
         hint = "Use --reference initial or base, with lora or dora."
-        raise UserError("the loss compares distributions with one in memory", field="reference", hint=hint)
+        message = "the loss needs the reference's distributions, and it is not in memory"
+        raise UserError(message, field="reference", hint=hint)
 
 
 class NoReference(ReferencePolicy):
-    """Log-ratios against nothing: its log-probs are taken as zero."""
+    """No reference: its log-probs are zero, so that log-ratios are the policy's log-probs."""
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
         return np.zeros(len(batch.sequences))
 
 
 class SharedNetworkReference(ReferencePolicy):
-    """The policy's network with other trained tensors, whatever it holds by then."""
+    """The policy's network, run with other trained tensors.
+
+    Attributes:
+        network: the policy's network.
+        tensors: the reference's values of the trained tensors.
+    """
 
     def __init__(self, network: Network, tensors: Tensors) -> None:
         self.network, self.tensors = network, tensors
@@ -56,34 +75,43 @@ class SharedNetworkReference(ReferencePolicy):
             return self.network.hidden_states(batch)
 
     def soft_update(self, policy_tensors: Tensors, alpha: float) -> None:
-        """Become a mixture: `mixup` of the policy with these tensors, the rest what it was."""
+        """Move the reference towards the policy: alpha * policy + (1 - alpha) * reference; see `interpolation`."""
         self.tensors = interpolate_adapters(policy_tensors, self.tensors, alpha)
 
 
 class CachedReference(SharedNetworkReference):
-    """One that stays as it is: what is known of it from earlier runs is not computed again."""
+    """A reference that never changes: log-probs from earlier runs are read from disk.
+
+    Attributes:
+        cache: the log-probs on disk.
+    """
 
     def __init__(self, network: Network, tensors: Tensors, model: str, known_fingerprint: str | None = None) -> None:
-        """model: its name, for people. known_as: its fingerprint, where that is known."""
+        """Open the cache of this reference.
+
+        Args:
+            network: the network to run.
+            tensors: the reference's values of the trained tensors.
+            model: the model's name, which `mlx-dpo cache` shows.
+            known_fingerprint: the reference's fingerprint, if it need not be computed.
+        """
         super().__init__(network, tensors)
         with swap_adapter(network.model, tensors):
-            known_fingerprint = known_fingerprint or fingerprint(network)
+            name = known_fingerprint or fingerprint(network)
         shards = network.shards
-        self.cache = (
-            MainRankLogpCache(shards, known_fingerprint, model) if shards else LogpCache(known_fingerprint, model)
-        )
+        self.cache = MainRankLogpCache(shards, name, model) if shards else LogpCache(name, model)
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
         return self.cache.get_or_compute(batch, super().sums)
 
 
 class ReferenceLogps:
-    """log pi_ref of every example's completions, computed when an example is first seen.
+    """The reference's log-probs of every example's completions, computed when an example is first looked up.
 
     Attributes:
         table: [examples, completions of each] float64, nats; NaN where not computed yet.
-        policy: gives them for a micro-batch.
-        seconds: what that took so far.
+        reference_policy: computes the log-probs of a micro-batch.
+        seconds: the time spent computing them.
     """
 
     def __init__(self, examples: int, completions_per_example: int) -> None:
@@ -93,29 +121,37 @@ class ReferenceLogps:
 
     @property
     def completions_per_example(self) -> int:
-        """Completions of an example."""
+        """2 for pairs, 1 for single completions."""
         return self.table.shape[1]
 
     def lookup(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
-        """[completions] of the examples `indices`, which are those in `batch`; of pairs, chosen then rejected."""
+        """Log-probs of the examples of a micro-batch.
+
+        Args:
+            indices: [examples], their rows in the table.
+            batch: the examples.
+
+        Returns:
+            [sequences] float64, nats; of pairs, all chosen completions, then all rejected ones.
+        """
         self._grow(indices)
         if np.isnan(self.table[indices]).any():
-            began = time.perf_counter()
+            start = time.perf_counter()
             self.table[indices] = self.reference_policy.sums(batch).reshape(-1, len(indices)).T
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - start
         return self.table[indices].T.reshape(-1)
 
     def fill(self, indices: np.ndarray, logps: np.ndarray) -> None:
-        """What another process has computed, [indices, completions of each]."""
+        """Store log-probs computed elsewhere, [examples, completions of each], in the rows `indices`."""
         self._grow(indices)
         self.table[indices] = logps
 
     def _grow(self, indices: np.ndarray) -> None:
-        """Makes room for examples that a batch source has added."""
+        """Make room for examples that a batch source has added."""
         missing = int(indices.max(initial=-1)) + 1 - len(self.table)
         if missing > 0:
             self.table = np.pad(self.table, ((0, missing), (0, 0)), constant_values=np.nan)
 
     def clear(self) -> None:
-        """The policy is another one now."""
+        """Forget all log-probs, since the reference has changed."""
         self.table[:] = np.nan

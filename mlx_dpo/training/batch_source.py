@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mlx_dpo.data.micro_batches import ShuffledEpochs
+from mlx_dpo.data.shuffled_epochs import ShuffledEpochs
 from mlx_dpo.distributed.communicator import Arrays
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.scored_batch import IndexedExample, indexed_examples

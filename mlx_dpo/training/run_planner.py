@@ -13,7 +13,8 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.micro_batches import MicroBatch, prefetch
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.scored_batch import OptimizerBatch
 from mlx_dpo.forward.device import usable_memory

@@ -14,7 +14,7 @@ from mlx.optimizers import clip_grad_norm
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.micro_batches import prefetch
+from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import Diverged, Interrupted, UserError, Where
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot

@@ -215,6 +215,6 @@ def test_evaluate_and_fuse_and_compare(mlx_dpo: Cli, tmp_path: Path) -> None:
 
 def test_rows_of_pairs_file_are_good(tmp_path: Path) -> None:
     """The rows that the bad ones stand among are fine by themselves."""
-    from mlx_dpo.data.example_sources import ExampleFile
+    from mlx_dpo.data.example_file import ExampleFile
 
     assert len(ExampleFile.open(str(write_rows(tmp_path / "good.jsonl", [GOOD, *rows_of(PAIRS)])))) == 9

@@ -10,8 +10,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 from transformers import AutoTokenizer
 
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
-from mlx_dpo.data.example_sources import ExampleFile
-from mlx_dpo.data.row_formats import Pair, parse_pairs
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.examples import Pair
+from mlx_dpo.data.row_parsing import parse_pairs
 from mlx_dpo.errors import RowError, Where
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
@@ -77,7 +78,7 @@ def test_ids_are_trls(load_tokenizer: Any) -> None:
         assert list(encoded.prompt) == expected["prompt_ids"]
         assert list(encoded.chosen) == expected["chosen_ids"]
         assert list(encoded.rejected) == expected["rejected_ids"]
-        assert encoded.prompt_is_prefix and not encoded.cut
+        assert encoded.prompt_is_prefix and not encoded.truncated
 
 
 def test_texts_are_wrapped_as_turns() -> None:
@@ -263,7 +264,7 @@ def without(pair: Pair, turns: int) -> Pair:
 
 def test_what_fits_is_left_alone() -> None:
     encoded = encode(encoder(max_length=length(LONG)), LONG)
-    assert encoded == encode(encoder(), LONG) and not encoded.cut
+    assert encoded == encode(encoder(), LONG) and not encoded.truncated
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ def test_what_fits_is_left_alone() -> None:
 def test_the_oldest_turns_go_first_and_the_system_message_stays(limit: int, turns: int) -> None:
     encoded = encode(encoder(max_length=limit), LONG)
     expected = encode(encoder(), without(LONG, turns))
-    assert encoded.cut and encoded.num_tokens <= limit
+    assert encoded.truncated and encoded.num_tokens <= limit
     assert (encoded.prompt, encoded.chosen, encoded.rejected) == (expected.prompt, expected.chosen, expected.rejected)
 
 
@@ -286,7 +287,7 @@ def test_then_the_prompts_first_tokens() -> None:
     last = encode(encoder(), without(LONG, 4))
     limit = last.num_tokens - 3
     encoded = encode(encoder(max_length=limit), LONG)
-    assert encoded.cut and encoded.num_tokens == limit
+    assert encoded.truncated and encoded.num_tokens == limit
     assert encoded.prompt == last.prompt[3:]
     assert (encoded.chosen, encoded.rejected) == (last.chosen, last.rejected)
 
@@ -297,7 +298,7 @@ def test_an_answer_too_long_by_itself_loses_its_end(e: dict[str, Any]) -> None:
     whole = encode(encoder(**e), pair)
     limit = len(whole.chosen) - 5
     encoded = encode(encoder(max_length=limit, **e), pair)
-    assert encoded.cut
+    assert encoded.truncated
     assert encoded.prompt == whole.prompt[-1:]
     assert encoded.chosen == whole.chosen[: limit - 1]
     assert encoded.rejected == whole.rejected

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.data.column_mapping import to_canonical_row, with_renamed_columns
-from mlx_dpo.data.row_formats import parse_pairs, row_format_label
+from mlx_dpo.data.row_parsing import parse_pairs, row_format_label
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("x.jsonl", 3)

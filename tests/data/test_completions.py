@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from mlx_dpo.cli.data import app
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
-from mlx_dpo.data.example_sources import ExampleFile, read_rows
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.examples import Completion, Pair
 from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, split_into_micro_batches
-from mlx_dpo.data.row_formats import Completion, Pair, parse_examples, parse_labelled_examples, parse_scored_pairs
+from mlx_dpo.data.row_parsing import parse_examples, parse_labelled_examples, parse_scored_pairs
+from mlx_dpo.data.row_reading import read_rows
 from mlx_dpo.errors import RowError, Where
 from mlx_dpo.forward.model_loading import load_tokenizer
 from tests.conftest import CHECKPOINT, PAIRS, rows_of, write_rows

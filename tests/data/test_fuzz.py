@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_dpo.config import TrainConfig, read_yaml
-from mlx_dpo.data.example_sources import ExampleFile
-from mlx_dpo.data.row_files import parse_json_line
-from mlx_dpo.data.row_formats import Completion, Pair, parse_examples, row_format_label
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.examples import Completion, Pair
+from mlx_dpo.data.files.json_lines import parse_json_line
+from mlx_dpo.data.row_parsing import parse_examples, row_format_label
 from mlx_dpo.errors import RowError, UserError, Where
 from tests.data.test_completions import SHAPES as SINGLES
 from tests.data.test_records import SHAPES

@@ -16,9 +16,10 @@ import pytest
 from huggingface_hub import constants
 
 import mlx_dpo.utils.hub_client
-from mlx_dpo.data.example_sources import ExampleFile, find_data_files
-from mlx_dpo.data.hub_datasets import parse_hub_name
-from mlx_dpo.data.row_formats import Pair
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.examples import Pair
+from mlx_dpo.data.files.hub_datasets import parse_hub_name
+from mlx_dpo.data.files.row_files import find_data_files
 from mlx_dpo.errors import UserError, Where
 from tests.cli.conftest import CommandResult
 from tests.cli.conftest import mlx_dpo as mlx_dpo_cli  # noqa: F401

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.row_formats import Pair, parse_examples, parse_pairs, row_format_label
+from mlx_dpo.data.examples import Pair
+from mlx_dpo.data.row_parsing import parse_examples, parse_pairs, row_format_label
 from mlx_dpo.errors import RowError, Where
 
 WHERE = Where("rows.jsonl", 7)

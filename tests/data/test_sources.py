@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.example_sources import ExampleFile, find_data_files
-from mlx_dpo.data.row_formats import Pair
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.examples import Pair
+from mlx_dpo.data.files.row_files import find_data_files
 from mlx_dpo.errors import RowError, UserError, Where
 
 DEMO = Path("/work/shared/data/dpo_en_demo.json")
@@ -286,7 +287,7 @@ def test_array_read_in_small_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = [row(i) | {"n": [1.5e10, -7, True, None, '\\"', {"a": []}]} for i in range(20)]
     path = put(tmp_path / "a.json", array(rows))
     for size in (2, 3, 7, 64):
-        monkeypatch.setattr("mlx_dpo.data.row_files._BUFFER", size)
+        monkeypatch.setattr("mlx_dpo.data.files.json_array.BUFFER_BYTES", size)
         assert pairs(ExampleFile.open(path)) == [Pair(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
 
 

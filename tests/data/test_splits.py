@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mlx_dpo.data.hub_splits import choose_split, find_splits, find_validation_split
+from mlx_dpo.data.files.hub_splits import choose_split, find_splits, find_validation_split
 from mlx_dpo.errors import UserError, Where
 
 WHERE = Where("u/n@main:x")

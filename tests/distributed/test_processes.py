@@ -92,7 +92,7 @@ def processes_of(run: Path, rank: int, module: str) -> list[int]:
 
 
 def readme_line(start: str) -> list[str]:
-    (line,) = (line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(start))
+    (line,) = (line for line in MACHINES_PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(start))
     return shlex.split(line)
 
 

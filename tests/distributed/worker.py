@@ -18,7 +18,7 @@ import numpy as np
 from mlx_dpo import TrainConfig, UserError, train
 from mlx_dpo.adapters.adapter_folder import set_tensors
 from mlx_dpo.adapters.attach import trainable_tensors
-from mlx_dpo.data import example_sources as sources
+from mlx_dpo.data import row_reading
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.distributed.rank_environment import launcher_rank
@@ -125,7 +125,7 @@ def first_steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
 def count_work(folder: Path, settings: dict[str, Any]) -> Any:
     """How many sequences the reference computed, how many lines were parsed, and which examples were encoded here."""
     sequences, parsed, encoded = 0, 0, list[int]()
-    sums, encode, parse = CachedReference.sums, EncodedExamples.encode, sources.parse_json_line
+    sums, encode, parse = CachedReference.sums, EncodedExamples.encode, row_reading.parse_json_line
 
     def counting_parse(line: bytes, where: Where) -> Any:
         nonlocal parsed
@@ -142,7 +142,7 @@ def count_work(folder: Path, settings: dict[str, Any]) -> Any:
         return encode(self, index)
 
     CachedReference.sums, EncodedExamples.encode = counting_sums, counting_encode  # type: ignore[method-assign]
-    sources.parse_json_line = counting_parse
+    row_reading.parse_json_line = counting_parse
     run_training(folder, "run", settings)
     return {"sequences": sequences, "parsed": parsed, "encoded": encoded}
 

@@ -15,7 +15,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.data.micro_batches import MicroBatch, TokenIds, collate_sequences, collate_shared_prompts
+from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.collation import collate_sequences, collate_shared_prompts
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward import attention
 from mlx_dpo.forward import token_logps as head
 from mlx_dpo.forward.network import Network, PromptSharing

@@ -193,9 +193,7 @@ def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names() -> None:
     assert create_trackers(None) == create_trackers([]) == create_trackers(["none"]) == []
-    with pytest.raises(
-        UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"
-    ):
+    with pytest.raises(UserError, match=r"'wandbb' is not one of wandb, tensorboard, trackio, mlflow, none\n.*`wandb`"):
         create_trackers(["wandbb"])
     assert TrainConfig.from_mapping({"report_to": "wandb,mlflow"}).report_to == ["wandb", "mlflow"]
     assert with_split_prefix({"step": 3, "loss": 1.0, "eval_loss": 2.0}) == {"train/loss": 1.0, "eval/loss": 2.0}

@@ -143,7 +143,7 @@ def test_references(tmp_path: Path) -> None:
 
 
 def test_every_pair_once_before_any_twice(tmp_path: Path) -> None:
-    from mlx_dpo.data.micro_batches import ShuffledEpochs
+    from mlx_dpo.data.shuffled_epochs import ShuffledEpochs
 
     epochs = ShuffledEpochs(11, 4, seed=5)
     assert epochs.steps_per_epoch == 3

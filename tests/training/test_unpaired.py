@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_dpo import Interrupted, TrainConfig, UserError, evaluate, train
-from mlx_dpo.data.micro_batches import ShuffledEpochs
+from mlx_dpo.data.shuffled_epochs import ShuffledEpochs
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.checkpoint import read_training_state
 from mlx_dpo.training.listener import Listener

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
 from mlx_dpo.data.data_check import QUANTILES, DataCheck, Occurrences, TokenLengths
-from mlx_dpo.data.messages import printable
+from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import RowError
 from mlx_dpo.utils.formatting import plural
 

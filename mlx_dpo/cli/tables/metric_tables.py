@@ -14,7 +14,7 @@ from rich.text import Text
 from mlx_dpo.cli.console import print_message
 from mlx_dpo.cli.tables.pairwise_tables import pairwise_table, tasks_table
 from mlx_dpo.config import TrainConfig, read_yaml
-from mlx_dpo.data.messages import printable
+from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import UserError
 
 Summary = Mapping[str, Any]  # as evaluate and score print it with --json

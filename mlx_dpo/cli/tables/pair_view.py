@@ -30,7 +30,7 @@ def example_json(encoded: EncodedExample, tokenizer: Any) -> dict[str, Any]:
     }
     for name, ids in completions.items():
         values[name]["end_of_turn"] = [token_id for token_id in ids if token_id in end_token_ids(tokenizer)]
-    return {**values, "cut": encoded.cut, "prefix_held": encoded.prompt_is_prefix}
+    return {**values, "cut": encoded.truncated, "prefix_held": encoded.prompt_is_prefix}
 
 
 def print_example(encoded: EncodedExample, tokenizer: Any, title: str, *, colors: bool) -> None:
@@ -42,7 +42,7 @@ def print_example(encoded: EncodedExample, tokenizer: Any, title: str, *, colors
     for name, ids in completions_by_name(encoded).items():
         _print_heading(name, f"{len(ids):,} tokens, trained")
         stdout_console.print(Text.assemble(*_completion(ids, tokenizer, colors)), soft_wrap=True)
-    if encoded.cut:
+    if encoded.truncated:
         stdout_console.print(Text("\nLonger than --max-length: it was truncated.", "yellow"))
     if not encoded.prompt_is_prefix:
         message = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.config import read_yaml
-from mlx_dpo.data.hub_datasets import parse_hub_name
+from mlx_dpo.data.files.hub_datasets import parse_hub_name
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.events import RunPlan, TrainResult

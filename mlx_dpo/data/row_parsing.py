@@ -22,7 +22,8 @@ from mlx_dpo.data.conversations import (
     split_pair,
 )
 from mlx_dpo.data.examples import SCORE_COLUMNS, Completion, Example, Pair
-from mlx_dpo.data.messages import check_json, check_text, is_hh_dialogue, json_type_name, printable
+from mlx_dpo.data.json_values import check_json, check_text, json_type_name, printable
+from mlx_dpo.data.messages import is_hh_dialogue
 from mlx_dpo.errors import RowError, Where
 
 _PROMPT_KEYS = ("prompt", "question", "instruction", "query", "conversations", "messages", "input")

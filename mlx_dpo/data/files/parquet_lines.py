@@ -1,4 +1,4 @@
-"""Parquet as lines of JSON, a few rows at a time. Needs pyarrow."""
+"""Parquet files as lines of JSON. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -13,42 +13,37 @@ ROWS_PER_BATCH = 256  # in memory at once
 
 
 class ParquetLines:
-    """The rows of a file as lines of JSON, in a stream that can be read once, a row group at a time."""
+    """The rows of a parquet file as lines of JSON, read a few at a time.
 
-    def __init__(self, file: str | Path, name: str) -> None:
-        """name: what complaints call the file."""
-        self.file, self.name, self._fraction_read = file, name, 0.0
+    Attributes:
+        fraction_read: how much is read, 0 to 1.
+    """
 
-    def fraction_read(self) -> float:
-        """How much is read, 0 to 1."""
-        return self._fraction_read
-
-    def peek(self, size: int) -> bytes:
-        """Nothing: these are lines, no array."""
-        return b""
+    def __init__(self, file: Path, name: str) -> None:
+        """name: what errors call the file."""
+        self.file, self.name, self.fraction_read = file, name, 0.0
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises `UserError`, where it is no table, or pyarrow is not installed."""
+        """Raises `UserError` where it is not a parquet file, or pyarrow is not installed."""
         try:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            hint = "pip install 'mlx-dpo[parquet]'"
             message = "parquet files are read by pyarrow, which is not installed"
-            raise UserError(message, where=Where(self.name), hint=hint) from None
+            raise UserError(message, where=Where(self.name), hint="pip install 'mlx-dpo[parquet]'") from None
         try:
             with pyarrow.parquet.ParquetFile(self.file) as table:
-                done, rows = 0, max(1, table.metadata.num_rows)
+                rows_read, total = 0, max(1, table.metadata.num_rows)
                 for batch in table.iter_batches(batch_size=ROWS_PER_BATCH):
                     for row in batch.to_pylist():
                         yield json.dumps(row, ensure_ascii=False, default=_json_default).encode() + b"\n"
-                    done += batch.num_rows
-                    self._fraction_read = done / rows
+                    rows_read += batch.num_rows
+                    self.fraction_read = rows_read / total
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(f"the parquet file can't be read: {reason}", where=Where(self.name)) from None
 
 
 def _json_default(value: Any) -> str:
-    """Dates and bytes, which JSON has no word for; no column that is trained on holds any."""
+    """Dates and bytes as text; no column that is trained on holds any."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,114 @@
+"""Rows of a file, parsed one after the other as they are read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_dpo.data.examples import Example, Pair
+from mlx_dpo.data.files.json_lines import parse_json_line
+from mlx_dpo.data.files.local_files import RowStream
+from mlx_dpo.data.files.row_files import open_rows
+from mlx_dpo.data.row_parsing import RowParser, parse_examples
+from mlx_dpo.errors import RowError, Where
+
+OnBadRow = Callable[[RowError], None]
+OnProgress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRow:
+    """A row.
+
+    Attributes:
+        where: its location.
+        value: its JSON value.
+        examples: the examples in it.
+        line: its JSON.
+        offset: the byte at which that begins, in a file of plain JSON lines.
+    """
+
+    where: Where
+    value: Any
+    examples: Sequence[Example]
+    line: bytes
+    offset: int
+
+
+def read_rows(
+    path: str,
+    on_bad_row: OnBadRow | None = None,
+    on_progress: OnProgress | None = None,
+    parse: RowParser = parse_examples,
+) -> Iterator[ParsedRow]:
+    """Yield the valid rows of a file in order.
+
+    Args:
+        path: a file, a data set of the Hub, or `-` for stdin.
+        on_bad_row: called with the error of each invalid row, which is then skipped; without it the first one raises.
+        on_progress: called at most every quarter of a second with the fraction that is read, and at the end with 1.
+        parse: gives the examples of a row.
+
+    Raises:
+        RowError: a row is invalid, or of another kind than the first (pair or single completion).
+        UserError: the file can't be read at all.
+    """
+    with open_rows(path) as stream:
+        yield from parse_rows(stream, on_bad_row, on_progress, parse)
+
+
+def parse_rows(
+    stream: RowStream,
+    on_bad_row: OnBadRow | None = None,
+    on_progress: OnProgress | None = None,
+    parse: RowParser = parse_examples,
+) -> Iterator[ParsedRow]:
+    """Yield the valid rows of an open stream; arguments and errors as for `read_rows`."""
+    kind_check, last_progress = ExampleKindCheck(), time.monotonic()
+    while True:
+        try:
+            number, offset, line = next(stream.lines)
+            where = Where(stream.name, number)
+            value, examples = parse_line(line, where, parse)
+            kind_check.check(examples, where)
+        except StopIteration:
+            break
+        except RowError as error:
+            if on_bad_row is None:
+                raise
+            on_bad_row(error)
+            continue  # the lines of an array end with its first error
+        yield ParsedRow(where, value, examples, line, offset)
+        if on_progress and time.monotonic() - last_progress > 0.25:
+            last_progress = time.monotonic()
+            on_progress(stream.fraction_read())
+    if on_progress:
+        on_progress(1.0)
+
+
+def parse_line(line: bytes, where: Where, parse: RowParser) -> tuple[Any, Sequence[Example]]:
+    """The JSON value of a line and the examples in it. Raises `RowError`."""
+    value = parse_json_line(line, where)
+    return value, parse(value, where)
+
+
+class ExampleKindCheck:
+    """Checks that examples are all pairs or all single completions."""
+
+    def __init__(self) -> None:
+        self.first: tuple[type[Example], Where] | None = None
+
+    def check(self, examples: Sequence[Example], where: Where) -> Sequence[Example]:
+        """The examples of a row. Raises `RowError` where they are of another kind than those of the first row."""
+        if not examples:
+            return examples
+        kind, first = self.first = self.first or (type(examples[0]), where)
+        if not isinstance(examples[0], kind):
+            names = ["a single completion", "a pair"]
+            this, other = names if kind is Pair else reversed(names)
+            hint = "Put pairs into one file and single completions into another."
+            message = f"is {this}, where line {first.line} holds {other}"
+            raise RowError(message, kind="mixed", where=where, hint=hint)
+        return examples
