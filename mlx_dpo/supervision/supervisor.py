@@ -56,7 +56,7 @@ def supervise(
     recorder: str | None = None,
     recorder_options: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Run `train` in a child process, and restarts it from the last checkpoint when the system ends it.
+    """Run `train` in a child process, and restart it from the last checkpoint when the system ends it.
 
     Where a launcher has started several processes, each supervises its own. When one crashes the others end too, and
     all restart; rank 0 counts the crashes, since it has the checkpoints. Only ranks on a TCP ring can join again.
@@ -176,7 +176,7 @@ class TrainingProcess:
         self.pipe = os.fdopen(read_fd, encoding="utf-8")
 
     def follow(self) -> None:
-        """Pass the process's events on until it ends, and finds out why it did."""
+        """Pass the process's events on until it ends, and find out why it did."""
         with self.pipe:
             for line in self.pipe:
                 self._receive(parse_message(line))

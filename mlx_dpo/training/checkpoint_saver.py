@@ -70,7 +70,7 @@ class CheckpointSaver:
         return True
 
     def save_best(self, state: TrainingState, tensors: Tensors, loss: float) -> None:
-        """Write a checkpoint and marks it as the best on held-out examples.
+        """Write a checkpoint and mark it as the best on held-out examples.
 
         Args:
             state: what the checkpoint holds beside the adapter.

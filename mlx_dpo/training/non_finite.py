@@ -40,7 +40,7 @@ class SkippedSteps:
     communicator: Communicator
 
     def record(self, progress: TrainingProgress, batch: OptimizerBatch, metrics: np.ndarray, local: slice) -> None:
-        """Count a step that changed nothing, and writes its examples to not_finite.jsonl.
+        """Count a step that changed nothing, and write its examples to not_finite.jsonl.
 
         Args:
             progress: counts the skipped steps.

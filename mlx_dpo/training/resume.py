@@ -59,7 +59,7 @@ def starting_checkpoint(folder: RunFolder, communicator: Communicator, resume: b
 def start_trainer(
     trainer: Trainer, components: TrainComponents, checkpoint: Path | None, *, allow_changes: bool = False
 ) -> None:
-    """Put a trainer where a checkpoint was written, and makes the run's folder.
+    """Put a trainer where a checkpoint was written, and make the run's folder.
 
     Args:
         trainer: stands before its first step, and stays there without a checkpoint.

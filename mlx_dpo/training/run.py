@@ -38,7 +38,7 @@ def train(
     oom_fallback: OomFallback = NO_FALLBACK,
     stop: threading.Event | None = None,
 ) -> TrainResult:
-    """Train a policy on preference pairs and leaves a run's folder at `config.adapter_path`.
+    """Train a policy on preference pairs and leave a run's folder at `config.adapter_path`.
 
     Where a launcher has started several processes, each calls this, and together they train one adapter; the listener
     of each receives the run's events, and only rank 0 writes.

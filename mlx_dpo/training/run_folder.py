@@ -58,7 +58,7 @@ class RunFolder:
             raise UserError("this folder holds an earlier run without checkpoints", where=where, hint=hint)
 
     def create(self) -> None:
-        """Make the folder, and locks it.
+        """Make the folder, and lock it.
 
         Raises:
             UserError: it can't be written, or another run is in it.

@@ -83,7 +83,7 @@ class Scorer(Protocol):
         ...
 
     def forward(self, micro_batch: MicroBatch, indices: np.ndarray) -> ForwardPass:
-        """Run a micro-batch and keeps what its gradient needs; arguments as of `outputs`."""
+        """Run a micro-batch and keep what its gradient needs; arguments as of `outputs`."""
         ...
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
