@@ -37,7 +37,7 @@ def _list_of_texts(value: Any) -> list[str]:
 def _parse_lists(
     row: dict[str, Any], lists: dict[str, list[Any]], where: Where, num_preferred: int | None = None
 ) -> Candidates:
-    """All answers of some columns, each read as it would be by itself."""
+    """All completions of some columns, parsed like single ones."""
     answers = {f"{name}[{i}]": answer for name, column in lists.items() for i, answer in enumerate(column)}
     if not answers:
         raise RowError("is empty", kind="empty", field="completions", where=where)
@@ -45,14 +45,14 @@ def _parse_lists(
         answers = {name: as_messages(answer) for name, answer in answers.items()}
     rest = {key: value for key, value in row.items() if key not in _LIST_COLUMNS}
     examples = [_parse_answer({**rest, "completion": answer}, name, where) for name, answer in answers.items()]
-    if any(one.prompt != examples[0].prompt for one in examples):
+    if any(example.prompt != examples[0].prompt for example in examples):
         hint = "Write all of them in one way: texts, or lists of messages."
         raise RowError("the prompt reads otherwise before some answers", kind="type", where=where, hint=hint)
-    return _make_candidates(row, examples[0], [one.completions[0] for one in examples], num_preferred)
+    return _make_candidates(row, examples[0], [example.completions[0] for example in examples], num_preferred)
 
 
 def _parse_answer(row: dict[str, Any], name: str, where: Where) -> Example:
-    """A row of one answer, which complaints call `name`."""
+    """Parse a row with one completion, which error messages call `name`."""
     try:
         return parse_examples(row, where)[0]
     except RowError as error:

@@ -133,12 +133,15 @@ class ExampleEncoder:
 
     def _encode_chat(self, chat: _ChatExample) -> EncodedExample:
         last = chat.prompt[-1]
-        if last["role"] == "assistant" and not last.get("tool_calls"):  # the answers go on with it
+        if last["role"] == "assistant" and not last.get("tool_calls"):  # completions continue it
             prompt = self._render(chat, chat.prompt, continue_final_message=True)
-            wholes = [self._render(chat, [*chat.prompt[:-1], *_continue_turn(last, side)]) for side in chat.answers]
+            wholes = [
+                self._render(chat, [*chat.prompt[:-1], *_continue_turn(last, completion)])
+                for completion in chat.answers
+            ]
         else:
             prompt = self._render(chat, chat.prompt, add_generation_prompt=True)
-            wholes = [self._render(chat, [*chat.prompt, *side]) for side in chat.answers]
+            wholes = [self._render(chat, [*chat.prompt, *completion]) for completion in chat.answers]
         return self._split_prompt(chat.example, prompt, *wholes)
 
     def _render(self, chat: _ChatExample, messages: list[Message], **how: bool) -> list[int]:
@@ -146,8 +149,8 @@ class ExampleEncoder:
             ids = self.tokenizer.apply_chat_template(messages, tokenize=True, **chat.options, **how)
             return [int(i) for i in ids]
         except Exception as error:  # a template is a program of the model's: it may fail in any way
-            said = str(error).strip().splitlines()
-            reason = said[0][:300] if said else type(error).__name__
+            lines = str(error).strip().splitlines()
+            reason = lines[0][:300] if lines else type(error).__name__
             message = f"the model's chat template refuses this row: {reason}"
             raise RowError(message, kind="template", hint="Its roles in order: " + _roles(messages)) from None
 
@@ -238,10 +241,10 @@ def _plain_texts(example: Example) -> tuple[str, ...]:
     return str(example.prompt), *map(str, example.completions)
 
 
-def _continue_turn(start: Message, side: Sequence[Message]) -> list[Message]:
-    """An answer that goes on with a turn the prompt has begun."""
-    first = side[0]
-    return [{**start, **first, "content": start["content"] + first["content"]}, *side[1:]]
+def _continue_turn(start: Message, completion: Sequence[Message]) -> list[Message]:
+    """Merge a completion into the assistant turn that the prompt ends with."""
+    first = completion[0]
+    return [{**start, **first, "content": start["content"] + first["content"]}, *completion[1:]]
 
 
 def _common_prefix_length(*sequences: Sequence[int]) -> int:

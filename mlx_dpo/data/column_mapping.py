@@ -1,7 +1,7 @@
-"""Rows of the well-known preference sets, recognised by their columns, and columns under names that are told.
+"""Rows of well-known preference sets, recognised by their columns, and columns that the user has named.
 
-Pure functions from a row to a row that `mlx_dpo.data.row_formats` reads; UltraFeedback binarized, HH-RLHF and
-orca_dpo_pairs are read there as they are.
+Pure functions from a row to a row that `mlx_dpo.data.row_parsing` accepts; UltraFeedback binarized, HH-RLHF and
+orca_dpo_pairs need no mapping.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ def with_renamed_columns(columns: Mapping[str, str], parse: Callable[[Any, Where
 
 
 def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
-    """A row with its columns under their usual names. Raises `RowError`, without a place, where it lacks one."""
+    """A row with its columns under their usual names. Raises `RowError`, without a location, where one is missing."""
     if not columns or not isinstance(row, dict):
         return row
-    found = {name: _column_value(row, column) for name, column in columns.items()}
-    return {**{key: value for key, value in row.items() if key not in columns.values()}, **found}
+    renamed = {name: _column_value(row, column) for name, column in columns.items()}
+    return {**{key: value for key, value in row.items() if key not in columns.values()}, **renamed}
 
 
 def to_canonical_row(row: Any) -> Any:
-    """A row of a known set as `prompt`, `completions` and `scores`; any other as it is.
+    """A row of a known set as `prompt`, `completions` and `scores`; any other row unchanged.
 
-    Raises: `RowError`, without a place, where a known set's column holds what it never does.
+    Raises:
+        RowError: a column of a known set has an unexpected value; without a location.
     """
     if not isinstance(row, dict):
         return row

@@ -19,25 +19,25 @@ PromptAndPair = tuple[TextOrMessages, TextOrMessages, TextOrMessages]
 
 
 def split_pair(prompt: NamedValue | None, chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
-    """(prompt, chosen, rejected), all texts or all messages. Without a prompt the two sides' common start is it."""
+    """(prompt, chosen, rejected), all texts or all messages. Without a prompt, it is the common start of both."""
     for name, value in (chosen, rejected) if prompt is None else (prompt, chosen, rejected):
         check_text_or_messages(name, value)
     if all(isinstance(value, str) and is_hh_dialogue(value) for _, value in (prompt or chosen, chosen, rejected)):
         chosen, rejected = ((name, parse_hh_dialogue(text)) for name, text in (chosen, rejected))
-    sides_are_text = isinstance(chosen[1], str) and isinstance(rejected[1], str)
+    are_texts = isinstance(chosen[1], str) and isinstance(rejected[1], str)
     if prompt is None:
         return (
             _split_implicit_text(chosen, rejected)
-            if sides_are_text
+            if are_texts
             else _split_implicit(_named_messages(chosen), _named_messages(rejected))
         )
-    if sides_are_text and isinstance(prompt[1], str) and not is_hh_dialogue(prompt[1]):
+    if are_texts and isinstance(prompt[1], str) and not is_hh_dialogue(prompt[1]):
         return prompt[1], chosen[1], rejected[1]
     return _split_explicit(prompt, _named_messages(chosen), _named_messages(rejected))
 
 
 def split_completion(prompt: NamedValue | None, completion: NamedValue) -> tuple[TextOrMessages, TextOrMessages]:
-    """(prompt, completion), both texts or both messages. Without a prompt it is all before the last turn."""
+    """(prompt, completion), both texts or both messages. Without a prompt, it is all turns before the last."""
     if prompt is not None:
         return split_pair(prompt, completion, completion)[:2]
     name, value = completion
@@ -52,7 +52,7 @@ def split_completion(prompt: NamedValue | None, completion: NamedValue) -> tuple
 
 
 def check_text_or_messages(name: str, value: Any) -> None:
-    """Raise `RowError` where a value can't be a prompt or an answer at first sight."""
+    """Raise `RowError` where a value is neither text nor messages, or is empty."""
     if isinstance(value, str):
         if not value or value.isspace():
             raise RowError("is empty", kind="empty", field=name)
@@ -62,12 +62,12 @@ def check_text_or_messages(name: str, value: Any) -> None:
 
 
 def as_messages(value: TextOrMessages) -> list[Message]:
-    """An answer as messages."""
+    """A completion as messages."""
     return [{"role": "assistant", "content": value}] if isinstance(value, str) else value
 
 
-def _named_messages(side: NamedValue) -> NamedMessages:
-    name, value = side
+def _named_messages(named: NamedValue) -> NamedMessages:
+    name, value = named
     return name, as_messages(value) if isinstance(value, str) else parse_messages(value, name)
 
 
@@ -86,7 +86,7 @@ def _prompt_messages(name: str, value: Any) -> list[Message]:
 
 
 def _split_explicit(prompt: NamedValue, chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
-    """A given prompt, and answers to it or whole conversations that begin with it."""
+    """A row with a prompt: chosen and rejected are answers to it, or whole conversations that begin with it."""
     name, value = prompt
     turns = _prompt_messages(name, value)
     n = len(turns)
@@ -95,10 +95,10 @@ def _split_explicit(prompt: NamedValue, chosen: NamedMessages, rejected: NamedMe
     if chosen[1][:n] == turns == rejected[1][:n]:
         return turns, _completion_messages(chosen, n), _completion_messages(rejected, n)
     if isinstance(value, str):
-        start, one, other = _split_implicit(chosen, rejected)
-        said = {message["content"].strip() for message in start if isinstance(message, dict)}
-        if all(turn["content"].strip() in said for turn in turns):
-            return start, one, other
+        start, chosen_answer, rejected_answer = _split_implicit(chosen, rejected)
+        contents = {message["content"].strip() for message in start if isinstance(message, dict)}
+        if all(turn["content"].strip() in contents for turn in turns):
+            return start, chosen_answer, rejected_answer
     odd, (first, *_) = chosen if chosen[1][0]["role"] != "assistant" else rejected
     raise RowError(
         f"starts with a turn of `{printable(first['role'])}`, and does not repeat the prompt either",
@@ -108,9 +108,9 @@ def _split_explicit(prompt: NamedValue, chosen: NamedMessages, rejected: NamedMe
     )
 
 
-def _completion_messages(side: NamedMessages, start: int = 0) -> list[Message]:
-    """A side's turns from `start` on, checked to be an answer of the assistant."""
-    name, turns = side[0], side[1][start:]
+def _completion_messages(named: NamedMessages, start: int = 0) -> list[Message]:
+    """The turns from `start` on, checked to be an answer of the assistant."""
+    name, turns = named[0], named[1][start:]
     if not turns:
         raise RowError("ends where the prompt ends, without an answer", kind="empty", field=name)
     for turn, at in ((turns[0], "start"), (turns[-1], "end")):
@@ -124,38 +124,38 @@ def _completion_messages(side: NamedMessages, start: int = 0) -> list[Message]:
 
 def _split_implicit(chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
     """Two conversations: the prompt is their longest common start that leaves each an answer of the assistant."""
-    one, other = chosen[1], rejected[1]
-    last = min(len(one), len(other)) - 1
-    start = next((i for i in range(last) if one[i] != other[i]), last)
-    while start and not one[start]["role"] == other[start]["role"] == "assistant":
+    first, second = chosen[1], rejected[1]
+    last = min(len(first), len(second)) - 1
+    start = next((i for i in range(last) if first[i] != second[i]), last)
+    while start and not first[start]["role"] == second[start]["role"] == "assistant":
         start -= 1
     if not start:
         raise RowError(
             "there is no prompt, and chosen and rejected don't begin with the same turns before an assistant's answer",
             kind="no prompt",
-            hint="Give a `prompt`, or both sides as whole conversations.",
+            hint="Give a `prompt`, or both as whole conversations.",
         )
-    return one[:start], _completion_messages(chosen, start), _completion_messages(rejected, start)
+    return first[:start], _completion_messages(chosen, start), _completion_messages(rejected, start)
 
 
 def _split_implicit_text(chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
-    """Two texts that begin alike."""
-    one, other = chosen[1], rejected[1]
-    start = _common_prefix_length(one, other)
-    if start and one[start - 1] == " ":
+    """Two texts: the prompt is their common prefix."""
+    first, second = chosen[1], rejected[1]
+    start = _common_prefix_length(first, second)
+    if start and first[start - 1] == " ":
         start -= 1  # as TRL does: the space belongs to the word after it
-    if not one[:start].strip():
+    if not first[:start].strip():
         hint = "Give a `prompt`."
         raise RowError("there is no prompt, and chosen and rejected don't begin alike", kind="no prompt", hint=hint)
     for name, text in (chosen, rejected):
         if not text[start:].strip():
             raise RowError("is empty behind what it shares with the other side", kind="empty", field=name)
-    return one[:start], one[start:], other[start:]
+    return first[:start], first[start:], second[start:]
 
 
-def _common_prefix_length(one: str, other: str) -> int:
-    low, high = 0, min(len(one), len(other))
+def _common_prefix_length(first: str, second: str) -> int:
+    low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
     return low

@@ -88,7 +88,14 @@ class DataCheck:
         raw: bool = False,
         columns: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Without a tokenizer, nothing is said about tokens. columns: see `renaming`."""
+        """Start without rows.
+
+        Args:
+            tokenizer: of the model; without it, token lengths are not checked.
+            max_length: longest prompt + completion, in tokens.
+            raw: take strings as they are, without the chat template.
+            columns: names of columns, see `with_renamed_columns`.
+        """
         self.renamed_columns = columns
         self.files: list[str] = []
         self.rows, self.pairs, self.completions = 0, 0, 0
@@ -147,7 +154,7 @@ class DataCheck:
         return None
 
     def duplicates(self) -> Occurrences:
-        """Examples that were there before, in this file or one read earlier."""
+        """Examples that occurred before, in this file or an earlier one."""
         hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.empty(0, np.int64)
         order = np.argsort(hashes, kind="stable")
         again = np.sort(order[1:][np.diff(hashes[order]) == 0])
@@ -155,8 +162,8 @@ class DataCheck:
         return Occurrences(len(again), first)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        told: dict[str, Any] = {
+        """The results as plain values."""
+        values: dict[str, Any] = {
             "files": self.files,
             "rows": self.rows,
             "pairs": self.pairs,
@@ -170,11 +177,11 @@ class DataCheck:
             "equal_sides": self.identical_completions.to_json(),
         }
         if self.lengths:
-            told["tokens"] = self.lengths.quantiles()
-            told["max_length"] = self.lengths.max_length
-            told["cut"] = self.lengths.truncated.to_json()
-            told["prefix_not_held"] = self.lengths.prefix_mismatches.to_json()
-        return told
+            values["tokens"] = self.lengths.quantiles()
+            values["max_length"] = self.lengths.max_length
+            values["cut"] = self.lengths.truncated.to_json()
+            values["prefix_not_held"] = self.lengths.prefix_mismatches.to_json()
+        return values
 
 
 def _hash(example: Example) -> int:

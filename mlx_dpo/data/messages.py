@@ -46,10 +46,10 @@ def _parse_message(value: Any, field: str) -> Message:
         value.pop("value", None)
     role = value.get("role")
     if not isinstance(role, str) or not role:
-        found = (
+        problem = (
             "is missing" if role is None else "is empty" if role == "" else f"must be text, not {json_type_name(role)}"
         )
-        raise RowError(found, kind="role", field=f"{field}.role", hint="Each message needs `role` and `content`.")
+        raise RowError(problem, kind="role", field=f"{field}.role", hint="Each message needs `role` and `content`.")
     check_text(role, f"{field}.role")
     if value.keys() != {"role", "content"}:
         # datasets' files hold every key of the union, most of them null
@@ -61,9 +61,9 @@ def _parse_message(value: Any, field: str) -> Message:
 def _sharegpt_role(name: Any, field: str) -> str:
     role = _SHAREGPT_ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        found = f"`{printable(name)}`" if isinstance(name, str) else json_type_name(name)
+        shown = f"`{printable(name)}`" if isinstance(name, str) else json_type_name(name)
         hint = "Known are human, user, gpt, assistant, model, bot, system, tool, observation and function."
-        raise RowError(f"{found} is no speaker's name", kind="role", field=f"{field}.from", hint=hint)
+        raise RowError(f"{shown} is no speaker's name", kind="role", field=f"{field}.from", hint=hint)
     return role
 
 

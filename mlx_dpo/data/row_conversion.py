@@ -68,15 +68,15 @@ def _stdout() -> Iterator[Write]:
 
 @contextmanager
 def _atomic_output(name: str, source: str) -> Iterator[Write]:
-    """A file written beside `out` and put in its place at the end, or removed where that is not reached."""
+    """Write a temporary file that takes the place of `name` at the end; on failure it is removed."""
     if "\0" in name:
         raise UserError("a file's name can't hold a NUL", where=Where(repr(name)))
     out = expand_path(name).resolve()
     written: Path | None = None
     try:
         _check_out(out, source)
-        handle, aside = tempfile.mkstemp(prefix=f".{out.name[:100]}.", dir=out.parent)
-        written = Path(aside)
+        handle, temporary = tempfile.mkstemp(prefix=f".{out.name[:100]}.", dir=out.parent)
+        written = Path(temporary)
         with os.fdopen(handle, "wb") as file, _maybe_gzip(file, out.name) as stream:
             yield stream.write
         written.chmod(0o666 & ~_umask())

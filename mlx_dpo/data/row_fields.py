@@ -1,0 +1,98 @@
+"""Fields of a row beside its texts: label, margin, scores, tools, template arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_dpo.data.examples import SCORE_COLUMNS
+from mlx_dpo.data.json_values import check_json, json_type_name, printable
+from mlx_dpo.errors import RowError
+
+_RESERVED_TEMPLATE_KWARGS = {  # parameters of apply_chat_template that rows may not set
+    *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+    *("return_assistant_tokens_mask", "self"),
+}
+
+
+def parse_label(row: dict[str, Any]) -> bool | None:
+    """The label of a single completion; None without one. Raises `RowError`."""
+    label = row.get("label")
+    if label is None or isinstance(label, bool):
+        return label
+    if isinstance(label, int) and label in (0, 1):
+        return bool(label)
+    hint = "true: an answer as it should be; false: one as it should not."
+    raise RowError(
+        f"must be true or false, not {printable(json.dumps(label), 30)}", kind="label", field="label", hint=hint
+    )
+
+
+def has_columns(row: Mapping[str, Any], *keys: str) -> bool:
+    """Whether all of these columns are there and not null."""
+    return all(row.get(key) is not None for key in keys)
+
+
+def parse_margin(row: dict[str, Any]) -> float | None:
+    """The `margin` of a row; None without one. Raises `RowError`."""
+    return None if row.get("margin") is None else parse_number(row["margin"], "margin")
+
+
+def parse_score_columns(row: dict[str, Any]) -> tuple[float, float] | None:
+    """The scores of chosen and rejected; None without them. Raises `RowError`."""
+    columns = next((names for names in SCORE_COLUMNS if has_columns(row, *names)), None)
+    if columns is None:
+        return None
+    chosen, rejected = (parse_number(row[column], column) for column in columns)
+    return chosen, rejected
+
+
+def parse_numbers(values: Any, name: str) -> list[float]:
+    """A list of finite numbers, called `name` in messages. Raises `RowError`."""
+    if not isinstance(values, (list, tuple)):
+        raise RowError(f"must be a list of numbers, not {json_type_name(values)}", kind="type", field=name)
+    return [parse_number(value, f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def parse_number(value: Any, name: str) -> float:
+    """A finite number, called `name` in messages. Raises `RowError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowError(f"must be a number, not {json_type_name(value)}", kind="type", field=name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"is {value}, which can't be compared", kind="not finite", field=name)
+    return value
+
+
+def parse_tools(row: dict[str, Any]) -> list[Any] | None:
+    """The tools of a row, a list or a JSON text of one; None without them. Raises `RowError`."""
+    tools = row.get("tools")
+    if tools is None:
+        tools = row["input"].get("tools") if isinstance(row.get("input"), dict) else None
+    if tools is None:
+        return None
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools or "[]")
+        except (ValueError, RecursionError):
+            raise RowError("is text that holds no JSON list", kind="tools", field="tools") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowError("must be a list of objects, or a JSON text of one", kind="tools", field="tools")
+    check_json(tools, "tools")
+    return tools or None
+
+
+def parse_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    """The `chat_template_kwargs` of a row, without nulls. Raises `RowError`."""
+    name = "chat_template_kwargs"
+    kwargs = row.get(name)
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, dict):
+        raise RowError(f"must be an object, not {json_type_name(kwargs)}", kind="type", field=name)
+    check_json(kwargs, name)
+    if reserved := _RESERVED_TEMPLATE_KWARGS & kwargs.keys():
+        raise RowError(f"can't set {', '.join(sorted(reserved))}", kind=name, field=name)
+    return {key: value for key, value in kwargs.items() if value is not None}
