@@ -19,7 +19,7 @@ from mlx_dpo.data.row_parsing import RowParser, parse_pairs
 from mlx_dpo.data.row_reading import OnBadRow, OnProgress, parse_line, parse_rows
 from mlx_dpo.errors import RowError, UserError, Where
 
-MAX_CACHED_BYTES = 4_000_000  # of parsed rows
+MAX_CACHED_BYTES = 2_000_000  # of parsed rows
 _ROW_BYTES, _EXAMPLE_BYTES = 800, 200  # of Python objects, about
 _BLOCK_BYTES = 1 << 14
 

@@ -43,7 +43,7 @@ class Network:
 
     Attributes:
         model: the mlx-lm model.
-        head_split: the model as body and head; None where they can't be told apart.
+        head_split: the model as body and head; None where the split is not found.
         sharing: how completions share the computation of their prompt.
         vocab_size: number of logits.
         shards: tensor parallelism; None where this process has all weights. With it, all ranks call every method
@@ -197,7 +197,7 @@ class Network:
         )
 
     def _hidden_states(self, batch: MicroBatch) -> mx.array:
-        """Hidden states at completion tokens, [tokens, hidden]; logits where body and head can't be told apart."""
+        """Hidden states at completion tokens, [tokens, hidden]; logits without a split."""
         if self.sharing is PromptSharing.NONE:
             padded = batch.padded_sequences
             body = self.model if self.head_split is None else self.head_split.hidden_states

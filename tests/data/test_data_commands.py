@@ -154,8 +154,8 @@ def test_show_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, force_terminal=True, color_system="truecolor", no_color=False)
-    monkeypatch.setattr("mlx_dpo.cli.data.results", console)
-    monkeypatch.setattr("mlx_dpo.cli.tables.pair_view.results", console)
+    monkeypatch.setattr("mlx_dpo.cli.data.stdout_console", console)
+    monkeypatch.setattr("mlx_dpo.cli.tables.pair_view.stdout_console", console)
     shown = data("show", 1, PAIRS, "--model", CHECKPOINT).stdout
     assert "\x1b[32mThe capital of France is Paris.\x1b[0m\x1b[1;7;35m<|im_end|>" in shown
     assert "«" not in shown
