@@ -15,7 +15,7 @@ from mlx_dpo.forward.model_loading import find_model_folder
 TaskScores = dict[str, dict[str, float]]  # task -> metric, with the harness's filter as in "acc,none" -> value
 
 
-def require_lm_eval() -> None:
+def require_lm_eval_harness() -> None:
     """Check that lm-evaluation-harness is installed.
 
     Raises:
@@ -44,7 +44,7 @@ def run_tasks(
     Raises:
         UserError: lm-evaluation-harness is not installed or can't run a task, or a folder can't be loaded.
     """
-    require_lm_eval()
+    require_lm_eval_harness()
     from mlx_lm.evaluate import MLXLM
 
     harness = MLXLM(str(find_model_folder(model)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.evaluation.benchmark_tasks import require_lm_eval, run_tasks
+from mlx_dpo.evaluation.benchmark_tasks import require_lm_eval_harness, run_tasks
 from mlx_dpo.evaluation.evaluator import Evaluator
 from mlx_dpo.evaluation.metric_summary import compare_results
 from mlx_dpo.evaluation.pairwise_evaluation import pairwise_evaluation, require_two_models
@@ -50,7 +50,7 @@ class EvaluationRun:
             require_two_models(self.config, self.adapters[0])
             self.judge.check()
         if self.tasks:
-            require_lm_eval()
+            require_lm_eval_harness()
 
     def run(self, on_status: Callable[[str], None]) -> list[dict[str, Any]]:
         """Evaluate all policies.

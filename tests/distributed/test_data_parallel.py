@@ -52,7 +52,8 @@ RUNS = {
     **{f"{loss} of labelled rows": loss_settings(loss, data=str(TRL / "labelled.jsonl")) for loss in LABELLED},
     "a sum": loss_settings("sigmoid=0.8,bco_pair=0.2,sft=1"),
     "ld_alpha": loss_settings("sigmoid", ld_alpha=0.5),
-    "use_weighting": loss_settings("sigmoid", use_weighting=True),
+    # Its weights are about 1e-3: at rate 1 the change would be lost in the rounding of the adapter's float32.
+    "use_weighting": loss_settings("sigmoid", use_weighting=True, learning_rate=1000.0),
     "short batches": loss_settings("kto", batch_size=5, iters=3, learning_rate=0.01),
     "running means": loss_settings("beta_dpo", batch_size=3, iters=3, learning_rate=0.01),
     "dora": loss_settings("sigmoid", fine_tune_type="dora", init_adapter=None),
@@ -199,7 +200,7 @@ def test_what_tensor_parallelism_refuses(tmp_path: Path) -> None:
     }
     results = run_job(tmp_path, 2, "run_several", runs=refused)
     for result in results:
-        assert "`reference`: another model is not shared out" in result["another model"]["ended"]
+        assert "`reference`: another model is not sharded" in result["another model"]["ended"]
         assert "supports lora, not dora" in result["dora"]["ended"]
 
 
@@ -234,9 +235,8 @@ def test_each_rank_does_its_part(tmp_path: Path) -> None:
     # 4 of the 8 before training, to see whether they can be read; then 2 of the 4 of each step.
     assert [len(result["encoded"]) for result in results] == [4 + 6 * 2] * 2
     assert set(results[0]["encoded"][:4]) | set(results[1]["encoded"][:4]) == set(range(8))
-    # What is encoded is parsed for it; the first row is looked at for its shape; rank 0 looks at all 8 once.
-    extra = results[1]["parsed"] - len(results[1]["encoded"])
-    assert extra < 8 and results[0]["parsed"] == results[1]["parsed"] + 8
+    # Rank 0 parses all 8 rows when it opens the file, and none again; rank 1 parses each row that it needs once.
+    assert results[0]["parsed"] == 8 and results[1]["parsed"] <= 8
 
 
 def test_another_file_on_another_machine_is_noticed(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
-from mlx_dpo.data.row_formats import parse_pairs
 from safetensors.numpy import load_file
 
 from mlx_dpo import Listener, TrainConfig, UserError
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.data.row_parsing import parse_pairs
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays
 from mlx_dpo.errors import Where
 from mlx_dpo.evaluation.optimizer_batch import IndexedExample

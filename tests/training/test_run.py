@@ -166,8 +166,9 @@ def test_pairs_are_held_out_of_training(tmp_path: Path) -> None:
     assert plans[0].num_examples == {"train": 36, "held_out": 4}
 
 
-def test_a_bad_row_in_mid_run_loses_nothing(tmp_path: Path) -> None:
-    """The file was whole when it was opened, and is not when a later step reads it."""
+def test_a_bad_row_in_mid_run_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file was whole when it was opened, and is not when a later step reads a row that is not in the cache."""
+    monkeypatch.setattr("mlx_dpo.data.encoded_examples.MAX_CACHED_TOKENS", 0)
     rows = rows_of(PAIRS) * 30
     data = write_rows(tmp_path / "pairs.jsonl", rows)
 
