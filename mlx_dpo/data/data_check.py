@@ -14,6 +14,7 @@ import numpy as np
 
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
 from mlx_dpo.data.column_mapping import rename_columns, with_renamed_columns
+from mlx_dpo.data.data_warnings import NUM_FIRST_LOCATIONS, Occurrences
 from mlx_dpo.data.examples import Example, Pair
 from mlx_dpo.data.row_parsing import parse_examples, row_format_label
 from mlx_dpo.data.row_reading import OnProgress, read_rows
@@ -21,27 +22,10 @@ from mlx_dpo.errors import RowError, UserError, Where
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
 _FIRST_PROBLEMS = 20
-_FIRST_PLACES = 5
 
 
 def _uint32() -> array[int]:
     return array("I")
-
-
-@dataclass
-class Occurrences:
-    """How many there were of something, and where the first few are."""
-
-    count: int = 0
-    first: list[Where] = field(default_factory=list)
-
-    def add(self, where: Where) -> None:
-        self.count += 1
-        if len(self.first) < _FIRST_PLACES:
-            self.first.append(where)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "first": [{"file": w.file, "line": w.line} for w in self.first]}
 
 
 @dataclass
@@ -158,7 +142,7 @@ class DataCheck:
         hashes = np.frombuffer(self._hashes, np.int64) if self._hashes else np.empty(0, np.int64)
         order = np.argsort(hashes, kind="stable")
         again = np.sort(order[1:][np.diff(hashes[order]) == 0])
-        first = [Where(self.files[self._files[i]], self._lines[i]) for i in again[:_FIRST_PLACES]]
+        first = [Where(self.files[self._files[i]], self._lines[i]) for i in again[:NUM_FIRST_LOCATIONS]]
         return Occurrences(len(again), first)
 
     def to_json(self) -> dict[str, Any]:

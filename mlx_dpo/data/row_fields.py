@@ -96,3 +96,23 @@ def parse_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     if reserved := _RESERVED_TEMPLATE_KWARGS & kwargs.keys():
         raise RowError(f"can't set {', '.join(sorted(reserved))}", kind=name, field=name)
     return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def parse_values(row: dict[str, Any], column: str, key: str) -> list[Any]:
+    """The values under a key of every object in a list."""
+    items = row[column]
+    if not isinstance(items, list):
+        raise RowError(f"must be a list, not {json_type_name(items)}", kind="type", field=column)
+    for i, item in enumerate(items):
+        if not isinstance(item, dict) or item.get(key) is None:
+            raise RowError("is missing", kind="missing key", field=f"{column}[{i}].{key}")
+    return [item[key] for item in items]
+
+
+def parse_integer(row: dict[str, Any], column: str, allowed: range) -> int:
+    """An integer of a range."""
+    value = row[column]
+    if isinstance(value, bool) or value not in allowed:
+        shown = value if isinstance(value, (int, float)) else json_type_name(value)
+        raise RowError(f"must be one of {tuple(allowed)}, not {shown}", kind="type", field=column)
+    return int(value)

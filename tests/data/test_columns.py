@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlx_dpo.data.column_mapping import to_canonical_row, with_renamed_columns
+from mlx_dpo.data.column_mapping import with_renamed_columns
+from mlx_dpo.data.formats import find_row_format
+from mlx_dpo.data.formats.public_dataset import PublicDataset
 from mlx_dpo.data.row_parsing import parse_pairs, row_format_label
 from mlx_dpo.errors import RowError, Where
 
@@ -133,9 +135,9 @@ def test_what_is_wrong_is_said(row: dict[str, Any], field: str | None, said: str
     assert field is None or raised.value.field in (field, "prompt")
 
 
-@pytest.mark.parametrize("row", [None, [], "x", {}, {"prompt": "q"}, {"labels": 1}, {"completions": ["a"]}])
-def test_any_other_row_is_as_it_was(row: Any) -> None:
-    assert to_canonical_row(row) is row
+@pytest.mark.parametrize("row", [{}, {"prompt": "q"}, {"labels": 1}, {"completions": ["a"]}])
+def test_any_other_row_is_in_no_public_format(row: Any) -> None:
+    assert not isinstance(find_row_format(row), PublicDataset)
 
 
 def test_named_columns() -> None:

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
-from mlx_dpo.data.data_check import QUANTILES, DataCheck, Occurrences, TokenLengths
+from mlx_dpo.data.data_check import QUANTILES, DataCheck, TokenLengths
+from mlx_dpo.data.data_warnings import Occurrences
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import RowError
 from mlx_dpo.utils.formatting import plural

@@ -1,0 +1,101 @@
+"""What a row format is, and what formats of pairs and of single completions share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from mlx_dpo.data import row_fields
+from mlx_dpo.data.conversations import NamedValue, split_completion, split_pair
+from mlx_dpo.data.examples import Completion, Example, Pair
+from mlx_dpo.data.formats import row_columns as columns
+from mlx_dpo.data.formats.row_columns import Row
+from mlx_dpo.data.messages import is_hh_dialogue
+from mlx_dpo.errors import RowError
+
+
+class RowFormat(ABC):
+    """A way to write examples as a row. Null values count as absent columns.
+
+    Attributes:
+        order: formats are tried in ascending order, and the first that matches parses the row. Public data sets, which
+            are recognised by a set of columns, stand below 100.
+    """
+
+    order: ClassVar[int]
+
+    @abstractmethod
+    def matches(self, row: Row) -> bool:
+        """Whether a row is in this format."""
+
+    @abstractmethod
+    def parse(self, row: Row) -> Sequence[Example]:
+        """The examples in a row that matches.
+
+        Raises:
+            RowError: a value is not what the format asks for; without a location, which the caller adds.
+        """
+
+    @abstractmethod
+    def label(self, row: Row) -> str:
+        """The name under which `data check` counts a row that matches."""
+
+    def check_paired(self, row: Row) -> None:  # noqa: B027
+        """Raise `RowError` where a row that matches holds a single completion instead of pairs."""
+
+
+class PairFormat(RowFormat):
+    """Rows with a chosen and a rejected column."""
+
+    is_hh_dialogue: ClassVar[bool] = False
+
+    def parse(self, row: Row) -> list[Pair]:
+        """The one pair of a row."""
+        tools, template_kwargs = row_fields.parse_tools(row), row_fields.parse_template_kwargs(row)
+        texts = columns.with_system(row, *split_pair(columns.prompt(row), *columns.pair(row)))
+        is_hh = self.is_hh_dialogue and not row.get("system")
+        margin, scores = row_fields.parse_margin(row), row_fields.parse_score_columns(row)
+        return [Pair(*texts, tools, template_kwargs, is_hh, margin, scores)]
+
+
+class CompletionFormat(RowFormat):
+    """Rows with one completion, labelled or not."""
+
+    noun: ClassVar[str]
+
+    @abstractmethod
+    def column(self, row: Row) -> str | None:
+        """The column with the completion, or with the conversation that it ends; None where there is none."""
+
+    def prompt(self, row: Row) -> NamedValue | None:
+        """The prompt; None where it is the conversation before the completion."""
+        return None
+
+    def matches(self, row: Row) -> bool:
+        """Whether there is a completion and no column of a pair."""
+        return not columns.has_pair_column(row) and self.column(row) is not None
+
+    def parse(self, row: Row) -> list[Completion]:
+        """The one completion of a row."""
+        column = str(self.column(row))
+        value = row[column]
+        prompt, completion = split_completion(self.prompt(row), (column, value))
+        prompt, completion, _ = columns.with_system(row, prompt, completion, completion)
+        is_hh = isinstance(value, str) and is_hh_dialogue(value) and not row.get("system")
+        label, tools = row_fields.parse_label(row), row_fields.parse_tools(row)
+        return [Completion(prompt, completion, label, tools, row_fields.parse_template_kwargs(row), is_hh)]
+
+    def label(self, row: Row) -> str:
+        """The column's name, and whether there is a label."""
+        return f"{self.column(row)}{', label' if row_fields.has_columns(row, 'label') else ''}"
+
+    def check_paired(self, row: Row) -> None:
+        """Raise `RowError`."""
+        raise RowError(
+            f"a single {self.noun} is not a pair",
+            kind="unpaired",
+            field=self.column(row),
+            hint="Train on it with --loss sft, or, where it has a `label`, with --loss kto, bco or apo_zero_unpaired; "
+            "a pair has `prompt`, `chosen` and `rejected`.",
+        )
