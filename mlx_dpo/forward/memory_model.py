@@ -17,7 +17,7 @@ from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.attention import QUERY_BLOCK
 from mlx_dpo.forward.network import Network, PromptSharing
-from mlx_dpo.forward.token_logps import CHUNK_BYTES
+from mlx_dpo.forward.token_logps import COPIES_OF_CHUNK
 
 SATURATING_TOKENS = 576  # with so many tokens, products with the weights are limited by arithmetic, not by memory
 MIN_USEFUL_SHARE = 0.9  # share of the tokens in a micro-batch that must not be padding
@@ -227,5 +227,5 @@ class MemoryModel:
 
 
 def _head_bytes(network: Network) -> int:
-    """Bytes of a chunk's logits, probabilities and gradients."""
-    return 3 * min(CHUNK_BYTES, 4 * network.vocab_size * SATURATING_TOKENS)
+    """Bytes of a chunk's logits and their gradients."""
+    return COPIES_OF_CHUNK * 4 * network.vocab_size * network.chunk_tokens

@@ -17,11 +17,12 @@ from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
+from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.lora_products import single_product_lora
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
-from mlx_dpo.forward.token_logps import TokenTerms, token_logps
+from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
 from mlx_dpo.utils.tensor_names import block_prefix
 
@@ -46,6 +47,7 @@ class Network:
         head_split: the model as body and head; None where the split is not found.
         sharing: how completions share the computation of their prompt.
         vocab_size: number of logits.
+        chunk_tokens: tokens whose logits are in memory at a time.
         shards: tensor parallelism; None where this process has all weights. With it, all ranks call every method
             together, and the sum of their gradients is the gradient.
     """
@@ -54,20 +56,26 @@ class Network:
     head_split: HeadSplit | None
     sharing: PromptSharing
     vocab_size: int
+    chunk_tokens: int
     shards: TensorParallelism | None = None
 
     @classmethod
-    def from_model(cls, model: nn.Module, shards: TensorParallelism | None = None) -> Network:
+    def from_model(
+        cls, model: nn.Module, shards: TensorParallelism | None = None, memory_limit: int | None = None
+    ) -> Network:
         """Choose the cheapest way of running a model that agrees with its plain forward pass on a few sequences.
 
         Args:
             model: the mlx-lm model.
             shards: tensor parallelism.
+            memory_limit: bytes that may be used in total; None for what the machine allows.
 
         Raises:
             UserError: the model itself can't be run.
         """
-        plain = cls(model, None, PromptSharing.NONE, _count_logits(model), shards)
+        vocab_size = _count_logits(model)
+        chunk_tokens = head_chunk_tokens(vocab_size, memory_limit or usable_memory())
+        plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)
         split = None if _head_is_adapted(model) else find_head_split(model)
         candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
         mode = model.training
@@ -175,7 +183,7 @@ class Network:
             hidden_states,
             mx.array(targets.token_ids),
             self.logits,
-            self.vocab_size,
+            self.chunk_tokens,
             gradients=gradients,
             collision_logps=collision_logps,
             reference_hidden_states=reference_hidden_states,

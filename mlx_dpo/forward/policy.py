@@ -42,12 +42,17 @@ class Policy:
 
 
 def make_policy(
-    model: nn.Module, spec: AdapterSpec, init_adapter: str | None, group: mx.distributed.Group | None = None
+    model: nn.Module,
+    spec: AdapterSpec,
+    init_adapter: str | None,
+    group: mx.distributed.Group | None = None,
+    memory_limit: int | None = None,
 ) -> Policy:
     """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
 
     Args:
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
+        memory_limit: bytes that training may use in total; None for what the machine allows.
     """
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
@@ -64,7 +69,7 @@ def make_policy(
     if spec.fine_tune_type == "full":
         initial = base = {}
     shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
-    network = Network.from_model(model, shards)
+    network = Network.from_model(model, shards, memory_limit)
     if shards:
         check_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network))

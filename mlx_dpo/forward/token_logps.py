@@ -5,7 +5,7 @@ head, is therefore computed together with the log-prob, while the logits of that
 vocabulary instead of three, and the backward pass only scales the gradients.
 
 mlx evaluates lazily, so a loop over chunks in one graph would hold the logits of all chunks at once. Each chunk is
-therefore evaluated before the next one is built.
+therefore evaluated before the next one is built; on the CPU, as many at a time as there are streams.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-CHUNK_BYTES = 8 << 20  # float32 logits in memory at a time
+from mlx_dpo.forward.device import parallel_streams
+
+MAX_CHUNK_TOKENS = 512  # products of more tokens with the head's weights are no faster
+MIN_CHUNK_TOKENS = 64  # fewer: each chunk reads all of the head's weights for little arithmetic
+CHUNK_SHARE = 1 / 128  # of the memory that may be used, for the logits of a chunk
+COPIES_OF_CHUNK = 2  # probabilities, and gradients with respect to the logits
 MIN_SOFTMAX_LOGP = -80.0  # nats; below this a float32 probability loses digits
 
 HeadFunction = Callable[[mx.array], mx.array]
@@ -40,11 +45,25 @@ class TokenTerms:
     kl_grads: mx.array | None = None
 
 
+def head_chunk_tokens(vocab_size: int, usable_bytes: int) -> int:
+    """Choose how many tokens' logits are in memory at a time.
+
+    A large vocabulary makes logits large, but its weights also cost the most to read, twice for each chunk. So there is
+    a floor in tokens, and a ceiling in bytes that grows with the memory.
+
+    Args:
+        vocab_size: number of logits.
+        usable_bytes: memory that the process may use.
+    """
+    affordable = int(CHUNK_SHARE * usable_bytes) // (4 * vocab_size)
+    return min(MAX_CHUNK_TOKENS, max(MIN_CHUNK_TOKENS, affordable))
+
+
 def token_logps(
     hidden_states: mx.array,
     targets: mx.array,
     logits: HeadFunction,
-    vocab_size: int,
+    chunk_tokens: int,
     *,
     gradients: bool,
     collision_logps: bool = False,
@@ -56,17 +75,31 @@ def token_logps(
         hidden_states: [tokens, hidden].
         targets: [tokens], token ids.
         logits: the model's head, [tokens, hidden] to [tokens, vocabulary].
-        vocab_size: number of logits.
+        chunk_tokens: most tokens whose logits are in memory at a time; see `head_chunk_tokens`.
         gradients: whether to compute gradients with respect to the hidden states.
         collision_logps: whether to compute log sum(p^2).
         reference_hidden_states: [tokens, hidden], of another policy with the same head, to compute the KL to it.
     """
-    size = max(1, CHUNK_BYTES // (4 * vocab_size))
+    num_tokens = hidden_states.shape[0]
+    # KL terms hold several distributions at a time, so that chunks are computed one after the other.
+    streams = parallel_streams() if reference_hidden_states is None else parallel_streams()[:1]
+    num_chunks = len(streams) * -(-num_tokens // max(1, chunk_tokens))
+    size = -(-num_tokens // num_chunks)  # of equal size: a short last chunk would cost as much as a full one
+    parts = [slice(start, start + size) for start in range(0, num_tokens, size)]
     chunks = []
-    for start in range(0, hidden_states.shape[0], size):
-        part = slice(start, start + size)
-        reference = None if reference_hidden_states is None else reference_hidden_states[part]
-        chunks.append(_chunk(hidden_states[part], targets[part, None], logits, gradients, collision_logps, reference))
+    for first in range(0, len(parts), len(streams)):
+        together = list(zip(streams, parts[first : first + len(streams)], strict=False))
+        for stream, part in together:
+            reference = None if reference_hidden_states is None else reference_hidden_states[part]
+            with mx.stream(stream):
+                chunks.append(
+                    _chunk(hidden_states[part], targets[part, None], logits, gradients, collision_logps, reference)
+                )
+        mx.eval(chunks[first:])
+        for chunk, (_, part) in zip(chunks[first:], together, strict=True):
+            if mx.any(chunk["logps"] < MIN_SOFTMAX_LOGP).item():
+                log_p = _log_softmax(logits(hidden_states[part]))
+                chunk["logps"] = mx.take_along_axis(log_p, targets[part, None], axis=-1)[:, 0]
     return TokenTerms(**{name: mx.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
@@ -87,15 +120,11 @@ def _chunk(
         terms |= _kl_terms(hidden, p, reference, logits, gradients)
         mx.eval(terms)
     at_target = mx.take_along_axis(p, targets, axis=-1)
-    logp = mx.log(at_target)
+    terms["logps"] = mx.log(at_target)[:, 0]
     if gradients:
         negative_grad = mx.put_along_axis(p, targets, at_target - 1, axis=-1)  # of logp by the logits: p - onehot
         terms["logp_grads"] = -_pull_back(logits, hidden, negative_grad)
-    del p
-    mx.eval(logp, terms)
-    if mx.any(logp < MIN_SOFTMAX_LOGP).item():
-        logp = mx.take_along_axis(_log_softmax(logits(hidden)), targets, axis=-1)
-    return {"logps": logp[:, 0], **terms}
+    return terms
 
 
 def _kl_terms(

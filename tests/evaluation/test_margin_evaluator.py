@@ -13,7 +13,7 @@ import pytest
 from mlx_dpo.evaluation import margin_evaluator
 from mlx_dpo.evaluation.calibration import CalibrationSet, find_calibration_set
 from mlx_dpo.evaluation.margin_evaluator import MarginEvaluator
-from mlx_dpo.forward import token_logps
+from mlx_dpo.forward import network
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
 from tests.plain import completion_ids, metrics
 
@@ -38,7 +38,7 @@ def log_probs(model: Any, tokenizer: Any, row: dict[str, Any], side: str) -> np.
 @pytest.mark.parametrize("rows_bytes", [1 << 28, 0])
 def test_margins_accuracy_and_kl(monkeypatch: pytest.MonkeyPatch, rows_bytes: int) -> None:
     monkeypatch.setattr(margin_evaluator, "MAX_HIDDEN_STATES_BYTES", rows_bytes)
-    monkeypatch.setattr(token_logps, "CHUNK_BYTES", 4 * 320 * 7)  # seven rows of logits at a time
+    monkeypatch.setattr(network, "head_chunk_tokens", lambda *sizes: 7)  # seven rows of logits at a time
     base, adapter, other, tokenizer = models()
     calibration = find_calibration_set(TRL / "adapter", str(PAIRS), tokenizer)
     assert isinstance(calibration, CalibrationSet)

@@ -13,16 +13,17 @@ from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.forward.memory_model import SATURATING_TOKENS, BatchCost, MemoryModel, synthetic_pair
 from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.token_logps import COPIES_OF_CHUNK, MIN_CHUNK_TOKENS
 from tests.forward.test_architectures import COMMON
 
 
-def network(vocabulary: int = 2048, layers: int = 4) -> Network:
+def network(vocabulary: int = 2048, layers: int = 4, memory_limit: int | None = None) -> Network:
     module = importlib.import_module("mlx_lm.models.qwen3")
     sizes = {"vocab_size": vocabulary, "num_hidden_layers": layers, "max_position_embeddings": 8192}
     model = module.Model(module.ModelArgs.from_dict({**COMMON, **sizes, "model_type": "qwen3"}))
     attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0))
     mx.eval(model.parameters())
-    return Network.from_model(model.train())
+    return Network.from_model(model.train(), memory_limit=memory_limit)
 
 
 def peak(network: Network, prompt: int, completion: int, recomputed: int = 0) -> int:
@@ -36,11 +37,14 @@ def peak(network: Network, prompt: int, completion: int, recomputed: int = 0) ->
     return mx.get_peak_memory() - held
 
 
-def test_a_large_vocabulary_takes_its_weights_and_no_more() -> None:
-    small, large = peak(network(32_768), 200, 100), peak(network(151_936), 200, 100)
-    logits = 4 * 200 * (151_936 - 32_768)
-    assert large < 1.05 * small
-    assert large < logits, "or there is nothing to see"
+@pytest.mark.parametrize("completion", [100, 400])
+def test_the_logits_of_one_chunk_are_in_memory(completion: int) -> None:
+    vocabulary = 151_936
+    one = network(vocabulary, memory_limit=10**9)
+    assert one.chunk_tokens == MIN_CHUNK_TOKENS
+    chunk = COPIES_OF_CHUNK * 4 * vocabulary * MIN_CHUNK_TOKENS
+    others = peak(network(2048), 200, completion)
+    assert 0.9 * chunk < peak(one, 200, completion) < 1.1 * (chunk + others)
 
 
 def test_memory_grows_with_the_prompt_and_not_with_its_square() -> None:

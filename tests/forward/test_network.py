@@ -19,7 +19,7 @@ from mlx_dpo.data.chat_encoding import TokenIds
 from mlx_dpo.data.collation import collate_sequences, collate_shared_prompts
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward import attention
-from mlx_dpo.forward import token_logps as head
+from mlx_dpo.forward import network as network_module
 from mlx_dpo.forward.network import Network, PromptSharing
 from tests.forward.test_architectures import FAMILIES, QUANTIZATIONS, make_model
 
@@ -66,7 +66,7 @@ def plainly(model: nn.Module, batch: MicroBatch, weights: np.ndarray) -> tuple[n
 def test_log_probs_and_gradients_are_the_plain_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, bits: str, share: float
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * 320)  # seven rows of logits at a time
+    monkeypatch.setattr(network_module, "head_chunk_tokens", lambda *sizes: 7)  # seven rows of logits at a time
     monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
     model = adapted(tmp_path, family, bits)
     network = Network.from_model(model)

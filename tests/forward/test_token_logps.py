@@ -21,9 +21,8 @@ def in_float64(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 10.0, 100.0])
 @pytest.mark.parametrize("cap", [None, 30.0])
-def test_log_probs_and_slopes(monkeypatch: pytest.MonkeyPatch, spread: float, cap: float | None) -> None:
+def test_log_probs_and_slopes(spread: float, cap: float | None) -> None:
     """A spread of 100 puts targets a thousand nats down, where a float32 probability is zero."""
-    monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * VOCABULARY)
     rng = np.random.default_rng(0)
     rows = (spread * rng.standard_normal((ROWS, HIDDEN))).astype(np.float32)
     weight = rng.standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
@@ -37,9 +36,9 @@ def test_log_probs_and_slopes(monkeypatch: pytest.MonkeyPatch, spread: float, ca
         plain = rows @ mx.array(weight).T
         return plain if cap is None else cap * mx.tanh(plain / cap)
 
-    terms = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, gradients=True)
+    terms = token_logps(mx.array(rows), mx.array(targets), logits, 7, gradients=True)
     logps, slopes = terms.logps, terms.logp_grads
-    alone = token_logps(mx.array(rows), mx.array(targets), logits, VOCABULARY, gradients=False)
+    alone = token_logps(mx.array(rows), mx.array(targets), logits, 7, gradients=False)
     expected = in_float64(capped(rows), targets)
     assert bool(expected.min() < head.MIN_SOFTMAX_LOGP) == (cap is None and spread >= 10)
     np.testing.assert_allclose(np.array(logps), expected, rtol=1e-5, atol=1e-5)
@@ -55,9 +54,8 @@ def test_log_probs_and_slopes(monkeypatch: pytest.MonkeyPatch, spread: float, ca
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
-def test_whole_distributions(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+def test_whole_distributions(spread: float) -> None:
     """log sum(p^2), and KL to another policy's rows with its slope, against float64."""
-    monkeypatch.setattr(head, "CHUNK_BYTES", 7 * 4 * VOCABULARY)
     rng = np.random.default_rng(1)
     rows, others = (spread * rng.standard_normal((2, ROWS, HIDDEN))).astype(np.float32)
     weight = rng.standard_normal((VOCABULARY, HIDDEN)).astype(np.float32)
@@ -72,7 +70,7 @@ def test_whole_distributions(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
         return (np.exp(logp(others)) * (logp(others) - logp(rows))).sum(axis=1)
 
     def terms(**asked: Any) -> head.TokenTerms:
-        return token_logps(mx.array(rows), targets, lambda rows: rows @ mx.array(weight).T, VOCABULARY, **asked)
+        return token_logps(mx.array(rows), targets, lambda rows: rows @ mx.array(weight).T, 7, **asked)
 
     found = terms(gradients=True, collision_logps=True, reference_hidden_states=mx.array(others))
     assert found.kls is not None and found.kl_grads is not None and found.collision_logps is not None
@@ -89,3 +87,29 @@ def test_whole_distributions(monkeypatch: pytest.MonkeyPatch, spread: float) -> 
         bump[i] = step
         difference = (kl(rows + bump) - kl(rows - bump)) / (2 * step)
         np.testing.assert_allclose(np.array(found.kl_grads)[:, i], difference, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "gigabytes", "tokens"),
+    [(32_768, 16, 512), (151_936, 16, 205), (262_144, 16, 119), (262_144, 2, 64), (262_144, 64, 476)],
+)
+def test_chunks_have_enough_tokens_for_their_products(vocabulary: int, gigabytes: int, tokens: int) -> None:
+    assert head.head_chunk_tokens(vocabulary, gigabytes * 10**9) == tokens
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_streams_change_no_bit(monkeypatch: pytest.MonkeyPatch, streams: int) -> None:
+    rng = np.random.default_rng(2)
+    rows, weight = mx.array(rng.standard_normal((ROWS, HIDDEN))), mx.array(rng.standard_normal((VOCABULARY, HIDDEN)))
+    targets, sizes = mx.array(rng.integers(0, VOCABULARY, ROWS)), list[int]()
+
+    def logits(hidden: mx.array) -> mx.array:
+        sizes.append(len(hidden))
+        return (hidden[:, None] * weight).sum(axis=-1)
+
+    monkeypatch.setattr(head, "parallel_streams", lambda: [mx.new_stream(mx.cpu) for _ in range(streams)])
+    terms = token_logps(rows, targets, logits, 10, gradients=True)
+    monkeypatch.setattr(head, "parallel_streams", lambda: [mx.default_stream(mx.cpu)])
+    alone = token_logps(rows, targets, logits, ROWS, gradients=True)
+    assert max(sizes[:-2]) <= -(-10 // streams)
+    assert mx.array_equal(terms.logps, alone.logps) and mx.array_equal(terms.logp_grads, alone.logp_grads)
