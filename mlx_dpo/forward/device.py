@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 
@@ -11,7 +10,6 @@ import mlx.core as mx
 from mlx_dpo.errors import UserError
 
 USABLE_SHARE = 0.7
-MAX_CPU_STREAMS = 4
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -41,15 +39,3 @@ def keep_weights_resident() -> None:
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended and mx.metal.is_available():
         mx.set_wired_limit(int(recommended))
-
-
-def parallel_streams() -> list[mx.Stream]:
-    """Streams for independent work: one on a GPU, which a single operation fills; on the CPU, where most operations run
-    on one core, one a core."""
-    device = mx.default_device()
-    return [mx.default_stream(device)] if device.type == mx.DeviceType.gpu else _cpu_streams()
-
-
-@functools.cache
-def _cpu_streams() -> list[mx.Stream]:
-    return [mx.new_stream(mx.Device(mx.DeviceType.cpu)) for _ in range(min(MAX_CPU_STREAMS, os.cpu_count() or 1))]

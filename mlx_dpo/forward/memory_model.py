@@ -17,7 +17,7 @@ from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.attention import QUERY_BLOCK
 from mlx_dpo.forward.network import Network, PromptSharing
-from mlx_dpo.forward.token_logps import COPIES_OF_CHUNK
+from mlx_dpo.forward.token_logps import chunk_bytes
 
 SATURATING_TOKENS = 576  # with so many tokens, products with the weights are limited by arithmetic, not by memory
 MIN_USEFUL_SHARE = 0.9  # share of the tokens in a micro-batch that must not be padding
@@ -178,7 +178,12 @@ class MemoryModel:
         resident = mx.get_active_memory() + COPIES_OF_TRAINED * sum(
             tensor.nbytes for tensor in trainable_tensors(network.model).values()
         )
-        rest = (memory_limit or usable_bytes) - resident - _head_bytes(network) - saturating / len(network.model.layers)
+        rest = (
+            (memory_limit or usable_bytes)
+            - resident
+            - chunk_bytes(network.vocab_size, network.chunk_tokens)
+            - saturating / len(network.model.layers)
+        )
         limit = network.min_over_ranks(micro_batch_share * (rest if memory_limit else min(saturating, rest)))
         return cls(network, activations, limit, resident, grad_checkpoint, int(micro_batch_share * SATURATING_TOKENS))
 
@@ -222,10 +227,5 @@ class MemoryModel:
         return (
             self.resident_bytes
             + self.activation_memory.activation_bytes(cost, num_checkpointed)
-            + max(_head_bytes(self.network), inside)
+            + max(chunk_bytes(self.network.vocab_size, self.network.chunk_tokens), inside)
         )
-
-
-def _head_bytes(network: Network) -> int:
-    """Bytes of a chunk's logits and their gradients."""
-    return COPIES_OF_CHUNK * 4 * network.vocab_size * network.chunk_tokens

@@ -14,13 +14,13 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.data.chat_encoding import TokenIds
 from mlx_dpo.data.micro_batches import MicroBatch
-from mlx_dpo.errors import UserError
 from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.lora_products import single_product_lora
+from mlx_dpo.forward.path_agreement import agrees, count_logits, head_is_adapted
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
@@ -73,17 +73,24 @@ class Network:
         Raises:
             UserError: the model itself can't be run.
         """
-        vocab_size = _count_logits(model)
+        vocab_size = count_logits(model)
         chunk_tokens = head_chunk_tokens(vocab_size, memory_limit or usable_memory())
         plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)
-        split = None if _head_is_adapted(model) else find_head_split(model)
+        split = None if head_is_adapted(model) else find_head_split(model)
         candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
         mode = model.training
         model.eval()  # no dropout
         try:
-            return next((network for network in candidates if plain.min_over_ranks(_agree(network, plain))), plain)
+            return next((network for network in candidates if plain.min_over_ranks(network._agrees_with(plain))), plain)
         finally:
             model.train(mode)
+
+    def _agrees_with(self, plain: Network) -> bool:
+        several_prompts = self.sharing is PromptSharing.ANY_PROMPTS
+        return agrees(self._completion_sums, plain._completion_sums, several_prompts=several_prompts)
+
+    def _completion_sums(self, sequences: list[tuple[TokenIds, TokenIds]]) -> np.ndarray:
+        return self.logps(MicroBatch((), tuple(sequences))).sums
 
     def min_over_ranks(self, value: float) -> float:
         """The smallest value of all ranks under tensor parallelism, for decisions that ranks must take alike."""
@@ -256,52 +263,6 @@ class ForwardTrace:
         return self.gradients
 
 
-def _head_is_adapted(model: nn.Module) -> bool:
-    """Whether a layer outside of the blocks is adapted: the head or a tied embedding then gets a gradient."""
-    inside = {id(module) for layer in model.layers for _, module in layer.named_modules()}
-    return any("lora_a" in module and id(module) not in inside for _, module in model.named_modules())
-
-
-def _count_logits(model: nn.Module) -> int:
-    """The number of logits, by running the model on one token. Raises `UserError` where that fails."""
-    try:
-        return model(mx.zeros((1, 1), mx.int32)).shape[-1]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"mlx-lm can't run this model as it is adapted: {error}",
-            hint="Some layers can't be adapted in some models: name those to adapt with --lora-keys.",
-        ) from error
-
-
 def _select(hidden: mx.array, completion_mask: np.ndarray) -> mx.array:
     flat = hidden.reshape(-1, hidden.shape[-1])
     return flat if completion_mask.all() else flat[mx.array(np.flatnonzero(completion_mask))]
-
-
-# Prompts of different lengths, one of a single token, two equal; completions likewise.
-_PROMPTS = [(3, 5, 4, 6, 2, 7, 3), (5, 2, 6), (4,), (5, 2, 6)]
-_COMPLETIONS = [(6, 3, 2, 5), (2,), (3, 4), (7, 6, 5, 3, 2)]
-
-
-def _agree(network: Network, plain: Network) -> bool:
-    """Whether a network's log-probs equal those of the plain one, up to the differences that padding alone causes."""
-    sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
-    groups = (
-        [sequences]
-        if network.sharing is PromptSharing.ANY_PROMPTS
-        else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
-    )
-    try:
-        for group in groups:
-            expected = _sums(plain, group)
-            alone = np.concatenate([_sums(plain, [sequence]) for sequence in group])
-            tolerance = 1e-4 + 1e-5 * np.abs(expected).max() + 8 * np.abs(expected - alone).max()
-            if not np.abs(_sums(network, group) - expected).max() <= tolerance:
-                return False
-    except Exception:  # model code may fail in any way when its forward pass is run in parts
-        return False
-    return True
-
-
-def _sums(network: Network, sequences: list[tuple[TokenIds, TokenIds]]) -> np.ndarray:
-    return network.logps(MicroBatch((), tuple(sequences))).sums

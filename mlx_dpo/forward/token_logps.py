@@ -5,7 +5,7 @@ head, is therefore computed together with the log-prob, while the logits of that
 vocabulary instead of three, and the backward pass only scales the gradients.
 
 mlx evaluates lazily, so a loop over chunks in one graph would hold the logits of all chunks at once. Each chunk is
-therefore evaluated before the next one is built; on the CPU, as many at a time as there are streams.
+therefore evaluated before the next one is built.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_dpo.forward.device import parallel_streams
+from mlx_dpo.forward.softmax import exp, log_softmax, minus_one_hot, runs_on_cpu, softmax
 
 MAX_CHUNK_TOKENS = 512  # products of more tokens with the head's weights are no faster
 MIN_CHUNK_TOKENS = 64  # fewer: each chunk reads all of the head's weights for little arithmetic
-CHUNK_SHARE = 1 / 128  # of the memory that may be used, for the logits of a chunk
-COPIES_OF_CHUNK = 2  # probabilities, and gradients with respect to the logits
+CHUNK_SHARE = 1 / 64  # of the memory that may be used, for the logits of a chunk and their gradients
 MIN_SOFTMAX_LOGP = -80.0  # nats; below this a float32 probability loses digits
 
 HeadFunction = Callable[[mx.array], mx.array]
@@ -55,8 +54,13 @@ def head_chunk_tokens(vocab_size: int, usable_bytes: int) -> int:
         vocab_size: number of logits.
         usable_bytes: memory that the process may use.
     """
-    affordable = int(CHUNK_SHARE * usable_bytes) // (4 * vocab_size)
+    affordable = int(CHUNK_SHARE * usable_bytes) // chunk_bytes(vocab_size, 1)
     return min(MAX_CHUNK_TOKENS, max(MIN_CHUNK_TOKENS, affordable))
+
+
+def chunk_bytes(vocab_size: int, chunk_tokens: int) -> int:
+    """Bytes of a chunk's logits and of their gradients, which replace them on the CPU."""
+    return (1 if runs_on_cpu() else 2) * 4 * vocab_size * chunk_tokens
 
 
 def token_logps(
@@ -81,25 +85,13 @@ def token_logps(
         reference_hidden_states: [tokens, hidden], of another policy with the same head, to compute the KL to it.
     """
     num_tokens = hidden_states.shape[0]
-    # KL terms hold several distributions at a time, so that chunks are computed one after the other.
-    streams = parallel_streams() if reference_hidden_states is None else parallel_streams()[:1]
-    num_chunks = len(streams) * -(-num_tokens // max(1, chunk_tokens))
+    num_chunks = -(-num_tokens // chunk_tokens)
     size = -(-num_tokens // num_chunks)  # of equal size: a short last chunk would cost as much as a full one
-    parts = [slice(start, start + size) for start in range(0, num_tokens, size)]
     chunks = []
-    for first in range(0, len(parts), len(streams)):
-        together = list(zip(streams, parts[first : first + len(streams)], strict=False))
-        for stream, part in together:
-            reference = None if reference_hidden_states is None else reference_hidden_states[part]
-            with mx.stream(stream):
-                chunks.append(
-                    _chunk(hidden_states[part], targets[part, None], logits, gradients, collision_logps, reference)
-                )
-        mx.eval(chunks[first:])
-        for chunk, (_, part) in zip(chunks[first:], together, strict=True):
-            if mx.any(chunk["logps"] < MIN_SOFTMAX_LOGP).item():
-                log_p = _log_softmax(logits(hidden_states[part]))
-                chunk["logps"] = mx.take_along_axis(log_p, targets[part, None], axis=-1)[:, 0]
+    for start in range(0, num_tokens, size):
+        part = slice(start, start + size)
+        reference = None if reference_hidden_states is None else reference_hidden_states[part]
+        chunks.append(_chunk(hidden_states[part], targets[part, None], logits, gradients, collision_logps, reference))
     return TokenTerms(**{name: mx.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
@@ -111,37 +103,42 @@ def _chunk(
     collision_logps: bool,
     reference: mx.array | None,
 ) -> dict[str, mx.array]:
-    """`token_logps` of a chunk; targets: [tokens, 1]. Most time goes to exponentials; softmax computes each once."""
+    """`token_logps` of a chunk; targets: [tokens, 1]."""
     terms = {}
-    p = mx.softmax(logits(hidden).astype(mx.float32), axis=-1)
+    p = softmax(_new_logits(logits, hidden))
     if collision_logps:
         terms["collision_logps"] = mx.log(mx.square(p).sum(axis=-1))
     if reference is not None:
         terms |= _kl_terms(hidden, p, reference, logits, gradients)
-        mx.eval(terms)
-    at_target = mx.take_along_axis(p, targets, axis=-1)
-    terms["logps"] = mx.log(at_target)[:, 0]
+    logp = mx.log(mx.take_along_axis(p, targets, axis=-1))
+    mx.eval(logp, terms)
     if gradients:
-        negative_grad = mx.put_along_axis(p, targets, at_target - 1, axis=-1)  # of logp by the logits: p - onehot
-        terms["logp_grads"] = -_pull_back(logits, hidden, negative_grad)
-    return terms
+        terms["logp_grads"] = -_pull_back(logits, hidden, minus_one_hot(p, targets))
+    del p
+    mx.eval(terms)
+    if mx.any(logp < MIN_SOFTMAX_LOGP).item():
+        logp = mx.take_along_axis(log_softmax(_new_logits(logits, hidden)), targets, axis=-1)
+    return {"logps": logp[:, 0], **terms}
 
 
 def _kl_terms(
     hidden: mx.array, p: mx.array, reference: mx.array, logits: HeadFunction, gradients: bool
 ) -> dict[str, mx.array]:
     """KL(q || p), where q is the reference's distribution; its gradient with respect to the logits is p - q."""
-    log_q = _log_softmax(logits(reference))
-    q = mx.exp(log_q)
-    terms = {"kls": (q * (log_q - _log_softmax(logits(hidden)))).sum(axis=-1)}
+    log_q = log_softmax(_new_logits(logits, reference))
+    q = exp(log_q)
+    terms = {"kls": (q * (log_q - log_softmax(_new_logits(logits, hidden)))).sum(axis=-1)}
     return terms | {"kl_grads": _pull_back(logits, hidden, p - q)} if gradients else terms
+
+
+def _new_logits(logits: HeadFunction, hidden: mx.array) -> mx.array:
+    """Logits in float32 that may be overwritten."""
+    values = logits(hidden)
+    if values is hidden:  # a model that is not split into body and head
+        values = mx.array(values)
+    return values.astype(mx.float32)
 
 
 def _pull_back(logits: HeadFunction, hidden: mx.array, logit_grads: mx.array) -> mx.array:
     """Gradients with respect to the hidden states, from those with respect to the logits."""
     return mx.vjp(lambda hidden: logits(hidden).astype(mx.float32), [hidden], [logit_grads])[1][0]
-
-
-def _log_softmax(logits: mx.array) -> mx.array:
-    logits = logits.astype(mx.float32)
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_dpo.forward import softmax
 from mlx_dpo.forward import token_logps as head
 from mlx_dpo.forward.token_logps import token_logps
 
@@ -93,23 +94,34 @@ def test_whole_distributions(spread: float) -> None:
     ("vocabulary", "gigabytes", "tokens"),
     [(32_768, 16, 512), (151_936, 16, 205), (262_144, 16, 119), (262_144, 2, 64), (262_144, 64, 476)],
 )
-def test_chunks_have_enough_tokens_for_their_products(vocabulary: int, gigabytes: int, tokens: int) -> None:
+def test_chunks_have_enough_tokens_for_their_products(
+    monkeypatch: pytest.MonkeyPatch, vocabulary: int, gigabytes: int, tokens: int
+) -> None:
+    monkeypatch.setattr(head, "runs_on_cpu", lambda: False)
     assert head.head_chunk_tokens(vocabulary, gigabytes * 10**9) == tokens
 
 
-@pytest.mark.parametrize("streams", [1, 2, 3])
-def test_streams_change_no_bit(monkeypatch: pytest.MonkeyPatch, streams: int) -> None:
+@pytest.mark.parametrize("spread", [0.1, 10.0])
+def test_cpu_and_gpu_agree(monkeypatch: pytest.MonkeyPatch, spread: float) -> None:
+    """numpy's softmax in place against mlx's, which a GPU uses."""
     rng = np.random.default_rng(2)
-    rows, weight = mx.array(rng.standard_normal((ROWS, HIDDEN))), mx.array(rng.standard_normal((VOCABULARY, HIDDEN)))
-    targets, sizes = mx.array(rng.integers(0, VOCABULARY, ROWS)), list[int]()
+    rows, others = (mx.array(spread * rng.standard_normal((ROWS, HIDDEN))) for _ in range(2))
+    weight, targets = mx.array(rng.standard_normal((HIDDEN, VOCABULARY))), mx.array(rng.integers(0, VOCABULARY, ROWS))
 
-    def logits(hidden: mx.array) -> mx.array:
-        sizes.append(len(hidden))
-        return (hidden[:, None] * weight).sum(axis=-1)
+    def terms() -> head.TokenTerms:
+        options = {"gradients": True, "collision_logps": True, "reference_hidden_states": others}
+        return token_logps(rows, targets, lambda hidden: hidden @ weight, 10, **options)
 
-    monkeypatch.setattr(head, "parallel_streams", lambda: [mx.new_stream(mx.cpu) for _ in range(streams)])
-    terms = token_logps(rows, targets, logits, 10, gradients=True)
-    monkeypatch.setattr(head, "parallel_streams", lambda: [mx.default_stream(mx.cpu)])
-    alone = token_logps(rows, targets, logits, ROWS, gradients=True)
-    assert max(sizes[:-2]) <= -(-10 // streams)
-    assert mx.array_equal(terms.logps, alone.logps) and mx.array_equal(terms.logp_grads, alone.logp_grads)
+    cpu = terms()
+    monkeypatch.setattr(softmax, "runs_on_cpu", lambda: False)
+    for name, array in vars(terms()).items():
+        np.testing.assert_allclose(np.array(getattr(cpu, name)), np.array(array), rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def test_logits_that_are_the_hidden_states_stay() -> None:
+    """A model that is not split into body and head gives its logits instead of hidden states."""
+    logits = mx.random.normal((ROWS, VOCABULARY))
+    before = np.array(logits)
+    terms = token_logps(logits, mx.zeros(ROWS, mx.int32), lambda hidden: hidden, 10, gradients=True)
+    np.testing.assert_array_equal(np.array(logits), before)
+    np.testing.assert_allclose(np.array(terms.logps), in_float64(before, np.zeros(ROWS, int)), rtol=1e-5, atol=1e-5)

@@ -18,10 +18,10 @@ class HHDialogue(PairFormat):
         """Whether all are texts, and the prompt, or without one both sides, are dialogues."""
         if not columns.has_pair(row):
             return False
-        sides = [value for _, value in columns.pair(row)]
+        completions = [value for _, value in columns.pair(row)]
         prompt = columns.prompt_column(row)
-        dialogues = sides if prompt is None else [row[prompt]]
-        return all(isinstance(text, str) for text in (*sides, *dialogues)) and all(map(is_hh_dialogue, dialogues))
+        dialogues = completions if prompt is None else [row[prompt]]
+        return all(isinstance(text, str) for text in (*completions, *dialogues)) and all(map(is_hh_dialogue, dialogues))
 
     def label(self, row: Row) -> str:
         """Whether there is a prompt column."""

@@ -1,0 +1,74 @@
+"""Whether a cheaper way of running a model gives the log-probs of its plain forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.errors import UserError
+from mlx_dpo.forward.prefix_cache import UnsupportedCacheError
+
+Sequences = list[tuple[TokenIds, TokenIds]]  # (prompt, completion)
+CompletionSums = Callable[[Sequences], np.ndarray]  # log p of each completion, nats
+
+# Prompts of different lengths, one of a single token, two equal; completions likewise.
+_PROMPTS = [(3, 5, 4, 6, 2, 7, 3), (5, 2, 6), (4,), (5, 2, 6)]
+_COMPLETIONS = [(6, 3, 2, 5), (2,), (3, 4), (7, 6, 5, 3, 2)]
+
+# What model code raises when its forward pass is run in parts that it is not written for. An error of the machine (out
+# of memory, an operation that the backend lacks) is a RuntimeError, and says nothing on the model.
+_UNSUITABLE = (ValueError, TypeError, AttributeError, LookupError, UnsupportedCacheError)
+
+
+def agrees(sums: CompletionSums, plain_sums: CompletionSums, *, several_prompts: bool) -> bool:
+    """Compare log-probs on a few sequences, up to the differences that padding alone causes.
+
+    Args:
+        sums: runs the model in the way to check.
+        plain_sums: runs the model's own forward pass.
+        several_prompts: whether sequences with different prompts may be run together.
+
+    Raises:
+        RuntimeError: of mlx, from either way.
+    """
+    sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
+    groups = [sequences] if several_prompts else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
+    for group in groups:
+        expected = plain_sums(group)
+        alone = np.concatenate([plain_sums([sequence]) for sequence in group])
+        tolerance = 1e-4 + 1e-5 * np.abs(expected).max() + 8 * np.abs(expected - alone).max()
+        try:
+            difference = np.abs(sums(group) - expected).max()
+        except _UNSUITABLE:
+            return False
+        if not difference <= tolerance:
+            return False
+    return True
+
+
+def head_is_adapted(model: nn.Module) -> bool:
+    """Whether a layer outside of the blocks is adapted: the head or a tied embedding then gets a gradient."""
+    inside = {id(module) for layer in model.layers for _, module in layer.named_modules()}
+    return any("lora_a" in module and id(module) not in inside for _, module in model.named_modules())
+
+
+def count_logits(model: nn.Module) -> int:
+    """The number of logits, by running the model on one token. Raises `UserError` where that fails."""
+    try:
+        logits = model(mx.zeros((1, 1), mx.int32))
+        mx.eval(logits)
+        return logits.shape[-1]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"mlx-lm can't run this model as it is adapted: {error}",
+            hint="Some layers can't be adapted in some models: name those to adapt with --lora-keys.",
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"mlx can't run this model on this machine: {error}",
+            hint="An operation may be missing for its data type on this backend: try a float32 or a quantized copy.",
+        ) from error
