@@ -13,6 +13,7 @@ def main() -> None:
     from mlx_dpo.distributed.launcher import report_exit_code
 
     signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, so that partial files are removed
     code = 1  # if there is a traceback
     try:
         code = _run_command()

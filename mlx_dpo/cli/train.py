@@ -164,7 +164,7 @@ def _resolve_config(file: Path | None, flags: dict[str, Any], resume: bool) -> T
 
 
 class StopOnInterrupt(Listener):
-    """Handles Ctrl-C while training: the first one stops the run after the current step, the second immediately.
+    """Handles Ctrl-C while training: the first one stops the run, saved, the second ends the process.
 
     Attributes:
         stop: set when the run should stop.
@@ -185,4 +185,4 @@ class StopOnInterrupt(Listener):
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.on_run_end()
         self.stop.set()
-        print_message("Stopping after this step. Press Ctrl-C again to stop immediately.")
+        print_message("Stopping; finished steps are saved. Press Ctrl-C again to stop immediately.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.adapters.attach import trainable_tensors
@@ -53,9 +54,11 @@ class EvalSnapshot:
         tensors = self._reference_tensors()
         if not tensors or not self.can_run_policy:
             return None
+        indices = np.array([measurement.index for measurement in self.measurements[:count]])
+        if self.step == 0 and _are_equal(tensors, trainable_tensors(self.policy.model)):
+            return np.zeros((len(indices), self.example_set.reference.completions_per_example))
         network = self.policy.network
         policy = SharedNetworkReference(network, trainable_tensors(network.model))
-        indices = np.array([measurement.index for measurement in self.measurements[:count]])
         with swap_adapter(network.model, tensors):
             (measurements,) = measure(
                 row_batches(self.example_set.examples, [indices], self.budget),
@@ -70,3 +73,7 @@ class EvalSnapshot:
         if isinstance(reference, SharedNetworkReference):
             return reference.tensors
         return self.policy.initial_tensors if isinstance(reference, NoReference) else {}
+
+
+def _are_equal(tensors: Tensors, others: Tensors) -> bool:
+    return all(mx.array_equal(tensor, others[name]).item() for name, tensor in tensors.items())

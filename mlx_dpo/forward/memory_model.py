@@ -21,6 +21,7 @@ from mlx_dpo.forward.token_logps import chunk_bytes
 
 SATURATING_TOKENS = 576  # with so many tokens, products with the weights are limited by arithmetic, not by memory
 MIN_USEFUL_SHARE = 0.9  # share of the tokens in a micro-batch that must not be padding
+COPIES_IN_BACKWARD = 2  # of the activations of one block: recomputed, or their gradients
 COPIES_OF_TRAINED = 4  # two optimizer moments, and the gradients of the step and of the micro-batch
 
 
@@ -182,7 +183,7 @@ class MemoryModel:
             (memory_limit or usable_bytes)
             - resident
             - chunk_bytes(network.vocab_size, network.chunk_tokens)
-            - saturating / len(network.model.layers)
+            - COPIES_IN_BACKWARD * saturating / len(network.model.layers)
         )
         limit = network.min_over_ranks(micro_batch_share * (rest if memory_limit else min(saturating, rest)))
         return cls(network, activations, limit, resident, grad_checkpoint, int(micro_batch_share * SATURATING_TOKENS))
@@ -222,8 +223,7 @@ class MemoryModel:
         assert self.activation_memory is not None
         cost, num_checkpointed = BatchCost.from_batch(batch, self.network.sharing), self.num_checkpointed(batch)
         block_bytes = self.activation_memory.activation_bytes(cost) / len(self.network.model.layers)
-        all_checkpointed = num_checkpointed == self.activation_memory.num_checkpointable
-        inside = 2 * block_bytes if all_checkpointed else 0  # a recomputed block's activations and their gradients
+        inside = COPIES_IN_BACKWARD * block_bytes
         return (
             self.resident_bytes
             + self.activation_memory.activation_bytes(cost, num_checkpointed)

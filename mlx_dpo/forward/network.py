@@ -24,6 +24,7 @@ from mlx_dpo.forward.path_agreement import agrees, count_logits, head_is_adapted
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
+from mlx_dpo.utils.stop_flag import check_stop
 from mlx_dpo.utils.tensor_names import block_prefix
 
 if TYPE_CHECKING:
@@ -259,6 +260,7 @@ class ForwardTrace:
         # From the last block to the first, in the order of the backward pass: evaluated all at once, mlx keeps much of
         # every block until the end.
         for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
+            check_stop()
             mx.eval([tensor for _, tensor in tensors])
         return self.gradients
 

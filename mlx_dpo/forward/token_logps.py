@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_dpo.forward.softmax import exp, log_softmax, minus_one_hot, runs_on_cpu, softmax
+from mlx_dpo.utils.stop_flag import check_stop
 
 MAX_CHUNK_TOKENS = 512  # products of more tokens with the head's weights are no faster
 MIN_CHUNK_TOKENS = 64  # fewer: each chunk reads all of the head's weights for little arithmetic
@@ -89,6 +90,7 @@ def token_logps(
     size = -(-num_tokens // num_chunks)  # of equal size: a short last chunk would cost as much as a full one
     chunks = []
     for start in range(0, num_tokens, size):
+        check_stop()
         part = slice(start, start + size)
         reference = None if reference_hidden_states is None else reference_hidden_states[part]
         chunks.append(_chunk(hidden_states[part], targets[part, None], logits, gradients, collision_logps, reference))

@@ -17,7 +17,7 @@ METADATA_FILE = "about.json"
 EVALUATIONS_FILE = "evaluations.jsonl"
 EXAMPLES_FILE = "pairs.json"
 SAMPLES_FILE = "samples.jsonl"
-DEFAULT_NUM_SAMPLES = 16  # held-out prompts for which completions are sampled before and after training
+DEFAULT_NUM_SAMPLES = 8  # held-out prompts for which completions are sampled before and after training
 
 
 def to_json(value: Any) -> str:

@@ -33,7 +33,7 @@ class MetricsLog(Listener):
     def on_run_start(self, plan: RunPlan) -> None:
         """Drop the lines of steps that will be repeated."""
         self.folder = RunFolder(plan.run)
-        kept = [line for line in read_metrics(plan.run) if line["step"] <= plan.first_step] if plan.first_step else []
+        kept = [line for line in read_metrics(plan.run) if _is_kept(line, plan)]
         with suppress(SaveError):
             self.folder.write_text(METRICS_FILE, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -66,6 +66,14 @@ class MetricsLog(Listener):
             return str(error)
         self.pending = []
         return None
+
+
+def _is_kept(line: Metrics, plan: RunPlan) -> bool:
+    """Whether a line of an earlier process stays."""
+    if not plan.first_step or line["step"] >= plan.first_step:
+        is_repeated = plan.evaluates_first and any(name.startswith("eval_") for name in line)
+        return bool(plan.first_step) and line["step"] == plan.first_step and not is_repeated
+    return True
 
 
 def read_metrics(run: Path) -> list[Metrics]:

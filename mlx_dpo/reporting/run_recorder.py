@@ -26,10 +26,10 @@ from mlx_dpo.training.events import Note, RunPlan
 from mlx_dpo.training.listener import Listener, Listeners
 from mlx_dpo.utils.atomic_write import append_line
 
-NUM_KL_EXAMPLES = 64  # held-out examples whose KL is measured; each takes two forward passes per evaluation
+NUM_KL_EXAMPLES = 16  # held-out examples whose KL is measured; each takes two forward passes per evaluation
 NUM_TOKEN_EXAMPLES = 256  # held-out examples whose token log-probs before training are kept, to show on the page
 NUM_EXTREME_EXAMPLES = 5  # examples on the page with the lowest scores, and with the highest
-MAX_SAMPLE_TOKENS = 128
+MAX_SAMPLE_TOKENS = 64
 DECODE_WINDOW = 8  # tokens on which the text of a token may depend
 
 
@@ -58,7 +58,10 @@ class RunRecorder(Listener):
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
         with self._warning_on_write_errors():
             for name in (records.EVALUATIONS_FILE, records.SAMPLES_FILE):
-                records.drop_lines_after(self.folder / name, plan.first_step if plan.first_step else -1)
+                last_kept = plan.first_step - 1 if plan.evaluates_first or not plan.first_step else plan.first_step
+                records.drop_lines_after(self.folder / name, last_kept)
+            if before := records.read_jsonl(self.folder / records.SAMPLES_FILE):
+                self.num_samples = len(before[0]["prompts"])  # the same prompts before and after
             records.write_json(self.folder / records.METADATA_FILE, _metadata(plan, self.command))
 
     def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:

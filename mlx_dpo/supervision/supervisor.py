@@ -219,7 +219,7 @@ class TrainingProcess:
         is_repeated, self.stop_signal = bool(self.stop_signal), number
         if self.has_begun and not is_repeated and is_main_process():
             cause = f"received {signal.Signals(number).name}: " if number != signal.SIGINT else ""
-            self.listener.handle(Note(f"{cause}stopping after this step; once more to stop at once."))
+            self.listener.handle(Note(f"{cause}stopping; finished steps are saved. Once more to stop at once."))
         self.process.send_signal(number)
         if is_repeated:
             try:

@@ -29,7 +29,7 @@ OUT_OF_MEMORY_WORDS = ("memory", "malloc")  # in mlx's exceptions for failed all
 
 
 class StopOnSignal(Listener):
-    """Once training has begun, the first signal stops it after the current step; any other ends the process at once."""
+    """Once training has begun, the first signal stops it, saved; any other ends the process at once."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()

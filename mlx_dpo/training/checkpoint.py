@@ -31,6 +31,8 @@ class TrainingProgress:
         step: optimizer steps done; with the seed it gives the position in the data, and what dropout drops.
         pending_metrics: metrics of the examples since the last report, a row each.
         grad_norms: gradient norms of the steps since the last report.
+        evaluated_step: the step of the last evaluation; None in checkpoints of earlier versions, which were written
+            after theirs.
         metrics_before: held-out metrics before the first step.
         loss_states: running statistics of the losses, by loss.
         skipped_steps: steps without an update, since their numbers were not finite.
@@ -44,6 +46,7 @@ class TrainingProgress:
     step: int = 0
     pending_metrics: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
+    evaluated_step: int | None = 0
     metrics_before: dict[str, float] = field(default_factory=dict)
     loss_states: dict[str, tuple[float, ...]] = field(default_factory=dict)
     skipped_steps: int = 0
@@ -53,11 +56,20 @@ class TrainingProgress:
     finished: bool = False
     provenance: dict[str, str] = field(default_factory=dict)
 
+    def record_loss(self, loss: float) -> bool:
+        """Count evaluations since the best one, and return whether this is the best."""
+        if self.best_loss is not None and not loss < self.best_loss:
+            self.evaluations_since_best += 1
+            return False
+        self.best_loss, self.evaluations_since_best = loss, 0
+        return True
+
 
 _JSON_KEYS = {  # attributes by their key in progress.json
     "step": "step",
     "pending": "pending_metrics",
     "grad_norms": "grad_norms",
+    "evaluated": "evaluated_step",
     "before": "metrics_before",
     "running": "loss_states",
     "skipped": "skipped_steps",
@@ -114,11 +126,21 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
     save_file(state.scorer.arrays, folder / REFERENCE_LOGPS_FILE)  # float64, which mlx's GPUs don't have
     if state.source.arrays:
         save_file(state.source.arrays, folder / SOURCE_FILE)
+    write_progress(folder / PROGRESS_FILE, state)
+
+
+def write_progress(file: Path, state: TrainingState) -> None:
+    """Write the part of a checkpoint that an evaluation after it changes.
+
+    Args:
+        file: progress.json, or a file that will replace it.
+        state: what to write.
+    """
     content = {key: getattr(state.progress, name) for key, name in _JSON_KEYS.items()}
     for key, component in ((SOURCE_KEY, state.source), (SCORER_KEY, state.scorer)):
         if component.values:
             content[key] = component.values
-    (folder / PROGRESS_FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_progress(folder: Path) -> TrainingProgress:
@@ -152,6 +174,7 @@ def _read_progress_file(folder: Path) -> tuple[TrainingProgress, dict[str, Any]]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         values = {key: content.pop(key) for key in (SOURCE_KEY, SCORER_KEY) if key in content}
+        content.setdefault("evaluated", None)
         progress = TrainingProgress(**{_JSON_KEYS[key]: value for key, value in content.items()})
         if not isinstance(progress.step, int):
             raise ValueError("its step is no number")

@@ -62,12 +62,32 @@ class CheckpointSaver:
             path = self.folder.save_checkpoint(state, tensors, self.spec, config.model, dump_yaml(config))
             self.folder.save_adapter(tensors, self.spec, config.model)
         except SaveError as error:
-            self._report_failure(step, str(error), is_last)
+            self._report_failure(step, tensors, str(error), is_last)
             return False
         self.saved_step, self.has_failed = step, False
         self.folder.prune_checkpoints(config.keep_checkpoints)
         self.listener.handle(CheckpointSaved(step, path))
         return True
+
+    def update_progress(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> None:
+        """Record in the checkpoint of this step that it was evaluated, or that the run is finished.
+
+        Args:
+            state: as in `save`.
+            tensors: as in `save`; written where there is no checkpoint of this step.
+            is_last: whether there is no later chance.
+
+        Raises:
+            UserError: the last chance failed.
+        """
+        if self.saved_step == state.progress.step:
+            try:
+                return self.folder.update_progress(state)
+            except SaveError:
+                self.saved_step = -1  # whole again
+        if is_last:
+            self.save(state, tensors, is_last=True)
+        return None
 
     def save_best(self, state: TrainingState, tensors: Tensors, loss: float) -> None:
         """Write a checkpoint and mark it as the best on held-out examples.
@@ -81,13 +101,18 @@ class CheckpointSaver:
             with suppress(SaveError):
                 self.folder.mark_best(state.progress.step, loss)
 
-    def _report_failure(self, step: int, reason: str, is_last: bool) -> None:
+    def _report_failure(self, step: int, tensors: Tensors, reason: str, is_last: bool) -> None:
         latest = self.folder.latest_checkpoint()
         kept = f"the last checkpoint is {latest}" if latest else "there is no checkpoint yet"
-        message = f"step {step} could not be saved: {reason}; {kept}"
         if is_last:
+            with suppress(SaveError):  # it is small beside the optimizer's state
+                self.folder.save_adapter(tensors, self.spec, self.config.model)
+                kept += "; the adapter of this step is saved"
             hint = "Make room, and resume with --resume." if latest else "Make room, and start again."
+            message = f"step {step} could not be saved: {reason}; {kept}"
             raise UserError(message, where=Where(str(self.folder.path)), hint=hint)
         if not self.has_failed:
-            self.listener.handle(Note(f"{message}. It is tried again with every report."))
+            self.listener.handle(
+                Note(f"step {step} could not be saved: {reason}; {kept}. It is tried again with every report.")
+            )
         self.has_failed = True

@@ -28,6 +28,7 @@ class RunPlan:
         total_parameters: number of parameters of the model.
         ranks: processes that train together.
         gradient_bytes: bytes that each rank sends in a step to sum gradients.
+        evaluates_first: whether a resumed run repeats the evaluation at `first_step`, which was not finished.
     """
 
     run: Path
@@ -42,6 +43,7 @@ class RunPlan:
     total_parameters: int
     ranks: int = 1
     gradient_bytes: int = 0
+    evaluates_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def train(
             is resumed in any case.
         resume_anyway: resume even if config, model or data have changed.
         oom_fallback: how much less memory to use than there is.
-        stop: set it to end the run, saved, after the current step.
+        stop: set it to end the run; finished steps are saved. With several ranks, after the current step.
 
     Returns:
         The run's folder and its held-out metrics before and after.
@@ -132,6 +132,7 @@ def _run_plan(trainer: Trainer, components: TrainComponents) -> RunPlan:
         run=trainer.saver.folder.path,
         steps=trainer.steps,
         first_step=trainer.progress.step,
+        evaluates_first=trainer.evaluation_is_pending(trainer.progress),
         num_examples={name: len(example_set.indices) for name, example_set in components.example_sets.items()},
         example_kind=components.train_set.example_kind,
         steps_per_epoch=trainer.source.steps_per_epoch or 0,

@@ -20,7 +20,13 @@ from safetensors import SafetensorError
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.training.checkpoint import TrainingState, read_progress, write_training_state
+from mlx_dpo.training.checkpoint import (
+    PROGRESS_FILE,
+    TrainingState,
+    read_progress,
+    write_progress,
+    write_training_state,
+)
 from mlx_dpo.utils.atomic_write import append_line, atomic_write, delete
 
 ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
@@ -196,7 +202,7 @@ class RunFolder:
         Raises:
             SaveError: it can't be written.
         """
-        final = self.path / "checkpoints" / f"{state.progress.step:07d}"
+        final = self._checkpoint(state.progress.step)
         with _save_errors():
             final.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(final) as partial:
@@ -207,6 +213,18 @@ class RunFolder:
         if not (self.path / CONFIG_FILE).exists():  # somebody has deleted the run's folder
             self.write_text(CONFIG_FILE, config)
         return final
+
+    def update_progress(self, state: TrainingState) -> None:
+        """Rewrite the progress in the checkpoint of this step, after an evaluation or at the run's end.
+
+        Raises:
+            SaveError: it can't be written.
+        """
+        with _save_errors(), atomic_write(self._checkpoint(state.progress.step) / PROGRESS_FILE) as partial:
+            write_progress(partial, state)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"{step:07d}"
 
     def prune_checkpoints(self, keep: int) -> None:
         """Delete all but the last `keep` checkpoints and the best; none where `keep` is 0."""

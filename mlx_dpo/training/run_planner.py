@@ -26,7 +26,7 @@ from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
 
 MAX_PAIRS_READ = 20_000  # pairs whose lengths are read; of more, every n-th step
-SAFE_MEMORY_SHARE = 0.7  # of the available memory, for an estimate
+SAFE_MEMORY_SHARE = 0.5  # of the available memory, for an estimate
 PROBE_STEPS = 3  # optimizer steps that are timed
 
 _JSON_KEYS = {  # of attributes that have another name

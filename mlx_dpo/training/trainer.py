@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import takewhile
 from typing import Any
 
@@ -30,8 +31,10 @@ from mlx_dpo.training.gradients import GradientComputer
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.non_finite import SkippedSteps
 from mlx_dpo.training.optimizer import learning_rate_at, make_optimizer, total_steps
+from mlx_dpo.training.result_sharing import share_results
 from mlx_dpo.training.scorer import Scorer
 from mlx_dpo.training.throughput import ThroughputMeter
+from mlx_dpo.utils.stop_flag import StopRequested, stop_on
 
 # Measures the held-out examples at a step, under running statistics of the loss; reports (examples done, total).
 Evaluate = Callable[[int, LossStates, Callable[[int, int], None]], tuple[Metrics, EvalSnapshot]]
@@ -43,7 +46,7 @@ class Trainer:
     Attributes:
         steps: optimizer steps in all.
         progress: how far it has come.
-        stop: set it to end the run after the current step.
+        stop: set it to end the run; finished steps are saved.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Trainer:
             evaluate: measures held-out examples; None where there are none.
             saver: writes checkpoints.
             listener: receives events.
-            stop: set it to end the run after the current step.
+            stop: set it to end the run; finished steps are saved.
             communicator: ranks that train together.
         """
         self.config, self.source, self.scorer, self.loss, self.evaluate = config, source, scorer, loss, evaluate
@@ -93,7 +96,8 @@ class Trainer:
         Raises:
             UserError: nothing is left to do.
         """
-        if state.progress.step >= self.steps or (state.progress.finished and self.config.patience):
+        is_done = state.progress.step >= self.steps and not self.evaluation_is_pending(state.progress)
+        if is_done or (state.progress.finished and self.config.patience):
             hint = "Give more --epochs or --iters, and --resume-anyway, to train further."
             where = Where(str(self.saver.folder.path))
             raise UserError(f"this run has done all its {state.progress.step} steps", where=where, hint=hint)
@@ -115,15 +119,19 @@ class Trainer:
             The held-out metrics after it; empty without held-out examples.
 
         Raises:
-            Interrupted: `stop` was set; the step was finished and saved.
+            Interrupted: `stop` was set; the last finished step is saved.
             UserError: the user must change something; what was done is saved.
             Diverged: the numbers are no longer finite; earlier checkpoints stay.
         """
-        if self.progress.step == 0:
-            self.progress.metrics_before = self._evaluate()
-        self.model.train()
         try:
-            metrics = self._train()
+            # Ranks stop together, after a step: one that stopped by itself would leave the others waiting.
+            with stop_on(self.stop) if self.communicator.size == 1 else nullcontext():
+                if self.progress.step == 0:
+                    self.progress.metrics_before = self._evaluate()
+                self.model.train()
+                metrics = self._train()
+        except StopRequested:
+            raise self._interrupted() from None
         except Diverged:
             raise
         except UserError:
@@ -135,13 +143,23 @@ class Trainer:
         if self.progress.consecutive_skips:
             raise self._skipped_steps.diverged(self.progress)
         self.progress.finished = True
-        self.saver.saved_step = -1  # the checkpoint of this step must say that the run is finished
-        self._save(is_last=True)
+        self.saver.update_progress(self.state(), trainable_tensors(self.model), is_last=True)
         return metrics
+
+    def _interrupted(self) -> Interrupted:
+        """Save the last finished step, and return what to raise."""
+        if self.progress.step:
+            self._save(is_last=True)
+        folder = self.saver.folder
+        return Interrupted(self.progress.step, str(folder.latest_checkpoint() or folder.path))
 
     def _train(self) -> Metrics:
         """Take all steps; returns the held-out metrics after the last one."""
         metrics: Metrics = {}
+        if self.evaluation_is_pending(self.progress):  # the run ended while it was evaluated
+            metrics = self._evaluate()
+            if self._should_stop_early():
+                return metrics
         for batch in self._batches():
             self.step(batch)
             metrics = self._after_step()
@@ -150,8 +168,14 @@ class Trainer:
         else:
             if self.progress.step < self.steps:  # the source is exhausted
                 self._report()
-                metrics = self._evaluate()
+                metrics = self._save_and_evaluate()
         return metrics
+
+    def evaluation_is_pending(self, progress: TrainingProgress) -> bool:
+        """Whether a checkpoint was written before the evaluation that is due at its step."""
+        step, steps_per_eval = progress.step, self.config.steps_per_eval
+        is_due = step == self.steps or bool(steps_per_eval and step % steps_per_eval == 0)
+        return is_due and progress.evaluated_step is not None and progress.evaluated_step < step
 
     def _batches(self) -> Iterator[OptimizerBatch]:
         """This rank's share of every batch from here to the last step."""
@@ -179,7 +203,10 @@ class Trainer:
         progress, states_before = self.progress, self.progress.loss_states
         with self._throughput.measure():
             gradients, local_metrics, states = self.gradients.compute(batch, progress.step, states_before)
-            example_metrics, local = self._share_results(batch, local_metrics)
+            results, local = share_results(self.communicator, (self.scorer, self.source), batch, local_metrics)
+            example_metrics = results["metrics"]
+            self._throughput.tokens += int(results["tokens"].sum())
+            self._peak_memory_gb = float(results["peak_memory"].max())
             metrics = mean_metrics([example_metrics], self.loss.metric_names)
             gradients = self.communicator.all_sum(gradients)
             norm = self._update(gradients) if np.isfinite(metrics["loss"]) else float("nan")
@@ -195,24 +222,6 @@ class Trainer:
         self._throughput.steps += 1
         totals = {"peak_memory_gb": self._peak_memory_gb, "reference_seconds": self.scorer.reference_seconds}
         self.listener.handle(events.Step(progress.step, {**metrics, **totals}))
-
-    def _share_results(self, batch: OptimizerBatch, metrics: np.ndarray) -> tuple[np.ndarray, slice]:
-        """Metrics of all ranks' examples, [examples, names], and this rank's place among them."""
-        indices = batch.indices_in_order
-        results = {
-            "indices": indices,
-            "metrics": metrics,
-            "tokens": np.array([sum(micro.num_tokens for micro in batch.micro_batches)]),
-            "peak_memory": np.array([mx.get_peak_memory() / 1e9]),
-        }
-        for component in (self.scorer, self.source):
-            results |= component.shared_values(indices)
-        results, local = self.communicator.gather_and_concatenate(results)
-        for component in (self.scorer, self.source):
-            component.receive_values(results["indices"], results)
-        self._throughput.tokens += int(results["tokens"].sum())
-        self._peak_memory_gb = float(results["peak_memory"].max())
-        return results["metrics"], local
 
     def _update(self, gradients: Any) -> float:
         """Apply the gradients where they are finite; returns their norm before clipping."""
@@ -231,11 +240,9 @@ class Trainer:
             self._report()
         metrics: Metrics = {}
         if is_last or (config.steps_per_eval and step % config.steps_per_eval == 0):
-            metrics = self._evaluate()
+            metrics = self._save_and_evaluate()
         if not is_last and self._stop_requested():
-            self._save(is_last=True)
-            folder = self.saver.folder
-            raise Interrupted(step, str(folder.latest_checkpoint() or folder.path))  # other ranks have no checkpoints
+            raise self._interrupted()
         if (config.save_every and step % config.save_every == 0) or (self.saver.has_failed and report_due):
             self._save()
         return metrics
@@ -269,8 +276,16 @@ class Trainer:
         step, steps_per_epoch = self.progress.step, self.source.steps_per_epoch
         return {"step": step, "epoch": step / steps_per_epoch} if steps_per_epoch else {"step": step}
 
+    def _save_and_evaluate(self) -> Metrics:
+        """Evaluate after the step is saved, so that nothing that fails or is interrupted there costs a step."""
+        self._save()
+        metrics = self._evaluate()
+        self.saver.update_progress(self.state(), trainable_tensors(self.model))
+        return metrics
+
     def _evaluate(self) -> Metrics:
         if self.evaluate is None:
+            self.progress.evaluated_step = self.progress.step
             return {}
 
         def on_progress(done: int, total: int) -> None:
@@ -279,22 +294,14 @@ class Trainer:
         metrics, snapshot = self.evaluate(self.progress.step, self.progress.loss_states, on_progress)
         line = {**self._position(), **{f"eval_{name}": value for name, value in metrics.items()}}
         self.listener.handle(events.EvaluationMetrics(line))
-        self._update_best(metrics["loss"])
+        if self.progress.record_loss(metrics["loss"]) and self.config.keep_best and self.progress.step:
+            self.saver.save_best(self.state(), trainable_tensors(self.model), metrics["loss"])
         self.listener.handle(events.SnapshotTaken(snapshot))
         self._sampling_seconds += snapshot.sampling_seconds
         reference_seconds = snapshot.example_set.reference.seconds
         self.listener.handle(events.EvaluationRecorded(reference_seconds, self._sampling_seconds))
+        self.progress.evaluated_step = self.progress.step
         return metrics
-
-    def _update_best(self, loss: float) -> None:
-        """Count evaluations since the best one, and save the best."""
-        progress = self.progress
-        if progress.best_loss is not None and not loss < progress.best_loss:
-            progress.evaluations_since_best += 1
-            return
-        progress.best_loss, progress.evaluations_since_best = loss, 0
-        if self.config.keep_best and progress.step:
-            self.saver.save_best(self.state(), trainable_tensors(self.model), loss)
 
     def _save(self, is_last: bool = False) -> None:
         self.saver.save(self.state(), trainable_tensors(self.model), is_last=is_last)

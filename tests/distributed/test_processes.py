@@ -157,7 +157,7 @@ def test_ctrl_c_saves_all(tmp_path: Path, start_process: Any) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=SOON)
     assert process.returncode == 130
-    assert err.count("stopped after step") == err.count("stopping after this step") == 1
+    assert err.count("stopped after step") == err.count("stopping; finished steps are saved") == 1
     assert "Resume with: mlx-dpo train --workers 2" in err
     assert f"stopped after step {steps_done(run)}" in err
 

@@ -49,7 +49,11 @@ class StopAfter(Listener):
 def test_the_folder_is_as_promised(tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(config(run, save_every=3, steps_per_eval=4), listener=MetricsLog())
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["0000003", "0000006", "0000007"]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        "0000004",
+        "0000006",
+        "0000007",
+    ]
     assert {p.name for p in run.iterdir()} == {
         "adapters.safetensors",
         "adapter_config.json",

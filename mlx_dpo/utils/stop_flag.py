@@ -1,0 +1,30 @@
+"""One flag that asks long work to stop: loops over micro-batches, chunks, tokens and files look at it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class StopRequested(Exception):
+    """The work was asked to stop; what it had not finished is to be discarded."""
+
+
+_active: list[threading.Event] = []
+
+
+@contextmanager
+def stop_on(event: threading.Event) -> Iterator[None]:
+    """Make `check_stop` raise `StopRequested` inside a `with` block once an event is set."""
+    _active.append(event)
+    try:
+        yield
+    finally:
+        _active.remove(event)
+
+
+def check_stop() -> None:
+    """Raise `StopRequested` where the work was asked to stop. Costs nothing, so that inner loops can call it."""
+    if any(event.is_set() for event in _active):
+        raise StopRequested
