@@ -17,6 +17,8 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import Policy
 from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 
+NUM_KL_EXAMPLES = 16  # held-out examples whose KL is measured; each takes two forward passes in an evaluation
+
 
 @dataclass
 class EvalSnapshot:

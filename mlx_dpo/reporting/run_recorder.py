@@ -16,7 +16,7 @@ import numpy as np
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.examples import Completion
-from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
+from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES, EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.reporting import evaluation_records as records
@@ -26,7 +26,6 @@ from mlx_dpo.training.events import Note, RunPlan
 from mlx_dpo.training.listener import Listener, Listeners
 from mlx_dpo.utils.atomic_write import append_line
 
-NUM_KL_EXAMPLES = 16  # held-out examples whose KL is measured; each takes two forward passes per evaluation
 NUM_TOKEN_EXAMPLES = 256  # held-out examples whose token log-probs before training are kept, to show on the page
 NUM_EXTREME_EXAMPLES = 5  # examples on the page with the lowest scores, and with the highest
 MAX_SAMPLE_TOKENS = 64

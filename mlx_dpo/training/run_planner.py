@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +15,7 @@ import numpy as np
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.data.prefetching import prefetch
+from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.forward.device import usable_memory
@@ -27,7 +28,8 @@ from mlx_dpo.training.trainer import Trainer
 
 MAX_PAIRS_READ = 20_000  # pairs whose lengths are read; of more, every n-th step
 SAFE_MEMORY_SHARE = 0.5  # of the available memory, for an estimate
-PROBE_STEPS = 3  # optimizer steps that are timed
+TRIAL_MICRO_BATCHES = 2  # of middling size that are timed
+TRIAL_SECONDS = 45  # after which no other is begun
 
 _JSON_KEYS = {  # of attributes that have another name
     "tokens_per_pair": "pair_slots",
@@ -134,10 +136,9 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
     num_pairs, held_out = len(components.train_set.indices), components.example_sets.get(HELD_OUT)
     num_held_out = len(held_out.indices) if held_out else 0
     if is_measured := peak <= max(limit, usable_memory()):
-        listener.handle(Preparing("Trying a few steps"))
-        forward, step, peak = _time_steps(trainer, memory_model, batches, largest)
+        forward, step, peak = _time_steps(trainer, memory_model, batches, largest, listener)
         epoch_tokens = sum(cost.tokens for cost in costs) * _steps_per_epoch(trainer) / len(batches)
-        seconds = _run_seconds(trainer, forward, step, epoch_tokens, num_held_out / num_pairs)
+        seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out)
     lengths = [pair for micro in micro_batches for pair in _example_lengths(micro)]
     return RunEstimate(
         pairs=num_pairs,
@@ -173,47 +174,70 @@ def _first_epoch(trainer: Trainer) -> list[OptimizerBatch]:
 
 
 def _time_steps(
-    trainer: Trainer, memory_model: MemoryModel, batches: list[OptimizerBatch], largest: MicroBatch
+    trainer: Trainer, memory_model: MemoryModel, batches: list[OptimizerBatch], largest: MicroBatch, listener: Listener
 ) -> tuple[float, float, int]:
-    """Time the batch of the largest micro-batch, which warms up, and some of middling size.
+    """Try the largest micro-batch, which warms up and has the peak, then some of middling size.
 
     Returns seconds a token of a forward pass and of a step with the reference known, and the peak memory in bytes.
     """
-    sharing = memory_model.network.sharing
-    tokens = [sum(BatchCost.from_batch(micro, sharing).tokens for micro in batch.micro_batches) for batch in batches]
-    by_size = sorted(range(len(batches)), key=tokens.__getitem__)
-    heaviest = next(i for i, batch in enumerate(batches) if largest in batch.micro_batches)
-    middling = [by_size[len(batches) * i // (PROBE_STEPS + 1)] for i in range(1, PROBE_STEPS + 1)]
+    sharing, began = memory_model.network.sharing, time.perf_counter()
+    listener.handle(Preparing("Trying the largest micro-batch"))
+    heaviest = next(batch for batch in batches if largest in batch.micro_batches)
+    others = [micro for micro in heaviest.micro_batches if micro is not largest]
     mx.reset_peak_memory()
-    _time_step(trainer, memory_model, batches[heaviest])
-    times = np.array([_time_step(trainer, memory_model, batches[i]) for i in middling])
-    forward, step = times.sum(axis=0) / sum(tokens[i] for i in middling)
-    return float(forward), float(step), mx.get_peak_memory()
-
-
-def _time_step(trainer: Trainer, memory_model: MemoryModel, batch: OptimizerBatch) -> tuple[float, float]:
-    """Seconds of a batch's log-probs alone, and of an optimizer step with its reference known."""
-    began = time.perf_counter()
-    for micro in batch.micro_batches:
+    _try_step(trainer, _with_micro_batches(heaviest, [largest, *others[:1]]))  # gradients of two are added up
+    by_size = sorted(
+        (
+            (BatchCost.from_batch(micro, sharing).tokens, i, micro)
+            for i, batch in enumerate(batches)
+            for micro in batch.micro_batches
+        ),
+        key=lambda candidate: candidate[:2],
+    )
+    tokens, seconds = 0, np.zeros(2)
+    for number in range(1, TRIAL_MICRO_BATCHES + 1):
+        if tokens and time.perf_counter() - began > TRIAL_SECONDS:
+            break
+        listener.handle(Preparing(f"Trying a micro-batch of middling size ({number} of {TRIAL_MICRO_BATCHES})"))
+        num_tokens, index, micro = by_size[len(by_size) * number // (TRIAL_MICRO_BATCHES + 1)]
+        tokens += num_tokens
+        start = time.perf_counter()
         memory_model.network.logps(micro)
-    forward = time.perf_counter() - began
+        forward = time.perf_counter() - start
+        seconds += forward, _try_step(trainer, _with_micro_batches(batches[index], [micro]))
+    forward, step = (seconds / tokens).tolist()
+    return forward, step, mx.get_peak_memory()
+
+
+def _with_micro_batches(batch: OptimizerBatch, micro_batches: list[MicroBatch]) -> OptimizerBatch:
+    """An optimizer batch of some of a batch's micro-batches."""
+    size = sum(len(micro.batch_indices) for micro in micro_batches)
+    return replace(batch, size=size, micro_batches=micro_batches, mismatched_micro_batches=[])
+
+
+def _try_step(trainer: Trainer, batch: OptimizerBatch) -> float:
+    """Seconds of an optimizer step with made-up reference log-probs."""
+    values = trainer.scorer.shared_values(batch.indices_in_order)
+    made_up = {name: np.where(np.isnan(array), 0.0, array) for name, array in values.items()}
+    trainer.scorer.receive_values(batch.indices_in_order, made_up)
+    start = time.perf_counter()
     trainer.step(batch)
-    began = time.perf_counter()
-    trainer.step(batch)
-    return forward, time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _run_seconds(
-    trainer: Trainer, forward: float, step: float, epoch_tokens: float, held_out_share: float
+    trainer: Trainer, forward: float, step: float, epoch_tokens: float, tokens_per_example: float, num_held_out: int
 ) -> dict[str, float]:
     """What the parts of the run take, from seconds a token and the tokens of an epoch."""
     interval, steps = trainer.config.steps_per_eval, trainer.steps
     evaluations = 2 + ((steps - 1) // interval if interval else 0)
+    passes = num_held_out * (evaluations + 1)  # the reference once
+    passes += 2 * min(NUM_KL_EXAMPLES, num_held_out) * (evaluations - 1)  # none in the first
     run_tokens = epoch_tokens * steps / _steps_per_epoch(trainer)
     return {
         "reference": forward * min(run_tokens, epoch_tokens),
         "training": step * run_tokens,
-        "evaluations": forward * epoch_tokens * held_out_share * (evaluations + 1),  # and the reference, once
+        "evaluations": forward * tokens_per_example * passes,
     }
 
 

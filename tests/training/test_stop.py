@@ -1,0 +1,83 @@
+"""Asked to stop, or failing, at any moment: what was trained is saved, and resuming ends with the same bytes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlx_dpo import Interrupted, train
+from mlx_dpo.forward import token_logps
+from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
+from mlx_dpo.training.events import Metrics, RunPlan
+from tests.training.test_run import adapter, config
+
+SETTINGS = {"steps_per_eval": 3, "valid_pairs": 2, "save_every": 0}
+
+
+class Begun(MetricsLog):
+    """Notices that training begins."""
+
+    has_begun = False
+
+    def on_run_start(self, plan: RunPlan) -> None:
+        super().on_run_start(plan)
+        self.has_begun = True
+
+
+class Failure(MetricsLog):
+    """Fails when the evaluation after the last step is reported."""
+
+    def on_evaluation_metrics(self, metrics: Metrics) -> None:
+        super().on_evaluation_metrics(metrics)
+        if metrics["step"] == 7:
+            raise RuntimeError("in the last evaluation")
+
+
+def steps_of(run: Path) -> list[tuple[float, bool]]:
+    """(step, whether it is an evaluation) of each line of the metrics."""
+    return [(line["step"], "eval_loss" in line) for line in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(config(run, **SETTINGS), listener=MetricsLog())
+    return run
+
+
+def test_a_failure_after_the_last_step_costs_no_step(tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="in the last evaluation"):
+        train(config(run, **SETTINGS), listener=Failure())
+    assert adapter(run) == adapter(whole)
+    result = train(config(run, **SETTINGS), listener=MetricsLog())
+    assert adapter(run) == adapter(whole) and steps_of(run) == steps_of(whole)
+    assert result.after and read_metrics(run)[-1]["eval_loss"] == read_metrics(whole)[-1]["eval_loss"]
+
+
+@pytest.mark.parametrize("chunk", [0, 4, 9, 23])
+def test_stopped_in_the_middle_of_a_step(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """The flag is set at some chunk of logits, of training or of an evaluation, and honoured before the next one."""
+    run, stop, chunks, listener = tmp_path / "run", threading.Event(), list[int](), Begun()
+    compute = token_logps._chunk
+
+    def counted(*arguments: object) -> object:
+        chunks.append(1)
+        if not listener.has_begun:
+            chunks.clear()
+        if len(chunks) == chunk + 1:
+            stop.set()
+        assert len(chunks) <= chunk + 1, "it went on"
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(token_logps, "_chunk", counted)
+    with pytest.raises(Interrupted):
+        train(config(run, **SETTINGS), listener=listener, stop=stop)
+    monkeypatch.undo()
+    train(config(run, **SETTINGS), listener=MetricsLog())
+    assert adapter(run) == adapter(whole)
+    assert steps_of(run) == steps_of(whole)
