@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlx_dpo.data.implicit_text import common_prompt_length
 from mlx_dpo.data.json_values import check_text, json_type_name, printable
 from mlx_dpo.data.messages import Message, is_empty_message, is_hh_dialogue, parse_hh_dialogue, parse_messages
 from mlx_dpo.errors import RowError
@@ -139,23 +140,14 @@ def _split_implicit(chosen: NamedMessages, rejected: NamedMessages) -> PromptAnd
 
 
 def _split_implicit_text(chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
-    """Two texts: the prompt is their common prefix."""
+    """Two texts: the prompt is their common prefix, up to a border between words."""
     first, second = chosen[1], rejected[1]
-    start = _common_prefix_length(first, second)
-    if start and first[start - 1] == " ":
-        start -= 1  # as TRL does: the space belongs to the word after it
+    start = common_prompt_length(first, second)
     if not first[:start].strip():
         hint = "Give a `prompt`."
-        raise RowError("there is no prompt, and chosen and rejected don't begin alike", kind="no prompt", hint=hint)
+        message = "there is no prompt, and chosen and rejected don't begin with the same words"
+        raise RowError(message, kind="no prompt", hint=hint)
     for name, text in (chosen, rejected):
         if not text[start:].strip():
             raise RowError("is empty behind what it shares with the other side", kind="empty", field=name)
     return first[:start], first[start:], second[start:]
-
-
-def _common_prefix_length(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
-    return low
