@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import JsonFlag, with_config_options
+from mlx_dpo.cli.config_options import RENDERING_SETTINGS, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stderr_console, stdout_console
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 
@@ -19,12 +19,11 @@ app = typer.Typer(
 )
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, or - for stdin.")]
-MaxLength = Annotated[int, typer.Option(min=2, help="Longest prompt + completion in tokens, as in training.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Use string rows as they are, without the chat template.")]
+ENCODING_SETTINGS = ("max_length", *RENDERING_SETTINGS, "train_on", *COLUMN_SETTINGS)
 
 
 @app.command()
-@with_config_options(COLUMN_SETTINGS)
+@with_config_options(ENCODING_SETTINGS)
 def check(
     flags: dict[str, Any],
     file: Annotated[
@@ -34,8 +33,6 @@ def check(
         str | None,
         typer.Option(help="Folder or Hub id of a model, whose tokenizer is loaded to measure lengths in tokens."),
     ] = None,
-    max_length: MaxLength = TrainConfig.max_length,
-    raw: Raw = False,
     json: JsonFlag = False,
 ) -> None:
     """Check every row, and report formats, problems, duplicates and, with --model, lengths in tokens.
@@ -49,11 +46,13 @@ def check(
       mlx-dpo data check ./data --model ./Qwen3-4B-4bit --max-length 1024
     """
     from mlx_dpo.cli.tables.data_check_tables import print_data_check
+    from mlx_dpo.data.chat_encoding import ExampleEncoder
     from mlx_dpo.data.data_check import DataCheck
 
     files = _files_to_check(file)
-    columns = TrainConfig.from_mapping(flags).columns
-    result = DataCheck(_load_tokenizer(model) if model else None, max_length=max_length, raw=raw, columns=columns)
+    config = TrainConfig.from_mapping(flags)
+    encoder = ExampleEncoder.from_config(config, _load_tokenizer(model)) if model else None
+    result = DataCheck(encoder, columns=config.columns)
     for name in files:
         with _progress_bar(f"Reading {name}") as progress:
             result.add_file(name, progress)
@@ -66,14 +65,12 @@ def check(
 
 
 @app.command()
-@with_config_options(COLUMN_SETTINGS)
+@with_config_options(ENCODING_SETTINGS)
 def show(
     flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the pair, from 1.")],
     file: File,
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model; only its tokenizer is loaded.")],
-    max_length: MaxLength = TrainConfig.max_length,
-    raw: Raw = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="Markers instead of colors.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -87,9 +84,10 @@ def show(
     """
     from mlx_dpo.data.chat_encoding import ExampleEncoder
 
-    pair, where = _read_pair(number, file, TrainConfig.from_mapping(flags).columns)
+    config = TrainConfig.from_mapping(flags)
+    pair, where = _read_pair(number, file, config.columns)
     tokenizer = _load_tokenizer(model)
-    encoded = ExampleEncoder(tokenizer, max_length=max_length, overlong="truncate", raw=raw)(pair, where)
+    encoded = ExampleEncoder.from_config(config, tokenizer)(pair, where)
     assert encoded is not None, "only overlong='drop' drops"
     from mlx_dpo.cli.tables.pair_view import example_json, print_example
 

@@ -74,6 +74,21 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt without completions; attributes as those of `Pair`."""
+
+    prompt: TextOrMessages
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    is_hh_dialogue: bool = field(default=False, compare=False)
+
+    @property
+    def completions(self) -> tuple[TextOrMessages, ...]:
+        """None."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Candidates:
     """Any number of answers to a prompt, to be scored; attributes as those of `Pair`.
 

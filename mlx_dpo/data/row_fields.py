@@ -9,13 +9,8 @@ from typing import Any
 
 from mlx_dpo.data.examples import SCORE_COLUMNS
 from mlx_dpo.data.json_values import check_json, json_type_name, printable
+from mlx_dpo.data.template_kwargs import RESERVED_TEMPLATE_KWARGS, parse_enable_thinking
 from mlx_dpo.errors import RowError
-
-_RESERVED_TEMPLATE_KWARGS = {  # parameters of apply_chat_template that rows may not set
-    *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
-    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
-    *("return_assistant_tokens_mask", "self"),
-}
 
 
 def parse_label(row: dict[str, Any]) -> bool | None:
@@ -85,17 +80,17 @@ def parse_tools(row: dict[str, Any]) -> list[Any] | None:
 
 
 def parse_template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
-    """The `chat_template_kwargs` of a row, without nulls. Raises `RowError`."""
+    """The `chat_template_kwargs` of a row, without nulls, and its `enable_thinking`. Raises `RowError`."""
     name = "chat_template_kwargs"
-    kwargs = row.get(name)
+    kwargs, thinking = row.get(name), parse_enable_thinking(row)
     if kwargs is None:
-        return {}
+        return thinking
     if not isinstance(kwargs, dict):
         raise RowError(f"must be an object, not {json_type_name(kwargs)}", kind="type", field=name)
     check_json(kwargs, name)
-    if reserved := _RESERVED_TEMPLATE_KWARGS & kwargs.keys():
+    if reserved := RESERVED_TEMPLATE_KWARGS & kwargs.keys():
         raise RowError(f"can't set {', '.join(sorted(reserved))}", kind=name, field=name)
-    return {key: value for key, value in kwargs.items() if value is not None}
+    return thinking | {key: value for key, value in kwargs.items() if value is not None}
 
 
 def parse_values(row: dict[str, Any], column: str, key: str) -> list[Any]:
