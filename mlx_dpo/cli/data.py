@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import RENDERING_SETTINGS, JsonFlag, with_config_options
+from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stderr_console, stdout_console
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 
@@ -19,11 +19,10 @@ app = typer.Typer(
 )
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, or - for stdin.")]
-ENCODING_SETTINGS = ("max_length", *RENDERING_SETTINGS, "train_on", *COLUMN_SETTINGS)
 
 
 @app.command()
-@with_config_options(ENCODING_SETTINGS)
+@with_config_options(("max_length", *ENCODING_SETTINGS))
 def check(
     flags: dict[str, Any],
     file: Annotated[
@@ -65,7 +64,7 @@ def check(
 
 
 @app.command()
-@with_config_options(ENCODING_SETTINGS)
+@with_config_options(("max_length", *ENCODING_SETTINGS))
 def show(
     flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the pair, from 1.")],

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import RENDERING_SETTINGS, with_config_options
+from mlx_dpo.cli.config_options import ENCODING_SETTINGS, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, print_text, stderr_console
 from mlx_dpo.cli.tables.metric_tables import summary_tables, warn_about_training_settings
-from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
+from mlx_dpo.config import TrainConfig
 
-OPTIONS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", *RENDERING_SETTINGS, "train_on", *COLUMN_SETTINGS)
+OPTIONS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", *ENCODING_SETTINGS)
 
 
 @with_config_options(

@@ -32,14 +32,14 @@ class AlignedAnswer:
         mask: which of them are the assistant's; None where all are.
         prompt_is_prefix: prompt and answer rendered together begin with the prompt's ids.
         rendered: prompt and answer rendered together, as text.
-        trained: the assistant's part of it.
+        assistant_text: the assistant's part of it.
     """
 
     ids: TokenIds
     mask: TokenMask | None
     prompt_is_prefix: bool
     rendered: str
-    trained: str
+    assistant_text: str
 
 
 class AnswerAligner:
@@ -87,8 +87,8 @@ class AnswerAligner:
 
     def _trained_turns(self, turns: Sequence[Message], first: int) -> list[int]:
         indices = range(first + self._chat.num_shared_turns, len(turns))
-        trained = [i for i in indices if turns[i]["role"] == "assistant"]
-        return trained[-1:] if self._train_on == "last" else trained
+        assistant_turns = [i for i in indices if turns[i]["role"] == "assistant"]
+        return assistant_turns[-1:] if self._train_on == "last" else assistant_turns
 
     def _masked(self, whole: Rendering, start: int, spans: Sequence[Span], is_prefix: bool) -> AlignedAnswer:
         bounds = sorted({start, *(bound for span in spans for bound in span)})
@@ -97,8 +97,8 @@ class AnswerAligner:
         mask = tuple(bound in starts for bound, piece in zip(bounds, pieces, strict=True) for _ in piece)
         ids = tuple(token_id for piece in pieces for token_id in piece)
         text = self._renderer.text
-        trained = "".join(text(whole[begin:end]) for begin, end in spans)
-        return AlignedAnswer(ids, None if all(mask) else mask, is_prefix, text(whole), trained)
+        assistant_text = "".join(text(whole[begin:end]) for begin, end in spans)
+        return AlignedAnswer(ids, None if all(mask) else mask, is_prefix, text(whole), assistant_text)
 
     def _span(self, whole: Rendering, turns: Sequence[Message], i: int, start: int | None) -> Span:
         if start is None:
@@ -230,5 +230,5 @@ def _continue_turn(start: Message, answer: Sequence[Message]) -> list[Message]:
 
 def _hidden_turns_error() -> RowError:
     hint = "Give each assistant turn a row of its own, with the turns before it as the prompt."
-    message = "the model's chat template renders this row so that the assistant's tokens can't be told from the others"
+    message = "the model's chat template renders this row in a way that hides which tokens are the assistant's"
     return RowError(message, kind="template", hint=hint)

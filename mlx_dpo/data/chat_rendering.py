@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from mlx_dpo.data.conversations import TextOrMessages, as_messages
-from mlx_dpo.data.encoded_example import TokenIds, common_prefix_length
+from mlx_dpo.data.encoded_example import TokenIds
 from mlx_dpo.data.messages import Message, format_hh_dialogue
 from mlx_dpo.data.special_tokens import SpecialTokens
 from mlx_dpo.data.template_errors import template_error
@@ -237,10 +237,11 @@ def _with_shared_turns(chat: ChatExample) -> ChatExample:
     if len(chat.answers) < 2:
         return chat
     most = min(map(len, chat.answers)) - 1
-    shared = common_prefix_length(*(answer[:most] for answer in chat.answers)) if most else 0
+    first, *others = chat.answers
+    shared = next((i for i in range(most) if any(answer[i] != first[i] for answer in others)), most)
     if not shared:
         return chat
     if chat.continues_turn or any(answer[shared]["role"] != "assistant" for answer in chat.answers):
         return chat._replace(num_shared_turns=shared)
-    prompt = [*chat.prompt, *chat.answers[0][:shared]]
+    prompt = [*chat.prompt, *first[:shared]]
     return chat._replace(prompt=prompt, answers=[answer[shared:] for answer in chat.answers])

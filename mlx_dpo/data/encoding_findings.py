@@ -55,7 +55,7 @@ class FindingsDetector:
         if any(self._special.find_in(turn["content"]) for turn in all_turns):
             yield warnings.SPECIAL_TOKENS
         begin, end = self._special.thinking_tags
-        if prompt.rfind(begin) > prompt.rfind(end) and any(end not in answer.trained for answer in answers):
+        if prompt.rfind(begin) > prompt.rfind(end) and any(end not in answer.assistant_text for answer in answers):
             yield warnings.UNCLOSED_THINKING
         for turns, answer in zip(chat.answers, answers, strict=True):
             yield from self._thinking_kinds(chat, turns, answer)
@@ -74,7 +74,7 @@ class FindingsDetector:
         if any(text not in answer.rendered for turn in (*chat.prompt, *earlier) if (text := self._thinking(turn))):
             yield warnings.EARLIER_THINKING_LOST
         _, end = self._special.thinking_tags
-        has_block = end in answer.trained and self._empty_thinking.search(answer.trained)
+        has_block = end in answer.assistant_text and self._empty_thinking.search(answer.assistant_text)
         if has_block and not any(end in turn["content"] for turn in turns):
             yield warnings.EMPTY_THINKING
 
@@ -90,7 +90,7 @@ class FindingsDetector:
 
     def _check_rendered(self, chat: ChatExample, turns: Sequence[Message], answer: AlignedAnswer) -> None:
         """Raise `RowError` where the template renders nothing of an answer."""
-        text = self._empty_thinking.sub("", self._special.strip_from(answer.trained))
+        text = self._empty_thinking.sub("", self._special.strip_from(answer.assistant_text))
         if text.strip():
             if turns[-1]["content"].strip() or chat.continues_turn:
                 return

@@ -44,4 +44,3 @@ class ModelJudge(Judge):
         answers = generate_responses(model, renderer, prompts, SamplingParams(self.max_tokens))
         mx.clear_cache()
         return [parse_verdict(text) for text in answers]
-

@@ -35,6 +35,7 @@ def data_check_report(check: DataCheck) -> Iterator[RenderableType]:
         count = len(check.problems)
         yield Text(f"The first {count} problems" if count > 1 else "The problem", "bold")
         yield from map(_problem_text, check.problems)
+    yield from map(Text, check.warnings.sentences())
     yield from _verdict(check)
 
 
