@@ -20,6 +20,7 @@ from mlx_dpo.data.encoding_warnings import encoding_warnings
 from mlx_dpo.data.examples import Example, Pair
 from mlx_dpo.data.row_parsing import parse_examples, row_format_label
 from mlx_dpo.data.row_reading import OnProgress, read_rows
+from mlx_dpo.data.row_warnings import EQUAL_COMPLETIONS
 from mlx_dpo.errors import RowError, UserError, Where
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
@@ -84,7 +85,7 @@ class DataCheck:
         self.row_formats: Counter[str] = Counter()
         self.problems: list[RowError] = []
         self.problem_kinds: Counter[str] = Counter()
-        self.rows_without_pairs, self.identical_completions = Occurrences(), Occurrences()
+        self.rows_without_pairs = Occurrences()
         self.warnings = DataWarnings()
         self.lengths = TokenLengths(encoder.max_length) if encoder is not None else None
         self._encoder = encoder
@@ -118,10 +119,9 @@ class DataCheck:
     def _add_example(self, example: Example, where: Where) -> None:
         if isinstance(example, Pair):
             self.pairs += 1
-            if example.chosen == example.rejected:
-                self.identical_completions.add(where)
         else:
             self.completions += 1
+        self.warnings.add_all(example.warnings, where)
         self._hashes.append(_hash(example))
         self._lines.append(where.line or 0)
         self._files.append(len(self.files) - 1)
@@ -157,14 +157,14 @@ class DataCheck:
             "first_problems": [_problem_json(error) for error in self.problems],
             "rows_without_pairs": self.rows_without_pairs.to_json(),
             "duplicates": self.duplicates().to_json(),
-            "equal_sides": self.identical_completions.to_json(),
+            "equal_sides": self.warnings.count(EQUAL_COMPLETIONS).to_json(),
+            "warnings": self.warnings.to_json(),
         }
         if self.lengths:
             values["tokens"] = self.lengths.quantiles()
             values["max_length"] = self.lengths.max_length
             values["cut"] = self.lengths.truncated.to_json()
             values["prefix_not_held"] = self.lengths.prefix_mismatches.to_json()
-            values["warnings"] = self.warnings.to_json()
         return values
 
 

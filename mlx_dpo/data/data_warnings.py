@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,11 @@ class DataWarnings:
     def add(self, kind: WarningKind, where: Where, names: tuple[str, ...] = ()) -> None:
         """Count a row, with the columns that the warning is about."""
         self.by_kind.setdefault(kind, Occurrences()).add(where, names)
+
+    def add_all(self, warnings: Iterable[RowWarning], where: Where) -> None:
+        """Count all warnings about a row."""
+        for warning in warnings:
+            self.add(warning.kind, where, warning.names)
 
     def count(self, kind: WarningKind) -> Occurrences:
         """The rows with a kind of warning."""

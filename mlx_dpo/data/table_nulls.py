@@ -29,10 +29,9 @@ def strip_table_nulls(row: dict[str, Any]) -> dict[str, Any]:
     A null that its author may have meant, such as `"default": null` in a schema, stays where nothing else shows that
     the row was in a table.
     """
-    lists = {column: value for column, value in row.items() if isinstance(value, (list, tuple)) and value}
-    messages = {column: value for column, value in lists.items() if column != "tools" and _has_calls(value)}
-    tools = lists.get("tools")
-    if not messages and tools is None:
+    tools = row.get("tools") if isinstance(row.get("tools"), (list, tuple)) else None
+    messages = {column: value for column, value in row.items() if value.__class__ is list and _has_calls(value)}
+    if not messages and not tools:
         return row
     calls = [call for value in messages.values() for call in _functions(_calls(value))]
     schemas = list(_functions(tools or []))
@@ -43,7 +42,10 @@ def strip_table_nulls(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_calls(messages: Iterable[Any]) -> bool:
-    return any(isinstance(message, dict) and message.get("tool_calls") for message in messages)
+    for message in messages:  # a loop, for speed
+        if message.__class__ is dict and message.get("tool_calls"):
+            return True
+    return False
 
 
 def _calls(messages: Iterable[Any]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
 from mlx_dpo.data.data_check import QUANTILES, DataCheck, TokenLengths
-from mlx_dpo.data.data_warnings import Occurrences
+from mlx_dpo.data.data_warnings import Occurrences, describe
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import RowError
 from mlx_dpo.utils.formatting import plural
@@ -35,7 +35,6 @@ def data_check_report(check: DataCheck) -> Iterator[RenderableType]:
         count = len(check.problems)
         yield Text(f"The first {count} problems" if count > 1 else "The problem", "bold")
         yield from map(_problem_text, check.problems)
-    yield from map(Text, check.warnings.sentences())
     yield from _verdict(check)
 
 
@@ -97,12 +96,12 @@ def _warnings_table(check: DataCheck) -> Table:
         table.add_row(warning, f"{occurrences.count:,}", Text(", ".join(lines)))
 
     add("duplicates of an earlier example", check.duplicates())
-    add("pairs with equal completions", check.identical_completions)
     if check.rows_without_pairs.count:
-        add("rows without a pair (all scores equal)", check.rows_without_pairs)
+        add("rows without a pair (ties, or no judgement)", check.rows_without_pairs)
     if check.lengths:
         add(f"truncated at --max-length {check.lengths.max_length:,}", check.lengths.truncated)
-        add("prompts that are no prefix under the template", check.lengths.prefix_mismatches)
+    for kind, occurrences in check.warnings.by_kind.items():
+        add(f"{describe(kind, occurrences)}. {kind.hint}", occurrences)
     return table
 
 
