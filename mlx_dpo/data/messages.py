@@ -64,9 +64,9 @@ def _from_sharegpt(value: dict[str, Any], field: str) -> Message:
     message = {"role": _sharegpt_role(value["from"], field), "content": value.get("value"), **value}
     del message["from"]
     message.pop("value", None)
-    if value["from"] == "function_call" and isinstance(value.get("value"), str):
-        if calls := parse_call_text(value["value"]):
-            message |= {"content": "", "tool_calls": calls}
+    is_call = value["from"] == "function_call" and isinstance(value.get("value"), str)
+    if is_call and (calls := parse_call_text(value["value"])):
+        message |= {"content": "", "tool_calls": calls}
     return message
 
 

@@ -12,7 +12,6 @@ from mlx_dpo.data.json_values import check_json, json_type_name, printable
 from mlx_dpo.data.template_kwargs import RESERVED_TEMPLATE_KWARGS, parse_enable_thinking
 from mlx_dpo.errors import RowError
 
-
 LABEL_COLUMNS = ("label", "kto_tag")
 _LABELS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
@@ -37,7 +36,7 @@ def parse_label(row: dict[str, Any]) -> bool | None:
 
 def has_columns(row: Mapping[str, Any], *keys: str) -> bool:
     """Whether all of these columns are there and not null."""
-    for key in keys:  # a loop, which is much faster than all() of a generator: this runs some thirty times a row
+    for key in keys:  # noqa: SIM110 - faster than all() of a generator, and this runs some thirty times a row
         if row.get(key) is None:
             return False
     return True

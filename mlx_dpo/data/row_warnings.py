@@ -23,7 +23,9 @@ IMPLICIT_TEXT = WarningKind(
     "Give a `prompt` where it ends elsewhere; `mlx-dpo data show` shows where it ends.",
 )
 UNUSED_COLUMNS = WarningKind(
-    "unused_columns", "text columns are not used", "If one of them should be, name it with --prompt-column and the like."
+    "unused_columns",
+    "text columns are not used",
+    "If one of them should be, name it with --prompt-column and the like.",
 )
 SYSTEM_IGNORED = WarningKind(
     "system_ignored",
@@ -72,7 +74,9 @@ def row_warnings(row: Row, row_format: RowFormat, examples: Sequence[Example]) -
     elif ignored_system(row, prompt):
         yield RowWarning(SYSTEM_IGNORED)
     kinds = {kind for example in examples for kind in _completion_kinds(example)}
-    yield from (RowWarning(kind) for kind in (EQUAL_COMPLETIONS, PROMPT_REPEATED, INVISIBLE_COMPLETION) if kind in kinds)
+    yield from (
+        RowWarning(kind) for kind in (EQUAL_COMPLETIONS, PROMPT_REPEATED, INVISIBLE_COMPLETION) if kind in kinds
+    )
 
 
 def _completion_kinds(example: Example) -> Iterator[WarningKind]:

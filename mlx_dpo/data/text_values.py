@@ -10,8 +10,10 @@ from typing import Any
 from mlx_dpo.errors import RowError
 
 _LIST_COLUMNS = frozenset(  # in these a text is never meant as one
-    ("completions", "scores", "rankings", "generations", "ratings", "history", "options", "answers", "responses")
-    + ("messages", "conversations", "conversation", "chosen_messages", "rejected_messages", "fields", "annotations")
+    (
+        *("completions", "scores", "rankings", "generations", "ratings", "history", "options", "answers"),
+        *("messages", "conversations", "conversation", "chosen_messages", "rejected_messages"),
+    )
 )
 _ROLE = r"""["'](?:role|from)["']\s*:\s*["'](?:user|assistant|system|tool|developer|human|gpt)["']"""
 _MESSAGES = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|from|content|value)["']\s*:""")

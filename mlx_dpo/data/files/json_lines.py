@@ -57,12 +57,14 @@ def has_duplicate_keys(line: bytes, value: Any) -> bool:
 def _count_keys(value: Any) -> int:
     """The number of keys in all objects of a JSON value."""
     count, pending = 0, [value] if isinstance(value, (dict, list)) else []
+    items: Iterable[Any]
     while pending:
         item = pending.pop()
+        items = item
         if item.__class__ is dict:
             count += len(item)
-            item = item.values()
-        pending += [inner for inner in item if inner.__class__ is dict or inner.__class__ is list]
+            items = item.values()
+        pending += [inner for inner in items if inner.__class__ is dict or inner.__class__ is list]
     return count
 
 

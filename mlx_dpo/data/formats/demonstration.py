@@ -23,7 +23,11 @@ class Demonstration(CompletionFormat):
         """The one completion of a row; Capybara's turns, {"input": ..., "output": ...}, are two messages each."""
         column = str(self.column(row))
         turns = row[column]
-        if isinstance(turns, list) and turns and all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in turns):
+        if (
+            isinstance(turns, list)
+            and turns
+            and all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in turns)
+        ):
             names = (("user", "input"), ("assistant", "output"))
             messages = [{"role": role, "content": turn[key]} for turn in turns for role, key in names]
             row = {**row, column: messages}

@@ -50,8 +50,7 @@ class RejectedBeside(RowFormat):
         sides = {"chosen": turns, "rejected": row[rejected]}
         if not _is_conversation(row[rejected]):
             rest["prompt"], sides["chosen"] = turns[:-1], turns[-1:]
-        pairs = PromptChosenRejected().parse({**rest, **sides})
-        return pairs
+        return PromptChosenRejected().parse({**rest, **sides})
 
     def label(self, row: Row) -> str:
         """The columns."""

@@ -27,8 +27,10 @@ _PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", *CONVERSATION_C
 _SYSTEM_COLUMNS = ("system", "system_prompt")
 _SYSTEM_ROLES = ("system", "developer")
 SIDE_COLUMNS = frozenset(  # columns that every format reads
-    (*_SYSTEM_COLUMNS, *LABEL_COLUMNS, "tools", "chat_template_kwargs", "enable_thinking", "margin", "history")
-    + tuple(column for columns in SCORE_COLUMNS for column in columns)
+    (
+        *(*_SYSTEM_COLUMNS, *LABEL_COLUMNS, "tools", "chat_template_kwargs", "enable_thinking", "margin", "history"),
+        *(column for columns in SCORE_COLUMNS for column in columns),
+    )
 )
 
 
@@ -92,15 +94,34 @@ def prompt(row: Row) -> NamedValue | None:
         value = f"{value}\n{row['input']}" if row["input"] else value
     elif column == "input" and isinstance(value, dict) and "messages" in value:
         return "input.messages", value["messages"]
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], str):
-        hint = (
-            "If the file is one object of columns, write one object a row: pandas' "
-            "to_json(orient='records', lines=True), or to_json of datasets."
-        )
-        raise RowError("is a list of texts, where a row has one prompt", kind="columns", field=column, hint=hint)
+    if _is_column(value):
+        raise whole_column_error(column)
     if isinstance(row.get("history"), (list, tuple)) and isinstance(value, str):
         return column, [*_history(row["history"]), {"role": "user", "content": value}] if row["history"] else value
     return column, value
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a value is a column's values for several rows: a list of texts, or pandas' {"0": ..., "1": ...}."""
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(key, str) and key.isdigit() for key in value)
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str)
+
+
+def whole_column_error(column: str) -> RowError:
+    """An error about a value that is a whole column."""
+    hint = (
+        "If the file is one object of columns, write one object a row: pandas' to_json(orient='records', lines=True), "
+        "or to_json of datasets."
+    )
+    return RowError("holds several values, where a row has one", kind="columns", field=column, hint=hint)
+
+
+def check_no_whole_column(*sides: NamedValue) -> None:
+    """Raise `RowError` where a side of a pair without a prompt holds several texts."""
+    for name, value in sides:
+        if _is_column(value) and len(value) > 1:
+            raise whole_column_error(name)
 
 
 def _history(turns: Any) -> Iterator[Any]:

@@ -63,7 +63,9 @@ class PairFormat(RowFormat):
         """The pair of a row; where a side is a list of answers, a pair for each of them."""
         tools, template_kwargs = row_fields.parse_tools(row), row_fields.parse_template_kwargs(row)
         prompt, (chosen, rejected) = columns.prompt(row), columns.pair(row)
-        if prompt is not None:
+        if prompt is None:
+            columns.check_no_whole_column(chosen, rejected)
+        else:
             prompt = columns.without_answer(prompt, chosen, rejected)
         is_hh = self.is_hh_dialogue and not columns.system_text(row)
         margin, scores = row_fields.parse_margin(row), row_fields.parse_score_columns(row)

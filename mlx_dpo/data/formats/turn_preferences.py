@@ -1,4 +1,4 @@
-"""Preferences inside a conversation: {"messages": [..., {"role": "assistant", "content": "...", "rejected": "..."}]}."""
+"""Preferences inside a conversation, whose assistant turns have `rejected` beside `content`."""
 
 from __future__ import annotations
 
