@@ -18,13 +18,14 @@ def common_prompt_length(first: str, second: str) -> int:
         first: a text, prompt and answer.
         second: another one.
     """
-    length = _common_prefix_length(first, second)
+    length = common_prefix_length(first, second)
     while length and not (_is_border(first, length) and _is_border(second, length)):
         length -= 1
     return length - 1 if length and first[length - 1] == " " else length
 
 
-def _common_prefix_length(first: str, second: str) -> int:
+def common_prefix_length(first: str, second: str) -> int:
+    """The number of characters with which two texts begin alike."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

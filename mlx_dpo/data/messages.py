@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mlx_dpo.data.implicit_text import common_prefix_length
 from mlx_dpo.data.json_values import check_json, check_text, json_type_name, printable
 from mlx_dpo.data.tool_calls import decode_arguments, make_tool_call, parse_call_text
 from mlx_dpo.errors import RowError
@@ -140,6 +141,29 @@ def _part_text(part: dict[str, Any], kind: Any) -> str | None:
     """The text of a part, which is under `text`, `value` (LLaMA-Factory) or the name of its kind."""
     names = ("text", "value", kind) if isinstance(kind, str) else ("text", "value")
     return next((part[name] for name in names if isinstance(part.get(name), str)), None)
+
+
+def first_difference(first: tuple[str, list[Message]], second: tuple[str, list[Message]]) -> str:
+    """A sentence on where two conversations part inside a turn that is not the assistant's; empty if elsewhere.
+
+    Args:
+        first: the name that messages give it, and its turns.
+        second: the other one.
+    """
+    for i, (one, other) in enumerate(zip(first[1], second[1], strict=False)):
+        if one == other:
+            continue
+        if one["role"] != other["role"] or one["role"] == "assistant" or one["content"] == other["content"]:
+            break
+        at = common_prefix_length(one["content"], other["content"])
+        parts = (f"{_excerpt(turn['content'], at)} in {name}" for turn, (name, _) in ((one, first), (other, second)))
+        return f"Turn {i + 1}, of `{printable(one['role'])}`, differs from character {at + 1} on: {', '.join(parts)}."
+    return ""
+
+
+def _excerpt(text: str, position: int) -> str:
+    """What is around a position of a text, in quotes."""
+    return printable(repr(text[max(position - 10, 0) : position + 10]), 40)
 
 
 def is_empty_message(message: Message) -> bool:
