@@ -79,7 +79,8 @@ def _named_messages(named: NamedValue) -> NamedMessages:
     return name, as_messages(value) if isinstance(value, str) else parse_messages(value, name)
 
 
-def _prompt_messages(name: str, value: Any) -> list[Message]:
+def prompt_messages(name: str, value: Any) -> list[Message]:
+    """The turns of a prompt: a text, a dialogue as HH writes it, or messages. Raises `RowError`."""
     if not isinstance(value, str):
         turns = parse_messages(value, name)
     elif is_hh_dialogue(value):
@@ -96,7 +97,7 @@ def _prompt_messages(name: str, value: Any) -> list[Message]:
 def _split_explicit(prompt: NamedValue, chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
     """A row with a prompt: chosen and rejected are answers to it, or whole conversations that begin with it."""
     name, value = prompt
-    turns = _prompt_messages(name, value)
+    turns = prompt_messages(name, value)
     n = len(turns)
     if chosen[1][0]["role"] == rejected[1][0]["role"] == "assistant":
         return turns, _completion_messages(chosen), _completion_messages(rejected)

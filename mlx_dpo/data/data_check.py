@@ -121,7 +121,7 @@ class DataCheck:
             self.pairs += 1
         else:
             self.completions += 1
-        self.warnings.add_all(example.warnings, where)
+        self.warnings.add_examples([example], where)
         self._hashes.append(_hash(example))
         self._lines.append(where.line or 0)
         self._files.append(len(self.files) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import Where
@@ -40,6 +40,14 @@ class RowWarning:
 
     kind: WarningKind
     names: tuple[str, ...] = ()
+
+
+class HasWarnings(Protocol):
+    """An example of a row."""
+
+    @property
+    def warnings(self) -> tuple[RowWarning, ...]:
+        """About its row."""
 
 
 @dataclass
@@ -79,10 +87,11 @@ class DataWarnings:
         """Count a row, with the columns that the warning is about."""
         self.by_kind.setdefault(kind, Occurrences()).add(where, names)
 
-    def add_all(self, warnings: Iterable[RowWarning], where: Where) -> None:
-        """Count all warnings about a row."""
-        for warning in warnings:
-            self.add(warning.kind, where, warning.names)
+    def add_examples(self, examples: Iterable[HasWarnings], where: Where) -> None:
+        """Count the warnings that the examples of a row carry."""
+        for example in examples:
+            for warning in example.warnings:
+                self.add(warning.kind, where, warning.names)
 
     def count(self, kind: WarningKind) -> Occurrences:
         """The rows with a kind of warning."""

@@ -41,7 +41,10 @@ def parse_labelled_examples(row: Any, where: Where) -> list[Example]:
     """The examples of a row, where a single completion must have a label. Raises `RowError`."""
     examples = parse_examples(row, where)
     if any(isinstance(example, Completion) and example.desirable is None for example in examples):
-        hint = "true: an answer as it should be; false: one as it should not. Without labels there is --loss sft."
+        hint = (
+            "true: an answer as it should be; false: one as it should not. A label in another column is given by "
+            "--label-column; without labels there is --loss sft."
+        )
         raise RowError("is missing", kind="label", field="label", where=where, hint=hint)
     return examples
 

@@ -36,6 +36,13 @@ def row_notes(example_set: ExampleSet, loss: WeightedLoss, loss_name: str) -> It
             yield f"the first {len(sample):,} rows are all labelled {label}: there is nothing to contrast them with."
 
 
+def parsing_notes(example_sets: ExampleSets) -> Iterator[str]:
+    """Yield a sentence for each kind of warning about the rows, as `mlx-dpo data check` prints them."""
+    for source in dict.fromkeys(example_set.examples.source for example_set in example_sets.values()):
+        for sentence in source.warnings.sentences():
+            yield f"{source.name}: {sentence}"
+
+
 def encoding_notes(example_sets: ExampleSets) -> list[str]:
     """Return notes on what the length limit and the chat template did to the examples encoded so far."""
     notes = []

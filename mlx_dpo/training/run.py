@@ -17,7 +17,7 @@ from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
-from mlx_dpo.training.data_notes import encoding_notes, row_notes
+from mlx_dpo.training.data_notes import encoding_notes, parsing_notes, row_notes
 from mlx_dpo.training.events import Note, RunEnd, RunPlan, RunStart, TrainResult
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.resume import start_trainer, starting_checkpoint
@@ -105,7 +105,8 @@ def _run(trainer: Trainer, components: TrainComponents) -> TrainResult:
         family = type(trainer.model).__module__.rpartition(".")[2]
         listener.handle(Note(f"what goes through a model of this type ({family}): {sharing.value}."))
     notes_before = encoding_notes(sets)  # on what is encoded already
-    for text in [*row_notes(components.train_set, components.loss, components.config.loss), *notes_before]:
+    notes_on_rows = row_notes(components.train_set, components.loss, components.config.loss)
+    for text in [*parsing_notes(sets), *notes_on_rows, *notes_before]:
         listener.handle(Note(text))
     try:
         metrics = trainer.run()
