@@ -1,33 +1,29 @@
-"""The command `mlx-dpo data` with its subcommands check, show and convert."""
+"""The command `mlx-dpo data` with its subcommands check, show, convert and fix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
-from mlx_dpo.cli.console import print_json, print_message, print_text, stderr_console, stdout_console
+from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
+from mlx_dpo.cli.data_fix import fix
+from mlx_dpo.cli.row_arguments import FILE_KINDS, File, OutputFile, load_tokenizer, progress_bar
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 
 app = typer.Typer(
-    help="Inspect and convert preference pairs before training on them: check, show, convert.",
+    help="Inspect, convert and fix preference pairs before training on them: check, show, convert, fix.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-
-File = Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, or - for stdin.")]
 
 
 @app.command()
 @with_config_options(("max_length", *ENCODING_SETTINGS))
 def check(
     flags: dict[str, Any],
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, a folder of them, or -.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=f"{FILE_KINDS}, a folder of them, or - for stdin.")],
     model: Annotated[
         str | None,
         typer.Option(help="Folder or Hub id of a model, whose tokenizer is loaded to measure lengths in tokens."),
@@ -50,10 +46,10 @@ def check(
 
     files = _files_to_check(file)
     config = TrainConfig.from_mapping(flags)
-    encoder = ExampleEncoder.from_config(config, _load_tokenizer(model)) if model else None
+    encoder = ExampleEncoder.from_config(config, load_tokenizer(model)) if model else None
     result = DataCheck(encoder, columns=config.columns)
     for name in files:
-        with _progress_bar(f"Reading {name}") as progress:
+        with progress_bar(f"Reading {name}") as progress:
             result.add_file(name, progress)
     if json:
         print_json(result.to_json())
@@ -85,7 +81,7 @@ def show(
 
     config = TrainConfig.from_mapping(flags)
     pair, where = _read_pair(number, file, config.columns)
-    tokenizer = _load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     encoded = ExampleEncoder.from_config(config, tokenizer)(pair, where)
     assert encoded is not None, "only overlong='drop' drops"
     from mlx_dpo.cli.tables.pair_view import example_json, print_example
@@ -102,9 +98,7 @@ def show(
 def convert(
     flags: dict[str, Any],
     file: File,
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The new file, compressed if its name ends in .gz; - for stdout.")
-    ],
+    out: OutputFile,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out instead of stopping.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -121,7 +115,7 @@ def convert(
 
     if json and out == "-":
         raise UserError("--json and the pairs would both be printed to stdout", hint="Name a file for the pairs.")
-    with _progress_bar(f"Reading {file}") as progress:
+    with progress_bar(f"Reading {file}") as progress:
         columns = TrainConfig.from_mapping(flags).columns
         pairs, skipped = convert_rows(file, out, skip_bad=skip_bad, columns=columns, progress=progress)
     if json:
@@ -150,12 +144,6 @@ def _files_to_check(name: str) -> list[str]:
     return files
 
 
-def _load_tokenizer(model: str) -> Any:
-    from mlx_dpo.forward.model_loading import load_tokenizer
-
-    return load_tokenizer(model)
-
-
 def _read_pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, not counting bad rows, and its location."""
     from mlx_dpo.data.column_mapping import with_renamed_columns
@@ -176,12 +164,4 @@ def _read_pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, An
     raise UserError(f"there is no pair {number:,}: it holds {count:,}", where=Where(file))
 
 
-@contextmanager
-def _progress_bar(label: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar on stderr if that is a terminal. Yields the function that sets the share done."""
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    with Progress(console=stderr_console, transient=True, disable=not stderr_console.is_terminal) as bar:
-        task = bar.add_task(escape(label), total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+app.command()(fix)

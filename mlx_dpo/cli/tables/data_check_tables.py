@@ -43,7 +43,7 @@ def _verdict(check: DataCheck) -> Iterator[Text]:
     if not check.pairs and not check.completions:
         yield Text("\nNo pairs to train on.", "bold red")
     elif num_problems:
-        advice = "fix the rows, or leave them out with `data convert --skip-bad`."
+        advice = "fix the rows, or leave them out with `train --bad-rows skip`."
         yield Text(f"\n{plural(num_problems, 'problem')}: {advice}", "bold red")
     elif check.completions:
         yield Text(f"\nNo problems: {check.completions:,} single completions to train on.", "bold green")
@@ -93,7 +93,7 @@ def _warnings_table(check: DataCheck) -> Table:
         ]
         if occurrences.count > len(occurrences.first):
             lines.append("...")
-        table.add_row(warning, f"{occurrences.count:,}", Text(", ".join(lines)))
+        table.add_row(Text(warning), f"{occurrences.count:,}", Text(", ".join(lines)))
 
     add("duplicates of an earlier example", check.duplicates())
     if check.rows_without_pairs.count:
