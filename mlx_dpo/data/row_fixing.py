@@ -153,10 +153,10 @@ class RowFixer:
         if kind := _reason_to_drop(examples):
             return self._add(where, kind)
         fixed = [self._fix_example(example, where) for example in examples]
-        key = hash(json.dumps([[e.prompt, *e.completions, e.to_row().get("label")] for e in fixed], sort_keys=True))
-        first = self._first_lines.setdefault(key, where.line or 0)
-        if first != (where.line or 0):
-            return self._add(where, "duplicate", line=first)
+        key = hash(json.dumps([example.to_row() for example in fixed], sort_keys=True))
+        if key in self._first_lines:
+            return self._add(where, "duplicate", line=self._first_lines[key])
+        self._first_lines[key] = where.line or 0
         if all(new is old for new, old in zip(fixed, examples, strict=True)):
             return [line]
         if kind := _reason_to_drop(fixed):
