@@ -150,14 +150,14 @@ def first_difference(first: tuple[str, list[Message]], second: tuple[str, list[M
         first: the name that messages give it, and its turns.
         second: the other one.
     """
-    for i, (one, other) in enumerate(zip(first[1], second[1], strict=False)):
-        if one == other:
+    for i, (turn, other) in enumerate(zip(first[1], second[1], strict=False)):
+        if turn == other:
             continue
-        if one["role"] != other["role"] or one["role"] == "assistant" or one["content"] == other["content"]:
+        if turn["role"] != other["role"] or turn["role"] == "assistant" or turn["content"] == other["content"]:
             break
-        at = common_prefix_length(one["content"], other["content"])
-        parts = (f"{_excerpt(turn['content'], at)} in {name}" for turn, (name, _) in ((one, first), (other, second)))
-        return f"Turn {i + 1}, of `{printable(one['role'])}`, differs from character {at + 1} on: {', '.join(parts)}."
+        at = common_prefix_length(turn["content"], other["content"])
+        parts = (f"{_excerpt(t['content'], at)} in {name}" for t, (name, _) in ((turn, first), (other, second)))
+        return f"Turn {i + 1}, of `{printable(turn['role'])}`, differs from character {at + 1} on: {', '.join(parts)}."
     return ""
 
 

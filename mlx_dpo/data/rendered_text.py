@@ -38,7 +38,7 @@ class RenderedTextParser:
         return self._has_template and any(self._special.find_in(text) for text in texts)
 
     def parse(self, example: Pair | Completion) -> Pair | Completion | None:
-        """The example as it was before it was rendered; None where that can't be told.
+        """The example as it was before it was rendered; None where that can't be recovered.
 
         A prompt is parsed where the template renders the parsed one to the very text. At its end and that of an answer
         special tokens are left out.
@@ -93,8 +93,8 @@ class RenderedTextParser:
         while len(messages) < _MAX_TURNS:
             ends = [
                 (at, separator, following)
-                for (one, following), separator in self._separators.items()
-                if one == role and (at := text.find(separator)) >= 0
+                for (speaker, following), separator in self._separators.items()
+                if speaker == role and (at := text.find(separator)) >= 0
             ]
             if not ends:
                 return messages if role == "assistant" and not text.strip() else None

@@ -47,10 +47,10 @@ class RejectedBeside(RowFormat):
             hint = f"Its last turn is the chosen answer, beside `{rejected}`."
             raise RowError("must end with a turn of the assistant", kind="roles", field=column, hint=hint)
         del rest[column]
-        sides = {"chosen": turns, "rejected": row[rejected]}
+        answers = {"chosen": turns, "rejected": row[rejected]}
         if not _is_conversation(row[rejected]):
-            rest["prompt"], sides["chosen"] = turns[:-1], turns[-1:]
-        return PromptChosenRejected().parse({**rest, **sides})
+            rest["prompt"], answers["chosen"] = turns[:-1], turns[-1:]
+        return PromptChosenRejected().parse({**rest, **answers})
 
     def label(self, row: Row) -> str:
         """The columns."""

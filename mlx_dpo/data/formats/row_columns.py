@@ -117,9 +117,9 @@ def whole_column_error(column: str) -> RowError:
     return RowError("holds several values, where a row has one", kind="columns", field=column, hint=hint)
 
 
-def check_no_whole_column(*sides: NamedValue) -> None:
+def check_no_whole_column(*answers: NamedValue) -> None:
     """Raise `RowError` where a side of a pair without a prompt holds several texts."""
-    for name, value in sides:
+    for name, value in answers:
         if _is_column(value) and len(value) > 1:
             raise whole_column_error(name)
 
@@ -140,7 +140,7 @@ def _history(turns: Any) -> Iterator[Any]:
             raise RowError("is no pair of texts", kind="history", field=f"history[{i}]", hint=hint)
 
 
-def without_answer(prompt: NamedValue, *sides: NamedValue) -> NamedValue:
+def without_answer(prompt: NamedValue, *answers: NamedValue) -> NamedValue:
     """A prompt of messages without a last turn that repeats one of its answers.
 
     Raises:
@@ -156,7 +156,7 @@ def without_answer(prompt: NamedValue, *sides: NamedValue) -> NamedValue:
     if last.get("tool_calls"):
         return prompt
     content = last["content"].strip()
-    if any(_last_content(side) == content for _, side in sides) or (name in CONVERSATION_COLUMNS and not content):
+    if any(_last_content(side) == content for _, side in answers) or (name in CONVERSATION_COLUMNS and not content):
         return name, value[:-1]
     if name in CONVERSATION_COLUMNS:
         hint = "Leave that turn out; where the answers continue it, name the column `prompt`."

@@ -69,15 +69,15 @@ class PairFormat(RowFormat):
             prompt = columns.without_answer(prompt, chosen, rejected)
         is_hh = self.is_hh_dialogue and not columns.system_text(row)
         margin, scores = row_fields.parse_margin(row), row_fields.parse_score_columns(row)
-        sides = [(good, bad) for good in columns.alternatives(chosen) for bad in columns.alternatives(rejected)]
-        if len(sides) > _MAX_PAIRS:
-            message = f"{len(sides)} pairs in a row, more than {_MAX_PAIRS}"
+        pairs = [(good, bad) for good in columns.alternatives(chosen) for bad in columns.alternatives(rejected)]
+        if len(pairs) > _MAX_PAIRS:
+            message = f"{len(pairs)} pairs in a row, more than {_MAX_PAIRS}"
             raise RowError(message, kind="completions", field=rejected[0])
         return [
             Pair(
                 *columns.with_system(row, *split_pair(prompt, good, bad)), tools, template_kwargs, is_hh, margin, scores
             )
-            for good, bad in sides
+            for good, bad in pairs
         ]
 
     def columns_read(self, row: Row) -> Iterable[str]:
