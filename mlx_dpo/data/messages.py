@@ -54,7 +54,7 @@ def _parse_message(value: Any, field: str) -> Message:
         )
         raise RowError(problem, kind="role", field=f"{field}.role", hint="Each message needs `role` and `content`.")
     check_text(role, f"{field}.role")
-    if value.keys() != {"role", "content"}:
+    if len(value) != 2 or "content" not in value:
         value = _parse_other_keys(value, field)
     if isinstance(value.get("content"), (list, tuple)):
         value = _merge_parts(value, field)
@@ -62,6 +62,8 @@ def _parse_message(value: Any, field: str) -> Message:
 
 
 def _from_sharegpt(value: dict[str, Any], field: str) -> Message:
+    if len(value) == 2 and "value" in value and value["from"] != "function_call":
+        return {"role": _sharegpt_role(value["from"], field), "content": value["value"]}
     message = {"role": _sharegpt_role(value["from"], field), "content": value.get("value"), **value}
     del message["from"]
     message.pop("value", None)

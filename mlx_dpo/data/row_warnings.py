@@ -62,9 +62,9 @@ def row_warnings(row: Row, row_format: RowFormat, examples: Sequence[Example]) -
         row_format: the format that parsed it.
         examples: what it was parsed to.
     """
-    unused = [name for name in _other_columns(row_format, row) if _is_text(row[name])]
-    if unused:
-        yield RowWarning(UNUSED_COLUMNS, tuple(unused))
+    others = _other_columns(row_format, row)
+    if others and (unused := tuple([name for name in others if _is_text(row[name])])):
+        yield RowWarning(UNUSED_COLUMNS, unused)
     if not examples:
         return
     prompt = examples[0].prompt
@@ -73,7 +73,9 @@ def row_warnings(row: Row, row_format: RowFormat, examples: Sequence[Example]) -
             yield RowWarning(IMPLICIT_TEXT)
     elif ignored_system(row, prompt):
         yield RowWarning(SYSTEM_IGNORED)
-    kinds = {kind for example in examples for kind in _completion_kinds(example)}
+    kinds = [kind for example in examples for kind in _completion_kinds(example)]
+    if not kinds:
+        return
     yield from (
         RowWarning(kind) for kind in (EQUAL_COMPLETIONS, PROMPT_REPEATED, INVISIBLE_COMPLETION) if kind in kinds
     )
