@@ -32,7 +32,8 @@ def compare(
     adapter_path: AdapterPath = Path("adapters"),
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; can be repeated.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="File of prompts: one per line (.txt), or rows with a prompt (.jsonl, .json).")
+        str | None,
+        typer.Option(help="File of prompts: one per line (.txt), or rows with a prompt (.jsonl, .csv, ...)."),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts of the file.")] = None,
     max_tokens: MaxTokens = 256,

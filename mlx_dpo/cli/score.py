@@ -18,7 +18,7 @@ OPTIONS = ("model", "data", "beta", "reference", "batch_size", "max_length", "ov
 @with_config_options(
     OPTIONS,
     helps={
-        "data": "Rows, as for train or with a prompt and `completions`: a .jsonl, .json or .jsonl.gz file, or -.",
+        "data": "Rows, as for train or with a prompt and `completions`: a file of rows, or -.",
         "reference": "base: the model without adapter. none. Or the folder of another model.",
         "beta": "Factor on the rewards.",
         "batch_size": "Rows that are scored, and written, together.",

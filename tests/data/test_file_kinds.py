@@ -169,6 +169,21 @@ def test_parquet_leaves_out_the_nulls_it_made(tmp_path: Path) -> None:
     assert len(ExampleFile.open(str(tmp_path / "a.jsonl"))) == 2
 
 
+def test_a_null_of_parquet_is_left_out_though_nothing_in_its_row_shows_it(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    answers = [
+        [{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": arguments}]}]
+        for arguments in ({"x": 1}, {"y": 2})
+    ]
+    rows = [{"prompt": "q", "chosen": answer, "rejected": [BAD]} for answer in answers]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    opened = ExampleFile.open(str(tmp_path / "a.parquet"))
+    assert [opened[i].completions[0] for i in range(2)] == answers
+
+
 def test_tables_of_a_hub_repository_are_read_where_there_is_nothing_else() -> None:
     assert find_splits(["train.csv", "test.csv"], {})[0][1].files == ("train.csv",)
     assert [split.files for split in find_splits(["train.jsonl", "metadata.csv"], {})[0]] == [("train.jsonl",)]
