@@ -158,13 +158,13 @@ class DataCheck:
             "rows_without_pairs": self.rows_without_pairs.to_json(),
             "duplicates": self.duplicates().to_json(),
             "equal_sides": self.warnings.count(EQUAL_COMPLETIONS).to_json(),
-            "warnings": self.warnings.to_json(),
         }
         if self.lengths:
             values["tokens"] = self.lengths.quantiles()
             values["max_length"] = self.lengths.max_length
             values["cut"] = self.lengths.truncated.to_json()
             values["prefix_not_held"] = self.lengths.prefix_mismatches.to_json()
+        values["warnings"] = self.warnings.to_json()
         return values
 
 
