@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.encoded_example import TokenIds
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
