@@ -15,11 +15,10 @@ from mlx.utils import tree_flatten
 from mlx_dpo.data.chat_encoding import TokenIds
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
-from mlx_dpo.forward.lora_products import single_product_lora
+from mlx_dpo.forward.mlx_patches import patched_mlx
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, token_logps
 from mlx_dpo.utils.random_state import random_state
@@ -96,13 +95,13 @@ class Network:
             collision_logps: whether to compute what `CompletionLogps.alignments` needs.
             reference_hidden_states: [tokens, hidden], of a reference, to compute `CompletionLogps.kls`.
         """
-        with blockwise_attention(), single_product_lora():
+        with patched_mlx():
             hidden_states = self._hidden_states(batch)
         return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """Hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
-        with blockwise_attention(), single_product_lora():
+        with patched_mlx():
             hidden_states = self._hidden_states(batch)
         mx.eval(hidden_states)
         return hidden_states
@@ -154,7 +153,7 @@ class Network:
             seeds.append(random_state())
             return (hidden_states[0] * placeholders[0]).sum()
 
-        with gradient_checkpointing(self.model, num_checkpointed), blockwise_attention(), single_product_lora():
+        with gradient_checkpointing(self.model, num_checkpointed), patched_mlx():
             _, gradients = nn.value_and_grad(self.model, product_with_placeholder)()
         if self.shards:
             gradients = self.shards.scale_replicated(gradients)
