@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
@@ -133,6 +134,7 @@ class Network:
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Measure the bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
+        gc.collect()  # nothing else is freed between the two readings
         mx.clear_cache()  # a cached buffer that is reused would count in full
         before = mx.get_active_memory()
         backward = self._build_backward(batch, num_checkpointed)
