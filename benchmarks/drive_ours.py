@@ -1,6 +1,6 @@
 """Train with this project on a case and print its figures as one JSON object; peers.py and growth.py call it.
 
-    python benchmarks/drive_ours.py CASE [--batch-size 4] [--steps 6] [--epochs 2] [--grad-checkpoint] [--memory-limit 2GB]
+    python benchmarks/drive_ours.py CASE [--batch-size 4] [--steps 6] [--epochs 2] [--memory-limit 2GB]
 
 An epoch is the first `batch-size * steps` pairs of the case. The reference is measured in the first epoch, as the pairs
 come by; a cache of it from an earlier run would spoil the measurement, so the process must be given an empty

@@ -133,7 +133,7 @@ def _run_plan(trainer: Trainer, components: TrainComponents) -> RunPlan:
         run=trainer.saver.folder.path,
         steps=trainer.steps,
         first_step=trainer.progress.step,
-        evaluates_first=trainer.evaluation_is_pending(trainer.progress),
+        evaluates_first=trainer.progress.evaluation_is_pending(trainer.steps, trainer.config.steps_per_eval),
         num_examples={name: len(example_set.indices) for name, example_set in components.example_sets.items()},
         example_kind=components.train_set.example_kind,
         steps_per_epoch=trainer.source.steps_per_epoch or 0,
