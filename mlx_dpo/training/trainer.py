@@ -92,9 +92,8 @@ class Trainer:
         Raises:
             UserError: nothing is left to do.
         """
-        is_done = state.progress.step >= self.steps and not state.progress.evaluation_is_pending(
-            self.steps, self.config.steps_per_eval
-        )
+        pending = state.progress.evaluation_is_pending(self.steps, self.config.steps_per_eval)
+        is_done = state.progress.step >= self.steps and not pending
         if is_done or (state.progress.finished and self.config.patience):
             hint = "Give more --epochs or --iters, and --resume-anyway, to train further."
             where = Where(str(self.saver.folder.path))
@@ -283,13 +282,11 @@ class Trainer:
         if self.evaluate is None:
             self.progress.evaluated_step = self.progress.step
             return {}
+        handle = self.listener.handle
         metrics, snapshot = self.evaluate(
-            self.progress.step,
-            self.progress.loss_states,
-            lambda done, total: self.listener.handle(events.EvaluationProgress(done, total)),
+            self.progress.step, self.progress.loss_states, lambda *done: handle(events.EvaluationProgress(*done))
         )
-        line = {**self._position(), **{f"eval_{name}": value for name, value in metrics.items()}}
-        self.listener.handle(events.EvaluationMetrics(line))
+        handle(events.EvaluationMetrics(self._position() | {f"eval_{name}": metrics[name] for name in metrics}))
         if self.progress.record_loss(metrics["loss"]) and self.config.keep_best and self.progress.step:
             self.saver.save_best(self.state(), trainable_tensors(self.model), metrics["loss"])
         self.listener.handle(events.SnapshotTaken(snapshot))
