@@ -16,6 +16,7 @@ from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.data.chat_rendering import ChatRenderer, PromptSource
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.vocabulary import check_vocabulary
+from mlx_dpo.utils.stop_flag import check_stop
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ def generate_from_token_ids(
     from mlx_lm import batch_generate
     from mlx_lm.sample_utils import make_sampler
 
+    sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
+
+    def stoppable_sampler(logprobs: mx.array) -> mx.array:
+        check_stop()  # called for every token
+        return sampler(logprobs)
+
     mx.random.seed(sampling.seed)
     was_training = model.training
     model.eval()
@@ -69,7 +76,7 @@ def generate_from_token_ids(
             tokenizer,
             [list(ids) for ids in prompts],
             max_tokens=sampling.max_tokens,
-            sampler=make_sampler(temp=sampling.temperature, top_p=sampling.top_p),
+            sampler=stoppable_sampler,
         )
     finally:
         model.train(was_training)
