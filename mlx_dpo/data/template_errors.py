@@ -27,7 +27,8 @@ def template_error(
 
     if isinstance(error, TemplateSyntaxError):
         message = f"the model's chat template has an error at line {error.lineno}: {error.message}"
-        return UserError(message, hint="Repair `chat_template` in the model's folder, or download the model again.")
+        hint = "Repair it in the model's folder, or download the model again."
+        return UserError(message, field="chat_template", hint=hint)
     lines = str(error).strip().splitlines()
     reason = lines[0][:300] if lines else type(error).__name__
     return RowError(
