@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mlx_dpo.data.data_warnings import RowWarning
@@ -86,7 +85,7 @@ def _parse(row: Any, where: Where, *, paired: bool) -> list[Example]:
         if paired:
             row_format.check_paired(stripped)
         examples = list(row_format.parse(stripped))
-        warnings = list(row_warnings(stripped, row_format, examples))
+        warnings = row_warnings(stripped, row_format, examples)
         if stripped is not decoded:
             warnings.append(RowWarning(TABLE_NULLS))
         return add_warnings(examples, warnings)
@@ -96,8 +95,8 @@ def _parse(row: Any, where: Where, *, paired: bool) -> list[Example]:
 
 
 def add_warnings(examples: list[Example], warnings: Sequence[RowWarning]) -> list[Example]:
-    """The examples of a row with more warnings about it, which the first of them carries."""
-    if not warnings or not examples:
-        return examples
-    first = replace(examples[0], warnings=(*examples[0].warnings, *warnings))
-    return [first, *examples[1:]]
+    """The examples of a row that was just parsed, the first of which now carries more warnings about it."""
+    if warnings and examples:
+        # `dataclasses.replace` would take a tenth of the time that a row is parsed in, and nobody else has them yet
+        object.__setattr__(examples[0], "warnings", (*examples[0].warnings, *warnings))
+    return examples

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 from mlx_dpo.data.conversations import TextOrMessages
@@ -54,43 +55,52 @@ _BLANK = _INVISIBLE + " \t\n\r\f\v\u00a0"
 _MIN_REPEATED = 4  # characters of a prompt that is found again
 
 
-def row_warnings(row: Row, row_format: RowFormat, examples: Sequence[Example]) -> Iterator[RowWarning]:
-    """Yield the warnings about a row that was parsed.
+def row_warnings(row: Row, row_format: RowFormat, examples: Sequence[Example]) -> list[RowWarning]:
+    """The warnings about a row that was parsed. This runs for every row, so what most rows lack is looked for first.
 
     Args:
         row: its columns.
         row_format: the format that parsed it.
         examples: what it was parsed to.
     """
-    others = _other_columns(row_format, row)
-    if others and (unused := tuple([name for name in others if _is_text(row[name])])):
-        yield RowWarning(UNUSED_COLUMNS, unused)
+    warnings = []
+    if others := _other_columns(row_format, row):
+        unused = tuple([name for name in others if _is_text(row[name])])
+        if unused:
+            warnings.append(_unused_warning(unused))
     if not examples:
-        return
+        return warnings
     prompt = examples[0].prompt
     if isinstance(prompt, str):
         if isinstance(row_format, ImplicitPrompt):
-            yield RowWarning(IMPLICIT_TEXT)
+            warnings.append(RowWarning(IMPLICIT_TEXT))
     elif ignored_system(row, prompt):
-        yield RowWarning(SYSTEM_IGNORED)
-    kinds = [kind for example in examples for kind in _completion_kinds(example)]
-    if not kinds:
-        return
-    yield from (
-        RowWarning(kind) for kind in (EQUAL_COMPLETIONS, PROMPT_REPEATED, INVISIBLE_COMPLETION) if kind in kinds
-    )
+        warnings.append(RowWarning(SYSTEM_IGNORED))
+    kinds = {kind for example in examples for kind in _completion_kinds(example)}
+    if kinds:
+        in_order = (EQUAL_COMPLETIONS, PROMPT_REPEATED, INVISIBLE_COMPLETION)
+        warnings += [RowWarning(kind) for kind in in_order if kind in kinds]
+    return warnings
 
 
-def _completion_kinds(example: Example) -> Iterator[WarningKind]:
+@functools.lru_cache(maxsize=4096)
+def _unused_warning(names: tuple[str, ...]) -> RowWarning:
+    return RowWarning(UNUSED_COLUMNS, names)
+
+
+def _completion_kinds(example: Example) -> list[WarningKind]:
+    kinds = []
     if isinstance(example, Pair) and example.chosen == example.rejected:
-        yield EQUAL_COMPLETIONS
+        kinds.append(EQUAL_COMPLETIONS)
     prompt = _text(example.prompt, -1)
+    is_long = len(prompt) >= _MIN_REPEATED
     for completion in example.completions:
         text = _text(completion, 0)
-        if len(prompt) >= _MIN_REPEATED and text.startswith(prompt) and _continues_separately(prompt, text):
-            yield PROMPT_REPEATED
+        if is_long and text.startswith(prompt) and _continues_separately(prompt, text):
+            kinds.append(PROMPT_REPEATED)
         if _is_invisible(completion):
-            yield INVISIBLE_COMPLETION
+            kinds.append(INVISIBLE_COMPLETION)
+    return kinds
 
 
 def _text(value: TextOrMessages, turn: int) -> str:
@@ -110,7 +120,7 @@ def _is_invisible(value: TextOrMessages) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value) and not value.isspace()
 
 
 def _other_columns(row_format: RowFormat, row: Row) -> tuple[str, ...]:
