@@ -122,7 +122,12 @@ def test_a_config_file_repeats_its_run_and_writes_the_same_files(command: Comman
     assert {key: repeated[key] for key in config} == {**config, "adapter_path": "again"}
     assert (again / "adapter_config.json").read_text() == (finished / "adapter_config.json").read_text()
     for file in ("report/about.json", "report/pairs.json", "training.json", "checkpoints/0000004/progress.json"):
-        assert_same_keys(json.loads((again / file).read_text()), json.loads((finished / file).read_text()), file)
+        actual, wanted = (json.loads((run / file).read_text()) for run in (again, finished))
+        if file == "training.json":  # settings that were added since
+            actual["config"] = {key: actual["config"][key] for key in wanted["config"]}
+        if file.endswith("progress.json"):
+            assert actual.pop("evaluated") == 4
+        assert_same_keys(actual, wanted, file)
     for file in ("metrics.jsonl", "report/evaluations.jsonl", "report/samples.jsonl"):
         assert_same_keys(lines_of(again / file), lines_of(finished / file), file)
     for file in ("optimizer.safetensors", "references.safetensors"):
