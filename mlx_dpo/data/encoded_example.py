@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mlx_dpo.data.examples import Example
@@ -93,12 +92,3 @@ def cut_completion(ids: TokenIds, mask: TokenMask | None, limit: int) -> tuple[T
     room = max(limit // 2, limit - (len(ids) - context))
     start = max(0, context - room)
     return ids[start : start + limit], mask[start : start + limit]
-
-
-def common_prefix_length(*sequences: Sequence[int] | str) -> int:
-    """The number of items with which all sequences begin alike."""
-    shortest = min(map(len, sequences))
-    first, *others = sequences
-    if all(other[:shortest] == first[:shortest] for other in others):
-        return shortest
-    return next(i for i in range(shortest) if any(other[i] != first[i] for other in others))

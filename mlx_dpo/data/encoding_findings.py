@@ -9,8 +9,7 @@ from contextlib import suppress
 from mlx_dpo.data import encoding_warnings as warnings
 from mlx_dpo.data.answer_alignment import AlignedAnswer
 from mlx_dpo.data.chat_rendering import ChatExample, ChatRenderer
-from mlx_dpo.data.messages import Message
-from mlx_dpo.data.template_errors import SYSTEM_ROLES
+from mlx_dpo.data.messages import SYSTEM_ROLES, Message
 from mlx_dpo.errors import RowError
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from mlx_dpo.utils.common_prefix import common_prefix_length
+
 # Scripts that are written without spaces, so that any two of their characters may be parted.
 _UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "BOPOMOFO")
 
@@ -22,15 +24,6 @@ def common_prompt_length(first: str, second: str) -> int:
     while length and not (_is_border(first, length) and _is_border(second, length)):
         length -= 1
     return length - 1 if length and first[length - 1] == " " else length
-
-
-def common_prefix_length(first: str, second: str) -> int:
-    """The number of characters with which two texts begin alike."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
-    return low
 
 
 def _is_border(text: str, position: int) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mlx_dpo.data.implicit_text import common_prefix_length
 from mlx_dpo.data.json_values import check_json, check_text, json_type_name, printable
 from mlx_dpo.data.tool_calls import decode_arguments, make_tool_call, parse_call_text
 from mlx_dpo.errors import RowError
+from mlx_dpo.utils.common_prefix import common_prefix_length
 
 Message = dict[str, Any]
+SYSTEM_ROLES = ("system", "developer")
 
 # Names that no chat template knows, and the role they stand for: as a `role`, and as ShareGPT's `from`.
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "ai": "assistant"}

@@ -6,8 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from mlx_dpo.data.messages import Message
-from mlx_dpo.data.template_errors import SYSTEM_ROLES
+from mlx_dpo.data.messages import SYSTEM_ROLES, Message
 from mlx_dpo.errors import RowError
 
 CountTokens = Callable[[list[Message]], int]  # of a prompt of these messages; raises `RowError`

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from mlx_dpo.data.chat_rendering import ChatRenderer
-from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.data.conversations import TextOrMessages, as_messages
 from mlx_dpo.data.examples import Completion, Pair, Prompt
 from mlx_dpo.data.messages import Message
 from mlx_dpo.errors import RowError
@@ -135,10 +135,6 @@ def _texts(value: TextOrMessages) -> list[str]:
 
 def _as_messages(example: Pair | Completion) -> Pair | Completion:
     """The example with completions that are messages."""
-
-    def messages(value: TextOrMessages) -> list[Message]:
-        return [{"role": "assistant", "content": value}] if isinstance(value, str) else value
-
     if isinstance(example, Pair):
-        return replace(example, chosen=messages(example.chosen), rejected=messages(example.rejected))
-    return replace(example, completion=messages(example.completion))
+        return replace(example, chosen=as_messages(example.chosen), rejected=as_messages(example.rejected))
+    return replace(example, completion=as_messages(example.completion))

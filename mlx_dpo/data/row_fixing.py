@@ -18,7 +18,7 @@ from mlx_dpo.data.files.json_lines import parse_json_line
 from mlx_dpo.data.files.row_files import open_rows
 from mlx_dpo.data.files.row_output import open_output
 from mlx_dpo.data.formats import find_row_format
-from mlx_dpo.data.formats.row_columns import SIDE_COLUMNS
+from mlx_dpo.data.formats.row_columns import COMMON_COLUMNS
 from mlx_dpo.data.rendered_text import RenderedTextParser
 from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.data.row_reading import OnProgress
@@ -230,7 +230,7 @@ def _reason_to_drop(examples: Sequence[Example]) -> str | None:
 def _unread_columns(row: dict[str, Any]) -> dict[str, Any]:
     """The columns of a row that its examples are not read from, which stay as they are."""
     row_format = find_row_format(decode_text_values(row))
-    read = set() if row_format is None else set(row_format.columns_read(row)) | SIDE_COLUMNS
+    read = set() if row_format is None else set(row_format.columns_read(row)) | COMMON_COLUMNS
     return {column: value for column, value in row.items() if column not in read}
 
 

@@ -10,7 +10,7 @@ from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.data.data_warnings import RowWarning, WarningKind
 from mlx_dpo.data.examples import Example, Pair
 from mlx_dpo.data.formats.implicit_prompt import ImplicitPrompt
-from mlx_dpo.data.formats.row_columns import SIDE_COLUMNS, Row, ignored_system
+from mlx_dpo.data.formats.row_columns import COMMON_COLUMNS, Row, ignored_system
 from mlx_dpo.data.formats.row_format import RowFormat
 
 EQUAL_COMPLETIONS = WarningKind(
@@ -128,7 +128,7 @@ def _other_columns(row_format: RowFormat, row: Row) -> tuple[str, ...]:
     kind, columns = type(row_format), tuple([column for column, value in row.items() if value is not None])
     cached = _unread_columns.get((kind, columns))
     if cached is None:
-        read = set(row_format.columns_read(row)) | SIDE_COLUMNS
+        read = set(row_format.columns_read(row)) | COMMON_COLUMNS
         cached = tuple(column for column in columns if column not in read)
         if len(_unread_columns) < _MAX_CACHED:
             _unread_columns[kind, columns] = cached

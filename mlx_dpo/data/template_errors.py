@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlx_dpo.data.messages import Message
+from mlx_dpo.data.messages import SYSTEM_ROLES, Message
 from mlx_dpo.errors import RowError, UserError
-
-SYSTEM_ROLES = ("system", "developer")
 
 
 def template_error(

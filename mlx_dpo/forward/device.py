@@ -1,4 +1,4 @@
-"""What differs between Metal, CUDA and the CPU: how much memory there is, and keeping the weights resident on Metal."""
+"""What differs between Metal, CUDA and the CPU: memory, wired weights, and whether numpy may write into mlx arrays."""
 
 from __future__ import annotations
 
@@ -39,3 +39,8 @@ def keep_weights_resident() -> None:
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended and mx.metal.is_available():
         mx.set_wired_limit(int(recommended))
+
+
+def runs_on_cpu() -> bool:
+    """Whether mlx computes on the CPU, where numpy may write into its arrays."""
+    return mx.default_device().type == mx.DeviceType.cpu

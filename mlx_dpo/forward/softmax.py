@@ -10,10 +10,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-
-def runs_on_cpu() -> bool:
-    """Whether mlx computes on the CPU, where numpy may write into its arrays."""
-    return mx.default_device().type == mx.DeviceType.cpu
+from mlx_dpo.forward.device import runs_on_cpu
 
 
 def softmax(logits: mx.array) -> mx.array:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_dpo.forward.softmax import exp, log_softmax, minus_one_hot, runs_on_cpu, softmax
+from mlx_dpo.forward.device import runs_on_cpu
+from mlx_dpo.forward.softmax import exp, log_softmax, minus_one_hot, softmax
 from mlx_dpo.utils.stop_flag import check_stop
 
 MAX_CHUNK_TOKENS = 512  # products of more tokens with the head's weights are no faster

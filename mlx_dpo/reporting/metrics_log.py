@@ -70,10 +70,9 @@ class MetricsLog(Listener):
 
 def _is_kept(line: Metrics, plan: RunPlan) -> bool:
     """Whether a line of an earlier process stays."""
-    if not plan.first_step or line["step"] >= plan.first_step:
-        is_repeated = plan.evaluates_first and any(name.startswith("eval_") for name in line)
-        return bool(plan.first_step) and line["step"] == plan.first_step and not is_repeated
-    return True
+    if line["step"] == plan.first_step > 0:
+        return not (plan.evaluates_first and any(name.startswith("eval_") for name in line))
+    return bool(line["step"] < plan.first_step)
 
 
 def read_metrics(run: Path) -> list[Metrics]:

@@ -56,9 +56,9 @@ class RunRecorder(Listener):
     def on_run_start(self, plan: RunPlan) -> None:
         """Write the run's metadata."""
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
+        last_kept = plan.first_step if plan.first_step and not plan.evaluates_first else plan.first_step - 1
         with self._warning_on_write_errors():
             for name in (records.EVALUATIONS_FILE, records.SAMPLES_FILE):
-                last_kept = plan.first_step - 1 if plan.evaluates_first or not plan.first_step else plan.first_step
                 records.drop_lines_after(self.folder / name, last_kept)
             if before := records.read_jsonl(self.folder / records.SAMPLES_FILE):
                 self.num_samples = len(before[0]["prompts"])  # the same prompts before and after

@@ -49,7 +49,7 @@ class CheckpointSaver:
             state: what the checkpoint holds beside the adapter.
             tensors: what is trained.
             is_last: whether there is no later chance.
-            is_temporary: whether it is there for the time of an evaluation only; see `end_temporary`.
+            is_temporary: whether it is for the time of an evaluation only; see `remove_temporary`.
 
         Returns:
             Whether they are on disk.
@@ -60,7 +60,7 @@ class CheckpointSaver:
         step, config = state.progress.step, self.config
         if self.saved_step == step:
             if self.is_temporary and not is_temporary:
-                self._announce(step)
+                self._keep(step)
             return True
         if state.progress.consecutive_skips or not self.is_main:
             return False  # after a skipped step the tensors are not to be trusted
@@ -72,16 +72,16 @@ class CheckpointSaver:
             return False
         self.saved_step, self.has_failed, self.is_temporary = step, False, is_temporary
         if not is_temporary:
-            self._announce(step)
+            self._keep(step)
         return True
 
-    def _announce(self, step: int) -> None:
-        """Make the checkpoint of this step one of those that are kept."""
+    def _keep(self, step: int) -> None:
+        """Make the checkpoint of this step one that stays, and report it."""
         self.is_temporary = False
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         self.listener.handle(CheckpointSaved(step, self.folder.checkpoint(step)))
 
-    def end_temporary(self) -> None:
+    def remove_temporary(self) -> None:
         """Remove the last checkpoint where it was temporary."""
         if self.is_temporary:
             self.folder.remove_checkpoint(self.saved_step)
@@ -102,7 +102,7 @@ class CheckpointSaver:
             try:
                 return self.folder.update_progress(state)
             except SaveError:
-                self.saved_step = -1  # whole again
+                self.saved_step = -1  # to be written again, as a whole
         if is_last:
             self.save(state, tensors, is_last=True)
         return None

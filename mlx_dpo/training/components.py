@@ -231,8 +231,7 @@ def _load_policy(config: TrainConfig, model: nn.Module | None, communicator: Com
     )
     shard_group = None if communicator.data_parallel else communicator.mlx_group
     model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
-    limit = parse_memory(config.memory_limit) if config.memory_limit else None
-    return make_policy(model, spec, config.init_adapter, shard_group, limit)
+    return make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config))
 
 
 def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:

@@ -152,10 +152,8 @@ class Trainer:
     def _train(self) -> Metrics:
         """Take all steps; returns the held-out metrics after the last one."""
         metrics: Metrics = {}
-        if self.progress.evaluation_is_pending(
-            self.steps, self.config.steps_per_eval
-        ):  # the run ended while it was evaluated
-            metrics = self._evaluate()
+        if self.progress.evaluation_is_pending(self.steps, self.config.steps_per_eval):
+            metrics = self._evaluate()  # an earlier process ended during this evaluation
             if self._should_stop_early():
                 return metrics
         for batch in self._batches():
@@ -275,7 +273,7 @@ class Trainer:
         self.saver.save(self.state(), tensors, is_temporary=not is_due)
         metrics = self._evaluate()
         self.saver.update_progress(self.state(), tensors)
-        self.saver.end_temporary()
+        self.saver.remove_temporary()
         return metrics
 
     def _evaluate(self) -> Metrics:
@@ -289,10 +287,10 @@ class Trainer:
         handle(events.EvaluationMetrics(self._position() | {f"eval_{name}": metrics[name] for name in metrics}))
         if self.progress.record_loss(metrics["loss"]) and self.config.keep_best and self.progress.step:
             self.saver.save_best(self.state(), trainable_tensors(self.model), metrics["loss"])
-        self.listener.handle(events.SnapshotTaken(snapshot))
+        handle(events.SnapshotTaken(snapshot))
         self._sampling_seconds += snapshot.sampling_seconds
         reference_seconds = snapshot.example_set.reference.seconds
-        self.listener.handle(events.EvaluationRecorded(reference_seconds, self._sampling_seconds))
+        handle(events.EvaluationRecorded(reference_seconds, self._sampling_seconds))
         self.progress.evaluated_step = self.progress.step
         return metrics
 

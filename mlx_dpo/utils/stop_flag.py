@@ -25,6 +25,6 @@ def stop_on(event: threading.Event) -> Iterator[None]:
 
 
 def check_stop() -> None:
-    """Raise `StopRequested` where the work was asked to stop. Costs nothing, so that inner loops can call it."""
+    """Raise `StopRequested` where the work was asked to stop; cheap enough for inner loops."""
     if any(event.is_set() for event in _active):
         raise StopRequested

@@ -8,7 +8,7 @@ from typing import Any
 from mlx_dpo.data.conversations import NamedValue, PromptAndPair, TextOrMessages, as_messages
 from mlx_dpo.data.examples import SCORE_COLUMNS
 from mlx_dpo.data.json_values import check_text, json_type_name
-from mlx_dpo.data.messages import Message, parse_messages
+from mlx_dpo.data.messages import SYSTEM_ROLES, Message, parse_messages
 from mlx_dpo.data.row_fields import LABEL_COLUMNS, has_columns
 from mlx_dpo.errors import RowError
 
@@ -25,8 +25,7 @@ PAIR_COLUMNS: ColumnSets = (
 CONVERSATION_COLUMNS = ("conversations", "messages", "conversation")
 _PROMPT_COLUMNS = ("prompt", "question", "instruction", "query", *CONVERSATION_COLUMNS, "input")
 _SYSTEM_COLUMNS = ("system", "system_prompt")
-_SYSTEM_ROLES = ("system", "developer")
-SIDE_COLUMNS = frozenset(  # columns that every format reads
+COMMON_COLUMNS = frozenset(  # columns that every format reads
     (
         *(*_SYSTEM_COLUMNS, *LABEL_COLUMNS, "tools", "chat_template_kwargs", "enable_thinking", "margin", "history"),
         *(column for columns in SCORE_COLUMNS for column in columns),
@@ -181,7 +180,7 @@ def system_text(row: Row) -> str:
     value = row[column]
     if isinstance(value, (list, tuple, dict)):
         messages = parse_messages(value, column)
-        if len(messages) != 1 or messages[0]["role"] not in _SYSTEM_ROLES:
+        if len(messages) != 1 or messages[0]["role"] not in SYSTEM_ROLES:
             raise RowError("must be text, or one system message", kind="type", field=column)
         return str(messages[0]["content"])
     if not isinstance(value, str):
@@ -199,7 +198,7 @@ def with_system(row: Row, prompt: TextOrMessages, chosen: TextOrMessages, reject
     if not system:
         return prompt, chosen, rejected
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if messages[0]["role"] not in _SYSTEM_ROLES:
+    if messages[0]["role"] not in SYSTEM_ROLES:
         messages = [{"role": "system", "content": system}, *messages]
     return messages, as_messages(chosen), as_messages(rejected)
 

@@ -46,7 +46,7 @@ class RowFormat(ABC):
         """The name under which `data check` counts a row that matches."""
 
     def columns_read(self, row: Row) -> Iterable[str]:
-        """The columns that a row that matches is read from, beside `SIDE_COLUMNS`; all of them unless overridden."""
+        """The columns that a row that matches is read from, beside `COMMON_COLUMNS`; all of them unless overridden."""
         return row
 
     def check_paired(self, row: Row) -> None:  # noqa: B027
