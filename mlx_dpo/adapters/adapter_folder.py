@@ -31,7 +31,7 @@ def read_adapter_spec(folder: str | Path) -> AdapterSpec:
     Raises:
         UserError: it is not such a folder, or its adapter_config.json lacks something.
     """
-    path = Path(folder)
+    path = _existing_folder(folder)
     if not (path / "adapter_config.json").is_file() or not (path / "adapters.safetensors").is_file():
         hint = "An adapter folder holds adapter_config.json and adapters.safetensors."
         if (path / "adapter_model.safetensors").is_file():
@@ -60,6 +60,16 @@ def read_adapter_spec(folder: str | Path) -> AdapterSpec:
         raise UserError(f"not an mlx-lm adapter config: {error}", where=Where(str(file))) from None
 
 
+def _existing_folder(name: str | Path) -> Path:
+    """An adapter's folder. Raises `UserError` where there is none of that name."""
+    path = Path(name)
+    if not path.is_dir():
+        state = "this is a file" if path.exists() else "there is no such folder"
+        hint = "Name an adapter folder; a run leaves one at its --adapter-path, `adapters` by default."
+        raise UserError(f"no adapter: {state}", where=Where(str(name)), hint=hint)
+    return path
+
+
 def _require_fields(file: Path, config: Mapping[str, Any], lora: Any, kind: str) -> None:
     """Raises `UserError` where what decides the numbers is not in the file."""
     where = Where(str(file))
@@ -76,7 +86,7 @@ def _require_fields(file: Path, config: Mapping[str, Any], lora: Any, kind: str)
 
 def adapter_base_model(adapter_path: str | Path) -> str:
     """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
-    file = Path(adapter_path) / "adapter_config.json"
+    file = _existing_folder(adapter_path) / "adapter_config.json"
     model = read_json(file).get("model")
     if not isinstance(model, str) or not model:
         hint = "Name the model with --model."

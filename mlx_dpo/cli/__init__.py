@@ -27,7 +27,7 @@ def main() -> None:
 
 def _run_command() -> int:
     """Run the command and print its error, if any. Returns the exit code."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from mlx_dpo.cli.app import app
     from mlx_dpo.cli.console import print_message, stderr_console
@@ -48,7 +48,7 @@ def _run_command() -> int:
         code = 1
     except (GaveUp, subprocess.CalledProcessError) as error:  # the training process has printed its traceback
         message, code = str(error), 1
-    stderr_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    stderr_console.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     return code
 
 

@@ -41,10 +41,11 @@ def compare(
     from mlx_dpo.data.prompt_files import read_prompts
 
     all_prompts = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _read_stdin()
-    from mlx_dpo.adapters.adapter_folder import adapter_base_model
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model, read_adapter_spec
     from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 
     model = model or adapter_base_model(adapter_path)
+    read_adapter_spec(adapter_path)  # before a model is loaded
     sampling = SamplingParams(max_tokens, temp, top_p, seed)
     with stderr_console.status("Generating"):
         base, tuned = generate_before_and_after(model, adapter_path, all_prompts, sampling)
