@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,6 +12,7 @@ import numpy as np
 
 from mlx_dpo.data.chat_encoding import TokenIds
 from mlx_dpo.errors import UserError
+from mlx_dpo.forward.oom_fallback import is_out_of_memory
 from mlx_dpo.forward.prefix_cache import UnsupportedCacheError
 
 Sequences = list[tuple[TokenIds, TokenIds]]  # (prompt, completion)
@@ -68,7 +71,20 @@ def count_logits(model: nn.Module) -> int:
             hint="Some layers can't be adapted in some models: name those to adapt with --lora-keys.",
         ) from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"mlx can't run this model on this machine: {error}",
-            hint="An operation may be missing for its data type on this backend: try a float32 or a quantized copy.",
+            hint=_missing_temporary_folder()
+            or "An operation may be missing for its data type on this backend: try a float32 or a quantized copy.",
         ) from error
+
+
+def _missing_temporary_folder() -> str | None:
+    """What to do where the folder is missing in which mlx compiles for the CPU; None where it is there."""
+    for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):  # in the order of std::filesystem::temp_directory_path
+        if (folder := os.environ.get(name)) is not None:
+            return (
+                None if Path(folder).is_dir() else f"{name} is {folder}, which is not a folder: name one, or unset it."
+            )
+    return None

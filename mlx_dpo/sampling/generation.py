@@ -14,6 +14,7 @@ from mlx_dpo.adapters.adapter_folder import load_adapter
 from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.forward.path_agreement import count_logits
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,11 @@ def generate_before_and_after(
         The base model's responses and the tuned model's.
 
     Raises:
-        UserError: the model or the adapter can't be loaded.
+        UserError: the model or the adapter can't be loaded, or mlx can't run it on this machine.
     """
     network, tokenizer = load_model(model).model, load_tokenizer(model)
     _, base = load_adapter(network, adapter_path)
+    count_logits(network)  # what mlx can't run here is a sentence, and not a traceback from mlx-lm
     with swap_adapter(network, base):
         untuned = generate_responses(network, tokenizer, prompts, sampling)
     return untuned, generate_responses(network, tokenizer, prompts, sampling)
