@@ -8,19 +8,17 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_dpo.errors import UserError
 from mlx_dpo.utils.formatting import closest
 
 LINEAR_KINDS = (nn.Linear, nn.QuantizedLinear)
-EXPERT_KINDS = (SwitchLinear, QuantizedSwitchLinear)
 
 
 def adaptable_keys(model: nn.Module, fine_tune_type: str) -> tuple[str, ...]:
     """Names, inside a block, of all linear layers that adapters of a type (lora, dora) can be on."""
     is_lora = fine_tune_type == "lora"
-    kinds: tuple[type[nn.Module], ...] = (*LINEAR_KINDS, *EXPERT_KINDS) if is_lora else LINEAR_KINDS
+    kinds: tuple[type[nn.Module], ...] = (*LINEAR_KINDS, *_expert_kinds()) if is_lora else LINEAR_KINDS
     return tuple(
         sorted(
             {
@@ -58,6 +56,12 @@ def default_keys(model: nn.Module, fine_tune_type: str) -> tuple[tuple[str, ...]
     return tuple(sorted(keys)), notes
 
 
+def _expert_kinds() -> tuple[type[Any], ...]:
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # the supervisor needs no mlx-lm
+
+    return SwitchLinear, QuantizedSwitchLinear
+
+
 def require_matching_keys(model: nn.Module, keys: Iterable[str], num_layers: int) -> None:
     """Check that every key names a layer.
 
@@ -88,11 +92,11 @@ def require_matching_keys(model: nn.Module, keys: Iterable[str], num_layers: int
 
 def _router_keys(model: nn.Module) -> set[str]:
     """Linear layers that give a number for each expert, in the smallest module that holds more than the experts."""
-    keys = set()
+    keys, expert_kinds = set(), _expert_kinds()
     for block in model.layers:
         modules = {name: module for name, module in block.named_modules() if name}
         for name, experts in modules.items():
-            if isinstance(experts, EXPERT_KINDS):
+            if isinstance(experts, expert_kinds):
                 beside = _modules_beside(modules, name.rpartition(".")[0])
                 keys |= {
                     other
