@@ -28,7 +28,7 @@ from mlx_dpo.evaluation.reference_setup import (
 )
 from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
-from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.objectives import LossStates, WeightedLoss
@@ -165,6 +165,8 @@ def build_components(
     if (inputs.model is None) != (inputs.tokenizer is None):
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = inputs.tokenizer or load_tokenizer(config.model)
+    if inputs.tokenizer is None and (note := chat_template_note(config.model)):
+        listener.handle(Note(note))
     skipped_rows: list[RowError] | None = [] if config.bad_rows == "skip" else None
 
     def on_progress(text: str) -> None:
