@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
@@ -12,6 +13,7 @@ from mlx_dpo.training.checkpoint import TrainingState
 from mlx_dpo.training.events import CheckpointSaved, Note
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run_folder import RunFolder, SaveError
+from mlx_dpo.utils.formatting import format_bytes
 
 
 class CheckpointSaver:
@@ -36,6 +38,41 @@ class CheckpointSaver:
         """
         self.folder, self.config, self.spec, self.listener, self.is_main = folder, config, spec, listener, is_main
         self.saved_step, self.has_failed = -1, False
+
+    def check_room(self, state: TrainingState, tensors: Tensors, num_saves: int) -> None:
+        """Compare the free room with what checkpoints take, before there is something to lose.
+
+        Args:
+            state: what a checkpoint holds beside the adapter.
+            tensors: what is trained.
+            num_saves: checkpoints that are still to be written.
+
+        Raises:
+            UserError: there is no room for a single one.
+        """
+        if not self.is_main:
+            return
+        adapter = sum(tensor.nbytes for tensor in tensors.values())
+        checkpoint = adapter + state.num_bytes
+        free = shutil.disk_usage(self.folder.path).free
+        where = Where(str(self.folder.path))
+        if free < checkpoint + adapter:  # the adapter is also at the top of the folder
+            message = (
+                f"no room for a checkpoint: it takes {format_bytes(checkpoint + adapter)}, and {format_bytes(free)}"
+            )
+            hint = "Make room, or choose an --adapter-path on another disk."
+            raise UserError(f"{message} are free", where=where, hint=hint)
+        kept = min(self.config.keep_checkpoints or num_saves, num_saves) + self.config.keep_best
+        kept += num_saves > kept  # one more is there until the oldest is deleted
+        missing = kept - len(self.folder.checkpoints())
+        if missing > 1 and free < missing * checkpoint + adapter:
+            needed = format_bytes(missing * checkpoint + adapter)
+            self.listener.handle(
+                Note(
+                    f"checkpoints will take {needed}, and {format_bytes(free)} are free at {where}. "
+                    "Make room, or keep fewer with --keep-checkpoints."
+                )
+            )
 
     def save(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> bool:
         """Write a checkpoint and the run's adapter, unless those of this step are there already.
