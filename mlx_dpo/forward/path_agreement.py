@@ -18,9 +18,10 @@ from mlx_dpo.forward.prefix_cache import UnsupportedCacheError
 Sequences = list[tuple[TokenIds, TokenIds]]  # (prompt, completion)
 CompletionSums = Callable[[Sequences], np.ndarray]  # log p of each completion, nats
 
-# Prompts of different lengths, one of a single token, two equal; completions likewise.
-_PROMPTS = [(3, 5, 4, 6, 2, 7, 3), (5, 2, 6), (4,), (5, 2, 6)]
-_COMPLETIONS = [(6, 3, 2, 5), (2,), (3, 4), (7, 6, 5, 3, 2)]
+# As few tokens as tell the ways apart, since each takes a second on a slow backend: prompts of different lengths, one
+# of a single token, two equal; completions likewise.
+_PROMPTS = [(3, 5, 4, 6, 2), (4,), (4,)]
+_COMPLETIONS = [(6, 3, 2), (2,), (3, 4)]
 
 # What model code raises when its forward pass is run in parts that it is not written for. An error of the machine (out
 # of memory, an operation that the backend lacks) is a RuntimeError, and says nothing on the model.
@@ -32,17 +33,17 @@ def agrees(sums: CompletionSums, plain_sums: CompletionSums, *, several_prompts:
 
     Args:
         sums: runs the model in the way to check.
-        plain_sums: runs the model's own forward pass.
+        plain_sums: runs the model's own forward pass; called with the same sequences for each way.
         several_prompts: whether sequences with different prompts may be run together.
 
     Raises:
         RuntimeError: of mlx, from either way.
     """
     sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
-    groups = [sequences] if several_prompts else [[sequences[0]], [sequences[1], sequences[3]], [sequences[2]]]
+    groups = [sequences] if several_prompts else [sequences[:1], sequences[1:]]
     for group in groups:
         expected = plain_sums(group)
-        alone = np.concatenate([plain_sums([sequence]) for sequence in group])
+        alone = expected if len(group) == 1 else np.concatenate([plain_sums([sequence]) for sequence in group])
         tolerance = 1e-4 + 1e-5 * np.abs(expected).max() + 8 * np.abs(expected - alone).max()
         try:
             difference = np.abs(sums(group) - expected).max()

@@ -184,9 +184,10 @@ def build_components(
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     on_progress("Loading the model")
-    policy = _load_policy(config, inputs.model, communicator)
+    policy = _load_policy(config, inputs.model, communicator, on_progress)
     for text in policy.notes:
         listener.handle(Note(text))
+    on_progress("Measuring the memory that the model needs")
     memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))
@@ -223,7 +224,9 @@ def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) ->
     )
 
 
-def _load_policy(config: TrainConfig, model: nn.Module | None, communicator: Communicator) -> Policy:
+def _load_policy(
+    config: TrainConfig, model: nn.Module | None, communicator: Communicator, on_progress: Callable[[str], None]
+) -> Policy:
     keep_weights_resident()
     mx.reset_peak_memory()
     mx.random.seed(config.seed)  # of the adapters' initial values
@@ -239,7 +242,7 @@ def _load_policy(config: TrainConfig, model: nn.Module | None, communicator: Com
     shard_group = None if communicator.data_parallel else communicator.mlx_group
     model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
-    policy = make_policy(model, spec, config.init_adapter, shard_group, limit)
+    policy = make_policy(model, spec, config.init_adapter, shard_group, limit, on_progress)
     if config.init_adapter:
         given = adapter_settings(config)
         if config.num_layers > 0:
