@@ -27,31 +27,31 @@ def fine_tune_type(config: TrainConfig) -> str:
     return read_adapter_spec(config.init_adapter).fine_tune_type if config.init_adapter else config.fine_tune_type
 
 
-def require_settings_of_adapter(config: TrainConfig, given: Mapping[str, Any]) -> None:
-    """Check that what was given agrees with the initial adapter, as far as that can be told without the model.
+def require_settings_of_adapter(config: TrainConfig, requested: Mapping[str, Any]) -> None:
+    """Check that the settings of a run agree with its initial adapter, as far as the model is not needed for it.
 
     Args:
         config: the run's settings.
-        given: settings that were given, those with the default's value too.
+        requested: settings that were requested, those with the default's value too.
 
     Raises:
         UserError: a setting contradicts the adapter, or has no effect in full fine-tuning.
     """
-    given = {**adapter_settings(config), **given}
-    if fine_tune_type(config) == "full" and (unused := [name for name in LORA_SETTINGS if name in given]):
+    requested = {**adapter_settings(config), **requested}
+    if fine_tune_type(config) == "full" and (unused := [name for name in LORA_SETTINGS if name in requested]):
         raise UserError(
             "full fine-tuning has no adapter that this would apply to", field=unused[0], hint="Leave it out."
         )
     if config.init_adapter:
-        early = {name: value for name, value in given.items() if name not in _RESOLVED_BY_MODEL}
+        early = {name: value for name, value in requested.items() if name not in _RESOLVED_BY_MODEL}
         require_equal_settings(early, read_adapter_spec(config.init_adapter), config.init_adapter)
 
 
-def require_equal_settings(given: Mapping[str, Any], spec: AdapterSpec, folder: str) -> None:
-    """Check that given settings are those of an adapter.
+def require_equal_settings(requested: Mapping[str, Any], spec: AdapterSpec, folder: str) -> None:
+    """Check that settings are those of an adapter.
 
     Args:
-        given: settings by name; others than those of an adapter are passed over.
+        requested: settings by name; others than those of an adapter are passed over.
         spec: what the adapter folder holds.
         folder: its name.
 
@@ -59,7 +59,7 @@ def require_equal_settings(given: Mapping[str, Any], spec: AdapterSpec, folder: 
         UserError: one is another, and would have no effect.
     """
     own = {**{field.name: getattr(spec, field.name) for field in fields(spec)}, "lora_keys": spec.keys}
-    for name, value in given.items():
+    for name, value in requested.items():
         if name not in own:
             continue
         same = set(value or ()) == set(own[name] or ()) if name == "lora_keys" else value == own[name]

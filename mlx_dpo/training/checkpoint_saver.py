@@ -39,13 +39,13 @@ class CheckpointSaver:
         self.folder, self.config, self.spec, self.listener, self.is_main = folder, config, spec, listener, is_main
         self.saved_step, self.has_failed = -1, False
 
-    def check_room(self, state: TrainingState, tensors: Tensors, num_saves: int) -> None:
+    def check_room(self, state: TrainingState, tensors: Tensors, steps: int) -> None:
         """Compare the free room with what checkpoints take, before there is something to lose.
 
         Args:
             state: what a checkpoint holds beside the adapter.
             tensors: what is trained.
-            num_saves: checkpoints that are still to be written.
+            steps: those of the whole run.
 
         Raises:
             UserError: there is no room for a single one.
@@ -62,6 +62,7 @@ class CheckpointSaver:
             )
             hint = "Make room, or choose an --adapter-path on another disk."
             raise UserError(f"{message} are free", where=where, hint=hint)
+        num_saves = self._num_saves(state.progress.step, steps)
         kept = min(self.config.keep_checkpoints or num_saves, num_saves) + self.config.keep_best
         kept += num_saves > kept  # one more is there until the oldest is deleted
         missing = kept - len(self.folder.checkpoints())
@@ -73,6 +74,11 @@ class CheckpointSaver:
                     "Make room, or keep fewer with --keep-checkpoints."
                 )
             )
+
+    def _num_saves(self, step: int, steps: int) -> int:
+        """Checkpoints that are still to be written after `step`, the last one included."""
+        intervals = [every for every in (self.config.save_every, self.config.steps_per_eval) if every]
+        return 1 + sum(any(later % every == 0 for every in intervals) for later in range(step + 1, steps))
 
     def save(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> bool:
         """Write a checkpoint and the run's adapter, unless those of this step are there already.

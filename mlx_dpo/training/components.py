@@ -244,10 +244,10 @@ def _load_policy(
     limit = parse_memory(config.memory_limit) if config.memory_limit else None
     policy = make_policy(model, spec, config.init_adapter, shard_group, limit, on_progress)
     if config.init_adapter:
-        given = adapter_settings(config)
+        requested = adapter_settings(config)
         if config.num_layers > 0:
-            given["num_layers"] = min(config.num_layers, len(policy.model.layers))
-        require_equal_settings(given, policy.spec, config.init_adapter)
+            requested["num_layers"] = min(config.num_layers, len(policy.model.layers))
+        require_equal_settings(requested, policy.spec, config.init_adapter)
     return policy
 
 

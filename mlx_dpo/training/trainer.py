@@ -112,15 +112,6 @@ class Trainer:
         """Return what a checkpoint must hold beside the adapter."""
         return TrainingState(self.progress, self.optimizer.state, self.scorer.state(), self.source.state())
 
-    @property
-    def num_saves(self) -> int:
-        """Checkpoints that are still to be written, the last one included."""
-        left, intervals = (
-            range(self.progress.step + 1, self.steps),
-            (self.config.save_every, self.config.steps_per_eval),
-        )
-        return 1 + sum(any(every and step % every == 0 for every in intervals) for step in left)
-
     def run(self) -> Metrics:
         """Train to the last step.
 
