@@ -1,6 +1,6 @@
 """Train with this project on a case and print its figures as one JSON object; peers.py and growth.py call it.
 
-    python benchmarks/drive_ours.py CASE [--batch-size 4] [--steps 6] [--epochs 2] [--grad-checkpoint]
+    python benchmarks/drive_ours.py CASE [--batch-size 4] [--steps 6] [--epochs 2] [--memory-limit 2GB]
 
 An epoch is the first `batch-size * steps` pairs of the case. The reference is measured in the first epoch, as the pairs
 come by; a cache of it from an earlier run would spoil the measurement, so the process must be given an empty
@@ -52,6 +52,7 @@ def drive(options: argparse.Namespace) -> dict[str, object]:
             epochs=options.epochs,
             max_length=options.max_length,
             grad_checkpoint=options.grad_checkpoint,
+            memory_limit=options.memory_limit,
             valid_pairs=0,
             steps_per_eval=0,
             save_every=0,
@@ -75,6 +76,7 @@ def main() -> None:
     for flag, default in (("batch-size", 4), ("steps", 6), ("epochs", 2), ("max-length", 2048)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--grad-checkpoint", action="store_true")
+    parser.add_argument("--memory-limit", help="like 2GB")
     options = parser.parse_args()
     stdout, sys.stdout = sys.stdout, sys.stderr
     result = drive(options)

@@ -15,6 +15,7 @@ from mlx_dpo.utils.formatting import did_you_mean
 
 FineTuneType = Literal["lora", "dora", "full"]
 Overlong = Literal["truncate", "drop", "error"]
+TrainOn = Literal["all", "last"]
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
 BadRows = Literal["error", "skip"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -85,6 +86,12 @@ class TrainConfig:
         "truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error."
     )
     raw: bool = setting(False, "Data", "Use string rows as they are, without the chat template.")
+    chat_template_kwargs: dict[str, Any] | None = setting(
+        None, "Data", "Variables for the chat template, as JSON. Those of a row take precedence."
+    )
+    train_on: TrainOn = setting(
+        "all", "Data", "Which assistant turns of a completion with several are trained: all, or the last."
+    )
     prompt_column: str | None = setting(None, "Data", "Column with the prompt, if it has another name.")
     chosen_column: str | None = setting(None, "Data", "Column with the preferred completion.")
     rejected_column: str | None = setting(None, "Data", "Column with the rejected completion.")
@@ -101,10 +108,7 @@ class TrainConfig:
     )
     # None below: the default in the signature of the loss; `mlx-dpo losses` and --help print it.
     beta: float | None = setting(
-        None,
-        "Objective",
-        "How closely to stay with the reference: lower moves further (0.01 to 0.5).",
-        low=1e-6,
+        None, "Objective", "How closely to stay with the reference: lower moves further (0.01 to 0.5).", low=1e-6
     )
     label_smoothing: float | None = setting(
         None,
@@ -114,16 +118,10 @@ class TrainConfig:
         high=0.4999,
     )
     f_divergence: Divergence | None = setting(
-        None,
-        "Objective",
-        "Divergence that keeps the policy close to the reference; reverse_kl is DPO's.",
+        None, "Objective", "Divergence that keeps the policy close to the reference; reverse_kl is DPO's."
     )
     f_alpha_divergence_coef: float | None = setting(
-        None,
-        "Objective",
-        "Coefficient of the alpha divergence: 1 is the reverse KL, 0 the forward KL.",
-        low=0,
-        high=1,
+        None, "Objective", "Coefficient of the alpha divergence: 1 is the reverse KL, 0 the forward KL.", low=0, high=1
     )
     rpo_alpha: float = setting(
         0.0,
@@ -142,11 +140,7 @@ class TrainConfig:
         None, "Objective", "beta_dpo: how much beta follows the batch's margin.", low=0
     )
     beta_dpo_momentum: float | None = setting(
-        None,
-        "Objective",
-        "beta_dpo: momentum of the moving mean margin.",
-        low=0,
-        high=0.9999,
+        None, "Objective", "beta_dpo: momentum of the moving mean margin.", low=0, high=0.9999
     )
     odpo_alpha: float | None = setting(None, "Objective", "odpo: weight of the log of the score difference.", low=0)
     tdpo_alpha: float | None = setting(
@@ -230,11 +224,7 @@ class TrainConfig:
         False, "Run", "Also keep the checkpoint with the lowest held-out loss; best.json names it.", free=True
     )
     patience: int = setting(
-        0,
-        "Run",
-        "Stop after this many evaluations in a row without a lower held-out loss; 0: never.",
-        low=0,
-        free=True,
+        0, "Run", "Stop after this many evaluations in a row without a lower held-out loss; 0: never.", low=0, free=True
     )
     report_to: list[str] | None = setting(
         None, "Run", "Trackers to log to: wandb, tensorboard, trackio, mlflow; several as a,b.", free=True

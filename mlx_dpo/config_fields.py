@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from typing import Any, Literal
@@ -77,6 +78,8 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
             raise _type_error(name, "a list of names", value)
         return [part.strip() for item in items for part in item.split(",") if part.strip()]
+    if typing.get_origin(kind) is dict:
+        return _parse_object(name, value)
     if kind is float:
         try:  # YAML reads 1e-5 as a string
             if isinstance(value, bool):
@@ -88,6 +91,18 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _type_error(name, expected, value)
     return value
+
+
+def _parse_object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object from its text or its values."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise _type_error(name, "a JSON object", value) from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise _type_error(name, "a JSON object", value)
+    return dict(value)
 
 
 def _type_error(name: str, expected: str, value: Any) -> UserError:

@@ -8,18 +8,32 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import AdapterModel, AdapterPath, JsonFlag, MaxTokens, Seed, Temperature, TopP
+from mlx_dpo.cli.config_options import (
+    RENDERING_SETTINGS,
+    AdapterModel,
+    AdapterPath,
+    JsonFlag,
+    MaxTokens,
+    Seed,
+    Temperature,
+    TopP,
+    with_config_options,
+)
 from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.cli.tables.completion_table import completion_table
-from mlx_dpo.errors import UserError
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import UserError, Where
 
 
+@with_config_options(RENDERING_SETTINGS)
 def compare(
+    flags: dict[str, Any],
     model: AdapterModel = None,
     adapter_path: AdapterPath = Path("adapters"),
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; can be repeated.")] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="File of prompts: one per line (.txt), or rows with a prompt (.jsonl, .json).")
+        str | None,
+        typer.Option(help="File of prompts: one per line (.txt), or rows with a prompt (.jsonl, .csv, ...)."),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts of the file.")] = None,
     max_tokens: MaxTokens = 256,
@@ -30,7 +44,8 @@ def compare(
 ) -> None:
     """Show completions of the model without and with the adapter, side by side.
 
-    Without --prompt and --prompts, prompts are read from the keyboard, one per line.
+    Without --prompt and --prompts, prompts are read from the keyboard, one per line. They are rendered as in the run
+    that trained the adapter, where its folder has a config.yaml.
 
     [bold]Examples[/]
 
@@ -38,9 +53,13 @@ def compare(
 
       mlx-dpo compare --adapter-path runs/a --prompts valid.jsonl --num-prompts 5 --temp 0.7
     """
+    from mlx_dpo.data.examples import Prompt
     from mlx_dpo.data.prompt_files import read_prompts
 
-    all_prompts = [*(prompt or []), *(read_prompts(prompts)[:num_prompts] if prompts else [])] or _read_stdin()
+    texts = list(prompt or [])
+    from_file = read_prompts(prompts)[:num_prompts] if prompts else []
+    all_prompts = [*map(Prompt, texts or ([] if prompts else _read_stdin())), *from_file]
+    config = _rendering_config(adapter_path, flags)
     from mlx_dpo.adapters.adapter_folder import adapter_base_model, read_adapter_spec
     from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 
@@ -48,15 +67,32 @@ def compare(
     read_adapter_spec(adapter_path)  # before a model is loaded
     sampling = SamplingParams(max_tokens, temp, top_p, seed)
     with stderr_console.status("Generating"):
-        base, tuned = generate_before_and_after(model, adapter_path, all_prompts, sampling)
-    rows = list(zip(all_prompts, base, tuned, strict=True))
+        base, tuned = generate_before_and_after(
+            model,
+            adapter_path,
+            all_prompts,
+            sampling,
+            raw=config.raw,
+            template_kwargs=config.chat_template_kwargs or {},
+        )
+    rows = list(zip([prompt.prompt for prompt in all_prompts], base, tuned, strict=True))
     if json:
         print_json({"answers": [{"prompt": row[0], "base": row[1], "tuned": row[2]} for row in rows]})
     else:
         stdout_console.print(completion_table(("prompt", "base", "tuned"), rows))
 
 
-def _read_stdin() -> list[Any]:
+def _rendering_config(adapter_path: Path, flags: dict[str, Any]) -> TrainConfig:
+    """The settings of the adapter's run, as far as there are any, and of the command line: how prompts are rendered."""
+    from mlx_dpo.config_files import read_yaml
+
+    file = adapter_path / "config.yaml"
+    values = read_yaml(file) if file.is_file() else {}
+    own = {name: values[name] for name in RENDERING_SETTINGS if name in values}
+    return TrainConfig.from_mapping({**TrainConfig.from_mapping(own, Where(str(file))).to_mapping(), **flags})
+
+
+def _read_stdin() -> list[str]:
     if sys.stdin.isatty():
         stderr_console.print("Type prompts, one per line, and end with Ctrl-D.")
     lines = [line.strip() for line in sys.stdin if line.strip()]

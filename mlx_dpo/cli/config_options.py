@@ -15,10 +15,12 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperOption
 
 from mlx_dpo.cli.loss_defaults import loss_default_text
-from mlx_dpo.config import TrainConfig
+from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 from mlx_dpo.config_fields import unwrap_optional
 
 Command = Callable[..., None]
+RENDERING_SETTINGS = ("raw", "chat_template_kwargs")  # how a prompt becomes token ids
+ENCODING_SETTINGS = (*RENDERING_SETTINGS, "train_on", *COLUMN_SETTINGS)  # how a row does
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -107,6 +109,8 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.P
     kind, _ = unwrap_optional(hint)
     if typing.get_origin(kind) is list:
         kind = str  # a,b,c
+    if typing.get_origin(kind) is dict:
+        kind = str  # JSON
     flag = "--" + field.name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,

@@ -1,41 +1,33 @@
-"""The command `mlx-dpo data` with its subcommands check, show and convert."""
+"""The command `mlx-dpo data` with its subcommands check, show, convert and fix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import JsonFlag, with_config_options
-from mlx_dpo.cli.console import print_json, print_message, print_text, stderr_console, stdout_console
+from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
+from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
+from mlx_dpo.cli.data_fix import fix
+from mlx_dpo.cli.row_arguments import FILE_KINDS, File, OutputFile, load_tokenizer, progress_bar
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 
 app = typer.Typer(
-    help="Inspect and convert preference pairs before training on them: check, show, convert.",
+    help="Inspect, convert and fix preference pairs before training on them: check, show, convert, fix.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, or - for stdin.")]
-MaxLength = Annotated[int, typer.Option(min=2, help="Longest prompt + completion in tokens, as in training.")]
-Raw = Annotated[bool, typer.Option("--raw", help="Use string rows as they are, without the chat template.")]
-
 
 @app.command()
-@with_config_options(COLUMN_SETTINGS)
+@with_config_options(("max_length", *ENCODING_SETTINGS))
 def check(
     flags: dict[str, Any],
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A .jsonl, .json or .jsonl.gz file, a folder of them, or -.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=f"{FILE_KINDS}, a folder of them, or - for stdin.")],
     model: Annotated[
         str | None,
         typer.Option(help="Folder or Hub id of a model, whose tokenizer is loaded to measure lengths in tokens."),
     ] = None,
-    max_length: MaxLength = TrainConfig.max_length,
-    raw: Raw = False,
     json: JsonFlag = False,
 ) -> None:
     """Check every row, and report formats, problems, duplicates and, with --model, lengths in tokens.
@@ -49,13 +41,15 @@ def check(
       mlx-dpo data check ./data --model ./Qwen3-4B-4bit --max-length 1024
     """
     from mlx_dpo.cli.tables.data_check_tables import print_data_check
+    from mlx_dpo.data.chat_encoding import ExampleEncoder
     from mlx_dpo.data.data_check import DataCheck
 
     files = _files_to_check(file)
-    columns = TrainConfig.from_mapping(flags).columns
-    result = DataCheck(_load_tokenizer(model) if model else None, max_length=max_length, raw=raw, columns=columns)
+    config = TrainConfig.from_mapping(flags)
+    encoder = ExampleEncoder.from_config(config, load_tokenizer(model)) if model else None
+    result = DataCheck(encoder, columns=config.columns)
     for name in files:
-        with _progress_bar(f"Reading {name}") as progress:
+        with progress_bar(f"Reading {name}") as progress:
             result.add_file(name, progress)
     if json:
         print_json(result.to_json())
@@ -66,14 +60,12 @@ def check(
 
 
 @app.command()
-@with_config_options(COLUMN_SETTINGS)
+@with_config_options(("max_length", *ENCODING_SETTINGS))
 def show(
     flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the pair, from 1.")],
     file: File,
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model; only its tokenizer is loaded.")],
-    max_length: MaxLength = TrainConfig.max_length,
-    raw: Raw = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="Markers instead of colors.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -87,9 +79,10 @@ def show(
     """
     from mlx_dpo.data.chat_encoding import ExampleEncoder
 
-    pair, where = _read_pair(number, file, TrainConfig.from_mapping(flags).columns)
-    tokenizer = _load_tokenizer(model)
-    encoded = ExampleEncoder(tokenizer, max_length=max_length, overlong="truncate", raw=raw)(pair, where)
+    config = TrainConfig.from_mapping(flags)
+    pair, where = _read_pair(number, file, config.columns)
+    tokenizer = load_tokenizer(model)
+    encoded = ExampleEncoder.from_config(config, tokenizer)(pair, where)
     assert encoded is not None, "only overlong='drop' drops"
     from mlx_dpo.cli.tables.pair_view import example_json, print_example
 
@@ -105,9 +98,7 @@ def show(
 def convert(
     flags: dict[str, Any],
     file: File,
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The new file, compressed if its name ends in .gz; - for stdout.")
-    ],
+    out: OutputFile,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad rows out instead of stopping.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -124,7 +115,7 @@ def convert(
 
     if json and out == "-":
         raise UserError("--json and the pairs would both be printed to stdout", hint="Name a file for the pairs.")
-    with _progress_bar(f"Reading {file}") as progress:
+    with progress_bar(f"Reading {file}") as progress:
         columns = TrainConfig.from_mapping(flags).columns
         pairs, skipped = convert_rows(file, out, skip_bad=skip_bad, columns=columns, progress=progress)
     if json:
@@ -153,12 +144,6 @@ def _files_to_check(name: str) -> list[str]:
     return files
 
 
-def _load_tokenizer(model: str) -> Any:
-    from mlx_dpo.forward.model_loading import load_tokenizer
-
-    return load_tokenizer(model)
-
-
 def _read_pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, Any]:
     """Pair `number` of a file, not counting bad rows, and its location."""
     from mlx_dpo.data.column_mapping import with_renamed_columns
@@ -179,12 +164,4 @@ def _read_pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, An
     raise UserError(f"there is no pair {number:,}: it holds {count:,}", where=Where(file))
 
 
-@contextmanager
-def _progress_bar(label: str) -> Iterator[Callable[[float], None]]:
-    """A progress bar on stderr if that is a terminal. Yields the function that sets the share done."""
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    with Progress(console=stderr_console, transient=True, disable=not stderr_console.is_terminal) as bar:
-        task = bar.add_task(escape(label), total=1.0)
-        yield lambda share: bar.update(task, completed=share)
+app.command()(fix)

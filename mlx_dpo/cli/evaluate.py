@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import JsonFlag, with_config_options
+from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, stderr_console
 from mlx_dpo.cli.tables.metric_tables import evaluation_tables, warn_about_training_settings
-from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
+from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
 
 JUDGE_PANEL, TASKS_PANEL = "Completions, judged head to head", "Benchmarks"  # panels of --help
 OBJECTIVE_FIELDS = [field.name for field in dataclasses.fields(TrainConfig) if field.metadata["group"] == "Objective"]
-OPTIONS = ("model", "data", *OBJECTIVE_FIELDS, "batch_size", "max_length", "overlong", "raw", *COLUMN_SETTINGS)
+OPTIONS = ("model", "data", *OBJECTIVE_FIELDS, "batch_size", "max_length", "overlong", *ENCODING_SETTINGS)
 
 
 @with_config_options(

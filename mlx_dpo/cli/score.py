@@ -7,18 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import with_config_options
+from mlx_dpo.cli.config_options import ENCODING_SETTINGS, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, print_text, stderr_console
 from mlx_dpo.cli.tables.metric_tables import summary_tables, warn_about_training_settings
-from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
+from mlx_dpo.config import TrainConfig
 
-OPTIONS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", "raw", *COLUMN_SETTINGS)
+OPTIONS = ("model", "data", "beta", "reference", "batch_size", "max_length", "overlong", *ENCODING_SETTINGS)
 
 
 @with_config_options(
     OPTIONS,
     helps={
-        "data": "Rows, as for train or with a prompt and `completions`: a .jsonl, .json or .jsonl.gz file, or -.",
+        "data": "Rows, as for train or with a prompt and `completions`: a file of rows, or -.",
         "reference": "base: the model without adapter. none. Or the folder of another model.",
         "beta": "Factor on the rewards.",
         "batch_size": "Rows that are scored, and written, together.",

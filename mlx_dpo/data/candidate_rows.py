@@ -8,6 +8,7 @@ from typing import Any
 from mlx_dpo.data.conversations import as_messages
 from mlx_dpo.data.examples import Candidates, Example, Pair
 from mlx_dpo.data.row_parsing import parse_examples
+from mlx_dpo.data.text_values import decode_text_values
 from mlx_dpo.errors import RowError, Where
 
 _LIST_COLUMNS = ("completions", "scores", "rankings", "chosen", "rejected")
@@ -20,17 +21,29 @@ def parse_candidates(row: Any, where: Where) -> list[Example]:
     of them, and lists of texts as `chosen` and `rejected`, as RewardBench 2 has them.
     """
     if isinstance(row, dict):
-        if isinstance(row.get("completions"), list):
-            return [_parse_lists(row, {"completions": row["completions"]}, where)]
-        good, bad = _list_of_texts(row.get("chosen")), _list_of_texts(row.get("rejected"))
-        if good and bad:
+        completions = _decoded(row, where).get("completions")
+        if isinstance(completions, list):
+            return [_parse_lists(row, {"completions": completions}, where)]
+        good, bad = _texts(row.get("chosen")), _texts(row.get("rejected"))
+        if good and bad and len(good) + len(bad) > 2:
             return [_parse_lists(row, {"chosen": good, "rejected": bad}, where, len(good))]
     example = parse_examples(row, where)[0]
     return [_make_candidates(row, example, example.completions, 1 if isinstance(example, Pair) else None)]
 
 
-def _list_of_texts(value: Any) -> list[str]:
-    """A list of texts, or nothing."""
+def _decoded(row: dict[str, Any], where: Where) -> dict[str, Any]:
+    """A row whose lists are not text. Raises `RowError`."""
+    try:
+        return decode_text_values(row)
+    except RowError as error:
+        error.where = where
+        raise
+
+
+def _texts(value: Any) -> list[str]:
+    """A text or a list of texts as a list, or nothing."""
+    if isinstance(value, str):
+        return [value]
     return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
 
 

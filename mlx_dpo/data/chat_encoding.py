@@ -1,93 +1,70 @@
-"""Examples to token ids under a model's chat template, and where exactly the prompt ends.
+"""Examples to token ids under a model's chat template, and what is cut where they are too long.
 
-The ids are what the template makes of prompt and answer together; the prompt is the part of them that the model is
-given when it is asked to answer. Everything behind it is trained, the end-of-turn token included.
+The prompt's ids are those that a completion is generated from (`ChatRenderer`); the completions stand behind them, the
+end-of-turn token included. Everything that is trained is the assistant's (`AnswerAligner`).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
-from mlx_dpo.data.conversations import as_messages
+from mlx_dpo.config import Overlong, TrainConfig, TrainOn
+from mlx_dpo.data.answer_alignment import AnswerAligner
+from mlx_dpo.data.chat_rendering import ChatExample, ChatRenderer, plain_texts
+from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask, cut_completion
+from mlx_dpo.data.encoding_findings import FindingsDetector
 from mlx_dpo.data.examples import Example
-from mlx_dpo.data.messages import Message, format_hh_dialogue
+from mlx_dpo.data.messages import Message
+from mlx_dpo.data.prompt_truncation import prompt_room, shorten_prompt
+from mlx_dpo.data.special_tokens import end_token_ids
 from mlx_dpo.errors import RowError, Where
 
-Overlong = Literal["truncate", "drop", "error"]
-TokenIds = tuple[int, ...]
-_SYSTEM = ("system", "developer")
+__all__ = ["EncodedExample", "ExampleEncoder", "TokenIds", "end_token_ids"]
+
 _MAX_TOKENS_AFTER_END = 3  # tokens a template may put behind the end of a turn, like ChatML's line break
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """An example as token ids.
-
-    Attributes:
-        prompt: what the answers are given; at least one token.
-        completions: the trained tokens of each answer, up to and including the end of the turn; of a pair the chosen
-            one's, then the rejected one's.
-        example: what it was made of.
-        cut: tokens were lost to the length limit.
-        prefix_held: the prompt as rendered for generation is how prompt and answer together begin, for every answer.
-    """
-
-    prompt: TokenIds
-    completions: tuple[TokenIds, ...]
-    example: Example = field(compare=False)
-    truncated: bool = False
-    prompt_is_prefix: bool = True
-
-    @property
-    def chosen(self) -> TokenIds:
-        """The first completion."""
-        return self.completions[0]
-
-    @property
-    def rejected(self) -> TokenIds:
-        """The second one, of a pair."""
-        return self.completions[1]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the prompt and the longest answer."""
-        return len(self.prompt) + max(map(len, self.completions))
-
-
-class _ChatExample(NamedTuple):
-    """An example as messages, with what the template is given beside them."""
-
-    example: Example
-    prompt: list[Message]
-    answers: list[list[Message]]
-    options: dict[str, Any]
 
 
 class ExampleEncoder:
     """Encodes examples under a tokenizer: mlx-lm's wrapper or one of transformers.
 
     Args:
-        max_length: the most tokens of prompt and longer answer together; at least 2.
-        overlong: what becomes of a longer one. "truncate": its prompt loses its oldest turns, then its first tokens;
-            an answer that is too long by itself loses its end. "drop": it becomes None. "error": a `RowError`.
+        max_length: the most tokens of prompt and longer completion together; at least 2.
+        overlong: what becomes of a longer one. "truncate": a prompt keeps what the completions leave room for, and at
+            least half of the limit; beyond that it loses its oldest turns, then text (`shorten_prompt`). A completion
+            that does not fit behind it loses its end. "drop": it becomes None. "error": a `RowError`.
         raw: take texts as they are, though there is a chat template.
+        train_on: which assistant turns of a completion are trained, all or the last one.
+        template_kwargs: variables for the chat template; those of a row take precedence.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int, overlong: Overlong, raw: bool) -> None:
-        self.tokenizer, self.max_length, self.overlong, self.raw = tokenizer, max_length, overlong, raw
-        templates = getattr(tokenizer, "has_chat_template", None)  # mlx-lm's wrapper says so
-        self.has_chat_template = bool(getattr(tokenizer, "chat_template", None) if templates is None else templates)
-        # the wrapper sets this itself, and a renderer of its own would not know it
-        self._options = {"return_dict": False} if templates is None else {}
-        self._end_token_ids = end_token_ids(tokenizer)
-        # transformers warns once of long texts; here their lengths are looked after
-        warned: dict[str, bool] = getattr(tokenizer, "deprecation_warnings", {})
-        warned["sequence-length-is-longer-than-the-specified-maximum"] = True
-        self._start_token = next((t for t in map(self._special_token_id, ("bos", "eos", "pad")) if t is not None), None)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        overlong: Overlong,
+        raw: bool,
+        train_on: TrainOn = "all",
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.renderer = ChatRenderer(tokenizer, raw=raw, template_kwargs=template_kwargs)
+        self.tokenizer, self.max_length, self.overlong, self.train_on = tokenizer, max_length, overlong, train_on
+        self._findings = FindingsDetector(self.renderer)
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, tokenizer: Any) -> ExampleEncoder:
+        """The encoder of a run's settings."""
+        return cls(
+            tokenizer,
+            max_length=config.max_length,
+            overlong=config.overlong,
+            raw=config.raw,
+            train_on=config.train_on,
+            template_kwargs=config.chat_template_kwargs or {},
+        )
 
     def __call__(self, example: Example, where: Where | None = None) -> EncodedExample | None:
         """The example's ids, or None where it is dropped for its length. Raises `RowError`."""
@@ -98,8 +75,8 @@ class ExampleEncoder:
             raise
 
     def _encode_within_limit(self, example: Example) -> EncodedExample | None:
-        chat = self._as_chat(example)
-        encoded = self._encode_texts(example) if chat is None else self._encode_chat(chat)
+        chat = self.renderer.as_chat(example)
+        encoded = self._encode_texts(example) if chat is None else self._encode_chat(example, chat)
         if encoded.num_tokens <= self.max_length:
             return encoded
         if self.overlong == "drop":
@@ -112,145 +89,88 @@ class ExampleEncoder:
                 kind="too long",
                 hint="Raise --max-length, or use --overlong truncate or drop.",
             )
-        return self._truncate(encoded if chat is None else self._drop_oldest_turns(chat, encoded))
+        return self._truncate(example, chat, encoded)
 
-    def _as_chat(self, example: Example) -> _ChatExample | None:
-        """The example as messages for the chat template, or None where it is taken as plain text."""
-        if (isinstance(example.prompt, str) or example.is_hh_dialogue) and (self.raw or not self.has_chat_template):
-            return None
-        if self.raw:
-            hint = "Leave out --raw, or give prompt and answers as texts."
-            raise RowError("--raw takes texts, and this row is made of messages", kind="raw", hint=hint)
-        if not self.has_chat_template:
-            hint = "Use an instruct model, or rows of plain texts."
-            raise RowError("messages need a chat template, and this tokenizer has none", kind="no template", hint=hint)
-        prompt: Any = example.prompt
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        tools = {"tools": example.tools} if example.tools else {}
-        options = {**example.template_kwargs, **self._options, **tools}
-        return _ChatExample(example, prompt, [as_messages(answer) for answer in example.completions], options)
-
-    def _encode_chat(self, chat: _ChatExample) -> EncodedExample:
-        last = chat.prompt[-1]
-        if last["role"] == "assistant" and not last.get("tool_calls"):  # completions continue it
-            prompt = self._render(chat, chat.prompt, continue_final_message=True)
-            wholes = [
-                self._render(chat, [*chat.prompt[:-1], *_continue_turn(last, completion)])
-                for completion in chat.answers
-            ]
-        else:
-            prompt = self._render(chat, chat.prompt, add_generation_prompt=True)
-            wholes = [self._render(chat, [*chat.prompt, *completion]) for completion in chat.answers]
-        return self._split_prompt(chat.example, prompt, *wholes)
-
-    def _render(self, chat: _ChatExample, messages: list[Message], **how: bool) -> list[int]:
-        try:
-            ids = self.tokenizer.apply_chat_template(messages, tokenize=True, **chat.options, **how)
-            return [int(i) for i in ids]
-        except Exception as error:  # a template is a program of the model's: it may fail in any way
-            lines = str(error).strip().splitlines()
-            reason = lines[0][:300] if lines else type(error).__name__
-            message = f"the model's chat template refuses this row: {reason}"
-            raise RowError(message, kind="template", hint="Its roles in order: " + _roles(messages)) from None
+    def _encode_chat(self, example: Example, chat: ChatExample) -> EncodedExample:
+        aligner = AnswerAligner(self.renderer, chat, self.train_on)
+        answers = [aligner.align(answer) for answer in chat.answers]
+        findings = self._findings.of_chat(chat, self.renderer.text(aligner.prompt), answers)
+        completions = [self._with_end_token(answer.ids, answer.mask) for answer in answers]
+        held = all(answer.prompt_is_prefix for answer in answers)
+        return self._make_example(example, aligner.prompt_ids, completions, held, findings)
 
     def _encode_texts(self, example: Example) -> EncodedExample:
         """Plain texts: each answer tokenized together with the prompt, as it would be read, and ended by EOS."""
-        prompt, *answers = _plain_texts(example)
-        wholes = [self._tokenize(prompt + answer) for answer in answers]
-        return self._split_prompt(example, self._tokenize(prompt), *wholes)
+        renderer, (prompt_text, *answers) = self.renderer, plain_texts(example)
+        prompt, held, completions = renderer.tokenize_text(prompt_text), True, []
+        for answer in answers:
+            whole = renderer.tokenize_text(prompt_text + answer)
+            is_prefix = whole[: len(prompt)] == prompt
+            ids = whole[len(prompt) :] if is_prefix else renderer.continuation_ids(answer)
+            completions.append(self._with_end_token(ids, None))
+            held = held and is_prefix
+        findings = self._findings.of_texts(held)
+        return self._make_example(example, prompt, completions, held, findings)
 
-    def _tokenize(self, text: str) -> list[int]:
-        try:
-            ids = list(self.tokenizer.encode(text))
-        except Exception as error:
-            raise RowError(f"the tokenizer fails on this text: {error}", kind="tokenizer") from None
-        # some tokenizers end every text with EOS, which would stand between prompt and answer
-        eos = self._special_token_id("eos")
-        if ids and ids[-1] == eos and not text.endswith(str(getattr(self.tokenizer, "eos_token", None))):
-            ids.pop()
-        return ids
+    def _make_example(
+        self,
+        example: Example,
+        prompt: TokenIds,
+        completions: Sequence[tuple[TokenIds, TokenMask | None]],
+        held: bool,
+        findings: frozenset[str],
+    ) -> EncodedExample:
+        ids = tuple(ids for ids, _ in completions)
+        masks = None
+        if any(mask is not None for _, mask in completions):
+            masks = tuple(mask or (True,) * len(ids) for ids, mask in completions)
+        return EncodedExample(self.renderer.or_start_token(prompt), ids, example, held, masks, findings=findings)
 
-    def _split_prompt(self, example: Example, prompt: list[int], *wholes: list[int]) -> EncodedExample:
-        held = bool(prompt) and all(whole[: len(prompt)] == prompt for whole in wholes)
-        start = len(prompt) if held else _common_prefix_length(prompt, *wholes)
-        answers = tuple(self._with_end_token(whole[start:]) for whole in wholes)
-        if not start:  # nothing to predict the first token from
-            if self._start_token is None:
-                raise RowError("the prompt has no tokens", kind="empty", field="prompt")
-            return EncodedExample((self._start_token,), answers, example, prompt_is_prefix=not prompt)
-        return EncodedExample(tuple(wholes[0][:start]), answers, example, prompt_is_prefix=held)
-
-    def _with_end_token(self, answer: list[int]) -> TokenIds:
+    def _with_end_token(self, answer: TokenIds, mask: TokenMask | None) -> tuple[TokenIds, TokenMask | None]:
         """An answer with EOS behind it, unless it ends its turn already."""
-        eos = self._special_token_id("eos")
-        if eos is not None and self._end_token_ids.isdisjoint(answer[-1 - _MAX_TOKENS_AFTER_END :]):
-            answer = [*answer, eos]
+        special = self.renderer.special_tokens
+        if special.eos is not None and special.ends.isdisjoint(answer[-1 - _MAX_TOKENS_AFTER_END :]):
+            answer, mask = (*answer, special.eos), None if mask is None else (*mask, True)
         if not answer:
             raise RowError("an answer has no tokens", kind="empty")
-        return tuple(answer)
+        return answer, mask
 
-    def _special_token_id(self, name: str) -> int | None:
-        return getattr(self.tokenizer, f"{name}_token_id", None)
-
-    def _drop_oldest_turns(self, chat: _ChatExample, whole: EncodedExample) -> EncodedExample:
-        """The example without as many of the prompt's oldest turns as it takes, down to the last turn of the user.
-
-        The system message stays, and what is left begins with a turn of the user, as templates want it.
-        """
-        system = list(takewhile(lambda message: message["role"] in _SYSTEM, chat.prompt))
-        starts = [i for i, m in enumerate(chat.prompt) if i > len(system) and m["role"] == "user"]
-        if not starts:
-            return whole
-
-        def from_turn(start: int) -> EncodedExample:
-            return self._encode_chat(chat._replace(prompt=[*system, *chat.prompt[start:]]))
-
-        try:
-            fits = bisect_left(starts, True, key=lambda start: from_turn(start).num_tokens <= self.max_length)
-            return from_turn(starts[min(fits, len(starts) - 1)])
-        except RowError:  # the template wants the turns it would lose
-            return whole
-
-    def _truncate(self, whole: EncodedExample) -> EncodedExample:
-        room = max(1, self.max_length - max(map(len, whole.completions)))
-        prompt = whole.prompt[-room:]
-        if room < len(whole.prompt) and room > 1 and whole.prompt[0] == self._special_token_id("bos"):
-            prompt = (whole.prompt[0], *prompt[1:])
-        left = self.max_length - len(prompt)
-        return replace(whole, prompt=prompt, completions=tuple(ids[:left] for ids in whole.completions), truncated=True)
-
-
-def end_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that end a turn or a text: EOS, and the special tokens, one of which the template ends a turn with."""
-    eos = getattr(tokenizer, "eos_token_ids", None)  # several in mlx-lm's wrapper, one in transformers
-    if not isinstance(eos, (set, list, tuple)):
-        eos = [getattr(tokenizer, "eos_token_id", None)]
-    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
-    return frozenset([*(i for i in eos if i is not None), *(i for i, token in added.items() if token.special)])
-
-
-def _plain_texts(example: Example) -> tuple[str, ...]:
-    """The prompt and the answers of plain texts."""
-    if example.is_hh_dialogue:
-        opening = "\n\nAssistant:"
-        prompt = format_hh_dialogue([*as_messages(example.prompt), {"role": "assistant", "content": ""}]).rstrip()
-        return prompt, *(
-            format_hh_dialogue(as_messages(answer)).removeprefix(opening) for answer in example.completions
+    def _truncate(self, example: Example, chat: ChatExample | None, whole: EncodedExample) -> EncodedExample:
+        room = prompt_room(self.max_length, max(map(len, whole.completions)))
+        encoded = whole
+        if chat is not None and len(whole.prompt) > room:
+            encoded = self._with_shorter_prompt(example, chat, whole, room)
+        prompt = self._cut_prompt(encoded.prompt, room)
+        limit = self.max_length - len(prompt)
+        masks = encoded.completion_masks or (None,) * len(encoded.completions)
+        cut = [cut_completion(ids, mask, limit) for ids, mask in zip(encoded.completions, masks, strict=True)]
+        lost = (len(before) - len(ids) for before, (ids, _) in zip(whole.completions, cut, strict=True))
+        return replace(
+            encoded,
+            prompt=prompt,
+            completions=tuple(ids for ids, _ in cut),
+            completion_masks=encoded.completion_masks and tuple(mask or () for _, mask in cut),
+            prompt_tokens_cut=len(whole.prompt) - len(prompt),
+            completion_tokens_cut=tuple(max(0, n) for n in lost),
         )
-    return str(example.prompt), *map(str, example.completions)
 
+    def _with_shorter_prompt(
+        self, example: Example, chat: ChatExample, whole: EncodedExample, room: int
+    ) -> EncodedExample:
+        def count_tokens(messages: list[Message]) -> int:
+            return len(self.renderer.token_ids(self.renderer.render_prompt(chat._replace(prompt=messages))))
 
-def _continue_turn(start: Message, completion: Sequence[Message]) -> list[Message]:
-    """Merge a completion into the assistant turn that the prompt ends with."""
-    first = completion[0]
-    return [{**start, **first, "content": start["content"] + first["content"]}, *completion[1:]]
+        shorter = shorten_prompt(chat.prompt, room, count_tokens)
+        try:
+            encoded = self._encode_chat(example, chat._replace(prompt=shorter))
+        except RowError:  # the template wants what it lost
+            return whole
+        return replace(encoded, findings=whole.findings)
 
-
-def _common_prefix_length(*sequences: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*sequences, strict=False)))
-
-
-def _roles(messages: list[Message]) -> str:
-    roles = [message["role"] for message in messages]
-    return ", ".join(roles if len(roles) <= 8 else [*roles[:3], "...", *roles[-4:]])
+    def _cut_prompt(self, prompt: TokenIds, room: int) -> TokenIds:
+        """The last tokens of a prompt, behind its BOS."""
+        if len(prompt) <= room:
+            return prompt
+        if room > 1 and prompt[0] == self.renderer.special_tokens.bos:
+            return (prompt[0], *prompt[1 - room :])
+        return prompt[-room:]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.encoded_example import TokenIds, TokenMask
 
 MAX_PADDING = 8  # tokens by which completions of a group may differ in length, however short they are
 
@@ -19,7 +19,7 @@ class PaddedSequences:
     Attributes:
         inputs: [sequences, tokens] int32.
         targets: [sequences, tokens] int32; the token after each input.
-        completion_mask: [sequences, tokens] bool; true where the target is a completion token.
+        completion_mask: [sequences, tokens] bool; true where the target is a completion token that is trained.
     """
 
     inputs: np.ndarray
@@ -36,7 +36,7 @@ class CompletionGroup:
         prompt_indices: the row of each completion's prompt.
         inputs: [completions, tokens] int32; the first is the last prompt token.
         targets: [completions, tokens] int32; the token after each input.
-        completion_mask: [completions, tokens] bool; true where there is a target.
+        completion_mask: [completions, tokens] bool; true where there is a target that is trained.
     """
 
     sequence_indices: list[int]
@@ -66,8 +66,15 @@ class SharedPromptBatch:
         return self.prompts.size + sum(group.inputs.size for group in self.completion_groups)
 
 
-def collate_sequences(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> PaddedSequences:
-    """Collate (prompt, completion) sequences, a row for each."""
+def collate_sequences(
+    sequences: Sequence[tuple[TokenIds, TokenIds]], masks: Sequence[TokenMask] | None = None
+) -> PaddedSequences:
+    """Collate (prompt, completion) sequences, a row for each.
+
+    Args:
+        sequences: the sequences.
+        masks: which tokens of each completion are trained; None where all are.
+    """
     shape = len(sequences), max(len(prompt) + len(completion) - 1 for prompt, completion in sequences)
     padded = PaddedSequences(np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.bool_))
     for row, (prompt, completion) in enumerate(sequences):
@@ -75,12 +82,19 @@ def collate_sequences(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> PaddedS
         length = len(ids) - 1
         padded.inputs[row, :length] = ids[:-1]
         padded.targets[row, :length] = ids[1:]
-        padded.completion_mask[row, len(prompt) - 1 : length] = True
+        padded.completion_mask[row, len(prompt) - 1 : length] = True if masks is None else masks[row]
     return padded
 
 
-def collate_shared_prompts(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> SharedPromptBatch:
-    """Collate (prompt, completion) sequences, a row for each distinct prompt and for each completion."""
+def collate_shared_prompts(
+    sequences: Sequence[tuple[TokenIds, TokenIds]], masks: Sequence[TokenMask] | None = None
+) -> SharedPromptBatch:
+    """Collate (prompt, completion) sequences, a row for each distinct prompt and for each completion.
+
+    Args:
+        sequences: the sequences.
+        masks: which tokens of each completion are trained; None where all are.
+    """
     rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in sequences))}
     width = max(map(len, rows)) - 1
     prompts = np.zeros((len(rows), width), np.int32)
@@ -88,7 +102,7 @@ def collate_shared_prompts(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> Sh
     for prompt, row in rows.items():
         prompts[row, left_padding[row] :] = prompt[:-1]
     prompt_indices = [rows[prompt] for prompt, _ in sequences]
-    groups = [_collate_group(sequences, group, prompt_indices) for group in _group_by_length(sequences)]
+    groups = [_collate_group(sequences, group, prompt_indices, masks) for group in _group_by_length(sequences)]
     return SharedPromptBatch(prompts, left_padding, groups)
 
 
@@ -105,12 +119,16 @@ def _group_by_length(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> list[lis
 
 
 def _collate_group(
-    sequences: Sequence[tuple[TokenIds, TokenIds]], group: list[int], prompt_indices: Sequence[int]
+    sequences: Sequence[tuple[TokenIds, TokenIds]],
+    group: list[int],
+    prompt_indices: Sequence[int],
+    masks: Sequence[TokenMask] | None,
 ) -> CompletionGroup:
     shape = len(group), len(sequences[group[0]][1])
     inputs, targets, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.bool_)
-    for row, (prompt, completion) in enumerate(sequences[i] for i in group):
+    for row, i in enumerate(group):
+        prompt, completion = sequences[i]
         inputs[row, : len(completion)] = [prompt[-1], *completion[:-1]]
         targets[row, : len(completion)] = completion
-        mask[row, : len(completion)] = True
+        mask[row, : len(completion)] = True if masks is None else masks[i]
     return CompletionGroup(group, [prompt_indices[i] for i in group], inputs, targets, mask)

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlx_dpo.data.implicit_text import common_prompt_length
 from mlx_dpo.data.json_values import check_text, json_type_name, printable
-from mlx_dpo.data.messages import Message, is_empty_message, is_hh_dialogue, parse_hh_dialogue, parse_messages
+from mlx_dpo.data.messages import (
+    Message,
+    first_difference,
+    is_empty_message,
+    is_hh_dialogue,
+    parse_hh_dialogue,
+    parse_messages,
+)
 from mlx_dpo.errors import RowError
 
 TextOrMessages = list[Message] | str
@@ -71,7 +79,8 @@ def _named_messages(named: NamedValue) -> NamedMessages:
     return name, as_messages(value) if isinstance(value, str) else parse_messages(value, name)
 
 
-def _prompt_messages(name: str, value: Any) -> list[Message]:
+def prompt_messages(name: str, value: Any) -> list[Message]:
+    """The turns of a prompt: a text, a dialogue as HH writes it, or messages. Raises `RowError`."""
     if not isinstance(value, str):
         turns = parse_messages(value, name)
     elif is_hh_dialogue(value):
@@ -88,23 +97,25 @@ def _prompt_messages(name: str, value: Any) -> list[Message]:
 def _split_explicit(prompt: NamedValue, chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
     """A row with a prompt: chosen and rejected are answers to it, or whole conversations that begin with it."""
     name, value = prompt
-    turns = _prompt_messages(name, value)
+    turns = prompt_messages(name, value)
     n = len(turns)
     if chosen[1][0]["role"] == rejected[1][0]["role"] == "assistant":
         return turns, _completion_messages(chosen), _completion_messages(rejected)
     if chosen[1][:n] == turns == rejected[1][:n]:
         return turns, _completion_messages(chosen, n), _completion_messages(rejected, n)
     if isinstance(value, str):
-        start, chosen_answer, rejected_answer = _split_implicit(chosen, rejected)
+        start, chosen_answer, rejected_answer = _split_implicit(chosen, rejected, has_prompt=True)
         contents = {message["content"].strip() for message in start if isinstance(message, dict)}
         if all(turn["content"].strip() in contents for turn in turns):
             return start, chosen_answer, rejected_answer
-    odd, (first, *_) = chosen if chosen[1][0]["role"] != "assistant" else rejected
+    odd = max((chosen, rejected), key=lambda side: (side[1][0]["role"] != "assistant", side[1][:n] != turns))
+    first = odd[1][0]
+    hint = "chosen and rejected are the assistant's answers, or whole conversations that begin with the prompt."
     raise RowError(
         f"starts with a turn of `{printable(first['role'])}`, and does not repeat the prompt either",
         kind="roles",
-        field=odd,
-        hint="chosen and rejected are the assistant's answers, or whole conversations that begin with the prompt.",
+        field=odd[0],
+        hint=f"{first_difference((name, turns), odd)} {hint}".strip(),
     )
 
 
@@ -122,7 +133,7 @@ def _completion_messages(named: NamedMessages, start: int = 0) -> list[Message]:
     return turns
 
 
-def _split_implicit(chosen: NamedMessages, rejected: NamedMessages) -> PromptAndPair:
+def _split_implicit(chosen: NamedMessages, rejected: NamedMessages, *, has_prompt: bool = False) -> PromptAndPair:
     """Two conversations: the prompt is their longest common start that leaves each an answer of the assistant."""
     first, second = chosen[1], rejected[1]
     last = min(len(first), len(second)) - 1
@@ -130,32 +141,24 @@ def _split_implicit(chosen: NamedMessages, rejected: NamedMessages) -> PromptAnd
     while start and not first[start]["role"] == second[start]["role"] == "assistant":
         start -= 1
     if not start:
-        raise RowError(
-            "there is no prompt, and chosen and rejected don't begin with the same turns before an assistant's answer",
-            kind="no prompt",
-            hint="Give a `prompt`, or both as whole conversations.",
-        )
+        alike = "chosen and rejected don't begin with the same turns before an assistant's answer"
+        difference, hint = first_difference(chosen, rejected), "Give a `prompt`, or both as whole conversations."
+        if has_prompt:
+            raise RowError(alike, kind="roles", field=chosen[0], hint=difference or hint)
+        message = f"there is no prompt, and {alike}"
+        raise RowError(message, kind="no prompt", hint=f"{difference} {hint}".strip())
     return first[:start], _completion_messages(chosen, start), _completion_messages(rejected, start)
 
 
 def _split_implicit_text(chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
-    """Two texts: the prompt is their common prefix."""
+    """Two texts: the prompt is their common prefix, up to a border between words."""
     first, second = chosen[1], rejected[1]
-    start = _common_prefix_length(first, second)
-    if start and first[start - 1] == " ":
-        start -= 1  # as TRL does: the space belongs to the word after it
+    start = common_prompt_length(first, second)
     if not first[:start].strip():
         hint = "Give a `prompt`."
-        raise RowError("there is no prompt, and chosen and rejected don't begin alike", kind="no prompt", hint=hint)
+        message = "there is no prompt, and chosen and rejected don't begin with the same words"
+        raise RowError(message, kind="no prompt", hint=hint)
     for name, text in (chosen, rejected):
         if not text[start:].strip():
             raise RowError("is empty behind what it shares with the other side", kind="empty", field=name)
     return first[:start], first[start:], second[start:]
-
-
-def _common_prefix_length(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
-    return low

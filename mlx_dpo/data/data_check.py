@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
+from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import rename_columns, with_renamed_columns
-from mlx_dpo.data.data_warnings import NUM_FIRST_LOCATIONS, Occurrences
+from mlx_dpo.data.data_warnings import NUM_FIRST_LOCATIONS, DataWarnings, Occurrences
+from mlx_dpo.data.encoded_example import EncodedExample
+from mlx_dpo.data.encoding_warnings import encoding_warnings
 from mlx_dpo.data.examples import Example, Pair
 from mlx_dpo.data.row_parsing import parse_examples, row_format_label
 from mlx_dpo.data.row_reading import OnProgress, read_rows
+from mlx_dpo.data.row_warnings import EQUAL_COMPLETIONS
 from mlx_dpo.errors import RowError, UserError, Where
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
@@ -42,11 +45,11 @@ class TokenLengths:
     prefix_mismatches: Occurrences = field(default_factory=Occurrences)
 
     def add(self, encoded: EncodedExample, where: Where) -> None:
-        """Count an example that was encoded without a limit."""
+        """Count an example."""
         names = ("chosen", "rejected") if isinstance(encoded.example, Pair) else ("completion",)
-        for name, ids in zip(("prompt", *names), (encoded.prompt, *encoded.completions), strict=True):
-            self.by_column[name].append(len(ids))
-        if encoded.num_tokens > self.max_length:
+        for name, length in zip(("prompt", *names), encoded.lengths_before_cut, strict=True):
+            self.by_column[name].append(length)
+        if encoded.truncated:
             self.truncated.add(where)
         if not encoded.prompt_is_prefix:
             self.prefix_mismatches.add(where)
@@ -66,18 +69,14 @@ class DataCheck:
 
     def __init__(
         self,
-        tokenizer: Any = None,
+        encoder: ExampleEncoder | None = None,
         *,
-        max_length: int = 2048,
-        raw: bool = False,
         columns: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Start without rows.
 
         Args:
-            tokenizer: of the model; without it, token lengths are not checked.
-            max_length: longest prompt + completion, in tokens.
-            raw: take strings as they are, without the chat template.
+            encoder: truncates what is too long; without it, tokens are not checked.
             columns: names of columns, see `with_renamed_columns`.
         """
         self.renamed_columns = columns
@@ -86,11 +85,10 @@ class DataCheck:
         self.row_formats: Counter[str] = Counter()
         self.problems: list[RowError] = []
         self.problem_kinds: Counter[str] = Counter()
-        self.rows_without_pairs, self.identical_completions = Occurrences(), Occurrences()
-        self.lengths = TokenLengths(max_length) if tokenizer is not None else None
-        self._encoder = None
-        if tokenizer is not None:
-            self._encoder = ExampleEncoder(tokenizer, max_length=2**31, overlong="truncate", raw=raw)
+        self.rows_without_pairs = Occurrences()
+        self.warnings = DataWarnings()
+        self.lengths = TokenLengths(encoder.max_length) if encoder is not None else None
+        self._encoder = encoder
         self._hashes, self._lines, self._files = array("q"), _uint32(), array("H")
 
     def add_file(self, path: str, on_progress: OnProgress | None = None) -> None:
@@ -121,10 +119,9 @@ class DataCheck:
     def _add_example(self, example: Example, where: Where) -> None:
         if isinstance(example, Pair):
             self.pairs += 1
-            if example.chosen == example.rejected:
-                self.identical_completions.add(where)
         else:
             self.completions += 1
+        self.warnings.add_examples([example], where)
         self._hashes.append(_hash(example))
         self._lines.append(where.line or 0)
         self._files.append(len(self.files) - 1)
@@ -135,6 +132,8 @@ class DataCheck:
                 return self._record_problem(error)
             if encoded is not None:
                 self.lengths.add(encoded, where)
+                for kind in encoding_warnings(encoded):
+                    self.warnings.add(kind, where)
         return None
 
     def duplicates(self) -> Occurrences:
@@ -158,13 +157,14 @@ class DataCheck:
             "first_problems": [_problem_json(error) for error in self.problems],
             "rows_without_pairs": self.rows_without_pairs.to_json(),
             "duplicates": self.duplicates().to_json(),
-            "equal_sides": self.identical_completions.to_json(),
+            "equal_sides": self.warnings.count(EQUAL_COMPLETIONS).to_json(),
         }
         if self.lengths:
             values["tokens"] = self.lengths.quantiles()
             values["max_length"] = self.lengths.max_length
             values["cut"] = self.lengths.truncated.to_json()
             values["prefix_not_held"] = self.lengths.prefix_mismatches.to_json()
+        values["warnings"] = self.warnings.to_json()
         return values
 
 

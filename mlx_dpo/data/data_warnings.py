@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import Where
 
 NUM_FIRST_LOCATIONS = 5
+_MAX_NAMES, _MAX_LISTED = 1000, 10
 
 
 @dataclass(frozen=True)
@@ -25,22 +29,52 @@ class WarningKind:
     hint: str
 
 
+@dataclass(frozen=True)
+class RowWarning:
+    """A warning about a row.
+
+    Attributes:
+        kind: what is the case.
+        names: the columns that it is about, where it is about some.
+    """
+
+    kind: WarningKind
+    names: tuple[str, ...] = ()
+
+
+class HasWarnings(Protocol):
+    """An example of a row."""
+
+    @property
+    def warnings(self) -> tuple[RowWarning, ...]:
+        """About its row."""
+
+
 @dataclass
 class Occurrences:
-    """How many there were of something, and where the first few are."""
+    """How many there were of something, and where the first few are.
+
+    Attributes:
+        names: of those that are about columns, how many are about each of them.
+    """
 
     count: int = 0
     first: list[Where] = field(default_factory=list)
+    names: Counter[str] = field(default_factory=Counter)
 
-    def add(self, where: Where) -> None:
+    def add(self, where: Where, names: tuple[str, ...] = ()) -> None:
         """Count one more."""
         self.count += 1
         if len(self.first) < NUM_FIRST_LOCATIONS:
             self.first.append(where)
+        for name in names:
+            if name in self.names or len(self.names) < _MAX_NAMES:
+                self.names[name] += 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"count": self.count, "first": [{"file": w.file, "line": w.line} for w in self.first]}
+        names = {"columns": dict(self.names.most_common())} if self.names else {}
+        return {"count": self.count, "first": [{"file": w.file, "line": w.line} for w in self.first], **names}
 
 
 @dataclass
@@ -49,9 +83,19 @@ class DataWarnings:
 
     by_kind: dict[WarningKind, Occurrences] = field(default_factory=dict)
 
-    def add(self, kind: WarningKind, where: Where) -> None:
-        """Count a row."""
-        self.by_kind.setdefault(kind, Occurrences()).add(where)
+    def add(self, kind: WarningKind, where: Where, names: tuple[str, ...] = ()) -> None:
+        """Count a row, with the columns that the warning is about."""
+        self.by_kind.setdefault(kind, Occurrences()).add(where, names)
+
+    def add_examples(self, examples: Iterable[HasWarnings], where: Where) -> None:
+        """Count the warnings that the examples of a row carry."""
+        for example in examples:
+            for warning in example.warnings:
+                self.add(warning.kind, where, warning.names)
+
+    def count(self, kind: WarningKind) -> Occurrences:
+        """The rows with a kind of warning."""
+        return self.by_kind.get(kind, Occurrences())
 
     def sentences(self) -> list[str]:
         """One sentence a kind: how many rows, what is the case, the first lines, what to do."""
@@ -69,4 +113,12 @@ def _sentence(kind: WarningKind, occurrences: Occurrences) -> str:
     rows = "1 row" if occurrences.count == 1 else f"{occurrences.count:,} rows"
     lines = [str(where.line) for where in occurrences.first if where.line]
     located = f" (first lines: {', '.join(lines)})" if lines else ""
-    return f"{rows}: {kind.message}{located}. {kind.hint}"
+    return f"{rows}: {describe(kind, occurrences)}{located}. {kind.hint}"
+
+
+def describe(kind: WarningKind, occurrences: Occurrences) -> str:
+    """A kind's message, with the columns that it is about."""
+    if not occurrences.names:
+        return kind.message
+    listed = ", ".join(printable(name, 40) for name, _ in occurrences.names.most_common(_MAX_LISTED))
+    return f"{kind.message}: {listed}{', ...' if len(occurrences.names) > _MAX_LISTED else ''}"

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mlx_dpo.data.bounded_cache import BoundedCache
-from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
+from mlx_dpo.data.chat_encoding import ExampleEncoder
+from mlx_dpo.data.encoded_example import EncodedExample
+from mlx_dpo.data.encoding_warnings import ENCODING_WARNINGS, encoding_warnings
 from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.errors import RowError
 
-ENCODING_FLAGS = ("truncated", "prefix_mismatch", "dropped")
+ENCODING_FLAGS = ("dropped", *ENCODING_WARNINGS)
 MAX_CHECKED_UP_FRONT = 5_000  # examples that are encoded before training, where none is to be left out
 MAX_CACHED_TOKENS = 1_000_000  # some 40 MB
 
@@ -38,9 +40,10 @@ class EncodedExamples:
             return cached
         encoded = self.encoder(self.source[index], self.source.location(index))
         if encoded is None:
-            self.flags[index] = False, False, True
+            self.flags[index] = [flag == "dropped" for flag in ENCODING_FLAGS]
             return None
-        self.flags[index] = encoded.truncated, not encoded.prompt_is_prefix, False
+        warnings = {kind.key for kind in encoding_warnings(encoded)}
+        self.flags[index] = [flag in warnings for flag in ENCODING_FLAGS]
         self._cache.put(index, encoded, len(encoded.prompt) + sum(map(len, encoded.completions)))
         return encoded
 
@@ -77,20 +80,7 @@ class EncodedExamples:
             self.bad_rows.append(error)
             return False
 
-    @property
-    def num_truncated(self) -> int:
-        """How many of those encoded so far lost tokens to the length limit."""
-        return self._count("truncated")
-
-    @property
-    def num_dropped(self) -> int:
-        """How many of those encoded so far are dropped for their length."""
-        return self._count("dropped")
-
-    @property
-    def num_prefix_mismatches(self) -> int:
-        """How many of those encoded so far have a prompt that the template renders differently before a completion."""
-        return self._count("prefix_mismatch")
-
-    def _count(self, flag: str) -> int:
-        return int(self.flags[:, ENCODING_FLAGS.index(flag)].sum())
+    def counts(self) -> dict[str, int]:
+        """By flag of `ENCODING_FLAGS`, how many of the examples encoded so far have it, where any has."""
+        counts = self.flags.sum(axis=0).tolist()
+        return {flag: count for flag, count in zip(ENCODING_FLAGS, counts, strict=True) if count}

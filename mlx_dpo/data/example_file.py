@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mlx_dpo.data.bounded_cache import BoundedCache
+from mlx_dpo.data.data_warnings import DataWarnings
 from mlx_dpo.data.examples import Example
 from mlx_dpo.data.files.local_files import expand_path
 from mlx_dpo.data.files.row_files import open_rows
@@ -35,6 +36,7 @@ class ExampleFile:
     Attributes:
         name: the file's name.
         digest: a digest of all rows.
+        warnings: about its rows; none where another process has parsed them.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ExampleFile:
         self.name, self.digest, self._file, self._parse = name, digest, file, parse
         self._offsets, self._lines, self._positions = (index[key] for key in ("offsets", "lines", "within"))
         self._cache, self._state = cache, _file_state(file)
+        self.warnings = DataWarnings()
 
     @classmethod
     def open(
@@ -65,7 +68,7 @@ class ExampleFile:
     ) -> ExampleFile:
         """Parse every row of a file, of a data set of the Hub, or of stdin; arguments and errors as for `read_rows`."""
         offsets, lines, positions = array("q"), array("I"), array("H")
-        digest, cache = hashlib.blake2b(digest_size=16), RowCache(MAX_CACHED_BYTES)
+        digest, cache, warnings = hashlib.blake2b(digest_size=16), RowCache(MAX_CACHED_BYTES), DataWarnings()
         with open_rows(path) as stream:
             file: Any = expand_path(path).open("rb") if stream.seekable else _temporary_file(stream.name)
             state, end = _file_state(file), 0
@@ -77,6 +80,7 @@ class ExampleFile:
                     start, end = end, end + len(line)
                     _append(file, line, stream.name)
                 _cache_row(cache, start, line, row.examples)
+                warnings.add_examples(row.examples, row.where)
                 for position in range(len(row.examples)):
                     offsets.append(start)
                     lines.append(row.where.line or 0)
@@ -91,7 +95,9 @@ class ExampleFile:
             "lines": np.frombuffer(lines, np.uint32),
             "within": np.frombuffer(positions, np.uint16),
         }
-        return cls(stream.name, digest.hexdigest(), file, parse, index, cache)
+        opened = cls(stream.name, digest.hexdigest(), file, parse, index, cache)
+        opened.warnings = warnings
+        return opened
 
     def index_arrays(self) -> dict[str, np.ndarray]:
         """What another process needs to read the same file by `from_index`, without parsing every row."""

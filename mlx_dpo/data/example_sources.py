@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
+from mlx_dpo.data.data_warnings import DataWarnings
 from mlx_dpo.data.examples import Example
 from mlx_dpo.errors import Where
 
@@ -15,6 +16,10 @@ class ExampleSource(Protocol):
     """Examples by number and the locations of their rows: an `ExampleFile`, or an `ExampleList` of rows in memory."""
 
     name: str
+
+    @property
+    def warnings(self) -> DataWarnings:
+        """Warnings about the rows."""
 
     @property
     def digest(self) -> str:
@@ -38,6 +43,14 @@ class ExampleList:
 
     def __init__(self, examples: Sequence[Example], name: str, lines: Sequence[int]) -> None:
         self.examples, self.name, self.lines = examples, name, lines
+
+    @property
+    def warnings(self) -> DataWarnings:
+        """Warnings about the rows."""
+        warnings = DataWarnings()
+        for i, example in enumerate(self.examples):
+            warnings.add_examples([example], self.location(i))
+        return warnings
 
     @property
     def digest(self) -> str:

@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.data.data_warnings import RowWarning
 
-SCORE_COLUMNS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))  # columns of a pair's scores
+SCORE_COLUMNS = (  # columns of a pair's scores
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_rating", "rejected_rating"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,7 @@ class Pair:
         hh: the messages were written as one text in HH's form, and can be again where there is no chat template.
         margin: how much more reward the chosen answer is to get than the rejected one, of the row's `margin` column.
         scores: the two answers' scores, where the row has some.
+        warnings: about the row; of several pairs of a row the first has them.
     """
 
     prompt: TextOrMessages
@@ -31,6 +38,7 @@ class Pair:
     is_hh_dialogue: bool = field(default=False, compare=False)
     margin: float | None = field(default=None, compare=False)
     scores: tuple[float, float] | None = field(default=None, compare=False)
+    warnings: tuple[RowWarning, ...] = field(default=(), compare=False)
 
     @property
     def completions(self) -> tuple[TextOrMessages, ...]:
@@ -61,6 +69,7 @@ class Completion:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     is_hh_dialogue: bool = field(default=False, compare=False)
+    warnings: tuple[RowWarning, ...] = field(default=(), compare=False)
 
     @property
     def completions(self) -> tuple[TextOrMessages, ...]:
@@ -71,6 +80,21 @@ class Completion:
         """The completion as a row of the canonical shape."""
         label = {} if self.desirable is None else {"label": self.desirable}
         return {"prompt": self.prompt, "completion": self.completion, **label, **_template_columns(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt without completions; attributes as those of `Pair`."""
+
+    prompt: TextOrMessages
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    is_hh_dialogue: bool = field(default=False, compare=False)
+
+    @property
+    def completions(self) -> tuple[TextOrMessages, ...]:
+        """None."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +113,7 @@ class Candidates:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     is_hh_dialogue: bool = field(default=False, compare=False)
+    warnings: tuple[RowWarning, ...] = field(default=(), compare=False)
 
     def to_row(self) -> dict[str, Any]:
         """The row."""

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import EncodedExample, TokenIds
 from mlx_dpo.data.collation import PaddedSequences, SharedPromptBatch, collate_sequences, collate_shared_prompts
+from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask, cut_completion
 from mlx_dpo.data.examples import Example
 
 
@@ -22,22 +22,24 @@ class MicroBatch:
         sequences: (prompt, completion) token ids; of pairs all chosen completions, then all rejected ones.
         examples: the examples as text or messages.
         ld_alpha: LD-DPO's alpha, the weight of tokens after the length of the pair's shorter completion.
+        completion_masks: of each sequence, which tokens of the completion are trained; None where all are.
     """
 
     batch_indices: tuple[int, ...]
     sequences: tuple[tuple[TokenIds, TokenIds], ...]
     examples: tuple[Example, ...] = ()
     ld_alpha: float = 1.0
+    completion_masks: tuple[TokenMask, ...] | None = None
 
     @cached_property
     def padded_sequences(self) -> PaddedSequences:
         """The sequences as padded arrays, collated once."""
-        return collate_sequences(self.sequences)
+        return collate_sequences(self.sequences, self.completion_masks)
 
     @cached_property
     def shared_prompts(self) -> SharedPromptBatch:
         """Distinct prompts and their completions as padded arrays, collated once."""
-        return collate_shared_prompts(self.sequences)
+        return collate_shared_prompts(self.sequences, self.completion_masks)
 
     @property
     def completions_per_example(self) -> int:
@@ -45,11 +47,18 @@ class MicroBatch:
         return len(self.sequences) // len(self.batch_indices)
 
     @property
+    def trained_lengths(self) -> np.ndarray:
+        """[sequences] number of tokens of each completion that are trained."""
+        if self.completion_masks is None:
+            return np.array([len(completion) for _, completion in self.sequences])
+        return np.array([sum(mask) for mask in self.completion_masks])
+
+    @property
     def token_weights(self) -> list[np.ndarray] | None:
-        """The weight of each completion token, an array for each sequence; None where all are 1."""
+        """The weight of each trained token, an array for each sequence; None where all are 1."""
         if self.ld_alpha == 1:
             return None
-        lengths = np.array([len(completion) for _, completion in self.sequences])
+        lengths = self.trained_lengths
         shorter = lengths.reshape(self.completions_per_example, -1).min(axis=0)
         weighted = zip(lengths, np.tile(shorter, self.completions_per_example), strict=True)
         return [np.where(np.arange(length) < limit, 1.0, self.ld_alpha) for length, limit in weighted]
@@ -100,12 +109,23 @@ def make_micro_batch(
         for completions in by_side
         for example, completion in zip(selected, completions, strict=True)
     ]
-    return MicroBatch(batch_indices, tuple(sequences), tuple(encoded.example for encoded in selected), ld_alpha)
+    masks = None
+    if any(example.completion_masks is not None for example in selected):
+        masks = tuple(example.mask(i) for i in range(len(selected[0].completions)) for example in selected)
+    return MicroBatch(batch_indices, tuple(sequences), tuple(encoded.example for encoded in selected), ld_alpha, masks)
 
 
 def mismatched_example(
     prompt_source: EncodedExample, completion_source: EncodedExample, max_length: int
 ) -> EncodedExample:
     """A prompt with the completions of another example, truncated to `max_length` tokens."""
-    limit = max(1, max_length - len(prompt_source.prompt))
-    return replace(prompt_source, completions=tuple(ids[:limit] for ids in completion_source.completions))
+    limit, masks = max(1, max_length - len(prompt_source.prompt)), completion_source.completion_masks
+    cut = [
+        cut_completion(ids, None if masks is None else masks[i], limit)
+        for i, ids in enumerate(completion_source.completions)
+    ]
+    return replace(
+        prompt_source,
+        completions=tuple(ids for ids, _ in cut),
+        completion_masks=masks and tuple(mask or () for _, mask in cut),
+    )

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_dpo.data.data_warnings import RowWarning
 from mlx_dpo.data.examples import Example, Pair
-from mlx_dpo.data.files.json_lines import parse_json_line
+from mlx_dpo.data.files.json_lines import has_duplicate_keys, parse_json_line
 from mlx_dpo.data.files.local_files import RowStream
 from mlx_dpo.data.files.row_files import open_rows
-from mlx_dpo.data.row_parsing import RowParser, parse_examples
+from mlx_dpo.data.row_parsing import RowParser, add_warnings, parse_examples
+from mlx_dpo.data.row_warnings import DUPLICATE_KEYS
 from mlx_dpo.errors import RowError, Where
 
 OnBadRow = Callable[[RowError], None]
@@ -91,7 +93,10 @@ def parse_rows(
 def parse_line(line: bytes, where: Where, parse: RowParser) -> tuple[Any, Sequence[Example]]:
     """The JSON value of a line and the examples in it. Raises `RowError`."""
     value = parse_json_line(line, where)
-    return value, parse(value, where)
+    examples = parse(value, where)
+    if has_duplicate_keys(line, value):
+        examples = add_warnings(list(examples), [RowWarning(DUPLICATE_KEYS)])
+    return value, examples
 
 
 class ExampleKindCheck:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.data.examples import Prompt
 from mlx_dpo.demo import MODEL, PAIRS, load_pairs
 from mlx_dpo.demo.grammar import detect_manner, is_fluent
 from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
@@ -58,9 +59,9 @@ def demo_config(adapter_path: str) -> TrainConfig:
 def run_demo(config: TrainConfig, listener: Listener) -> DemoResult:
     """Train, then sample an answer to each held-out question from the model before and after training."""
     result = train(config, listener=listener)
-    questions = [row["prompt"] for row in load_pairs("valid")]
+    questions = [str(row["prompt"]) for row in load_pairs("valid")]
     sampling = SamplingParams(max_tokens=64, temperature=1.0, seed=config.seed)
-    before, after = generate_before_and_after(config.model, result.run, list(questions), sampling)
+    before, after = generate_before_and_after(config.model, result.run, list(map(Prompt, questions)), sampling)
     examples = list(zip(questions, before, after, strict=True))
     return DemoResult(result, _shares(questions, before), _shares(questions, after), examples)
 

@@ -70,7 +70,7 @@ def find_calibration_set(adapter_path: str | Path, calibrate: str | None, tokeni
 
 
 def _pairs_of_file(config: TrainConfig, name: str, tokenizer: Any) -> ExampleSet:
-    encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+    encoder = ExampleEncoder.from_config(config, tokenizer)
     file, held_out = find_data_files(name, None)
     examples = EncodedExamples(ExampleFile.open(held_out or file), encoder)
     usable = examples.usable_indices()

@@ -84,7 +84,7 @@ class Evaluator:
         self.loss = loss_from_config(config)
         config = resolve_loss_settings(config, self.loss)
         tokenizer = tokenizer or load_tokenizer(config.model)
-        encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+        encoder = ExampleEncoder.from_config(config, tokenizer)
         columns = ColumnLabels(with_renamed_columns(config.columns, example_reader(self.loss)), by)
         examples = EncodedExamples(open_evaluation_source(config, rows, columns), encoder)
         self.examples = ExampleSet.from_indices(examples, examples.usable_indices())

@@ -96,7 +96,7 @@ def open_example_sets(
         UserError: a file can't be read, or no example is left.
         RowError: a row can't be used.
     """
-    encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+    encoder = ExampleEncoder.from_config(config, tokenizer)
     parse = with_renamed_columns(config.columns, example_reader(loss))
     if rows is None:
         source, held_out_source = _open_files(config, parse, on_progress, skipped_rows, communicator)

@@ -155,7 +155,7 @@ class RewardScorer:
     ) -> None:
         self.config, self.loss, self.length_normalise = config, loss_from_config(config), length_normalise
         tokenizer = tokenizer or load_tokenizer(config.model)
-        encoder = ExampleEncoder(tokenizer, max_length=config.max_length, overlong=config.overlong, raw=config.raw)
+        encoder = ExampleEncoder.from_config(config, tokenizer)
         self.examples = EncodedExamples(source, encoder)
         self.examples.usable_indices()  # what can't be encoded is reported before any model is loaded
         keep_weights_resident()
@@ -179,6 +179,7 @@ class RewardScorer:
             **{name: getattr(config, name) for name in ("batch_size", "max_length", "overlong", "raw")},
             "chat_template": getattr(tokenizer, "chat_template", None),
             **config.columns,
+            **_rendering_settings(config),
         }
         self.scorer_digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
 
@@ -210,6 +211,13 @@ class RewardScorer:
         candidates = self.examples.source[index]
         assert isinstance(candidates, Candidates)
         return candidates
+
+
+def _rendering_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings that change tokens, where they are not the defaults: the digest is that of earlier versions."""
+    settings = {"chat_template_kwargs": config.chat_template_kwargs, "train_on": config.train_on}
+    defaults = TrainConfig()
+    return {name: value for name, value in settings.items() if value != getattr(defaults, name)}
 
 
 def _reward_metrics(row: ScoredRow) -> list[float]:

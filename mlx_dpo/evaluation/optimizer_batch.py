@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import EncodedExample
+from mlx_dpo.data.encoded_example import EncodedExample
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.micro_batches import MicroBatch, mismatched_example, split_into_micro_batches
 from mlx_dpo.data.prefetching import prefetch

@@ -8,8 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.data.chat_rendering import ChatRenderer
 from mlx_dpo.data.example_sources import ExampleSource
+from mlx_dpo.data.examples import Example
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.head_to_head import HeadToHeadResult, judge_head_to_head
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
@@ -39,15 +40,18 @@ def pairwise_evaluation(
     Raises:
         UserError: a model can't be loaded, or the judge fails.
     """
-    prompts = distinct_prompts(source, num_prompts)
+    examples = distinct_prompts(source, num_prompts)
+    raw, template_kwargs = config.raw, config.chat_template_kwargs or {}
     if adapter_path is not None:
-        base, tuned = generate_before_and_after(config.model, adapter_path, prompts, sampling)
+        base, tuned = generate_before_and_after(
+            config.model, adapter_path, examples, sampling, raw=raw, template_kwargs=template_kwargs
+        )
     else:
-        tokenizer = load_tokenizer(config.model)
-        base = generate_responses(load_model(config.reference).model, tokenizer, prompts, sampling)
-        tuned = generate_responses(load_model(config.model).model, tokenizer, prompts, sampling)
+        renderer = ChatRenderer(load_tokenizer(config.model), raw=raw, template_kwargs=template_kwargs)
+        base = generate_responses(load_model(config.reference).model, renderer, examples, sampling)
+        tuned = generate_responses(load_model(config.model).model, renderer, examples, sampling)
     mx.clear_cache()  # the judge may be a model too
-    return judge_head_to_head(prompts, base, tuned, judge)
+    return judge_head_to_head([example.prompt for example in examples], base, tuned, judge)
 
 
 def require_two_models(config: TrainConfig, adapter_path: str | Path | None) -> None:
@@ -61,12 +65,13 @@ def require_two_models(config: TrainConfig, adapter_path: str | Path | None) -> 
         raise UserError("there are no two models to compare", field="generate", hint=hint)
 
 
-def distinct_prompts(source: ExampleSource, limit: int) -> list[TextOrMessages]:
-    """The first `limit` distinct prompts of a source, in its order."""
-    prompts: dict[str, TextOrMessages] = {}
+def distinct_prompts(source: ExampleSource, limit: int) -> list[Example]:
+    """The first `limit` examples of a source with distinct prompts, in its order."""
+    examples: dict[str, Example] = {}
     for i in range(len(source)):
-        if len(prompts) == limit:
+        if len(examples) == limit:
             break
-        prompt = source[i].prompt
-        prompts.setdefault(json.dumps(prompt), prompt)
-    return list(prompts.values())
+        example = source[i]
+        key = json.dumps([example.prompt, example.tools, example.template_kwargs], sort_keys=True)
+        examples.setdefault(key, example)
+    return list(examples.values())

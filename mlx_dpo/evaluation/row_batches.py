@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import EncodedExample
+from mlx_dpo.data.encoded_example import EncodedExample
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.micro_batches import split_into_micro_batches
 from mlx_dpo.data.prefetching import prefetch
@@ -79,4 +79,4 @@ def _chunks(row: EncodedExample) -> Iterator[EncodedExample]:
     longest = max(map(len, row.completions))
     size = max(2, max(SATURATING_TOKENS, len(row.prompt)) // longest)
     for start in range(0, len(row.completions), size):
-        yield replace(row, completions=row.completions[start : start + size])
+        yield row.select_completions(slice(start, start + size))

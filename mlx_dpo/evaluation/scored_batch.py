@@ -58,9 +58,9 @@ class BatchStatistics:
             communicator: ranks that share the batch.
         """
         num_tokens = sum(
-            len(completion)
+            int(length)
             for micro in batch.micro_batches
-            for example, (_, completion) in zip(micro.examples, micro.sequences, strict=False)  # not the rejected ones
+            for example, length in zip(micro.examples, micro.trained_lengths, strict=False)  # not the rejected ones
             if _is_desirable(example)
         )
         with without_dropout(network.model):
@@ -107,7 +107,7 @@ def example_columns(micros: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> 
     """
     if not micros:
         return {}
-    lengths = [np.array([len(completion) for _, completion in micro.sequences], np.float64) for micro in micros]
+    lengths = [micro.trained_lengths.astype(np.float64) for micro in micros]
     columns = {name: _by_example(micros, [arrays[name] for arrays in outputs]) for name in outputs[0]}
     columns["tokens"] = _by_example(micros, lengths)
     examples = [example for micro in micros for example in micro.examples]
@@ -128,7 +128,7 @@ class ScoredBatch:
     Attributes:
         columns: arrays of [examples] or [examples, completions], of pairs chosen and rejected, by name:
             `logps`, `reference`: float64 nats, summed over the completion's tokens.
-            `tokens`: the completion's length.
+            `tokens`: the completion's length, trained tokens only.
             `plain`: log-probs that weigh all tokens alike, where `logps` does not.
             `kls`: nats, KL(policy || reference) summed over positions, where the loss needs it.
             `alignments`: WPO's weights, where pairs are weighted.

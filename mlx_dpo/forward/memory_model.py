@@ -7,7 +7,6 @@ micro-batch would, unless a memory limit allows more: other blocks are recompute
 
 from __future__ import annotations
 
-import gc
 import math
 from dataclasses import dataclass
 
@@ -96,7 +95,6 @@ class ActivationMemory:
         """Measure two pairs of different lengths; takes as long as a forward pass of some hundred tokens."""
         short, long = synthetic_pair(33, 16), synthetic_pair(257, 32)
         network.activation_bytes(short)  # a model's first call allocates what it caches
-        gc.collect()  # nothing else is freed between two readings
         a, b = BatchCost.from_batch(short, network.sharing), BatchCost.from_batch(long, network.sharing)
         short_bytes, long_bytes = network.activation_bytes(short), network.activation_bytes(long)
         per_score = max(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
@@ -13,12 +14,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_dpo.data.micro_batches import MicroBatch
-from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
-from mlx_dpo.forward.lora_products import single_product_lora
+from mlx_dpo.forward.mlx_patches import patched_mlx
 from mlx_dpo.forward.path_agreement import CompletionSums, Sequences, agrees, count_logits, head_is_adapted
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
@@ -112,13 +112,13 @@ class Network:
             collision_logps: whether to compute what `CompletionLogps.alignments` needs.
             reference_hidden_states: [tokens, hidden], of a reference, to compute `CompletionLogps.kls`.
         """
-        with blockwise_attention(), single_product_lora():
+        with patched_mlx():
             hidden_states = self._hidden_states(batch)
         return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """Hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
-        with blockwise_attention(), single_product_lora():
+        with patched_mlx():
             hidden_states = self._hidden_states(batch)
         mx.eval(hidden_states)
         return hidden_states
@@ -150,6 +150,7 @@ class Network:
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Measure the bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
+        gc.collect()  # nothing else is freed between the two readings
         mx.clear_cache()  # a cached buffer that is reused would count in full
         before = mx.get_active_memory()
         backward = self._build_backward(batch, num_checkpointed)
@@ -170,7 +171,7 @@ class Network:
             seeds.append(random_state())
             return (hidden_states[0] * placeholders[0]).sum()
 
-        with gradient_checkpointing(self.model, num_checkpointed), blockwise_attention(), single_product_lora():
+        with gradient_checkpointing(self.model, num_checkpointed), patched_mlx():
             _, gradients = nn.value_and_grad(self.model, product_with_placeholder)()
         if self.shards:
             gradients = self.shards.scale_replicated(gradients)

@@ -49,5 +49,6 @@ class ImplicitRewardJudge(Judge):
         for i, rewards in zip(answered, self.adapter_rewards(self.name, self.model, rows), strict=True):
             if rewards is not None:
                 first, second = rewards
-                verdicts[i] = float(first > second) + float(first == second) / 2
+                is_tie = first == second or comparisons[i].first == comparisons[i].second  # equal but for rounding
+                verdicts[i] = 0.5 if is_tie else float(first > second)
         return verdicts

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlx_dpo.data.chat_rendering import ChatRenderer
+from mlx_dpo.data.examples import Prompt
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
@@ -37,8 +39,8 @@ class ModelJudge(Judge):
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Generate an answer to the rubric prompt for each comparison, in batches."""
-        tokenizer, model = load_tokenizer(self.name), load_model(self.name).model
-        prompts = [judge_messages(comparison) for comparison in comparisons]
-        answers = generate_responses(model, tokenizer, list(prompts), SamplingParams(self.max_tokens))
+        renderer, model = ChatRenderer(load_tokenizer(self.name)), load_model(self.name).model
+        prompts = [Prompt(judge_messages(comparison)[0]["content"]) for comparison in comparisons]
+        answers = generate_responses(model, renderer, prompts, SamplingParams(self.max_tokens))
         mx.clear_cache()
         return [parse_verdict(text) for text in answers]

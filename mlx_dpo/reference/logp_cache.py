@@ -101,6 +101,8 @@ def _key(batch: MicroBatch) -> bytes:
     for prompt, completion in batch.sequences:
         for ids in (prompt, completion):
             digest.update(COUNT.pack(len(ids)) + np.array(ids, "<i4").tobytes())
+    for mask in batch.completion_masks or ():
+        digest.update(COUNT.pack(len(mask)) + bytes(mask))
     if batch.ld_alpha != 1:
         digest.update(struct.pack("<d", batch.ld_alpha))
     return digest.digest()

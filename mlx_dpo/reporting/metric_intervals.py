@@ -25,7 +25,7 @@ class Estimate:
 
     @classmethod
     def from_interval(cls, value: float, interval: Interval, count: int) -> Estimate:
-        """An estimate whose undefined interval ends (fewer than two examples, or no variance) are its value."""
+        """An estimate whose undefined interval ends (too few examples) are its value."""
         low, high = (value if math.isnan(end) else end for end in interval)
         return cls(value, low, high, count)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import compress
 from typing import Any
 
 import mlx.core as mx
@@ -186,7 +187,7 @@ def _example_json(
     encoded = examples[measurement.index]
     completions = [
         {
-            "pieces": token_texts(examples.encoder.tokenizer, ids),
+            "pieces": list(compress(token_texts(examples.encoder.tokenizer, ids), encoded.mask(i))),
             "logps": _rounded(measurement.token_logps[i]),
             "before": token_logps_before[i] if token_logps_before else None,
         }

@@ -68,12 +68,12 @@ def _is_significant(change: MetricChange) -> bool:
 
 
 def format_interval(estimate: Estimate | None, number_format: str) -> str:
-    """A number with its 95% interval, such as "0.52 [0.41, 0.63]"; "-" for None."""
+    """A number with its 95% interval, where it has one, such as "0.52 [0.41, 0.63]"; "-" for None."""
     if estimate is None:
         return "-"
     numbers = (number_format.format(number) for number in (estimate.value, estimate.low, estimate.high))
     value, low, high = (text.removeprefix("-") if not text.strip("-0.%") else text for text in numbers)  # no -0.0
-    return f"{value} [{low}, {high}]"
+    return value if estimate.low == estimate.high else f"{value} [{low}, {high}]"
 
 
 def format_p_value(p: float | None) -> str:

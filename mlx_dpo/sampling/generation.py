@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -12,9 +13,11 @@ import mlx.nn as nn
 
 from mlx_dpo.adapters.adapter_folder import load_adapter
 from mlx_dpo.adapters.swap import swap_adapter
-from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.data.chat_rendering import ChatRenderer, PromptSource
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.path_agreement import count_logits
+from mlx_dpo.forward.vocabulary import check_vocabulary
+from mlx_dpo.utils.stop_flag import check_stop
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,21 @@ class SamplingParams:
 
 
 def generate_responses(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[TextOrMessages], sampling: SamplingParams
+    model: nn.Module, renderer: ChatRenderer, prompts: Sequence[PromptSource], sampling: SamplingParams
 ) -> list[str]:
-    """Generate one response per prompt; the same seed gives the same responses on the same machine."""
-    return generate_from_token_ids(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling)
+    """Generate one response per prompt; the same seed gives the same responses on the same machine.
+
+    Args:
+        model: the model.
+        renderer: gives the prompts' token ids, the same as in training.
+        prompts: examples, or prompts without completions.
+        sampling: how responses are sampled.
+
+    Raises:
+        RowError: a prompt can't be rendered.
+    """
+    prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
+    return generate_from_token_ids(model, renderer.tokenizer, prompt_ids, sampling)
 
 
 def generate_from_token_ids(
@@ -47,6 +61,12 @@ def generate_from_token_ids(
     """Generate one response per prompt, where prompts are given as token ids."""
     from mlx_lm import batch_generate
     from mlx_lm.sample_utils import make_sampler
+
+    sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
+
+    def stoppable_sampler(logprobs: mx.array) -> mx.array:
+        check_stop()  # called for every token
+        return sampler(logprobs)
 
     mx.random.seed(sampling.seed)
     was_training = model.training
@@ -57,36 +77,45 @@ def generate_from_token_ids(
             tokenizer,
             [list(ids) for ids in prompts],
             max_tokens=sampling.max_tokens,
-            sampler=make_sampler(temp=sampling.temperature, top_p=sampling.top_p),
+            sampler=stoppable_sampler,
         )
     finally:
         model.train(was_training)
     return [text.strip() for text in response.texts]
 
 
-def encode_prompt(tokenizer: Any, prompt: TextOrMessages) -> list[int]:
-    """Token ids of a prompt as it is rendered for generation: a user turn, or messages, and the generation prompt."""
-    if tokenizer.chat_template is None:
-        text = prompt if isinstance(prompt, str) else "\n\n".join(str(m.get("content") or "") for m in prompt)
-        return tokenizer.encode(text)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-
-
 def generate_before_and_after(
-    model: str, adapter_path: str | Path, prompts: Sequence[TextOrMessages], sampling: SamplingParams
+    model: str,
+    adapter_path: str | Path,
+    prompts: Sequence[PromptSource],
+    sampling: SamplingParams,
+    *,
+    raw: bool = False,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[str], list[str]]:
     """Generate responses without and with an adapter, with the same seed.
+
+    Args:
+        model: folder or Hub id of the model.
+        adapter_path: folder of the adapter.
+        prompts: examples, or prompts without completions.
+        sampling: how responses are sampled.
+        raw: take texts as they are, though there is a chat template.
+        template_kwargs: variables for the chat template; those of a prompt take precedence.
 
     Returns:
         The base model's responses and the tuned model's.
 
     Raises:
-        UserError: the model or the adapter can't be loaded, or mlx can't run it on this machine.
+        UserError: the model or the adapter can't be loaded, mlx can't run it on this machine, or a prompt can't be
+            rendered.
     """
-    network, tokenizer = load_model(model).model, load_tokenizer(model)
+    renderer = ChatRenderer(load_tokenizer(model), raw=raw, template_kwargs=template_kwargs)
+    prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
+    network = load_model(model).model
+    check_vocabulary(network, renderer.tokenizer)
     _, base = load_adapter(network, adapter_path)
     count_logits(network)  # what mlx can't run here is a sentence, and not a traceback from mlx-lm
     with swap_adapter(network, base):
-        untuned = generate_responses(network, tokenizer, prompts, sampling)
-    return untuned, generate_responses(network, tokenizer, prompts, sampling)
+        untuned = generate_from_token_ids(network, renderer.tokenizer, prompt_ids, sampling)
+    return untuned, generate_from_token_ids(network, renderer.tokenizer, prompt_ids, sampling)

@@ -56,6 +56,11 @@ class TrainingProgress:
     finished: bool = False
     provenance: dict[str, str] = field(default_factory=dict)
 
+    def evaluation_is_pending(self, steps: int, steps_per_eval: int) -> bool:
+        """Whether the evaluation that is due at this step of a run of `steps` steps is still to be made."""
+        is_due = self.step == steps or bool(steps_per_eval and self.step % steps_per_eval == 0)
+        return is_due and self.evaluated_step is not None and self.evaluated_step < self.step
+
     def record_loss(self, loss: float) -> bool:
         """Count evaluations since the best one, and return whether this is the best."""
         if self.best_loss is not None and not loss < self.best_loss:

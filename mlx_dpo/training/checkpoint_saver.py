@@ -21,6 +21,7 @@ class CheckpointSaver:
 
     Attributes:
         saved_step: the step whose checkpoint is on disk; -1 where there is none.
+        is_temporary: whether that checkpoint is there for the time of an evaluation only.
         has_failed: whether the last one could not be written, and is to be tried again.
     """
 
@@ -37,7 +38,7 @@ class CheckpointSaver:
             is_main: whether this process is the one that writes.
         """
         self.folder, self.config, self.spec, self.listener, self.is_main = folder, config, spec, listener, is_main
-        self.saved_step, self.has_failed = -1, False
+        self.saved_step, self.has_failed, self.is_temporary = -1, False, False
 
     def check_room(self, state: TrainingState, tensors: Tensors, steps: int) -> None:
         """Compare the free room with what checkpoints take, before there is something to lose.
@@ -80,7 +81,9 @@ class CheckpointSaver:
         intervals = [every for every in (self.config.save_every, self.config.steps_per_eval) if every]
         return 1 + sum(any(later % every == 0 for every in intervals) for later in range(step + 1, steps))
 
-    def save(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> bool:
+    def save(
+        self, state: TrainingState, tensors: Tensors, *, is_last: bool = False, is_temporary: bool = False
+    ) -> bool:
         """Write a checkpoint and the run's adapter, unless those of this step are there already.
 
         Where that fails, it is noted once; the trainer tries again with the next report.
@@ -89,6 +92,7 @@ class CheckpointSaver:
             state: what the checkpoint holds beside the adapter.
             tensors: what is trained.
             is_last: whether there is no later chance.
+            is_temporary: whether it is there for the time of an evaluation only; see `end_temporary`.
 
         Returns:
             Whether they are on disk.
@@ -98,19 +102,33 @@ class CheckpointSaver:
         """
         step, config = state.progress.step, self.config
         if self.saved_step == step:
+            if self.is_temporary and not is_temporary:
+                self._announce(step)
             return True
         if state.progress.consecutive_skips or not self.is_main:
             return False  # after a skipped step the tensors are not to be trusted
         try:
-            path = self.folder.save_checkpoint(state, tensors, self.spec, config.model, dump_yaml(config))
+            self.folder.save_checkpoint(state, tensors, self.spec, config.model, dump_yaml(config))
             self.folder.save_adapter(tensors, self.spec, config.model)
         except SaveError as error:
             self._report_failure(step, tensors, str(error), is_last)
             return False
-        self.saved_step, self.has_failed = step, False
-        self.folder.prune_checkpoints(config.keep_checkpoints)
-        self.listener.handle(CheckpointSaved(step, path))
+        self.saved_step, self.has_failed, self.is_temporary = step, False, is_temporary
+        if not is_temporary:
+            self._announce(step)
         return True
+
+    def _announce(self, step: int) -> None:
+        """Make the checkpoint of this step one of those that are kept."""
+        self.is_temporary = False
+        self.folder.prune_checkpoints(self.config.keep_checkpoints)
+        self.listener.handle(CheckpointSaved(step, self.folder.checkpoint(step)))
+
+    def end_temporary(self) -> None:
+        """Remove the last checkpoint where it was temporary."""
+        if self.is_temporary:
+            self.folder.remove_checkpoint(self.saved_step)
+            self.saved_step, self.is_temporary = -1, False
 
     def update_progress(self, state: TrainingState, tensors: Tensors, *, is_last: bool = False) -> None:
         """Record in the checkpoint of this step that it was evaluated, or that the run is finished.

@@ -172,9 +172,14 @@ def build_components(
     def on_progress(text: str) -> None:
         listener.handle(Preparing(text))
 
-    sets = open_example_sets(
-        config, loss, tokenizer, inputs.rows, inputs.valid_rows, on_progress, skipped_rows, communicator
-    )
+    try:
+        sets = open_example_sets(
+            config, loss, tokenizer, inputs.rows, inputs.valid_rows, on_progress, skipped_rows, communicator
+        )
+    except RowError as error:
+        advice = "--bad-rows skip leaves such rows out and lists them; `mlx-dpo data check` shows them all."
+        error.hint = f"{error.hint}\n{advice}" if error.hint else advice
+        raise
     config = resolve_for_examples(config, loss, sets[TRAIN])
     if (config.patience or config.keep_best) and HELD_OUT not in sets:
         field = "patience" if config.patience else "keep_best"

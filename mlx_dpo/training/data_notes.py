@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mlx_dpo.data.encoding_warnings import ENCODING_WARNINGS
 from mlx_dpo.data.examples import Completion, Pair
 from mlx_dpo.evaluation.example_sets import ExampleSet, ExampleSets
 from mlx_dpo.objectives import WeightedLoss
+from mlx_dpo.utils.formatting import plural
 
 LABEL_SAMPLE_SIZE = 1_000  # rows that are checked for labels of both kinds
 
@@ -34,18 +36,22 @@ def row_notes(example_set: ExampleSet, loss: WeightedLoss, loss_name: str) -> It
             yield f"the first {len(sample):,} rows are all labelled {label}: there is nothing to contrast them with."
 
 
-def length_notes(example_sets: ExampleSets) -> list[str]:
+def parsing_notes(example_sets: ExampleSets) -> Iterator[str]:
+    """Yield a sentence for each kind of warning about the rows, as `mlx-dpo data check` prints them."""
+    for source in dict.fromkeys(example_set.examples.source for example_set in example_sets.values()):
+        for sentence in source.warnings.sentences():
+            yield f"{source.name}: {sentence}"
+
+
+def encoding_notes(example_sets: ExampleSets) -> list[str]:
     """Return notes on what the length limit and the chat template did to the examples encoded so far."""
     notes = []
     for examples in dict.fromkeys(example_set.examples for example_set in example_sets.values()):
-        name, limit = examples.source.name, examples.encoder.max_length
-        if examples.num_truncated:
-            notes.append(f"{name}: {examples.num_truncated} rows were cut at --max-length {limit}.")
-        if examples.num_dropped:
-            notes.append(f"{name}: {examples.num_dropped} rows were dropped, longer than --max-length {limit}.")
-        if count := examples.num_prefix_mismatches:
-            notes.append(
-                f"{name}: the template renders the prompt of {count} rows differently once it is answered; the "
-                "completion begins where the two renderings differ. `mlx-dpo data show` shows it."
-            )
+        name, counts = examples.source.name, examples.counts()
+        if dropped := counts.pop("dropped", 0):
+            limit = examples.encoder.max_length
+            notes.append(f"{name}: {plural(dropped, 'row')} dropped, longer than --max-length {limit}.")
+        for key, count in counts.items():
+            kind = ENCODING_WARNINGS[key]
+            notes.append(f"{name}: {plural(count, 'row')}: {kind.message}. {kind.hint}")
     return notes

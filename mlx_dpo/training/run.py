@@ -17,7 +17,7 @@ from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
-from mlx_dpo.training.data_notes import length_notes, row_notes
+from mlx_dpo.training.data_notes import encoding_notes, parsing_notes, row_notes
 from mlx_dpo.training.events import Note, RunEnd, RunPlan, RunStart, TrainResult
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.resume import start_trainer, starting_checkpoint
@@ -104,13 +104,14 @@ def _run(trainer: Trainer, components: TrainComponents) -> TrainResult:
     if sharing is not PromptSharing.ANY_PROMPTS:
         family = type(trainer.model).__module__.rpartition(".")[2]
         listener.handle(Note(f"what goes through a model of this type ({family}): {sharing.value}."))
-    notes_before = length_notes(sets)  # on what is encoded already
-    for text in [*row_notes(components.train_set, components.loss, components.config.loss), *notes_before]:
+    notes_before = encoding_notes(sets)  # on what is encoded already
+    notes_on_rows = row_notes(components.train_set, components.loss, components.config.loss)
+    for text in [*parsing_notes(sets), *notes_on_rows, *notes_before]:
         listener.handle(Note(text))
     try:
         metrics = trainer.run()
     finally:
-        notes = length_notes(sets)
+        notes = encoding_notes(sets)
         for text in notes:
             if text not in notes_before:
                 listener.handle(Note(text))
@@ -132,7 +133,7 @@ def _run_plan(trainer: Trainer, components: TrainComponents) -> RunPlan:
         run=trainer.saver.folder.path,
         steps=trainer.steps,
         first_step=trainer.progress.step,
-        evaluates_first=trainer.evaluation_is_pending(trainer.progress),
+        evaluates_first=trainer.progress.evaluation_is_pending(trainer.steps, trainer.config.steps_per_eval),
         num_examples={name: len(example_set.indices) for name, example_set in components.example_sets.items()},
         example_kind=components.train_set.example_kind,
         steps_per_epoch=trainer.source.steps_per_epoch or 0,

@@ -216,7 +216,7 @@ class RunFolder:
         Raises:
             SaveError: it can't be written.
         """
-        final = self._checkpoint(state.progress.step)
+        final = self.checkpoint(state.progress.step)
         with _save_errors():
             final.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(final) as partial:
@@ -234,10 +234,15 @@ class RunFolder:
         Raises:
             SaveError: it can't be written.
         """
-        with _save_errors(), atomic_write(self._checkpoint(state.progress.step) / PROGRESS_FILE) as partial:
+        with _save_errors(), atomic_write(self.checkpoint(state.progress.step) / PROGRESS_FILE) as partial:
             write_progress(partial, state)
 
-    def _checkpoint(self, step: int) -> Path:
+    def remove_checkpoint(self, step: int) -> None:
+        """Remove the checkpoint of a step."""
+        delete(self.checkpoint(step))
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint."""
         return self.path / "checkpoints" / f"{step:07d}"
 
     def prune_checkpoints(self, keep: int) -> None:

@@ -29,7 +29,7 @@ from mlx_dpo.training.trainer import Trainer
 MAX_PAIRS_READ = 20_000  # pairs whose lengths are read; of more, every n-th step
 SAFE_MEMORY_SHARE = 0.5  # of the available memory, for an estimate
 TRIAL_MICRO_BATCHES = 2  # of middling size that are timed
-TRIAL_SECONDS = 45  # after which no other is begun
+TRIAL_SECONDS = 35  # after which no other is begun
 
 _JSON_KEYS = {  # of attributes that have another name
     "tokens_per_pair": "pair_slots",

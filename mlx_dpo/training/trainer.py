@@ -87,16 +87,13 @@ class Trainer:
         self._peak_memory_gb = self._sampling_seconds = 0.0
 
     def restore(self, state: TrainingState, provenance: dict[str, str]) -> None:
-        """Continue from a checkpoint, whose adapter the caller has put on the model.
-
-        Args:
-            state: of the checkpoint.
-            provenance: what the run's numbers follow from now.
+        """Continue from a checkpoint's state, whose adapter the caller has put on the model, under a new provenance.
 
         Raises:
             UserError: nothing is left to do.
         """
-        is_done = state.progress.step >= self.steps and not self.evaluation_is_pending(state.progress)
+        pending = state.progress.evaluation_is_pending(self.steps, self.config.steps_per_eval)
+        is_done = state.progress.step >= self.steps and not pending
         if is_done or (state.progress.finished and self.config.patience):
             hint = "Give more --epochs or --iters, and --resume-anyway, to train further."
             where = Where(str(self.saver.folder.path))
@@ -109,7 +106,7 @@ class Trainer:
         self.saver.saved_step = state.progress.step
 
     def state(self) -> TrainingState:
-        """Return what a checkpoint must hold beside the adapter."""
+        """What a checkpoint must hold beside the adapter."""
         return TrainingState(self.progress, self.optimizer.state, self.scorer.state(), self.source.state())
 
     def run(self) -> Metrics:
@@ -150,13 +147,14 @@ class Trainer:
         """Save the last finished step, and return what to raise."""
         if self.progress.step:
             self._save(is_last=True)
-        folder = self.saver.folder
-        return Interrupted(self.progress.step, str(folder.latest_checkpoint() or folder.path))
+        return Interrupted(self.progress.step, str(self.saver.folder.latest_checkpoint() or self.saver.folder.path))
 
     def _train(self) -> Metrics:
         """Take all steps; returns the held-out metrics after the last one."""
         metrics: Metrics = {}
-        if self.evaluation_is_pending(self.progress):  # the run ended while it was evaluated
+        if self.progress.evaluation_is_pending(
+            self.steps, self.config.steps_per_eval
+        ):  # the run ended while it was evaluated
             metrics = self._evaluate()
             if self._should_stop_early():
                 return metrics
@@ -170,12 +168,6 @@ class Trainer:
                 self._report()
                 metrics = self._save_and_evaluate()
         return metrics
-
-    def evaluation_is_pending(self, progress: TrainingProgress) -> bool:
-        """Whether a checkpoint was written before the evaluation that is due at its step."""
-        step, steps_per_eval = progress.step, self.config.steps_per_eval
-        is_due = step == self.steps or bool(steps_per_eval and step % steps_per_eval == 0)
-        return is_due and progress.evaluated_step is not None and progress.evaluated_step < step
 
     def _batches(self) -> Iterator[OptimizerBatch]:
         """This rank's share of every batch from here to the last step."""
@@ -278,22 +270,23 @@ class Trainer:
 
     def _save_and_evaluate(self) -> Metrics:
         """Evaluate after the step is saved, so that nothing that fails or is interrupted there costs a step."""
-        self._save()
+        step, save_every, tensors = self.progress.step, self.config.save_every, trainable_tensors(self.model)
+        is_due = step == self.steps or bool(save_every and step % save_every == 0)
+        self.saver.save(self.state(), tensors, is_temporary=not is_due)
         metrics = self._evaluate()
-        self.saver.update_progress(self.state(), trainable_tensors(self.model))
+        self.saver.update_progress(self.state(), tensors)
+        self.saver.end_temporary()
         return metrics
 
     def _evaluate(self) -> Metrics:
         if self.evaluate is None:
             self.progress.evaluated_step = self.progress.step
             return {}
-
-        def on_progress(done: int, total: int) -> None:
-            self.listener.handle(events.EvaluationProgress(done, total))
-
-        metrics, snapshot = self.evaluate(self.progress.step, self.progress.loss_states, on_progress)
-        line = {**self._position(), **{f"eval_{name}": value for name, value in metrics.items()}}
-        self.listener.handle(events.EvaluationMetrics(line))
+        handle = self.listener.handle
+        metrics, snapshot = self.evaluate(
+            self.progress.step, self.progress.loss_states, lambda *done: handle(events.EvaluationProgress(*done))
+        )
+        handle(events.EvaluationMetrics(self._position() | {f"eval_{name}": metrics[name] for name in metrics}))
         if self.progress.record_loss(metrics["loss"]) and self.config.keep_best and self.progress.step:
             self.saver.save_best(self.state(), trainable_tensors(self.model), metrics["loss"])
         self.listener.handle(events.SnapshotTaken(snapshot))

@@ -14,6 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
+# With fewer groups some resamples hardly vary, and their deviations divided by that variation have no bound: of three
+# normal values the interval is typically a million times as wide as Student's, of eight 1.05 times, at most 3 times.
+MIN_GROUPS = 8
 MANY_GROUPS = 2000  # with more groups the mean is normal enough that resampling changes nothing
 _BLOCK = 1 << 22  # random numbers drawn at a time
 
@@ -22,7 +25,7 @@ Groups = Sequence[Hashable] | np.ndarray
 
 
 class Interval(NamedTuple):
-    """A confidence interval; both ends are NaN where there are too few examples."""
+    """A confidence interval; both ends are NaN where there are too few examples, of means below `MIN_GROUPS`."""
 
     low: float
     high: float
@@ -156,7 +159,7 @@ class _Totals:
 
 
 def _studentized(totals: _Totals, level: float, resamples: int, seed: int) -> Interval:
-    if totals.count < 2:
+    if totals.count < MIN_GROUPS:
         return Interval(np.nan, np.nan)
     mean, error, tail = totals.mean, totals.error, (1 - level) / 2
     if not error:

@@ -10,14 +10,16 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper, load
 from transformers import AutoTokenizer
 
 from mlx_dpo.data.chat_encoding import EncodedExample, ExampleEncoder
+from mlx_dpo.data.encoding_warnings import encoding_warnings
 from mlx_dpo.data.example_file import ExampleFile
 from mlx_dpo.data.examples import Pair
 from mlx_dpo.data.row_parsing import parse_pairs
-from mlx_dpo.errors import RowError, Where
+from mlx_dpo.errors import RowError, UserError, Where
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 
 WHERE = Where("rows.jsonl", 3)
-CHATML = AutoTokenizer.from_pretrained(CHECKPOINT).chat_template
+CHATML_TOKENIZER = AutoTokenizer.from_pretrained(CHECKPOINT)
+CHATML = CHATML_TOKENIZER.chat_template
 # A last answer is rendered with its thinking, earlier ones without, and the generation prompt begins to think
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
@@ -95,7 +97,7 @@ def test_prompt_that_is_no_prefix() -> None:
     encoded = encode(e, chat("q"))
     assert not encoded.prompt_is_prefix
     assert texts(e, chat("q")) == (
-        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n",
         "good<|im_end|>\n",
         "bad<|im_end|>\n",
     )
@@ -107,8 +109,8 @@ def test_no_prefix_on_one_side_only() -> None:
     e = encoder(tokenizer(THINKING))
     prompt, chosen, rejected = texts(e, pair)
     assert not encode(e, pair).prompt_is_prefix
-    assert prompt == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
-    assert (chosen, rejected) == ("<think>\nhm</think>\ngood<|im_end|>\n", "bad<|im_end|>\n")
+    assert prompt == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert (chosen, rejected) == ("hm</think>\ngood<|im_end|>\n", "bad<|im_end|>\n")
 
 
 def test_earlier_thinking_is_rendered_alike_in_prompt_and_whole() -> None:
@@ -160,11 +162,17 @@ def test_the_template_refuses(pair: Pair, said: str) -> None:
     assert (raised.value.kind, raised.value.where) == ("template", WHERE)
 
 
-@pytest.mark.parametrize("template", ["{{ messages[9].content }}", "{{ 1 / 0 }}", "{% for %}", "{{ nothing() }}"])
+@pytest.mark.parametrize("template", ["{{ messages[9].content }}", "{{ 1 / 0 }}", "{{ nothing() }}"])
 def test_any_failure_of_a_template_is_a_complaint(template: str) -> None:
     with pytest.raises(RowError) as raised:
         encoder(tokenizer(template))(chat("q"), WHERE)
     assert raised.value.kind == "template"
+
+
+def test_a_syntax_error_of_the_template_is_no_row_s_fault() -> None:
+    with pytest.raises(UserError, match="the model's chat template has an error at line 3: ") as raised:
+        encoder(tokenizer("{{ bos_token }}\n\n{% for %}"))(chat("q"), WHERE)
+    assert not isinstance(raised.value, RowError)
 
 
 def test_template_that_says_nothing_of_the_prompt() -> None:
@@ -204,9 +212,10 @@ def test_raw_tokens_across_the_boundary() -> None:
     first, second = tok.decode([whole])
     encoded = encode(encoder(tok), Pair(f"x\n{first}", second, "!"))
     assert not encoded.prompt_is_prefix
-    assert tok.decode(list(encoded.prompt)) == "x\n"
-    assert tok.decode(list(encoded.chosen)) == f"{first}{second}<|im_end|>"
-    assert tok.decode(list(encoded.rejected)) == f"{first}!<|im_end|>"
+    assert list(encoded.prompt) == tok.encode(f"x\n{first}")  # what a completion is generated from
+    assert tok.decode(list(encoded.chosen)) == f"{second}<|im_end|>"
+    assert tok.decode(list(encoded.rejected)) == "!<|im_end|>"
+    assert [kind.key for kind in encoding_warnings(encoded)] == ["token_spans_prompt_end"]
 
 
 def test_raw_eos_is_not_doubled() -> None:
@@ -283,13 +292,15 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays(limit: int, turn
     assert (encoded.prompt, encoded.chosen, encoded.rejected) == (expected.prompt, expected.chosen, expected.rejected)
 
 
-def test_then_the_prompts_first_tokens() -> None:
+def test_then_the_last_turn_s_text_and_then_the_system_text() -> None:
     last = encode(encoder(), without(LONG, 4))
-    limit = last.num_tokens - 3
-    encoded = encode(encoder(max_length=limit), LONG)
-    assert encoded.truncated and encoded.num_tokens == limit
-    assert encoded.prompt == last.prompt[3:]
-    assert (encoded.chosen, encoded.rejected) == (last.chosen, last.rejected)
+    prompt = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    for cut, system, user in ((1, "be brief", "ive"), (4, "be brief", ""), (6, "be bri", ""), (11, "", "")):
+        encoded = encode(encoder(max_length=last.num_tokens - cut), LONG)
+        assert encoded.num_tokens == last.num_tokens - cut
+        assert CHATML_TOKENIZER.decode(list(encoded.prompt)) == prompt.format(system, user)
+        assert (encoded.chosen, encoded.rejected) == (last.chosen, last.rejected)
+        assert (encoded.prompt_tokens_cut, encoded.completion_tokens_cut) == (length(LONG) - encoded.num_tokens, (0, 0))
 
 
 @pytest.mark.parametrize("e", [{"raw": True}, {}])
@@ -299,15 +310,23 @@ def test_an_answer_too_long_by_itself_loses_its_end(e: dict[str, Any]) -> None:
     limit = len(whole.chosen) - 5
     encoded = encode(encoder(max_length=limit, **e), pair)
     assert encoded.truncated
-    assert encoded.prompt == whole.prompt[-1:]
-    assert encoded.chosen == whole.chosen[: limit - 1]
+    assert encoded.prompt == whole.prompt
+    assert encoded.chosen == whole.chosen[: limit - len(whole.prompt)]
     assert encoded.rejected == whole.rejected
+    assert (encoded.prompt_tokens_cut, encoded.completion_tokens_cut) == (0, (5 + len(whole.prompt), 0))
     assert len(encode(encoder(max_length=2, **e), pair).rejected) == 1
 
 
-def test_a_template_that_wants_the_first_turns_loses_tokens() -> None:
+def test_a_template_that_wants_the_first_turns_loses_their_text() -> None:
     wants_three = "{% if messages | length < 5 %}{{ raise_exception('too few') }}{% endif %}" + CHATML
-    e = encoder(tokenizer(wants_three), max_length=length(LONG) - 5)
+    e = encoder(tokenizer(wants_three), max_length=length(LONG) - 4)
+    expected = CHATML_TOKENIZER.decode(list(encode(encoder(), LONG).prompt)).replace("one one ", "", 1)
+    assert CHATML_TOKENIZER.decode(list(encode(e, LONG).prompt)).startswith(expected[:30])
+
+
+def test_a_template_that_takes_no_other_text_loses_the_prompts_first_tokens() -> None:
+    wants_all = "{% if messages[1].content != 'one ' * 20 %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    e = encoder(tokenizer(wants_all), max_length=length(LONG) - 5)
     assert encode(e, LONG).prompt == encode(encoder(), LONG).prompt[5:]
 
 

@@ -116,7 +116,7 @@ def test_ultrafeedback_itself() -> None:
     [
         ({**SHP, "labels": 2}, "labels", "one of"),
         ({**SHP, "labels": True}, "labels", "one of"),
-        ({**PKU, "better_response_id": "1"}, "better_response_id", "one of .* not text"),
+        ({**PKU, "better_response_id": "two"}, "better_response_id", "one of .* not text"),
         ({**HELPSTEER2, "preference_strength": 4}, "preference_strength", "one of"),
         ({**HELPSTEER3, "context": []}, "context", "empty"),
         ({"prompt": "q", "answers": [{"answer": "a"}], "num_responses": 1}, "answers[0].rank", "missing"),

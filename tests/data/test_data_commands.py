@@ -95,7 +95,7 @@ def test_check_in_tokens() -> None:
     assert survey["cut"]["count"] == sum(n > 100 for n in longest) > 0
     assert survey["prefix_not_held"]["count"] == 0
     table = data("check", PAIRS, "--model", CHECKPOINT).stdout
-    assert "50%" in table and "no prefix under the template" in table
+    assert "50%" in table and "truncated at --max-length" in table
 
 
 def test_check_tells_where_the_template_refuses_and_where_prompts_are_no_prefix(

@@ -150,13 +150,16 @@ BROKEN: dict[str, tuple[str, bytes, int | None, str]] = {
     ),
     "cut line": ("a.jsonl", lines(ROWS[:2])[:-20], 2, "not valid JSON"),
     "bad UTF-8": ("a.jsonl", lines(ROWS[:2]) + b'{"prompt": "\xff"}\n', 3, "not UTF-8.*0xff"),
-    "UTF-16": ("a.jsonl", lines(ROWS).decode().encode("utf-16"), 1, "not UTF-8"),
+    "UTF-16": ("a.jsonl", lines(ROWS).decode().encode("utf-16"), None, "is text in UTF-16"),
+    "bad UTF-8 at once": ("a.jsonl", b'{"prompt": "\xff"}\n' + lines(ROWS[:2]), 1, "not UTF-8"),
     "nested": ("a.jsonl", lines(ROWS[:1]) + b'{"prompt": ' + NESTED + b"\n", 2, "nested too deep"),
     "huge number": ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}\n", 1, "not valid JSON"),
     "surrogate": ("a.jsonl", b'{"prompt": "q", "chosen": "\\ud800", "rejected": "x"}', 1, "surrogate"),
     "two objects on a line": ("a.jsonl", lines(ROWS[:1]) + b"{} {}\n", 2, "not valid JSON: Extra data"),
     "not an object": ("a.jsonl", lines(ROWS[:1]) + b"7\n", 2, "must be a JSON object"),
-    "pretty object": ("a.json", json.dumps({"data": ROWS}, indent=1).encode(), 1, "not valid JSON"),
+    "pretty object": ("a.json", json.dumps({"foo": ROWS}, indent=1).encode(), 1, "no preference pair"),
+    "wrapper cut": ("a.json", json.dumps({"data": ROWS}, indent=1).encode()[:-2], 28, "object around the rows"),
+    "wrapper, more": ("a.json", json.dumps({"data": ROWS}).encode() + b"{}", 1, "more after the object"),
     "array cut": ("a.json", array(ROWS)[:-30], 24, "not valid JSON"),
     "array not closed": ("a.json", array(ROWS)[:-2], 26, "ends inside the array"),
     "array with no comma": ("a.json", array(ROWS).replace(b"},", b"}", 1), 7, "expecting ','"),
@@ -179,7 +182,8 @@ BROKEN: dict[str, tuple[str, bytes, int | None, str]] = {
     "damaged gz": ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-8] + b"\0" * 8, None, "gzip file is damaged"),
     "gz by name only": ("a.jsonl.gz", lines(ROWS), None, "not a gzip file"),
     "parquet": ("a.parquet", b"PAR1", None, "the parquet file can't be read"),
-    "csv": ("a.CSV", b"prompt,chosen", None, "tables are not read"),
+    "csv without rows": ("a.CSV", b"prompt,chosen", None, "holds no pairs"),
+    "xlsx": ("a.xlsx", b"PK", None, "of tables, .csv, .tsv and .parquet are read"),
 }
 
 

@@ -92,7 +92,7 @@ def test_split(name: str) -> None:
         (HH, None, "several sets(?s:.*)harmless-base/test, harmless-base/train"),
         (HH, "train", "has no split `train`"),
         (SHARDS, "tset", "no split `tset`(?s:.*)It has: test, train"),
-        (["a.csv", "b.arrow"], None, r"no files of a kind(?s:.*)but \.arrow, \.csv(?s:.*)u/n@refs/convert/parquet"),
+        (["a.txt", "b.arrow"], None, r"no files of a kind(?s:.*)but \.arrow, \.txt(?s:.*)u/n@refs/convert/parquet"),
         (["build.py"], None, r"\.py"),
         ([], None, "no files"),
     ],

@@ -142,7 +142,7 @@ def twenty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, run_training(folder, "run", TWENTY)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_twenty_steps_are_the_same(tmp_path: Path, twenty: tuple[Path, Any], size: int) -> None:
     results = run_job(tmp_path, size, "run_several", runs={"run": TWENTY})
     for result in results:

@@ -171,6 +171,7 @@ def test_a_rank_holds_its_part_and_at_most_one_whole_tensor(two: dict[str, RankR
         assert rank["peak"] < rank["own"] + rank["rest"] + 2 * rank["largest"] < rank["whole"]
 
 
+@pytest.mark.slow  # two ranks are tested family by family
 def test_four_ranks(models: Callable[[Any], str], tmp_path: Path) -> None:
     jobs = [("llama-4 heads", "4bit"), ("qwen3-4 heads", "float32"), ("llama", "float32")]
     cases = [Case(models(of)) for of in jobs]

@@ -124,6 +124,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "baichuan_m1": {"sliding_window_layers": [0], "conv_window": 2},
     "bailing_moe": {**ROUTED},
     "bailing_moe_linear": {**ROUTED, "num_key_value_heads": 4, "layer_group_size": 2, "group_norm_size": 1},
+    "bailing_moe_v3": {**LATENT, **ROUTED, "layer_group_size": 2, "moe_shared_expert_intermediate_size": 32},
     "bitnet": {},
     "cohere": {},
     "cohere2": {"sliding_window_pattern": 2},
@@ -315,6 +316,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "olmo2": {},
     "olmo3": {"layer_types": SLIDING},
+    "olmo_hybrid": {**LINEAR, "linear_allow_neg_eigval": True, "layer_types": ["linear_attention", "full_attention"]},
     "olmoe": {},
     "openelm": {
         "ffn_dim_divisor": 16,
@@ -393,6 +395,7 @@ ONE_PROMPT = {  # and why prompts of unlike length, padded on the left, cannot s
     "llama4": "the mask of a chunk is built from one offset (238)",
     "mamba": "the state-space layers take no mask (120)",
     "ministral3": "queries are scaled by a logarithm of the position, and padding stands at negative ones (47)",
+    "olmo_hybrid": "the convolutions take no mask (123)",
     "rwkv7": "the recurrence and the token shift take no mask (382)",
 }
 PLAIN = {  # and why a prompt run first gives other numbers

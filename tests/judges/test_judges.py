@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.data.examples import Prompt
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.implicit_rewards import adapter_rewards, score
 from mlx_dpo.judges import model_judge
@@ -55,13 +56,13 @@ def test_the_prompt_shows_both_answers_in_order() -> None:
 def test_a_model_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts_seen: list[Any] = []
 
-    def generate(model: Any, tokenizer: Any, prompts: list[Any], sampling: Any) -> list[str]:
+    def generate(model: Any, renderer: Any, prompts: list[Any], sampling: Any) -> list[str]:
         prompts_seen.extend(prompts)
         return ["[[A]]", "Hm."]
 
     monkeypatch.setattr(model_judge, "generate_responses", generate)
     assert ModelJudge(str(CHECKPOINT)).verdicts(COMPARISONS) == [1, None]
-    assert prompts_seen == [judge_messages(comparison) for comparison in COMPARISONS]
+    assert prompts_seen == [Prompt(judge_messages(comparison)[0]["content"]) for comparison in COMPARISONS]
 
 
 def test_a_model_that_talks_nonsense_gives_no_verdict() -> None:

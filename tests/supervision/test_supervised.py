@@ -58,7 +58,9 @@ def kill_at_random(run: Path, process: subprocess.Popen[str], rng: random.Random
     return killed
 
 
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGSEGV, pytest.param(signal.SIGBUS, marks=pytest.mark.slow)], ids=lambda n: n.name
+)
 def test_a_crash_is_gone_on_from(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
     run, rng = tmp_path / "run", random.Random(number)
     process = subprocess.Popen(command(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -69,7 +71,9 @@ def test_a_crash_is_gone_on_from(tmp_path: Path, whole: Path, number: signal.Sig
     assert bytes_of(run) == bytes_of(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGABRT], ids=lambda n: n.name
+)
 def test_with_less_memory_after_what_may_be_memory(tmp_path: Path, undropped: Path, number: signal.Signals) -> None:
     """Without dropout, whose draws follow the micro-batches."""
     run, rng = tmp_path / "run", random.Random(number)
@@ -102,7 +106,10 @@ def test_it_gives_up_after_three_deaths_without_a_checkpoint(tmp_path: Path) -> 
     assert "crashed 3 times without a checkpoint" in err and err.count("SIGSEGV") >= 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)],
+)
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     tmp_path: Path, whole: Path, number: signal.Signals, code: int
 ) -> None:

@@ -282,7 +282,7 @@ def test_bad_rows_are_refused_or_left_out(tmp_path: Path) -> None:
     with file.open("a") as f:
         f.write("{not json\n")
     good = write_rows(tmp_path / "good.jsonl", rows)
-    with pytest.raises(UserError, match=r"pairs.jsonl:2"):
+    with pytest.raises(UserError, match=r"pairs.jsonl:2(?s:.*)--bad-rows skip leaves such rows out"):
         train(config(tmp_path / "run", data=str(file)))
     assert not (tmp_path / "run").exists()
     listener = Notes()
@@ -293,6 +293,20 @@ def test_bad_rows_are_refused_or_left_out(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert [(line["file"], line["line"]) for line in lines] == [(str(file), 2), (str(file), 10)]
     assert any("2 rows were left out" in note for note in listener.notes)
+
+
+def test_warnings_about_rows_are_printed_before_a_run(tmp_path: Path) -> None:
+    rows = [{**row, "source": "web"} for row in rows_of(PAIRS)]
+    same = {"prompt": "q", "chosen": "A.", "rejected": "A."}
+    listener = Notes()
+    file = write_rows(tmp_path / "pairs.jsonl", [*rows, same])
+    train(config(tmp_path / "run", data=str(file)), listener=listener)
+    notes = [note for note in listener.notes if note.startswith(f"{file}: ")]
+    assert any("8 rows: text columns are not used: source (first lines: 1, 2" in note for note in notes)
+    assert any("1 row: chosen and rejected are equal (first lines: 9)" in note for note in notes)
+    in_memory = Notes()
+    train(config(tmp_path / "other"), rows=[*rows, same], listener=in_memory)
+    assert any(note.startswith("rows: 8 rows: text columns are not used: source") for note in in_memory.notes)
 
 
 def test_rows_that_the_template_refuses(tmp_path: Path, checkpoint: Path) -> None:

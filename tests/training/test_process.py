@@ -35,7 +35,7 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("when", [0.0, 0.2])
+@pytest.mark.parametrize("when", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
 def test_ctrl_c_saves_and_resume_ends_the_same(tmp_path: Path, whole: Path, when: float) -> None:
     cut = tmp_path / "cut"
     process = subprocess.Popen(command(cut), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -50,7 +50,7 @@ def test_the_folder_is_as_promised(tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = train(config(run, save_every=3, steps_per_eval=4), listener=MetricsLog())
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
-        "0000004",
+        "0000003",
         "0000006",
         "0000007",
     ]

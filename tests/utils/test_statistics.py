@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mlx_dpo.utils.statistics import PairedTest, bootstrap_interval, paired_test, win_rate_interval
+from mlx_dpo.utils.statistics import MIN_GROUPS, PairedTest, bootstrap_interval, paired_test, win_rate_interval
 
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray | None]]
 
@@ -84,9 +84,23 @@ def test_ties_alone_are_not_certainty() -> None:
 
 
 def test_values_that_are_not_there_are_left_out() -> None:
-    assert bootstrap_interval([1.5, np.nan, 2.0, 7.0]) == bootstrap_interval([1.5, 2.0, 7.0])
-    assert all(np.isnan(bootstrap_interval([np.nan, 2.0])))
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    values = [1.5, 2.0, 7.0, 3.0, 4.0, 2.5, 6.0, 1.0]
+    assert bootstrap_interval([np.nan, *values]) == bootstrap_interval(values)
+    assert all(np.isnan(bootstrap_interval([np.nan, *values[:-1]])))
+    assert bootstrap_interval([2.0] * 8) == (2.0, 2.0)
+
+
+def test_few_examples_have_no_interval_and_enough_have_one_like_students() -> None:
+    """The 95% interval of a mean of eight, 2.365 standard errors on each side (Student 1908)."""
+    rng, widths = np.random.default_rng(5), []
+    for _ in range(60):
+        values = rng.normal(size=MIN_GROUPS)
+        low, high = bootstrap_interval(values, resamples=600)
+        widths.append((high - low) / (2 * 2.365 * values.std(ddof=1) / np.sqrt(MIN_GROUPS)))
+        assert all(np.isnan(bootstrap_interval(values[1:]))) and all(np.isnan(bootstrap_interval(values[:3])))
+        assert all(np.isnan(paired_test(values[1:], values[:-1]).interval))
+    assert 0.9 < np.median(widths) < 1.2 and max(widths) < 6
+    assert all(np.isnan(bootstrap_interval(np.arange(30.0), groups=np.arange(30) % (MIN_GROUPS - 1))))
 
 
 def test_a_row_counts_once_however_often_it_is_repeated() -> None:
@@ -97,12 +111,13 @@ def test_a_row_counts_once_however_often_it_is_repeated() -> None:
 
 
 def test_the_paired_test_is_the_share_of_all_sign_flips_as_far_out() -> None:
-    before, after = np.array([0.1, 0.4, 0.2, 0.9, 0.5, 0.3]), np.array([0.5, 0.3, 0.9, 1.0, 1.1, 0.4])
-    flips = np.array(list(product([-1, 1], repeat=6))) @ (after - before)
+    before = np.array([0.1, 0.4, 0.2, 0.9, 0.5, 0.3, 0.6, 0.2])
+    after = np.array([0.5, 0.3, 0.9, 1.0, 1.1, 0.4, 0.8, 0.3])
+    flips = np.array(list(product([-1, 1], repeat=8))) @ (after - before)
     exact = np.mean(np.abs(flips) >= (after - before).sum() - 1e-12)
     found = paired_test(before, after, resamples=40_000)
-    assert found.p == pytest.approx(exact, abs=0.01) and found.difference == pytest.approx(0.3)
-    assert found.interval.low < 0.3 < found.interval.high
+    assert found.p == pytest.approx(exact, abs=0.01) and found.difference == pytest.approx(0.2625)
+    assert found.interval.low < 0.2625 < found.interval.high
     assert paired_test(before, before) == PairedTest(0, (0, 0), 1)
 
 

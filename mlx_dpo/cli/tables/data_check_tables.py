@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
 from mlx_dpo.data.data_check import QUANTILES, DataCheck, TokenLengths
-from mlx_dpo.data.data_warnings import Occurrences
+from mlx_dpo.data.data_warnings import Occurrences, describe
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import RowError
 from mlx_dpo.utils.formatting import plural
@@ -43,7 +43,7 @@ def _verdict(check: DataCheck) -> Iterator[Text]:
     if not check.pairs and not check.completions:
         yield Text("\nNo pairs to train on.", "bold red")
     elif num_problems:
-        advice = "fix the rows, or leave them out with `data convert --skip-bad`."
+        advice = "fix the rows, or leave them out with `train --bad-rows skip`."
         yield Text(f"\n{plural(num_problems, 'problem')}: {advice}", "bold red")
     elif check.completions:
         yield Text(f"\nNo problems: {check.completions:,} single completions to train on.", "bold green")
@@ -93,15 +93,15 @@ def _warnings_table(check: DataCheck) -> Table:
         ]
         if occurrences.count > len(occurrences.first):
             lines.append("...")
-        table.add_row(warning, f"{occurrences.count:,}", Text(", ".join(lines)))
+        table.add_row(Text(warning), f"{occurrences.count:,}", Text(", ".join(lines)))
 
     add("duplicates of an earlier example", check.duplicates())
-    add("pairs with equal completions", check.identical_completions)
     if check.rows_without_pairs.count:
-        add("rows without a pair (all scores equal)", check.rows_without_pairs)
+        add("rows without a pair (ties, or no judgement)", check.rows_without_pairs)
     if check.lengths:
         add(f"truncated at --max-length {check.lengths.max_length:,}", check.lengths.truncated)
-        add("prompts that are no prefix under the template", check.lengths.prefix_mismatches)
+    for kind, occurrences in check.warnings.by_kind.items():
+        add(f"{describe(kind, occurrences)}. {kind.hint}", occurrences)
     return table
 
 

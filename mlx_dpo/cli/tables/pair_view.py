@@ -9,8 +9,10 @@ from typing import Any
 from rich.text import Text
 
 from mlx_dpo.cli.console import stdout_console
-from mlx_dpo.data.chat_encoding import EncodedExample, TokenIds, end_token_ids
+from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask
+from mlx_dpo.data.encoding_warnings import encoding_warnings
 from mlx_dpo.data.examples import Pair
+from mlx_dpo.data.special_tokens import end_token_ids
 
 PROMPT_STYLE, TRAINED_STYLE, END_STYLE = "dim", "green", "bold reverse magenta"
 
@@ -30,7 +32,11 @@ def example_json(encoded: EncodedExample, tokenizer: Any) -> dict[str, Any]:
     }
     for name, ids in completions.items():
         values[name]["end_of_turn"] = [token_id for token_id in ids if token_id in end_token_ids(tokenizer)]
-    return {**values, "cut": encoded.truncated, "prefix_held": encoded.prompt_is_prefix}
+    if encoded.completion_masks is not None:
+        for name, mask in zip(completions, encoded.completion_masks, strict=True):
+            values[name]["trained"] = list(mask)
+    warnings = [kind.key for kind in encoding_warnings(encoded)]
+    return {**values, "cut": encoded.truncated, "prefix_held": encoded.prompt_is_prefix, "warnings": warnings}
 
 
 def print_example(encoded: EncodedExample, tokenizer: Any, title: str, *, colors: bool) -> None:
@@ -39,17 +45,13 @@ def print_example(encoded: EncodedExample, tokenizer: Any, title: str, *, colors
     stdout_console.print(_legend(colors), soft_wrap=True)
     _print_heading("prompt", f"{len(encoded.prompt):,} tokens, not trained")
     stdout_console.print(Text(_visible(_decode(tokenizer, encoded.prompt)), PROMPT_STYLE), soft_wrap=True)
-    for name, ids in completions_by_name(encoded).items():
-        _print_heading(name, f"{len(ids):,} tokens, trained")
-        stdout_console.print(Text.assemble(*_completion(ids, tokenizer, colors)), soft_wrap=True)
-    if encoded.truncated:
-        stdout_console.print(Text("\nLonger than --max-length: it was truncated.", "yellow"))
-    if not encoded.prompt_is_prefix:
-        message = (
-            "\nRendered for generation, the prompt is no prefix of prompt and completion rendered together: training "
-            "starts where they differ."
-        )
-        stdout_console.print(Text(message, "yellow"))
+    for i, (name, ids) in enumerate(completions_by_name(encoded).items()):
+        mask = encoded.mask(i)
+        context = f", {len(ids) - sum(mask):,} tokens of context" if not all(mask) else ""
+        _print_heading(name, f"{sum(mask):,} tokens, trained{context}")
+        stdout_console.print(Text.assemble(*_completion(ids, mask, tokenizer, colors)), soft_wrap=True)
+    for kind in encoding_warnings(encoded):
+        stdout_console.print(Text(f"\nThis row: {kind.message}. {kind.hint}", "yellow"), soft_wrap=True)
 
 
 def _legend(colors: bool) -> Text:
@@ -63,11 +65,15 @@ def _print_heading(name: str, note: str) -> None:
     stdout_console.print(Text.assemble("\n", (name, "bold"), f" ({note})"))
 
 
-def _completion(ids: Sequence[int], tokenizer: Any, colors: bool) -> Iterator[tuple[str, str]]:
+def _completion(ids: TokenIds, mask: TokenMask, tokenizer: Any, colors: bool) -> Iterator[tuple[str, str]]:
     """Pieces of text with their styles."""
     end_ids = end_token_ids(tokenizer)
-    for is_end, run in groupby(ids, key=lambda token_id: token_id in end_ids):
-        text = _visible(_decode(tokenizer, list(run)))
+    runs = groupby(zip(ids, mask, strict=True), key=lambda item: (item[1], item[0] in end_ids))
+    for (is_trained, is_end), run in runs:
+        text = _visible(_decode(tokenizer, [token_id for token_id, _ in run]))
+        if not is_trained:
+            yield text, PROMPT_STYLE
+            continue
         if not colors:
             text = f"⟦{text}⟧" if is_end else f"«{text}»"
         yield text, END_STYLE if is_end else TRAINED_STYLE

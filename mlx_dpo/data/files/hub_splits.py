@@ -10,7 +10,8 @@ from typing import Any
 
 from mlx_dpo.errors import UserError, Where
 
-READABLE_SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+READABLE_SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", *TABLE_SUFFIXES)
 VALIDATION_NAMES = ("valid", "validation", "val", "eval", "dev")
 DEFAULT_CONFIG = "default"
 _SPLIT_WORDS = {
@@ -21,7 +22,7 @@ _SPLIT_WORDS = {
 _SPLIT_WORD = re.compile(rf"(?:^|[/_.\-])({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})(?=[/_.\-\d]|$)")
 _SHARD = re.compile(r"(.+?)-\d{3,}-of-\d{3,}.*")
 _METADATA_FILES = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json")
-_UNREADABLE_SUFFIXES = (".csv", ".tsv", ".arrow", ".jsonl.zst", ".txt", ".zip", ".py")
+_UNREADABLE_SUFFIXES = (".arrow", ".jsonl.zst", ".txt", ".zip", ".py")
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,11 @@ def _glob_to_regex(pattern: str) -> str:
 def _splits_from_file_names(files: Iterable[str]) -> Iterator[DatasetSplit]:
     """train-00000-of-00002.parquet, harmless-base/train.jsonl.gz, default/train/0000.parquet and the like."""
     splits: dict[tuple[str, str], list[str]] = {}
-    for file in sorted(files):
+    files = sorted(files)
+    if any(_is_of_rows(file) and not file.endswith(TABLE_SUFFIXES) for file in files):
+        files = [file for file in files if not file.endswith(TABLE_SUFFIXES)]  # tables beside rows describe them
+    for file in filter(_is_of_rows, files):
         *folders, name = file.split("/")
-        hidden = any(part.startswith(".") for part in (*folders, name))
-        if hidden or name in _METADATA_FILES or not name.endswith(READABLE_SUFFIXES):
-            continue
         shard, config = _SHARD.fullmatch(name), [folder for folder in folders if folder != "data"]
         split = shard[1] if shard else _split_word(name)
         if split is None:
@@ -143,6 +144,13 @@ def _splits_from_file_names(files: Iterable[str]) -> Iterator[DatasetSplit]:
             config = [folder for folder in config if _split_word(folder) != split]
         splits.setdefault(("/".join(config) or DEFAULT_CONFIG, split), []).append(file)
     yield from (DatasetSplit(config, split, tuple(paths)) for (config, split), paths in splits.items())
+
+
+def _is_of_rows(file: str) -> bool:
+    """Whether a file of a repository may hold rows, by its name."""
+    *folders, name = file.split("/")
+    is_hidden = any(part.startswith(".") for part in (*folders, name))
+    return not is_hidden and name not in _METADATA_FILES and name.endswith(READABLE_SUFFIXES)
 
 
 def _split_word(text: str) -> str | None:

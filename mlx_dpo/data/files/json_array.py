@@ -1,4 +1,4 @@
-"""The elements of a JSON array as lines, read piece by piece."""
+"""The elements of a JSON array, or JSON values one after the other, as lines; read piece by piece."""
 
 from __future__ import annotations
 
@@ -19,35 +19,69 @@ def starts_array(data: bytes) -> bool:
     return data.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
 
 
-def array_elements(stream: IO[bytes], name: str) -> Iterator[tuple[int, int, bytes]]:
+def array_elements(stream: IO[bytes], name: str, skip: int = 0) -> Iterator[tuple[int, int, bytes]]:
     """Yield (line number from 1, 0, JSON on one line) for every element of an array.
 
     Args:
         stream: its bytes, from the start.
         name: what errors call it.
+        skip: characters before the array, of an object whose value it is; what the object has behind it is not read.
 
     Raises:
         RowError: the text is not UTF-8, or not an array.
     """
     text = _TextReader(stream, name)
     text.peek()
+    if skip:
+        text.advance(skip)
     text.advance(text.position + 1)
     if text.peek() == "]":
         return
     delimiter = ","
     while delimiter == ",":
         text.peek()
-        line, element = text.line, _read_element(text)
-        # between tokens a line break is as good as a space, and inside a string there is none
-        yield line, 0, element.replace("\n", " ").replace("\r", " ").encode("utf-8", "surrogatepass")
+        yield _element_line(text)
         delimiter = text.peek()
         if delimiter not in (",", "]"):
             reason = "expecting ',' or ']' between rows" if delimiter else "the file ends inside the array"
             line, column = text.location(text.position)
             raise bad_json_error(reason, Where(name, line), column)
         text.advance(text.position + 1)
-    if text.peek():
+    if skip:
+        _check_wrapper_end(text)
+    elif text.peek():
         raise bad_json_error("there is more after the array's end", Where(name, text.line))
+
+
+def json_values(stream: IO[bytes], name: str) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the same as `array_elements` for every JSON value of a text, of one line or several. Raises `RowError`."""
+    text = _TextReader(stream, name)
+    while text.peek():
+        yield _element_line(text)
+
+
+def _element_line(text: _TextReader) -> tuple[int, int, bytes]:
+    line, element = text.line, _read_element(text)
+    # between tokens a line break is as good as a space, and inside a string there is none
+    return line, 0, element.replace("\n", " ").replace("\r", " ").encode("utf-8", "surrogatepass")
+
+
+def _check_wrapper_end(text: _TextReader) -> None:
+    """Read the other keys of an object around rows. Raises `RowError` where it does not end, or more follows."""
+    while text.peek() == ",":
+        text.advance(text.position + 1)
+        text.peek()
+        _read_element(text)
+        if text.peek() != ":":
+            break
+        text.advance(text.position + 1)
+        text.peek()
+        _read_element(text)
+    if text.peek() != "}":
+        raise bad_json_error("the object around the rows does not end", Where(text.name, text.line))
+    text.advance(text.position + 1)
+    if text.peek():
+        raise bad_json_error("there is more after the object around the rows", Where(text.name, text.line))
 
 
 class _TextReader:

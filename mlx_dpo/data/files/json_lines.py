@@ -31,6 +31,43 @@ def parse_json_line(line: bytes, where: Where) -> Any:
         raise bad_json_error(error, where, error.pos + 1 if isinstance(error, json.JSONDecodeError) else None) from None
 
 
+def has_duplicate_keys(line: bytes, value: Any) -> bool:
+    """Whether an object in a line of JSON has the same key twice.
+
+    Args:
+        line: the line.
+        value: what `parse_json_line` made of it, with the last value of such a key.
+    """
+    # first the colons behind quotes are counted, which is much faster than parsing again
+    num_keys, num_colons = _count_keys(value), line.count(b'":')
+    if num_keys == num_colons or num_keys == num_colons - line.count(b'\\":'):  # without those inside texts
+        return False
+    duplicates: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) < len(pairs):
+            duplicates.extend(key for key, _ in pairs)
+        return keys
+
+    json.loads(line, object_pairs_hook=collect)
+    return bool(duplicates)
+
+
+def _count_keys(value: Any) -> int:
+    """The number of keys in all objects of a JSON value."""
+    count, pending = 0, [value] if isinstance(value, (dict, list)) else []
+    items: Iterable[Any]
+    while pending:
+        item = pending.pop()
+        items = item
+        if item.__class__ is dict:
+            count += len(item)
+            items = item.values()
+        pending += [inner for inner in items if inner.__class__ is dict or inner.__class__ is list]
+    return count
+
+
 def bad_json_error(error: Exception | str, where: Where, column: int | None = None) -> RowError:
     """A `RowError` for text that is not JSON.
 

@@ -1,4 +1,7 @@
-"""Local files of rows, and stdin: JSON lines, a JSON array, either packed by gzip, or parquet. Read as a stream."""
+"""Local files of rows, and stdin: JSON lines, a JSON array, CSV or TSV, all also packed by gzip, or parquet.
+
+Read as a stream.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.data.files.json_array import BUFFER_BYTES, array_elements, starts_array
+from mlx_dpo.data.files.file_kinds import check_is_text_of_rows, is_indented, is_parquet, wrapper_end
+from mlx_dpo.data.files.json_array import BUFFER_BYTES, array_elements, json_values, starts_array
 from mlx_dpo.data.files.json_lines import numbered_lines
 from mlx_dpo.data.files.parquet_lines import ParquetLines
+from mlx_dpo.data.files.table_lines import TableLines, is_table_name
 from mlx_dpo.errors import UserError, Where
 
 _UNSUPPORTED = {
-    **dict.fromkeys((".arrow", ".csv", ".tsv", ".xlsx"), "tables are not read"),
+    **dict.fromkeys((".arrow", ".xlsx"), "of tables, .csv, .tsv and .parquet are read"),
     **dict.fromkeys((".zip", ".tar", ".zst", ".bz2", ".xz", ".7z"), "of packed files only .gz is read"),
 }
 _SUPPORTED = (
-    "Supported are .jsonl, .json (an array of rows), both also as .gz, .parquet, folders with train.jsonl, data sets "
-    "of the Hub (user/name), and - for stdin."
+    "Supported are .jsonl, .json (an array of rows), .csv and .tsv, all also as .gz, .parquet, folders with "
+    "train.jsonl, data sets of the Hub (user/name), and - for stdin."
 )
 
 
@@ -59,7 +64,7 @@ def open_local_rows(path: str, name: str | None = None) -> Iterator[RowStream]:
         UserError: it can't be read; also raised inside the context for errors while reading.
     """
     name = name or ("stdin" if path == "-" else path)
-    if path.endswith(".parquet") and expand_path(path).is_file():
+    if _is_parquet_file(path):
         table = ParquetLines(expand_path(path), name)
         yield RowStream(name, numbered_lines(table), False, lambda: table.fraction_read)
         return
@@ -70,15 +75,44 @@ def open_local_rows(path: str, name: str | None = None) -> Iterator[RowStream]:
                 stack.callback(raw.close)
             size, packed = _file_size(raw), _is_gzip(raw, name)
             stream: Any = io.BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES) if packed else raw
-            is_array = starts_array(stream.peek(BUFFER_BYTES)[:BUFFER_BYTES])
-            lines = array_elements(stream, name) if is_array else numbered_lines(stream)
-            seekable = bool(size) and path != "-" and not packed and not is_array
+            lines, is_json_lines = _row_lines(stream, name)
+            seekable = bool(size) and path != "-" and not packed and is_json_lines
             yield RowStream(name, lines, seekable, lambda: min(raw.tell() / size, 1.0) if size else 0.0)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             reason = "is cut short" if isinstance(error, EOFError) else f"is damaged ({error})"
             raise UserError(f"the gzip file {reason}", where=Where(name), hint="Was it copied completely?") from None
         except OSError as error:
             raise os_error_to_user_error(error, name) from None
+
+
+def _is_parquet_file(path: str) -> bool:
+    """Whether it is one, by its name or, under another name, by its first bytes."""
+    try:
+        file = expand_path(path)
+        if path == "-" or not file.is_file():
+            return False
+        if path.endswith(".parquet"):
+            return True
+        with file.open("rb") as stream:
+            return is_parquet(stream.read(4))
+    except (OSError, ValueError):  # opening it will fail with the reason
+        return False
+
+
+def _row_lines(stream: Any, name: str) -> tuple[Iterator[tuple[int, int, bytes]], bool]:
+    """The rows of a stream as lines, and whether these are the stream's own lines. Raises `UserError`."""
+    start = stream.peek(BUFFER_BYTES)[:BUFFER_BYTES]
+    is_table = is_table_name(name)
+    check_is_text_of_rows(start, name, is_table=is_table)
+    if is_table:
+        return TableLines(stream, name), False
+    if starts_array(start):
+        return array_elements(stream, name), False
+    if skip := wrapper_end(start):
+        return array_elements(stream, name, skip), False
+    if is_indented(start):
+        return json_values(stream, name), False
+    return numbered_lines(stream), True
 
 
 def os_error_to_user_error(error: OSError, name: str) -> UserError:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.data.table_nulls import without_nulls
 from mlx_dpo.errors import UserError, Where
 
 ROWS_PER_BATCH = 256  # in memory at once
@@ -36,6 +37,8 @@ class ParquetLines:
                 rows_read, total = 0, max(1, table.metadata.num_rows)
                 for batch in table.iter_batches(batch_size=ROWS_PER_BATCH):
                     for row in batch.to_pylist():
+                        # a null inside a column's objects is a key that they don't have
+                        row = {column: without_nulls(value) for column, value in row.items()}
                         yield json.dumps(row, ensure_ascii=False, default=_json_default).encode() + b"\n"
                     rows_read += batch.num_rows
                     self.fraction_read = rows_read / total

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from mlx_dpo.data.files.hub_datasets import HubDataset, open_hub_rows, parse_hub_name
-from mlx_dpo.data.files.hub_splits import VALIDATION_NAMES
+from mlx_dpo.data.files.hub_splits import TABLE_SUFFIXES, VALIDATION_NAMES
 from mlx_dpo.data.files.local_files import RowStream, expand_path, open_local_rows, os_error_to_user_error
 from mlx_dpo.errors import UserError, Where
 
 TRAIN_NAMES = ("train",)
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", *TABLE_SUFFIXES)
 
 
 def open_rows(path: str) -> AbstractContextManager[RowStream]:
@@ -33,8 +33,8 @@ def is_plain_jsonl(path: str) -> bool:
 def find_data_files(data: str, valid_data: str | None) -> tuple[str, str | None]:
     """The file to train on, and the held-out one where there is one.
 
-    In a folder these are train.jsonl and valid.jsonl (or validation, val, eval, dev), .jsonl before .jsonl.gz, .json
-    and .json.gz.
+    In a folder these are train.jsonl and valid.jsonl (or validation, val, eval, dev), .jsonl before .jsonl.gz, .json,
+    .json.gz, .parquet, .csv and .tsv.
 
     Args:
         data: what --data names.

@@ -1,6 +1,6 @@
 """Row formats, one module each; `row_formats` discovers them.
 
-To add a format, add a module with a `RowFormat` subclass here and a test in tests/data/formats.
+To add a format, add a module with a `RowFormat` subclass here and a test in tests/data.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import functools
 import inspect
 import pkgutil
 from importlib import import_module
+from typing import Any
 
 from mlx_dpo.data.formats.row_format import Row, RowFormat
 
@@ -24,4 +25,15 @@ def row_formats() -> tuple[RowFormat, ...]:
 
 def find_row_format(row: Row) -> RowFormat | None:
     """The first row format that matches, or None."""
-    return next((row_format for row_format in row_formats() if row_format.matches(row)), None)
+    columns = tuple([column for column, value in row.items() if value is not None])
+    for row_format in _candidates(columns):
+        if row_format.matches(row):
+            return row_format
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _candidates(columns: tuple[Any, ...]) -> tuple[RowFormat, ...]:
+    """The formats whose columns are among these."""
+    present = frozenset(columns)
+    return tuple(f for f in row_formats() if any(present.issuperset(names) for names in f.column_sets))

@@ -18,10 +18,13 @@ class HHDialogue(PairFormat):
         """Whether all are texts, and the prompt, or without one both sides, are dialogues."""
         if not columns.has_pair(row):
             return False
-        completions = [value for _, value in columns.pair(row)]
+        (_, chosen), (_, rejected) = columns.pair(row)
+        if not isinstance(chosen, str) or not isinstance(rejected, str):
+            return False
         prompt = columns.prompt_column(row)
-        dialogues = completions if prompt is None else [row[prompt]]
-        return all(isinstance(text, str) for text in (*completions, *dialogues)) and all(map(is_hh_dialogue, dialogues))
+        if prompt is None:
+            return is_hh_dialogue(chosen) and is_hh_dialogue(rejected)
+        return isinstance(row[prompt], str) and is_hh_dialogue(row[prompt])
 
     def label(self, row: Row) -> str:
         """Whether there is a prompt column."""

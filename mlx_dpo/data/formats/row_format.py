@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from mlx_dpo.data import row_fields
 from mlx_dpo.data.conversations import NamedValue, split_completion, split_pair
 from mlx_dpo.data.examples import Completion, Example, Pair
 from mlx_dpo.data.formats import row_columns as columns
-from mlx_dpo.data.formats.row_columns import Row
+from mlx_dpo.data.formats.row_columns import ColumnSets, Row
 from mlx_dpo.data.messages import is_hh_dialogue
 from mlx_dpo.errors import RowError
+
+_MAX_PAIRS = 4096  # of lists of answers in one row
 
 
 class RowFormat(ABC):
@@ -21,9 +23,11 @@ class RowFormat(ABC):
     Attributes:
         order: formats are tried in ascending order, and the first that matches parses the row. Public data sets, which
             are recognised by a set of columns, stand below 100.
+        column_sets: sets of columns, one of which a row must have for `matches` to be asked.
     """
 
     order: ClassVar[int]
+    column_sets: ClassVar[ColumnSets] = ((),)
 
     @abstractmethod
     def matches(self, row: Row) -> bool:
@@ -41,6 +45,10 @@ class RowFormat(ABC):
     def label(self, row: Row) -> str:
         """The name under which `data check` counts a row that matches."""
 
+    def columns_read(self, row: Row) -> Iterable[str]:
+        """The columns that a row that matches is read from, beside `SIDE_COLUMNS`; all of them unless overridden."""
+        return row
+
     def check_paired(self, row: Row) -> None:  # noqa: B027
         """Raise `RowError` where a row that matches holds a single completion instead of pairs."""
 
@@ -48,15 +56,34 @@ class RowFormat(ABC):
 class PairFormat(RowFormat):
     """Rows with a chosen and a rejected column."""
 
+    column_sets = columns.PAIR_COLUMNS
     is_hh_dialogue: ClassVar[bool] = False
 
     def parse(self, row: Row) -> list[Pair]:
-        """The one pair of a row."""
+        """The pair of a row; where a side is a list of answers, a pair for each of them."""
         tools, template_kwargs = row_fields.parse_tools(row), row_fields.parse_template_kwargs(row)
-        texts = columns.with_system(row, *split_pair(columns.prompt(row), *columns.pair(row)))
-        is_hh = self.is_hh_dialogue and not row.get("system")
+        prompt, (chosen, rejected) = columns.prompt(row), columns.pair(row)
+        if prompt is None:
+            columns.check_no_whole_column(chosen, rejected)
+        else:
+            prompt = columns.without_answer(prompt, chosen, rejected)
+        is_hh = self.is_hh_dialogue and not columns.system_text(row)
         margin, scores = row_fields.parse_margin(row), row_fields.parse_score_columns(row)
-        return [Pair(*texts, tools, template_kwargs, is_hh, margin, scores)]
+        pairs = [(good, bad) for good in columns.alternatives(chosen) for bad in columns.alternatives(rejected)]
+        if len(pairs) > _MAX_PAIRS:
+            message = f"{len(pairs)} pairs in a row, more than {_MAX_PAIRS}"
+            raise RowError(message, kind="completions", field=rejected[0])
+        return [
+            Pair(
+                *columns.with_system(row, *split_pair(prompt, good, bad)), tools, template_kwargs, is_hh, margin, scores
+            )
+            for good, bad in pairs
+        ]
+
+    def columns_read(self, row: Row) -> Iterable[str]:
+        """The prompt, its input, and the two sides."""
+        prompt = columns.prompt_column(row)
+        return [*(columns.pair_columns(row) or ()), *prompt_columns_read(prompt)]
 
 
 class CompletionFormat(RowFormat):
@@ -82,13 +109,19 @@ class CompletionFormat(RowFormat):
         value = row[column]
         prompt, completion = split_completion(self.prompt(row), (column, value))
         prompt, completion, _ = columns.with_system(row, prompt, completion, completion)
-        is_hh = isinstance(value, str) and is_hh_dialogue(value) and not row.get("system")
+        is_hh = isinstance(value, str) and is_hh_dialogue(value) and not columns.system_text(row)
         label, tools = row_fields.parse_label(row), row_fields.parse_tools(row)
         return [Completion(prompt, completion, label, tools, row_fields.parse_template_kwargs(row), is_hh)]
 
     def label(self, row: Row) -> str:
         """The column's name, and whether there is a label."""
-        return f"{self.column(row)}{', label' if row_fields.has_columns(row, 'label') else ''}"
+        has_label = any(row_fields.has_columns(row, name) for name in row_fields.LABEL_COLUMNS)
+        return f"{self.column(row)}{', label' if has_label else ''}"
+
+    def columns_read(self, row: Row) -> Iterable[str]:
+        """The completion, and the prompt where it has a column of its own."""
+        prompt = self.prompt(row)
+        return [str(self.column(row)), *prompt_columns_read(prompt[0] if prompt else None)]
 
     def check_paired(self, row: Row) -> None:
         """Raise `RowError`."""
@@ -97,5 +130,13 @@ class CompletionFormat(RowFormat):
             kind="unpaired",
             field=self.column(row),
             hint="Train on it with --loss sft, or, where it has a `label`, with --loss kto, bco or apo_zero_unpaired; "
-            "a pair has `prompt`, `chosen` and `rejected`.",
+            "a pair has `prompt`, `chosen` and `rejected`. Columns of other names are given by --chosen-column and "
+            "--rejected-column.",
         )
+
+
+def prompt_columns_read(column: str | None) -> tuple[str, ...]:
+    """The columns that a prompt in a column is read from."""
+    if column is None:
+        return ()
+    return (column, "input") if column == "instruction" else (column.partition(".")[0],)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mlx_dpo.data import row_fields
 from mlx_dpo.data.conversations import NamedValue, check_text_or_messages, split_pair
 from mlx_dpo.data.examples import Pair
 from mlx_dpo.data.formats import row_columns as columns
+from mlx_dpo.data.formats.column_errors import missing_column
 from mlx_dpo.data.formats.row_columns import Row
-from mlx_dpo.data.formats.row_format import RowFormat
+from mlx_dpo.data.formats.row_format import RowFormat, prompt_columns_read
 from mlx_dpo.data.json_values import json_type_name
 from mlx_dpo.errors import RowError
 
 _MAX_COMPLETIONS = 256
+_GRADE_COLUMNS = ("scores", "rankings")
 
 
 class ScoredCompletions(RowFormat):
     """Completions of a prompt with `scores` (higher is better) or `rankings` (1 is best)."""
 
     order = 140
+    column_sets = (("completions",),)
 
     def matches(self, row: Row) -> bool:
         """Whether there are completions."""
@@ -28,7 +33,7 @@ class ScoredCompletions(RowFormat):
         tools, template_kwargs = row_fields.parse_tools(row), row_fields.parse_template_kwargs(row)
         prompt, grade_column = columns.prompt(row), _grade_column(row)
         if prompt is None:
-            raise columns.missing_column(row, "prompt")
+            raise missing_column(row, "prompt")
         if grade_column is None:
             hint = "Add `scores` (higher is better) or `rankings` (1 is best); an order is not guessed."
             raise RowError("completions come without scores", kind="missing key", field="scores", hint=hint)
@@ -55,9 +60,13 @@ class ScoredCompletions(RowFormat):
         """The columns."""
         return f"prompt, completions, {_grade_column(row) or 'no scores'}"
 
+    def columns_read(self, row: Row) -> Iterable[str]:
+        """The prompt, the completions and their scores or ranks."""
+        return ["completions", *_GRADE_COLUMNS, *prompt_columns_read(columns.prompt_column(row))]
+
 
 def _grade_column(row: Row) -> str | None:
-    return next((column for column in ("scores", "rankings") if row_fields.has_columns(row, column)), None)
+    return next((column for column in _GRADE_COLUMNS if row_fields.has_columns(row, column)), None)
 
 
 def _completions(values: object) -> list[NamedValue]:
