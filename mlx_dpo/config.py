@@ -38,7 +38,9 @@ class TrainConfig:
         "Folder of an mlx-lm model, or its Hub id, user/name[@revision]. Any precision: 4-bit, mxfp4, bf16.",
     )
     fine_tune_type: FineTuneType = setting(
-        "lora", "Model", "lora: small and quick. dora: closer to full, about a third slower. full: all weights."
+        "lora",
+        "Model",
+        "lora: small and quick. dora: closer to full, about a third slower. full: all weights inside the blocks.",
     )
     num_layers: int = setting(
         -1, "Model", "Train the last N layers; -1 for all. Fewer layers train faster and change less.", low=-1
@@ -47,7 +49,9 @@ class TrainConfig:
     scale: float = setting(20.0, "Model", "Factor on the adapters (mlx-lm's; alpha / rank elsewhere).", low=0)
     dropout: float = setting(0.0, "Model", "Dropout inside the adapters while training.", low=0, high=0.999)
     lora_keys: list[str] | None = setting(
-        None, "Model", "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: all linear ones."
+        None,
+        "Model",
+        "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: linear ones but for routers.",
     )
     fuse_bits: int | None = setting(
         None,

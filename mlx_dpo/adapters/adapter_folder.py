@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,39 +12,81 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.adapters.attach import attach_adapter, neutral_tensors, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.config import FineTuneType
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.utils.formatting import shell_command
 from mlx_dpo.utils.json_files import read_json
 
 
 def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     """An mlx-lm adapter folder. Raises `UserError` where it is not one."""
-    path = Path(folder)
+    return read_adapter_spec(folder), read_safetensors(Path(folder) / "adapters.safetensors")
+
+
+def read_adapter_spec(folder: str | Path) -> AdapterSpec:
+    """What an mlx-lm adapter folder says is adapted.
+
+    mlx-lm-lora's name for the fine-tune type (train_type) is read too.
+
+    Raises:
+        UserError: it is not such a folder, or its adapter_config.json lacks something.
+    """
+    path = _existing_folder(folder)
     if not (path / "adapter_config.json").is_file() or not (path / "adapters.safetensors").is_file():
         hint = "An adapter folder holds adapter_config.json and adapters.safetensors."
         if (path / "adapter_model.safetensors").is_file():
-            hint = f"This is one of PEFT's: `mlx-dpo import {folder} NEW_FOLDER` makes one of mlx-lm's of it."
+            command = shell_command("mlx-dpo", "import", folder, "NEW_FOLDER")
+            hint = f"This is one of PEFT's: `{command}` makes one of mlx-lm's of it."
         raise UserError("not an adapter folder", where=Where(str(folder)), hint=hint)
-    config = read_json(path / "adapter_config.json")
+    file = path / "adapter_config.json"
+    config = read_json(file)
     lora = config.get("lora_parameters") or {}
+    kind = config.get("fine_tune_type", config.get("train_type", "lora"))
+    if kind not in get_args(FineTuneType):
+        known = ", ".join(get_args(FineTuneType))
+        raise UserError(f"{kind!r} is not one of {known}", where=Where(str(file)), field="fine_tune_type")
+    _require_fields(file, config, lora, kind)
     try:
-        spec = AdapterSpec(
-            fine_tune_type=config.get("fine_tune_type", "lora"),
+        return AdapterSpec(
+            fine_tune_type=kind,
             num_layers=int(config["num_layers"]),
-            rank=int(lora.get("rank", 8)),
-            scale=float(lora.get("scale", 20.0)),
+            rank=int(lora.get("rank", AdapterSpec.rank)),
+            scale=float(lora.get("scale", AdapterSpec.scale)),
             dropout=float(lora.get("dropout", 0.0)),
             keys=tuple(lora["keys"]) if lora.get("keys") is not None else None,
             fuse_bits=None if config.get("fuse_bits") is None else int(config["fuse_bits"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where = Where(str(path / "adapter_config.json"))
-        raise UserError(f"not an mlx-lm adapter config: {error}", where=where) from None
-    return spec, read_safetensors(path / "adapters.safetensors")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"not an mlx-lm adapter config: {error}", where=Where(str(file))) from None
+
+
+def _existing_folder(name: str | Path) -> Path:
+    """An adapter's folder. Raises `UserError` where there is none of that name."""
+    path = Path(name)
+    if not path.is_dir():
+        state = "this is a file" if path.exists() else "there is no such folder"
+        hint = "Name an adapter folder; a run leaves one at its --adapter-path, `adapters` by default."
+        raise UserError(f"no adapter: {state}", where=Where(str(name)), hint=hint)
+    return path
+
+
+def _require_fields(file: Path, config: Mapping[str, Any], lora: Any, kind: str) -> None:
+    """Raises `UserError` where what decides the numbers is not in the file."""
+    where = Where(str(file))
+    if not isinstance(lora, Mapping):
+        raise UserError("expected an object", where=where, field="lora_parameters")
+    names = () if kind == "full" else ("rank", "scale")
+    missing = [f"lora_parameters.{name}" for name in names if lora.get(name) is None]
+    if config.get("num_layers") is None:
+        missing.insert(0, "num_layers")
+    if missing:
+        hint = "Write them into the file, as the adapter was trained; num_layers is -1 where all blocks are adapted."
+        raise UserError(f"not an mlx-lm adapter config: {', '.join(missing)} is missing", where=where, hint=hint)
 
 
 def adapter_base_model(adapter_path: str | Path) -> str:
     """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
-    file = Path(adapter_path) / "adapter_config.json"
+    file = _existing_folder(adapter_path) / "adapter_config.json"
     model = read_json(file).get("model")
     if not isinstance(model, str) or not model:
         hint = "Name the model with --model."

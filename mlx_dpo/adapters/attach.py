@@ -8,12 +8,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_dpo.adapters.default_keys import adaptable_keys
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError
 
 
 def attach_adapter(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
-    """Freeze the model and add what `spec` says is trained. Returns the spec with layers and keys resolved."""
+    """Freeze the model and add what `spec` says is trained. Returns the spec with layers and keys resolved.
+
+    A spec without keys is taken as mlx-lm does, for adapter folders: all linear layers.
+    """
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     try:
@@ -31,7 +35,7 @@ def attach_adapter(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
         for layer in model.layers[total - count :]:
             layer.unfreeze()
         return AdapterSpec("full", count)
-    keys = _adaptable_keys(model, spec)
+    keys = adaptable_keys(model, spec.fine_tune_type) if spec.keys is None else spec.keys
     dora = spec.fine_tune_type == "dora"
     parameters = {"rank": spec.rank, "scale": spec.scale, "dropout": spec.dropout, "keys": set(keys)}
     try:
@@ -50,27 +54,6 @@ def attach_adapter(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:
 
         convert_to_qa_lora(model, spec.fuse_bits)
     return replace(spec, num_layers=count, keys=keys)
-
-
-def _adaptable_keys(model: nn.Module, spec: AdapterSpec) -> tuple[str, ...]:
-    """Names, inside a block, of the layers to adapt: those asked for, or all linear ones that the type can do."""
-    if spec.keys is not None:
-        return spec.keys
-    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-
-    kinds: tuple[type, ...] = (nn.Linear, nn.QuantizedLinear)
-    if spec.fine_tune_type == "lora":
-        kinds += (SwitchLinear, QuantizedSwitchLinear)
-    return tuple(
-        sorted(
-            {
-                name
-                for layer in model.layers
-                for name, module in layer.named_modules()
-                if isinstance(module, kinds) or (spec.fine_tune_type == "lora" and hasattr(module, "to_lora"))
-            }
-        )
-    )
 
 
 def trainable_tensors(model: nn.Module) -> Tensors:

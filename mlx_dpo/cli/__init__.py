@@ -27,7 +27,7 @@ def main() -> None:
 
 def _run_command() -> int:
     """Run the command and print its error, if any. Returns the exit code."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from mlx_dpo.cli.app import app
     from mlx_dpo.cli.console import print_message, stderr_console
@@ -46,9 +46,15 @@ def _run_command() -> int:
             f"lost connection to another rank ({error})\nThe last checkpoint is kept: resume with the same command."
         )
         code = 1
-    except (GaveUp, subprocess.CalledProcessError) as error:  # the training process has printed its traceback
+    except GaveUp as error:
         message, code = str(error), 1
-    stderr_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    except subprocess.CalledProcessError as error:
+        message = (
+            f"{error.cmd} failed with exit status {error.returncode}; what it printed is above.\n"
+            "Steps that were saved are kept: the same command resumes from them."
+        )
+        code = 1
+    stderr_console.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     return code
 
 

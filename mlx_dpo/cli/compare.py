@@ -60,10 +60,11 @@ def compare(
     from_file = read_prompts(prompts)[:num_prompts] if prompts else []
     all_prompts = [*map(Prompt, texts or ([] if prompts else _read_stdin())), *from_file]
     config = _rendering_config(adapter_path, flags)
-    from mlx_dpo.adapters.adapter_folder import adapter_base_model
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model, read_adapter_spec
     from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 
     model = model or adapter_base_model(adapter_path)
+    read_adapter_spec(adapter_path)  # before a model is loaded
     sampling = SamplingParams(max_tokens, temp, top_p, seed)
     with stderr_console.status("Generating"):
         base, tuned = generate_before_and_after(

@@ -75,6 +75,20 @@ def with_config_options(
     return decorate
 
 
+def check_adapter_flags(config: TrainConfig, flags: Mapping[str, Any]) -> None:
+    """Refuse flags that contradict --init-adapter, those with the default's value too, which a config can't tell.
+
+    Raises:
+        UserError: a flag would have no effect.
+    """
+    if (
+        config.init_adapter or config.fine_tune_type == "full"
+    ):  # or reading an adapter's file would load mlx for nothing
+        from mlx_dpo.adapters.adapter_settings import require_settings_of_adapter
+
+        require_settings_of_adapter(config, {name: getattr(config, name) for name in flags})
+
+
 class LossDefaultsCommand(TyperCommand):
     """A command whose help shows the defaults of loss settings, which stand in the signatures of the losses."""
 

@@ -8,15 +8,54 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.status import Status
+from rich.text import Text
 
-stdout_console = Console(highlight=False)
-stderr_console = Console(stderr=True, highlight=False)
+from mlx_dpo.utils.safe_text import escape_json_controls, without_terminal_escapes
+
+
+class SafeConsole(Console):
+    """The one place where text is printed: control characters are removed, and strings are never markup.
+
+    Text comes from data files, adapters, models and their answers. Styles are given by `Text`, and reach the terminal
+    through Rich alone.
+    """
+
+    def __init__(self, *, stderr: bool = False, **options: Any) -> None:
+        """Make a console for stdout or stderr; other options as of `rich.console.Console`."""
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render an object, without the control characters in its text."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(without_terminal_escapes(segment.text), segment.style)
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """A spinner with a text."""
+        shown = _PlainStatus("", console=self, **options)
+        shown.update(status)
+        return shown
+
+
+class _PlainStatus(Status):
+    """A spinner whose text is not markup."""
+
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
+        super().update(Text(status) if isinstance(status, str) else status, **options)
+
+
+stdout_console = SafeConsole()
+stderr_console = SafeConsole(stderr=True)
 
 
 def print_text(text: str) -> None:
-    """Print a line of a command's results, unwrapped and without markup, to stdout."""
-    stdout_console.print(text, soft_wrap=True, markup=False)
+    """Print a line of a command's results, unwrapped, to stdout."""
+    stdout_console.print(text, soft_wrap=True)
 
 
 def print_tables(tables: Iterable[RenderableType]) -> None:
@@ -26,13 +65,13 @@ def print_tables(tables: Iterable[RenderableType]) -> None:
 
 
 def print_message(text: str) -> None:
-    """Print a line that is not a result, unwrapped and without markup, to stderr."""
-    stderr_console.print(text, soft_wrap=True, markup=False)
+    """Print a line that is not a result, unwrapped, to stderr."""
+    stderr_console.print(text, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object to stdout; NaN and infinity become null."""
-    sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False) + "\n")
+    sys.stdout.write(escape_json_controls(json.dumps(_finite(value), ensure_ascii=False)) + "\n")
     sys.stdout.flush()
 
 

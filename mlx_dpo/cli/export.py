@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from mlx_dpo.cli.config_options import JsonFlag
 from mlx_dpo.cli.console import print_json, print_text, stderr_console
 from mlx_dpo.errors import UserError
-from mlx_dpo.utils.formatting import format_bytes
+from mlx_dpo.utils.formatting import format_bytes, shell_command
 
 
 class ExportFormat(str, Enum):
@@ -29,10 +30,12 @@ class GGUFType(str, Enum):
     q8_0 = "q8_0"
 
 
-NEXT_COMMANDS = {
-    ExportFormat.peft: "  PeftModel.from_pretrained(model, '{}')",
-    ExportFormat.gguf: "  llama-cli -m {} -p 'Your question'",
-    ExportFormat.gguf_lora: "  llama-cli -m MODEL.gguf --lora {} -p 'Your question'",
+NEXT_COMMANDS: dict[ExportFormat, Callable[[Path], str]] = {
+    ExportFormat.peft: lambda out: f"PeftModel.from_pretrained(model, {str(out)!r})",
+    ExportFormat.gguf: lambda out: shell_command("llama-cli", "-m", out, "-p", "Your question"),
+    ExportFormat.gguf_lora: lambda out: shell_command(
+        "llama-cli", "-m", "MODEL.gguf", "--lora", out, "-p", "Your question"
+    ),
 }
 UNUSED_OPTIONS = {
     ExportFormat.peft: ("gguf_type",),
@@ -95,7 +98,7 @@ def export(
         print_json({"path": str(out), "format": format.value, "bytes": size})
         return
     print_text(f"Written to {out} ({format_bytes(size)}). Next:")
-    print_text(NEXT_COMMANDS[format].format(out))
+    print_text(f"  {NEXT_COMMANDS[format](out)}")
 
 
 def _write(

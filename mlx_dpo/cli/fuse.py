@@ -11,6 +11,7 @@ import typer
 from mlx_dpo.cli.config_options import AdapterModel, AdapterPath, JsonFlag
 from mlx_dpo.cli.console import print_json, print_text, stderr_console, stdout_console
 from mlx_dpo.cli.export import GGUFType
+from mlx_dpo.utils.formatting import shell_command
 
 
 class BitsChoice(str, Enum):
@@ -95,6 +96,6 @@ def fuse(
     if fused.note:
         print_text(fused.note)
     print_text(f"The fused model is in {fused.path}. Next:")
-    print_text(f"  mlx_lm.generate --model {fused.path} --prompt 'Your question'")
+    print_text("  " + shell_command("mlx_lm.generate", "--model", fused.path, "--prompt", "Your question"))
     if gguf is not None:
-        print_text(f"  llama-cli -m {gguf} -p 'Your question'")
+        print_text("  " + shell_command("llama-cli", "-m", gguf, "-p", "Your question"))

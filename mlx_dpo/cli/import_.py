@@ -9,6 +9,7 @@ import typer
 
 from mlx_dpo.cli.config_options import JsonFlag
 from mlx_dpo.cli.console import print_json, print_text, stderr_console
+from mlx_dpo.utils.formatting import shell_command
 
 
 def import_(
@@ -42,4 +43,5 @@ def import_(
         f"The adapter is in {out}: {spec.fine_tune_type}, rank {spec.rank}, scale {spec.scale:g}, "
         f"the last {spec.num_layers} layers. Next:"
     )
-    print_text(f"  mlx-dpo train --init-adapter {out} --model {base_model} --data pairs.jsonl")
+    train = shell_command("mlx-dpo", "train", "--init-adapter", out, "--model", base_model, "--data", "pairs.jsonl")
+    print_text(f"  {train}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from mlx_dpo.cli.config_options import JsonFlag
 from mlx_dpo.cli.console import print_json, print_text, stdout_console
@@ -53,6 +54,6 @@ def report(
         return
     for run in statistics:
         if len(statistics) > 1:
-            stdout_console.print(f"[bold]{run.name}[/]")
+            stdout_console.print(Text(run.name, "bold"))
         print_run(stdout_console, run)
     print_text(f"The page is {page}" + (f", images are in {plots_folder}." if images else "."))

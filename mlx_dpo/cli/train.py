@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import ConfigFile, with_config_options
+from mlx_dpo.cli.config_options import ConfigFile, check_adapter_flags, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.push import push_location, push_result_json
 from mlx_dpo.config import TrainConfig
@@ -94,6 +94,7 @@ def train(
     if workers > 1 and launcher_rank() is None:
         raise typer.Exit(launch_workers(workers))
     resolved = _resolve_config(config, flags, resume or resume_anyway)
+    check_adapter_flags(resolved, flags)
     # Data from stdin can't be read again by a restarted process.
     run = _train_supervised if supervise and "-" not in (resolved.data, resolved.valid_data) else _train_here
     from mlx_dpo.cli.run_listeners import NotePrinter, display_listeners, write_run_outputs

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_dpo.adapters.adapter_settings import fine_tune_type
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import UserError, Where
@@ -21,6 +22,39 @@ from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy, SharedNetworkReference
 
 POLICY_REFERENCES = ("initial", "base", "none")  # the policy's own network, or no reference; all else is a model
+
+
+def require_reference_in_memory(config: TrainConfig, loss: WeightedLoss) -> None:
+    """Check, before anything is loaded, that the reference is there in every step that needs it.
+
+    Full fine-tuning keeps no second copy of the weights, and a reference model is freed once its log-probs are
+    computed.
+
+    Args:
+        config: the run's settings.
+        loss: the loss of the run.
+
+    Raises:
+        UserError: the reference is not in memory, and is needed there.
+    """
+    is_full = fine_tune_type(config) == "full"
+    if is_full and config.reference_sync_steps:
+        message = "a moving reference would be a second copy of all weights"
+        raise UserError(message, field="reference_sync_steps", hint="Use lora or dora.")
+    if is_full and config.reference == "base" and config.init_adapter:
+        hint = "Name the base model's folder: --reference PATH."
+        raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
+    if loss.needs_token_kls and config.reference == "none":
+        message = f"the loss {config.loss!r} needs a reference, whose distributions it compares"
+        raise UserError(message, field="reference", hint="Use --reference initial or base.")
+    if not (loss.needs_kl or loss.needs_token_kls) or config.reference == "none":
+        return
+    if config.reference not in POLICY_REFERENCES:
+        message = f"the loss {config.loss!r} needs the reference in every step, and another model is not kept in memory"
+        raise UserError(message, field="reference", hint="Use --reference initial or base, with lora or dora.")
+    if is_full:
+        message = f"the loss {config.loss!r} needs the reference in every step, which full fine-tuning does not keep"
+        raise UserError(message, field="fine_tune_type", hint="Use --fine-tune-type lora or dora, or another loss.")
 
 
 def precompute_with_reference_model(
@@ -83,19 +117,10 @@ def attach_reference(
         budget: how large a micro-batch may be.
         example_sets: examples whose reference is attached.
         communicator: ranks that share the work.
-
-    Raises:
-        UserError: full fine-tuning does not go with this reference.
     """
     if config.reference not in POLICY_REFERENCES:
         return
     is_full = policy.spec.fine_tune_type == "full"
-    if is_full and config.reference_sync_steps:
-        message = "a moving reference would be a second copy of all weights"
-        raise UserError(message, field="reference_sync_steps", hint="Use lora or dora.")
-    if is_full and config.reference == "base" and config.init_adapter:
-        hint = "Name the base model's folder: --reference PATH."
-        raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
     reference = _policy_reference(config, policy)
     for example_set in example_sets.values():
         example_set.reference.reference_policy = reference

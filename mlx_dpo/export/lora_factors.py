@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.forward.model_loading import LoadedModel, load_model
+from mlx_dpo.utils.formatting import shell_command
+from mlx_dpo.utils.tensor_names import block_prefix
 
 MAX_LISTED_LAYERS = 3
 
@@ -72,13 +75,25 @@ def load_adapter_factors(model: str, adapter_path: str | Path) -> AdapterFactors
     spec = attach_adapter(loaded.model, spec)
     set_tensors(loaded.model, tensors, where)
     adapted = {name: module for name, module in loaded.model.named_modules() if "lora_a" in module}
-    reject_layers(
-        [name for name, module in adapted.items() if not isinstance(module, (LoRALinear, DoRALinear))],
-        "only mlx-lm's adapters can hold layers that are not linear (experts, embeddings)",
-        where,
-    )
+    other = [name for name, module in adapted.items() if not isinstance(module, (LoRALinear, DoRALinear))]
+    reason = "only mlx-lm's adapters can hold layers that are not linear (experts, embeddings)"
+    reject_layers(other, reason, where, alternatives_hint(adapter_path, set(adapted) - set(other)))
     layers = {name: LoraFactors(module.lora_a, module.lora_b, module.get("m")) for name, module in adapted.items()}
     return AdapterFactors(loaded, spec, layers)
+
+
+def alternatives_hint(adapter_path: str | Path, exportable: Iterable[str]) -> str:
+    """What to do with an adapter that has layers a format can't hold.
+
+    Args:
+        adapter_path: the adapter's folder.
+        exportable: its layers that the format can hold, by their names in the model.
+    """
+    fuse = shell_command("mlx-dpo", "fuse", "--adapter-path", adapter_path, "--save-path", "FOLDER")
+    hint = f"`{fuse}` makes one model of both, whatever its layers"
+    names = {name: block_prefix(name) for name in exportable}
+    keys = sorted({name.removeprefix(f"{prefix}.") for name, prefix in names.items() if prefix})
+    return f"{hint}; or train only the others: --lora-keys {','.join(keys)}" if keys else f"{hint}."
 
 
 def reject_layers(names: list[str], reason: str, where: Where, hint: str | None = None) -> None:

@@ -14,6 +14,8 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, translate_hub_errors
 from mlx_dpo.utils.json_files import read_json
 
+CHAT_TEMPLATE_FILE = "chat_template.json"  # of transformers' processors, which mlx-lm has none of
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -84,12 +86,38 @@ def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model folder or Hub id, without its weights. Raises `UserError`."""
+    """The tokenizer of a model folder or Hub id, without its weights; see `chat_template_note`. Raises `UserError`."""
     from mlx_lm.utils import load_config
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
 
     path = find_model_folder(name)
     read_json(path / "config.json")
     with _as_user_error(path, "Its tokenizer files may be missing or damaged."):
-        no_code = {"trust_remote_code": False}  # or transformers would ask on the terminal
-        return mlx_lm_load_tokenizer(path, no_code, eos_token_ids=load_config(path).get("eos_token_id"))
+        options: dict[str, Any] = {"trust_remote_code": False}  # or transformers would ask on the terminal
+        if template := _template_of_json_file(path):
+            options["chat_template"] = template
+        return mlx_lm_load_tokenizer(path, options, eos_token_ids=load_config(path).get("eos_token_id"))
+
+
+def chat_template_note(name: str) -> str | None:
+    """What to know of a model whose chat template only transformers' processors read; None for others.
+
+    `load_tokenizer` reads it, and saving that tokenizer, as `mlx-dpo fuse` does, writes it where all read it.
+    """
+    path = find_model_folder(name)
+    if _template_of_json_file(path) is None:
+        return None
+    return (
+        f"the chat template is from {path / CHAT_TEMPLATE_FILE}, which mlx-lm does not read: mlx_lm.generate on this "
+        "model uses none, unless its text is put into chat_template.jinja there. A model that is fused has it."
+    )
+
+
+def _template_of_json_file(path: Path) -> Any:
+    """The template in chat_template.json, where nothing that tokenizers read has one."""
+    if not (path / CHAT_TEMPLATE_FILE).is_file() or (path / "chat_template.jinja").is_file():
+        return None
+    config = path / "tokenizer_config.json"
+    if config.is_file() and read_json(config).get("chat_template"):
+        return None
+    return read_json(path / CHAT_TEMPLATE_FILE).get("chat_template")

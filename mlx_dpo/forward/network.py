@@ -13,14 +13,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_dpo.data.encoded_example import TokenIds
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.mlx_patches import patched_mlx
-from mlx_dpo.forward.path_agreement import agrees, count_logits, head_is_adapted
+from mlx_dpo.forward.path_agreement import CompletionSums, Sequences, agrees, count_logits, head_is_adapted
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
@@ -79,18 +78,19 @@ class Network:
         plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)
         split = None if head_is_adapted(model) else find_head_split(model)
         candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
-        mode = model.training
+        mode, plain_sums = model.training, _remembered(plain._completion_sums)
         model.eval()  # no dropout
         try:
-            return next((network for network in candidates if plain.min_over_ranks(network._agrees_with(plain))), plain)
+            agreeing = (network for network in candidates if plain.min_over_ranks(network._agrees_with(plain_sums)))
+            return next(agreeing, plain)
         finally:
             model.train(mode)
 
-    def _agrees_with(self, plain: Network) -> bool:
+    def _agrees_with(self, plain_sums: CompletionSums) -> bool:
         several_prompts = self.sharing is PromptSharing.ANY_PROMPTS
-        return agrees(self._completion_sums, plain._completion_sums, several_prompts=several_prompts)
+        return agrees(self._completion_sums, plain_sums, several_prompts=several_prompts)
 
-    def _completion_sums(self, sequences: list[tuple[TokenIds, TokenIds]]) -> np.ndarray:
+    def _completion_sums(self, sequences: Sequences) -> np.ndarray:
         return self.logps(MicroBatch((), tuple(sequences))).sums
 
     def min_over_ranks(self, value: float) -> float:
@@ -264,6 +264,19 @@ class ForwardTrace:
             check_stop()
             mx.eval([tensor for _, tensor in tensors])
         return self.gradients
+
+
+def _remembered(function: CompletionSums) -> CompletionSums:
+    """The function with its results kept: each way of running a model is compared with the same ones."""
+    results: dict[tuple[object, ...], np.ndarray] = {}
+
+    def call(sequences: Sequences) -> np.ndarray:
+        key = tuple(sequences)
+        if key not in results:
+            results[key] = function(sequences)
+        return results[key]
+
+    return call
 
 
 def _select(hidden: mx.array, completion_mask: np.ndarray) -> mx.array:

@@ -19,3 +19,14 @@ class OomFallback:
 
 
 NO_FALLBACK = OomFallback()
+_OUT_OF_MEMORY_WORDS = (
+    "memory",
+    "malloc",
+)  # in mlx's exceptions for failed allocations, which have no class of their own
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of mlx or Python says that an allocation failed."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY_WORDS)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.adapters.adapter_folder import load_adapter
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
+from mlx_dpo.adapters.default_keys import default_keys, require_matching_keys
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.distributed.tensor_parallel import check_gradients, shard_model
 from mlx_dpo.errors import UserError
@@ -27,6 +28,7 @@ class Policy:
         fingerprint: of the policy as the run starts.
         initial, base: the trained tensors as the run starts, and those that stand for the model without an adapter;
             empty for full fine-tuning, where they would be a second copy of the weights.
+        notes: what a user should know of how the model is adapted.
     """
 
     network: Network
@@ -34,6 +36,7 @@ class Policy:
     initial_tensors: Tensors
     base_tensors: Tensors
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -47,32 +50,45 @@ def make_policy(
     init_adapter: str | None,
     group: mx.distributed.Group | None = None,
     memory_limit: int | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> Policy:
     """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
 
     Args:
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
         memory_limit: bytes that training may use in total; None for what the machine allows.
+        on_progress: receives what is being done, where it may take long.
     """
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
+    notes: list[str] = []
     if init_adapter is None:
-        spec = attach_adapter(model, spec)
+        spec, notes = _attach_new_adapter(model, spec)
         base = trainable_tensors(model)
     else:
-        fuse_bits = spec.fuse_bits
         spec, base = load_adapter(model, init_adapter, lazy=group is not None)
-        if fuse_bits not in (None, spec.fuse_bits):
-            hint = "Start from an adapter that was trained with the same --fuse-bits, or from none."
-            raise UserError(f"{init_adapter} was trained without it", field="fuse_bits", hint=hint)
     initial = trainable_tensors(model)
     if spec.fine_tune_type == "full":
         initial = base = {}
     shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
+    on_progress("Checking how the model can be run")
     network = Network.from_model(model, shards, memory_limit)
     if shards:
         check_gradients(model, shards)
-    return Policy(network, spec, initial, base, fingerprint(network))
+    return Policy(network, spec, initial, base, fingerprint(network), tuple(notes))
+
+
+def _attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec, list[str]]:
+    """Attach a fresh adapter. Returns its spec, resolved, and notes on the layers that it goes on."""
+    notes: list[str] = []
+    if spec.fine_tune_type != "full" and hasattr(model, "layers"):
+        if spec.keys is None:
+            keys, notes = default_keys(model, spec.fine_tune_type)
+            spec = replace(spec, keys=keys)
+        else:
+            total = len(model.layers)
+            require_matching_keys(model, spec.keys, total if spec.num_layers < 0 else min(spec.num_layers, total))
+    return attach_adapter(model, spec), notes
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
@@ -15,6 +16,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
 from mlx_dpo.utils.retry import retry, retry_after_seconds
+from mlx_dpo.utils.safe_text import redact_url_secrets, url_origin
 
 TRANSIENT_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 MAX_RETRY_DELAY = 120.0
@@ -25,7 +27,7 @@ class EndpointJudge(Judge):
     """A chat model behind an OpenAI-compatible API.
 
     Attributes:
-        url: with or without /chat/completions.
+        url: with or without /chat/completions; a user and password in it are sent, and so is its query.
         model: the model's name at the endpoint.
         api_key_env: environment variable that holds the API key, if the endpoint needs one; no message shows the key.
         timeout: seconds without an answer after which a request fails.
@@ -57,8 +59,8 @@ class EndpointJudge(Judge):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """The model and the endpoint."""
-        return f"{self.model} at {self.url}"
+        """The model and the endpoint, without what may be secret in its URL."""
+        return f"{self.model} at {url_origin(self.url)}"
 
     def check(self) -> None:
         """Judge one comparison."""
@@ -83,8 +85,7 @@ class EndpointJudge(Judge):
 
     def _verdict(self, client: httpx.Client, comparison: Comparison) -> float | None:
         def request() -> str | None:
-            url = self.url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-            response = client.post(url, json=body, headers=headers).raise_for_status()
+            response = client.post(_completions_url(self.url), json=body, headers=headers).raise_for_status()
             return response.json()["choices"][0]["message"]["content"]
 
         headers = {"User-Agent": "mlx-dpo"}
@@ -118,7 +119,16 @@ class EndpointJudge(Judge):
     def _error(self, message: str, hint: str | None = None) -> UserError:
         key = os.environ.get(self.api_key_env)
         message = message.replace(key, "***") if key else message  # an endpoint may repeat the key
-        return UserError(f"the request to the judge failed: {message}", where=Where(self.url), field="judge", hint=hint)
+        message = redact_url_secrets(message, self.url)
+        where = Where(url_origin(self.url))
+        return UserError(f"the request to the judge failed: {message}", where=where, field="judge", hint=hint)
+
+
+def _completions_url(url: str) -> str:
+    """The URL to post to, with the user, password and query of the given one."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
 def _is_transient(error: Exception) -> bool:

@@ -15,7 +15,7 @@ from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.reporting.verdict import format_interval, format_p_value, verdict
 from mlx_dpo.training.events import TrainResult
-from mlx_dpo.utils.formatting import format_duration
+from mlx_dpo.utils.formatting import format_duration, shell_command
 
 
 def print_result(console: Console, result: TrainResult, model: str) -> None:
@@ -30,7 +30,7 @@ def print_result(console: Console, result: TrainResult, model: str) -> None:
     if not result.after:
         console.print("There were no held-out pairs to measure what changed. Name some with --valid-data.")
     duration = format_duration(result.seconds)
-    console.print(f"Done in {duration}. The adapter is in {result.run}. Next:", soft_wrap=True)
+    console.print(f"Done in {duration}. The adapter is in {result.run}. Next:", soft_wrap=True, markup=False)
     for command in next_commands(result.run, model):
         console.print(f"  {command}", soft_wrap=True, markup=False)
 
@@ -60,10 +60,10 @@ def held_out_table(changes: list[MetricChange]) -> Table:
 def next_commands(run: Path, model: str) -> list[str]:
     """Shell commands that use a run's adapter."""
     return [
-        f"open {run}/report.html",
-        f"mlx-dpo compare --adapter-path {run} --prompt 'Your question'",
-        f"mlx-dpo fuse --adapter-path {run} --save-path {run}-fused",
-        f"mlx_lm.generate --model {model} --adapter-path {run} --prompt 'Your question'",
+        shell_command("open", run / "report.html"),
+        shell_command("mlx-dpo", "compare", "--adapter-path", run, "--prompt", "Your question"),
+        shell_command("mlx-dpo", "fuse", "--adapter-path", run, "--save-path", f"{run}-fused"),
+        shell_command("mlx_lm.generate", "--model", model, "--adapter-path", run, "--prompt", "Your question"),
     ]
 
 

@@ -158,8 +158,8 @@ class ProgressBar(Progress):
 
 def print_finding(console: Console, finding: Finding) -> None:
     """Print a warning when it first applies."""
-    console.print(f"[bold yellow]{finding.title}[/] at step {finding.step}: ", end="", soft_wrap=True)
-    console.print(f"{finding.message} Try: {finding.advice}", soft_wrap=True, markup=False)
+    text = f" at step {finding.step}: {finding.message} Try: {finding.advice}"
+    console.print(Text.assemble((finding.title, "bold yellow"), text), soft_wrap=True)
 
 
 def sparkline(

@@ -15,6 +15,7 @@ from mlx_dpo.adapters.adapter_folder import load_adapter
 from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.data.chat_rendering import ChatRenderer, PromptSource
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.forward.path_agreement import count_logits
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.utils.stop_flag import check_stop
 
@@ -106,13 +107,15 @@ def generate_before_and_after(
         The base model's responses and the tuned model's.
 
     Raises:
-        UserError: the model or the adapter can't be loaded, or a prompt can't be rendered.
+        UserError: the model or the adapter can't be loaded, mlx can't run it on this machine, or a prompt can't be
+            rendered.
     """
     renderer = ChatRenderer(load_tokenizer(model), raw=raw, template_kwargs=template_kwargs)
     prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
     network = load_model(model).model
     check_vocabulary(network, renderer.tokenizer)
     _, base = load_adapter(network, adapter_path)
+    count_logits(network)  # what mlx can't run here is a sentence, and not a traceback from mlx-lm
     with swap_adapter(network, base):
         untuned = generate_from_token_ids(network, renderer.tokenizer, prompt_ids, sampling)
     return untuned, generate_from_token_ids(network, renderer.tokenizer, prompt_ids, sampling)

@@ -25,8 +25,6 @@ from mlx_dpo.training.events import Event, RunStart, SnapshotTaken
 from mlx_dpo.training.listener import Listener, Listeners
 from mlx_dpo.utils.signals import STOP_SIGNALS
 
-OUT_OF_MEMORY_WORDS = ("memory", "malloc")  # in mlx's exceptions for failed allocations
-
 
 class StopOnSignal(Listener):
     """Once training has begun, the first signal stops it, saved; any other ends the process at once."""
@@ -73,7 +71,7 @@ def main(pipe_fd: int, job: dict[str, Any]) -> int:
         signal.signal(number, on_signal)
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError
-    from mlx_dpo.forward.oom_fallback import OomFallback
+    from mlx_dpo.forward.oom_fallback import OomFallback, is_out_of_memory
     from mlx_dpo.training.run import train
 
     sender = (EventSender if is_main_process() else SecondaryRankSender)(pipe_fd, on_signal.stop.set)
@@ -97,7 +95,7 @@ def main(pipe_fd: int, job: dict[str, Any]) -> int:
     except RankLost as error:
         sender.send(ProcessLostRank(str(error)))
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in OUT_OF_MEMORY_WORDS):
+        if not is_out_of_memory(error):
             raise
         sender.send(ProcessOutOfMemory(str(error)))
     else:

@@ -117,6 +117,14 @@ class TrainingState:
     scorer: ComponentState = field(default_factory=ComponentState)
     source: ComponentState = field(default_factory=ComponentState)
 
+    @property
+    def num_bytes(self) -> int:
+        """What its arrays take on disk; the rest is small."""
+        arrays = [array for _, array in tree_flatten(self.optimizer)]
+        for component in (self.scorer, self.source):
+            arrays += [*component.arrays.values(), *component.tensors.values()]
+        return sum(array.nbytes for array in arrays)
+
 
 def write_training_state(folder: Path, state: TrainingState) -> None:
     """Write a checkpoint's files beside its adapter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
@@ -12,6 +13,7 @@ from mlx_dpo.training.checkpoint import TrainingState
 from mlx_dpo.training.events import CheckpointSaved, Note
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run_folder import RunFolder, SaveError
+from mlx_dpo.utils.formatting import format_bytes
 
 
 class CheckpointSaver:
@@ -37,6 +39,47 @@ class CheckpointSaver:
         """
         self.folder, self.config, self.spec, self.listener, self.is_main = folder, config, spec, listener, is_main
         self.saved_step, self.has_failed, self.is_temporary = -1, False, False
+
+    def check_room(self, state: TrainingState, tensors: Tensors, steps: int) -> None:
+        """Compare the free room with what checkpoints take, before there is something to lose.
+
+        Args:
+            state: what a checkpoint holds beside the adapter.
+            tensors: what is trained.
+            steps: those of the whole run.
+
+        Raises:
+            UserError: there is no room for a single one.
+        """
+        if not self.is_main:
+            return
+        adapter = sum(tensor.nbytes for tensor in tensors.values())
+        checkpoint = adapter + state.num_bytes
+        free = shutil.disk_usage(self.folder.path).free
+        where = Where(str(self.folder.path))
+        if free < checkpoint + adapter:  # the adapter is also at the top of the folder
+            message = (
+                f"no room for a checkpoint: it takes {format_bytes(checkpoint + adapter)}, and {format_bytes(free)}"
+            )
+            hint = "Make room, or choose an --adapter-path on another disk."
+            raise UserError(f"{message} are free", where=where, hint=hint)
+        num_saves = self._num_saves(state.progress.step, steps)
+        kept = min(self.config.keep_checkpoints or num_saves, num_saves) + self.config.keep_best
+        kept += num_saves > kept  # one more is there until the oldest is deleted
+        missing = kept - len(self.folder.checkpoints())
+        if missing > 1 and free < missing * checkpoint + adapter:
+            needed = format_bytes(missing * checkpoint + adapter)
+            self.listener.handle(
+                Note(
+                    f"checkpoints will take {needed}, and {format_bytes(free)} are free at {where}. "
+                    "Make room, or keep fewer with --keep-checkpoints."
+                )
+            )
+
+    def _num_saves(self, step: int, steps: int) -> int:
+        """Checkpoints that are still to be written after `step`, the last one included."""
+        intervals = [every for every in (self.config.save_every, self.config.steps_per_eval) if every]
+        return 1 + sum(any(later % every == 0 for every in intervals) for later in range(step + 1, steps))
 
     def save(
         self, state: TrainingState, tensors: Tensors, *, is_last: bool = False, is_temporary: bool = False

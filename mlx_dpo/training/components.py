@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_dpo.adapters.adapter_settings import adapter_settings, require_equal_settings, require_settings_of_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
@@ -19,10 +20,15 @@ from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, ExampleSet, ExampleSets, Rows, open_example_sets
 from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
-from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, attach_reference, precompute_with_reference_model
+from mlx_dpo.evaluation.reference_setup import (
+    POLICY_REFERENCES,
+    attach_reference,
+    precompute_with_reference_model,
+    require_reference_in_memory,
+)
 from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
-from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.objectives import LossStates, WeightedLoss
@@ -30,7 +36,7 @@ from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
-from mlx_dpo.training.events import Metrics, Preparing
+from mlx_dpo.training.events import Metrics, Note, Preparing
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import RunFolder
@@ -154,9 +160,13 @@ def build_components(
     config, listener = inputs.config, inputs.listener
     loss = loss_from_config(config)
     config = resolve_loss_settings(config, loss)
+    require_settings_of_adapter(config, {})
+    require_reference_in_memory(config, loss)
     if (inputs.model is None) != (inputs.tokenizer is None):
         raise UserError("a model in memory comes with its tokenizer: give both", field="model")
     tokenizer = inputs.tokenizer or load_tokenizer(config.model)
+    if inputs.tokenizer is None and (note := chat_template_note(config.model)):
+        listener.handle(Note(note))
     skipped_rows: list[RowError] | None = [] if config.bad_rows == "skip" else None
 
     def on_progress(text: str) -> None:
@@ -179,7 +189,10 @@ def build_components(
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     on_progress("Loading the model")
-    policy = _load_policy(config, inputs.model, communicator)
+    policy = _load_policy(config, inputs.model, communicator, on_progress)
+    for text in policy.notes:
+        listener.handle(Note(text))
+    on_progress("Measuring the memory that the model needs")
     memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))
@@ -216,7 +229,9 @@ def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) ->
     )
 
 
-def _load_policy(config: TrainConfig, model: nn.Module | None, communicator: Communicator) -> Policy:
+def _load_policy(
+    config: TrainConfig, model: nn.Module | None, communicator: Communicator, on_progress: Callable[[str], None]
+) -> Policy:
     keep_weights_resident()
     mx.reset_peak_memory()
     mx.random.seed(config.seed)  # of the adapters' initial values
@@ -231,7 +246,13 @@ def _load_policy(config: TrainConfig, model: nn.Module | None, communicator: Com
     )
     shard_group = None if communicator.data_parallel else communicator.mlx_group
     model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
-    return make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config))
+    policy = make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config), on_progress)
+    if config.init_adapter:
+        requested = adapter_settings(config)
+        if config.num_layers > 0:
+            requested["num_layers"] = min(config.num_layers, len(policy.model.layers))
+        require_equal_settings(requested, policy.spec, config.init_adapter)
+    return policy
 
 
 def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlx_dpo.adapters.adapter_folder import read_adapter, set_tensors
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config_files import dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import RowError, UserError, Where
@@ -89,6 +90,7 @@ def start_trainer(
         trainer.restore(state, provenance)
         listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))
     if communicator.is_main:
+        trainer.saver.check_room(trainer.state(), trainable_tensors(trainer.model), trainer.steps)
         _write_config_and_skipped_rows(folder, components, listener)
 
 

@@ -70,10 +70,24 @@ class RunFolder:
             UserError: it can't be written, or another run is in it.
         """
         with self._writable():
+            self._require_folders()
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         self.lock()
+
+    def _require_folders(self) -> None:
+        """Raises `UserError` where the path leads through something that is not a folder, saying what it is."""
+        for path in (self.path, *self.path.parents):
+            if path.is_symlink() and not path.exists():
+                message = f"{path} is a link to {path.readlink()}, which does not exist"
+            elif path.exists() and not path.is_dir():
+                message = f"{path} is a file"
+            else:
+                continue
+            hint = "Choose another --adapter-path."
+            where = Where(str(self.path))
+            raise UserError(f"the output folder can't be written: {message}", where=where, hint=hint)
 
     def lock(self) -> None:
         """Keep other runs out until `unlock`, or the end of the process.

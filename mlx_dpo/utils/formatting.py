@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -36,6 +37,11 @@ def format_count(count: float) -> str:
 def plural(count: int, noun: str) -> str:
     """A count with its noun, such as "1 pair" or "2,000 pairs"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def shell_command(*arguments: object) -> str:
+    """A command to copy into a shell; words are quoted where they need it."""
+    return shlex.join(map(str, arguments))
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -159,8 +159,7 @@ def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, A
 
 
 @pytest.mark.parametrize(("kind", "keys", "expected"), [
-    ("qwen3_moe", None, "experts.*switch_mlp"),
-    ("qwen3_moe", ["mlp.gate"], "router.*mlp.gate"),
+    ("qwen3_moe", ["mlp.gate"], r"(?s)router.*mlp.gate.*mlx-dpo fuse --adapter-path .*run --save-path FOLDER"),
     ("qwen3_next", ["self_attn.q_proj"], "'qwen3_next'"),
 ])  # fmt: skip
 def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, expected: str) -> None:
@@ -170,6 +169,20 @@ def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys
     train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(tmp_path / "run"), iters=1, lora_keys=keys))
     with pytest.raises(UserError, match=expected):
         export_peft(str(model), tmp_path / "run", tmp_path / "out")
+
+
+def test_the_keys_named_for_a_mixture_of_experts_train_an_adapter_that_exports(tmp_path: Path) -> None:
+    from tests.forward.test_architectures import make_model
+
+    model = make_model(tmp_path / "model", "qwen3_moe", None)
+    settings = {"model": str(model), "data": str(PAIRS), "iters": 1}
+    train(TrainConfig(**settings, adapter_path=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=r"(?s)experts.*switch_mlp.*mlx-dpo fuse") as raised:
+        export_peft(str(model), tmp_path / "run", tmp_path / "out")
+    keys = str(raised.value).rpartition("--lora-keys ")[2].split(",")
+    assert set(keys) == {f"self_attn.{name}_proj" for name in "qkvo"}
+    train(TrainConfig(**settings, adapter_path=str(tmp_path / "other"), lora_keys=keys))
+    export_peft(str(model), tmp_path / "other", tmp_path / "out")
 
 
 def test_names_of_a_model_inside_another(tmp_path: Path) -> None:

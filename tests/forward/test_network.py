@@ -21,7 +21,9 @@ from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward import attention
 from mlx_dpo.forward import network as network_module
 from mlx_dpo.forward.network import Network, PromptSharing
+from mlx_dpo.training.run_planner import estimate_run
 from tests.forward.test_architectures import FAMILIES, QUANTIZATIONS, make_model
+from tests.training.test_run import config
 
 ONE_PROMPT = {"gemma2"}  # their attention takes no mask of its own for each sequence
 
@@ -125,3 +127,35 @@ def test_a_prompt_goes_through_once_and_little_is_padding() -> None:
     forked = collate_shared_prompts([(prompt, ids(rng, 50)), (prompt, ids(rng, 200))])
     assert forked.prompts.shape == (1, 99)
     assert forked.num_tokens == 99 + 50 + 200
+
+
+@pytest.mark.parametrize(("family", "most"), [("llama", 55), ("ministral3", 70), ("phi3small", 80)])
+def test_few_tokens_decide_how_a_model_is_run(monkeypatch: pytest.MonkeyPatch, family: str, most: int) -> None:
+    """On a slow backend each takes a second. ANY_PROMPTS, ONE_PROMPT, NONE."""
+    from tests.forward.families import sharing, tiny
+
+    model, tokens = tiny(family), 0
+    embed, embedding = nn.Embedding.__call__, next(m for m in model.modules() if isinstance(m, nn.Embedding))
+
+    def counted(self: nn.Embedding, ids: mx.array) -> mx.array:
+        nonlocal tokens
+        tokens += ids.size if self is embedding else 0
+        return embed(self, ids)
+
+    monkeypatch.setattr(nn.Embedding, "__call__", counted)
+    assert Network.from_model(model).sharing is sharing(family)
+    assert 0 < tokens <= most, tokens
+
+
+def test_training_says_that_it_checks_the_model(tmp_path: Path) -> None:
+    from mlx_dpo.training.listener import Listener
+
+    class Prepared(Listener):
+        texts: list[str] = []  # noqa: RUF012
+
+        def on_preparing(self, text: str) -> None:
+            self.texts.append(text)
+
+    estimate_run(config(tmp_path / "run"), listener=Prepared())
+    expected = ["Loading the model", "Checking how the model can be run", "Measuring the memory that the model needs"]
+    assert [text for text in Prepared.texts if text in expected] == expected

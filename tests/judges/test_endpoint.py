@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -162,3 +163,22 @@ def test_the_judge_is_checked_before_the_evaluation(endpoint: Endpoint) -> None:
 def test_a_refused_connection() -> None:
     with pytest.raises(UserError, match=r"127.0.0.1:9.*failed: 2 attempts failed.*refused"):
         EndpointJudge("http://127.0.0.1:9/v1", "m", max_attempts=2, first_delay=0.01).verdicts(COMPARISONS[:1])
+
+
+def test_secrets_in_the_url_are_sent_and_never_shown(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY")
+    host = endpoint.url.removeprefix("http://").removesuffix("/v1")
+    secret = EndpointJudge(f"http://user:p%40ssw@{host}/v1?key=QUERYKEY", "m", "JUDGE_KEY", max_attempts=1)
+    assert secret.verdicts(COMPARISONS[:1]) == RIGHT[:1]
+    _, path, headers, _ = endpoint.requests[0]
+    assert path == "/v1/chat/completions?key=QUERYKEY"
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"user:p@ssw"
+    assert secret.name == f"m at http://{host}"
+    endpoint.failures = [(400, {}, "user p@ssw QUERYKEY http://user:p%40ssw@host?key=QUERYKEY")]
+    unreachable = EndpointJudge("http://user:p%40ssw@127.0.0.1:1/v1?key=QUERYKEY", "m", "JUDGE_KEY", max_attempts=1)
+    for judge_, where in ((secret, host), (unreachable, "127.0.0.1:1")):
+        with pytest.raises(UserError) as raised:
+            judge_.verdicts(COMPARISONS[:1])
+        text = str(raised.value)
+        assert f"http://{where}: " in text
+        assert not [word for word in ("user", "p%40ssw", "p@ssw", "QUERYKEY") if word in text], text

@@ -146,10 +146,46 @@ def test_a_disk_that_is_full_from_the_start(disk: Path, room: int) -> None:
     fill(disk)
     with (disk / "ballast").open("r+b") as file:
         file.truncate((disk / "ballast").stat().st_size - room * 1024)
-    with pytest.raises(UserError, match=r"can't be written|could not be saved"):
+    with pytest.raises(UserError, match=r"can't be written|could not be saved|no room for a checkpoint"):
         train(config(disk / "run", save_every=2, rank=4), listener=Talk())
     if (disk / "run").exists():
         assert_all_load(disk / "run")
+
+
+def test_the_last_save_keeps_the_adapter_where_the_optimizers_state_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    train(config(tmp_path / "whole"))
+    monkeypatch.setattr(run_folder, "write_training_state", full)
+    with pytest.raises(UserError, match=r"step 7 could not be saved: .*; the adapter of this step is saved"):
+        train(config(tmp_path / "run"))
+    for name in ("adapters.safetensors", "adapter_config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def free_bytes(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, free))  # type: ignore[attr-defined]
+
+
+def test_room_for_checkpoints_is_checked_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"save_every": 2, "steps_per_eval": 0, "keep_checkpoints": 2}
+    whole = tmp_path / "whole"
+    train(config(whole, **settings))
+    checkpoint = sum(file.stat().st_size for file in (whole / "checkpoints" / "0000006").glob("*.safetensors"))
+    adapter = (whole / "adapters.safetensors").stat().st_size
+    for free, expected in ((0.9, None), (1.1, 1), (2.5, 1), (3.1, 0)):  # in checkpoints, and how many notes there are
+        listener, run = Talk(), tmp_path / str(free)
+        free_bytes(monkeypatch, free * checkpoint + adapter)
+        if expected is None:
+            with pytest.raises(UserError, match=r"no room for a checkpoint: it takes .* are free"):
+                train(config(run, **settings), listener=listener)
+            assert not read_metrics(run)
+        else:
+            train(config(run, **settings), listener=listener)
+            assert sum("checkpoints will take" in note for note in listener.notes) == expected
 
 
 @pytest.mark.parametrize("failing", range(12))

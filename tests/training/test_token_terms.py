@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo import TrainConfig, UserError, evaluate, train
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
+from mlx_dpo.training.run_planner import estimate_run
 from tests import plain
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 from tests.training.test_every_loss import config, gradient
@@ -182,7 +183,10 @@ def test_an_offset_of_scores(tmp_path: Path) -> None:
         ({"loss": "kto", "batch_size": 1}, "batch_size"),
         ({"reference": "none", "reference_sync_steps": 2}, "reference_sync_steps"),
         ({"reference_mixup": 0.5}, "reference_mixup"),
-        ({"fine_tune_type": "full", "init_adapter": None, "reference": "initial", "loss": "kto"}, "reference"),
+        ({"fine_tune_type": "full", "init_adapter": None, "reference": "initial", "loss": "kto"}, "fine_tune_type"),
+        ({"loss": "tdpo2", "fine_tune_type": "full", "init_adapter": None}, "fine_tune_type"),
+        ({"loss": "kto", "reference": str(CHECKPOINT)}, "reference"),
+        ({"loss": "tdpo", "reference": str(CHECKPOINT)}, "reference"),
         (
             {"fine_tune_type": "full", "init_adapter": None, "reference": "initial", "reference_sync_steps": 2},
             "reference_sync_steps",
@@ -190,6 +194,8 @@ def test_an_offset_of_scores(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, knobs: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError) as raised:
-        train(config(tmp_path / "run", **knobs))
-    assert raised.value.field == field
+    for run in (train, estimate_run):
+        with pytest.raises(UserError) as raised:
+            run(config(tmp_path / "run", **knobs, model="no-such-model"))
+        assert raised.value.field == field  # and not the model, which is loaded later
+    assert not (tmp_path / "run").exists()

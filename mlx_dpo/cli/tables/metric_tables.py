@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -86,7 +85,7 @@ def _table_by_column(column: str, summaries: Mapping[str, Summary], unit: str) -
     """A row per value of a column. Several summaries have one metric each, a single one two."""
     available = metric_names(*summaries.values())
     metrics = [metric for metric in METRICS_BY_COLUMN if metric in available][: 2 if len(summaries) == 1 else 1]
-    table = Table(escape(column), unit)
+    table = Table(column, unit)
     for name in summaries:
         for metric in metrics:
             _add_metric_columns(table, f"{metric} {name}".strip())
@@ -123,7 +122,7 @@ def comparison_table(first: str, comparisons: Mapping[str, dict[str, Any]]) -> T
         first: the name of the first adapter.
         comparisons: `against_first` of the other adapters' summaries, by their names.
     """
-    table = Table("adapter", "metric", title=f"against {escape(first)}", title_justify="left")
+    table = Table("adapter", "metric", title=f"against {first}", title_justify="left")
     table.add_column("difference", justify="right")
     table.add_column("95% interval")
     table.add_column("p", justify="right")

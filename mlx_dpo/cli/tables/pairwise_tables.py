@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -29,7 +28,7 @@ def pairwise_table(summaries: Mapping[str, dict[str, Any]]) -> Table:
         summaries: `head_to_head` of the adapters' summaries, by their names.
     """
     judge = next(iter(summaries.values()))["judge"]
-    table = Table("completions", title=f"Judged by {escape(judge)}", title_justify="left")
+    table = Table("completions", title=f"Judged by {judge}", title_justify="left")
     for name in summaries:
         table.add_column(Text(name or "tuned against base"), justify="right")
     for label, key in COUNT_ROWS.items():
@@ -46,7 +45,7 @@ def pairwise_table(summaries: Mapping[str, dict[str, Any]]) -> Table:
 
 def tasks_table(tasks: Mapping[str, dict[str, dict[str, float]]], title: str) -> Table:
     """A row for each metric of each task: before, after, and the change."""
-    table = Table("task", "metric", title=escape(title), title_justify="left")
+    table = Table("task", "metric", title=title, title_justify="left")
     for name in ("before", "after", "change"):
         table.add_column(name, justify="right")
     for task, metrics in tasks.items():

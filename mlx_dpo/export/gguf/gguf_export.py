@@ -5,7 +5,7 @@ The file format is written by the `gguf` package, which llama.cpp maintains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from mlx_dpo.export.gguf.gguf_families import (
 )
 from mlx_dpo.export.gguf.gguf_tensors import TensorSource, write_gguf_file
 from mlx_dpo.export.gguf.gguf_tokenizer import add_tokenizer
-from mlx_dpo.export.lora_factors import load_adapter_factors, reject_layers
+from mlx_dpo.export.lora_factors import alternatives_hint, load_adapter_factors, reject_layers
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 
 GGUFMatrixType = Literal["f16", "q8_0"]
@@ -84,7 +84,7 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
         hint = "Fuse it into the model, and export the model with --format gguf."
         raise UserError("llama.cpp's adapters are LoRA only, and this is DoRA", where=where, hint=hint)
     description = GGUFModelDescription.from_loaded_model(adapter.loaded_model)
-    names = _gguf_names([f"{name}.weight" for name in adapter.layers], description)
+    names = _gguf_names([f"{name}.weight" for name in adapter.layers], description, adapter_path)
     tensors = {}
     for layer, factors in adapter.layers.items():
         name = f"{layer}.weight"
@@ -140,13 +140,19 @@ def _model_tensors(model: nn.Module, description: GGUFModelDescription) -> dict[
     return tensors
 
 
-def _gguf_names(names: Iterable[str], description: GGUFModelDescription) -> dict[str, str]:
-    """llama.cpp's names of tensors. Raises `UserError` if it has none for some."""
+def _gguf_names(
+    names: Collection[str], description: GGUFModelDescription, adapter_path: str | Path | None = None
+) -> dict[str, str]:
+    """llama.cpp's names of tensors, of a model or an adapter. Raises `UserError` if it has none for some."""
     gguf = import_gguf()
     architecture = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == description.family.architecture)
     table = gguf.get_tensor_name_map(architecture, description.model_args.num_hidden_layers)
     suffixes = (".weight", ".bias")
     gguf_names = {name: table.get_name(name.removeprefix(TEXT_MODEL_PREFIX), try_suffixes=suffixes) for name in names}
     reason = f"llama.cpp's {description.family.architecture} has no place for"
-    reject_layers([name for name, new in gguf_names.items() if new is None], reason, description.where)
+    unnamed = [name for name, new in gguf_names.items() if new is None]
+    hint = None
+    if adapter_path is not None:
+        hint = alternatives_hint(adapter_path, (name.removesuffix(".weight") for name in set(names) - set(unnamed)))
+    reject_layers(unnamed, reason, description.where, hint)
     return gguf_names

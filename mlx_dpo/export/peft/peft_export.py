@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.export.lora_factors import LoraFactors, load_adapter_factors, reject_layers
+from mlx_dpo.export.lora_factors import LoraFactors, alternatives_hint, load_adapter_factors, reject_layers
 from mlx_dpo.export.peft.peft_format import (
     PEFT_CONFIG_FILE,
     PEFT_PREFIX,
@@ -47,7 +47,9 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     adapter = load_adapter_factors(model, adapter_path)
     where = Where(str(adapter_path))
     model_type = require_supported_model_type(adapter.loaded_model)
-    reject_layers([n for n in adapter.layers if n.endswith(_ROUTERS)], "PEFT can't adapt the router of experts", where)
+    routers = [name for name in adapter.layers if name.endswith(_ROUTERS)]
+    hint = alternatives_hint(adapter_path, set(adapter.layers) - set(routers))
+    reject_layers(routers, "PEFT can't adapt the router of experts", where, hint)
     untrimmed = {transformers_layer_name(model_type, name): factors for name, factors in adapter.layers.items()}
     trimmed = {name: _without_padding(factors) for name, factors in untrimmed.items()}
     layers = {name: factors for name, factors in trimmed.items() if factors.rank}
