@@ -25,6 +25,7 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
+from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.objectives import LossStates, WeightedLoss
 from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
@@ -180,6 +181,7 @@ def build_components(
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     on_progress("Loading the model")
     policy = _load_policy(config, inputs.model, communicator)
+    check_vocabulary(policy.network.model, tokenizer)
     memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))

@@ -319,7 +319,7 @@ def test_an_answer_of_which_nothing_is_rendered_is_refused() -> None:
 def test_ignored_fields_are_found_by_rendering_without_them() -> None:
     no_system = Family("{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + CHATML)
     prompt = [{"role": "system", "content": "Be brief."}, user("q")]
-    chosen, rejected = assistant("A.", reasoning_content="a"), assistant("B.", reasoning_content="b")
+    chosen, rejected = assistant("A.", reasoning_content="a"), assistant("B.", reasoning_content="t")
     pair = Pair(prompt, [chosen], [rejected], TOOLS)
     assert warned(encode(make_encoder(no_system), pair)) == [
         *("thinking_lost", "ignored_tools", "ignored_reasoning_content", "ignored_system")
