@@ -94,7 +94,7 @@ class AnswerAligner:
     def _masked(self, whole: Rendering, start: int, spans: Sequence[Span], is_prefix: bool) -> AlignedAnswer:
         bounds = sorted({start, *(bound for span in spans for bound in span)})
         pieces = self._renderer.split_ids(whole, bounds)[1:]
-        starts = {begin for begin, _ in spans}
+        starts = {begin for begin, end in spans if end > begin}
         mask = tuple(bound in starts for bound, piece in zip(bounds, pieces, strict=True) for _ in piece)
         ids = tuple(token_id for piece in pieces for token_id in piece)
         text = self._renderer.text
@@ -158,18 +158,18 @@ class AnswerAligner:
             closing = self._closing(turns, i)
             if closing and whole[end : end + len(closing)] == closing:
                 return end + len(closing)
-        return end + self._end_token_length(whole, turns, i, end, closing)
+        return end + self._end_token_length(whole, turns, i, (start, end), closing)
 
     def _end_token_length(
-        self, whole: Rendering, turns: Sequence[Message], i: int, end: int, closing: Rendering | None
+        self, whole: Rendering, turns: Sequence[Message], i: int, span: Span, closing: Rendering | None
     ) -> int:
         """The length of the token behind a turn where it ends the turn, else 0."""
+        start, end = span
         if not isinstance(whole, str):
-            return int(
-                end < len(whole) and whole[end] in self._special.ends and whole[end - 1] not in self._special.ends
-            )
+            ends = self._special.ends
+            return int(end < len(whole) and whole[end] in ends and ends.isdisjoint(whole[start:end][-1:]))
         token = self._special.begins(whole[end:])
-        if not token or self._special.ends_with(whole[:end]):
+        if not token or self._special.ends_with(whole[start:end]):
             return 0
         before, generation = self._try_render(turns[:i]), self._try_render(turns[:i], add_generation_prompt=True)
         header = str(generation)[len(before) :] if before is not None else ""

@@ -66,7 +66,7 @@ class FindingsDetector:
     ) -> Iterator[warnings.WarningKind]:
         *earlier, last = turns
         thinking = self._thinking(last)
-        if thinking and thinking not in answer.rendered:
+        if thinking and thinking not in answer.assistant_text:
             yield warnings.THINKING_LOST
         if thinking and False in (chat.options.get("enable_thinking"), chat.options.get("thinking")):
             yield warnings.THINKING_CONTRADICTION

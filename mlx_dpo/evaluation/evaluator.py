@@ -23,6 +23,7 @@ from mlx_dpo.forward.device import keep_weights_resident
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
 
 ProgressCallback = Callable[[int, int], None]  # (number done, number in all)
@@ -112,6 +113,7 @@ class Evaluator:
         reference = examples.reference
         keep_weights_resident()
         model = load_model(config.model).model if model is None else model
+        check_vocabulary(model, examples.examples.encoder.tokenizer)
         base_tensors = apply_adapter(model, adapter_path)
         network = Network.from_model(model)
         if config.reference == "none":

@@ -39,6 +39,7 @@ from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
 
 REWARD_METRICS = (
@@ -164,6 +165,7 @@ class RewardScorer:
             reference_fingerprint = self._precompute(load_reference_model(config, tokenizer))
             mx.clear_cache()  # the reference model's memory is for the policy
         model = load_model(config.model).model if model is None else model
+        check_vocabulary(model, tokenizer)
         base_tensors = apply_adapter(model, adapter_path)
         network = Network.from_model(model)
         self.memory_model = MemoryModel(network)

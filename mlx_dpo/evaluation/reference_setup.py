@@ -18,6 +18,7 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import Policy
+from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy, SharedNetworkReference
 
@@ -88,13 +89,15 @@ def load_reference_model(config: TrainConfig, tokenizer: Any) -> CachedReference
     """Load the model `config.reference`.
 
     Raises:
-        UserError: it has another vocabulary than the policy's `tokenizer`.
+        UserError: it has another vocabulary than the policy's `tokenizer`, or too small an embedding for it.
     """
     if load_tokenizer(config.reference).get_vocab() != tokenizer.get_vocab():
         hint = "A reference needs the policy's tokens: use a model of the same family, a fused or a base one."
         where = Where(config.reference)
         raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
-    return CachedReference(Network.from_model(load_model(config.reference).model), {}, config.reference)
+    model = load_model(config.reference).model
+    check_vocabulary(model, tokenizer)
+    return CachedReference(Network.from_model(model), {}, config.reference)
 
 
 def attach_reference(

@@ -50,7 +50,9 @@ def generate_responses(
 
     Raises:
         RowError: a prompt can't be rendered.
+        UserError: the tokenizer's ids are not in the model's vocabulary.
     """
+    check_vocabulary(model, renderer.tokenizer)
     prompt_ids = [renderer.prompt_ids(prompt) for prompt in prompts]
     return generate_from_token_ids(model, renderer.tokenizer, prompt_ids, sampling)
 

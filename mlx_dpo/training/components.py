@@ -31,6 +31,7 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
+from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.objectives import LossStates, WeightedLoss
 from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
@@ -190,6 +191,7 @@ def build_components(
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     on_progress("Loading the model")
     policy = _load_policy(config, inputs.model, communicator, on_progress)
+    check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))
     on_progress("Measuring the memory that the model needs")
