@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,7 +15,7 @@ from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.evaluation.row_batches import index_batches
 from mlx_dpo.forward.memory_model import MemoryModel
-from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.objectives import WeightedLoss
 
 MAX_HIDDEN_STATES_BYTES = 256 << 20  # of the adapter, kept for the KL; it is measured on the tokens that these cover
@@ -49,20 +49,26 @@ class MarginEvaluator:
         loss: gives the rewards.
         batches: the pairs.
         base: the base model's measurements, which are the reference.
-        adapter_hidden_states: of the adapter, [tokens, hidden] for each of the first micro-batches.
+        adapter_hidden_states: of the adapter, [tokens, hidden] for each of the first micro-batches; logits, [tokens,
+            vocabulary], where the adapter's network has no head split.
+        adapter_sharing: how the adapter was run; None until it is measured.
+        adapter_has_split: whether the adapter was run as body and head.
     """
 
     loss: WeightedLoss
     batches: list[OptimizerBatch]
     base: list[ExampleMeasurement] = field(default_factory=list)
     adapter_hidden_states: list[mx.array] = field(default_factory=list)
+    adapter_sharing: PromptSharing | None = None
+    adapter_has_split: bool = False
 
     @classmethod
     def prepare(cls, loss: WeightedLoss, held_out: ExampleSet, batch_size: int, base: nn.Module) -> MarginEvaluator:
         """Split the pairs into micro-batches and measure the base model."""
-        memory_model, order = MemoryModel(Network.from_model(base)), index_batches(held_out.indices, batch_size)
+        network, order = Network.from_model(base), index_batches(held_out.indices, batch_size)
+        memory_model = MemoryModel(network)
         evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)))
-        evaluator.base = evaluator._run(base)
+        evaluator.base = evaluator._run(network)
         return evaluator
 
     def subset(self, pairs: int) -> MarginEvaluator:
@@ -77,22 +83,30 @@ class MarginEvaluator:
     def measure_adapter(self, model: nn.Module) -> MarginMeasurement:
         """Measure the adapter, and keep hidden states of it for the KL of other policies."""
         network, num_bytes = Network.from_model(model), 0
+        self.adapter_sharing, self.adapter_has_split = network.sharing, network.head_split is not None
         for micro in (micro for batch in self.batches for micro in batch.micro_batches):
             hidden_states = network.hidden_states(micro)
             num_bytes += hidden_states.nbytes
             if num_bytes > MAX_HIDDEN_STATES_BYTES:
                 break
             self.adapter_hidden_states.append(hidden_states)
-        return self._summarize(self._run(model))
+        return self._summarize(self._run(network))
 
     def measure(self, policy: nn.Module) -> MarginMeasurement:
-        """Measure a policy of the same architecture and with the same head as the adapter."""
-        return self._summarize(self._run(policy, self.adapter_hidden_states))
+        """Measure a policy of the same architecture as the adapter; its KL too, if an adapter was measured before."""
+        network = Network.from_model(policy)
+        # The second: no head for the adapter's hidden states.
+        if self.adapter_sharing is None or (self.adapter_has_split and network.head_split is None):
+            return self._summarize(self._run(network))
+        # Run as the adapter was, whose head or embedding may itself be adapted: hidden states are then logits, and
+        # tokens are in another order.
+        split = network.head_split if self.adapter_has_split else None
+        network = replace(network, head_split=split, sharing=self.adapter_sharing)
+        return self._summarize(self._run(network, self.adapter_hidden_states))
 
-    def _run(self, model: nn.Module, hidden_states: Sequence[mx.array] = ()) -> list[ExampleMeasurement]:
+    def _run(self, network: Network, hidden_states: Sequence[mx.array] = ()) -> list[ExampleMeasurement]:
         """Measure all pairs, and the KL on the first micro-batches, for which there are hidden states."""
         remaining = iter(hidden_states)
-        network = Network.from_model(model)
 
         def options(micro: MicroBatch) -> dict[str, mx.array | None]:
             return {"reference_hidden_states": next(remaining, None)}

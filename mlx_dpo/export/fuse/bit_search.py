@@ -50,6 +50,11 @@ def precision_options(module: nn.Module) -> list[Precision]:
     return [base, *(base.with_bits(bits) for bits in SUPPORTED_BITS if bits > base.bits), FLOAT_PRECISION]
 
 
+def has_choice_of_bits(layers: Mapping[str, nn.Module]) -> bool:
+    """Whether any of the adapted layers may be fused at more than one precision."""
+    return any(len(precision_options(module)) > 1 for module in layers.values())
+
+
 def group_layers_by_block(layers: Mapping[str, nn.Module]) -> list[list[str]]:
     """Group the names of `adapted_layers` by transformer block."""
     return [list(names) for _, names in groupby(layers, key=block_prefix)]
@@ -80,7 +85,7 @@ def greedy_upgrade(
     upgrades: list[tuple[float, PrecisionPlan]] = []
     for names in group_layers_by_block(layers):
         block = {name: layers[name] for name in names}
-        if all(len(precision_options(module)) == 1 for module in block.values()):
+        if not has_choice_of_bits(block):
             continue
         options = _convex_hull(_block_options(block))
         weight = measure_sensitivity(names) / max(options[0].relative_error, 1e-30)

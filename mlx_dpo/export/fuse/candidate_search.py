@@ -16,7 +16,13 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.calibration import CalibrationSet
 from mlx_dpo.evaluation.margin_evaluator import MarginEvaluator, MarginMeasurement
 from mlx_dpo.export.fuse.adapted_model import AdaptedModel, temporarily_merged
-from mlx_dpo.export.fuse.bit_search import PrecisionPlan, greedy_upgrade, smallest_sufficient_plan, uniform_plan
+from mlx_dpo.export.fuse.bit_search import (
+    PrecisionPlan,
+    greedy_upgrade,
+    has_choice_of_bits,
+    smallest_sufficient_plan,
+    uniform_plan,
+)
 from mlx_dpo.export.fuse.fuse_result import ModelMeasurement, describe_bits
 from mlx_dpo.utils.tensor_names import block_prefix
 
@@ -72,13 +78,16 @@ class CandidateSearch:
         """Find the smallest plan that keeps the margin; if none does, the largest plan.
 
         Raises:
-            UserError: the adapter has no margin to keep.
+            UserError: there is a choice of bits, and the adapter has no margin to choose them by.
         """
         assert self.model is not None
+        layers = adapted_layers(self.model)
+        if not has_choice_of_bits(layers):
+            return uniform_plan(layers, 0)
         if self.note:
-            hint = "Give pairs like those it was trained on with --calibrate FILE."
+            hint = "Give pairs like those it was trained on with --calibrate FILE, or choose the bits with --bits."
             raise UserError(self.note, field="calibrate", hint=hint)
-        plans = greedy_upgrade(adapted_layers(self.model), self._measure_sensitivity)
+        plans = greedy_upgrade(layers, self._measure_sensitivity)
         return smallest_sufficient_plan(plans, lambda plan: self.measure_plan(plan).keeps_margin)
 
     def measurements(self, plan: PrecisionPlan) -> list[ModelMeasurement]:
@@ -88,14 +97,23 @@ class CandidateSearch:
         return [*self._unfused, *sorted(tried, key=lambda m: m.bytes), chosen]
 
     def measure_plan(self, plan: PrecisionPlan) -> ModelMeasurement:
-        """Measure the model that is fused with a plan, once."""
+        """Measure the model that is fused with a plan, once.
+
+        Raises:
+            UserError: mlx can't run it here.
+        """
         key = repr(plan)
         if key not in self._fused:
             bits = describe_bits(plan)
             self._on_progress(f"Measuring the fused model with {bits} bits")
             self.model = None
             model = self._adapted_model.load_fused(plan)
-            measurement = self._evaluator.measure(model)
+            try:
+                measurement = self._evaluator.measure(model)
+            except UserError as error:  # such as experts in bfloat16, which mlx does not multiply on the CPU
+                hint = "Choose bits that run here, such as --bits 8, or fuse on another machine."
+                message = f"the fused model with {bits} bits can't be measured: {error.message}"
+                raise UserError(message, field="bits", hint=hint) from error
             self._fused[key] = self._to_model_measurement("fused", bits, _size_bytes(model), measurement)
         return self._fused[key]
 

@@ -13,7 +13,7 @@ from mlx_dpo.adapters.merging import adapted_layers, layer_precision
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.calibration import find_calibration_set
 from mlx_dpo.export.fuse.adapted_model import AdaptedModel
-from mlx_dpo.export.fuse.bit_search import PrecisionPlan, precision_options, uniform_plan
+from mlx_dpo.export.fuse.bit_search import PrecisionPlan, has_choice_of_bits, uniform_plan
 from mlx_dpo.export.fuse.candidate_search import CandidateSearch
 from mlx_dpo.export.fuse.fuse_result import (
     MIN_KEPT_MARGIN,
@@ -83,7 +83,7 @@ def _report_without_pairs(
     adapted_model: AdaptedModel, target: Path, bits: FuseBits, missing_reason: str
 ) -> FusedModelReport:
     model = adapted_model.load()[0].model
-    if bits == "auto" and any(len(precision_options(module)) > 1 for module in adapted_layers(model).values()):
+    if bits == "auto" and has_choice_of_bits(adapted_layers(model)):
         raise UserError(
             f"there are no pairs to measure the fused model on: {missing_reason}",
             where=Where(str(adapted_model.adapter_path)),
