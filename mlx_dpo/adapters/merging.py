@@ -210,7 +210,7 @@ def _quantized(layer: nn.Module, precision: Precision, dtype: mx.Dtype, stretch:
 
 
 def _packed(codes: mx.array, bits: int) -> mx.array:
-    """mlx's layout of codes, [..., n] uint32 to [..., n * bits / 32]: one after the other, from the lowest bit up."""
+    """Pack codes as mlx does: [..., n] uint32 to [..., n * bits / 32], one after the other, from the lowest bit up."""
     lanes = mx.unflatten(codes, -1, (-1, 32))
     words = [mx.zeros(lanes.shape[:-1], mx.uint32)] * bits
     for i in range(32):

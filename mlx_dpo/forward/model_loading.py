@@ -74,6 +74,7 @@ def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
     """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`.
 
     Args:
+        name: a model folder, or a Hub id.
         lazy: leave every weight on disk until it is used.
     """
     from mlx_lm.utils import load_model as mlx_lm_load_model

@@ -52,12 +52,18 @@ def make_policy(
     memory_limit: int | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> Policy:
-    """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
+    """Attach a fresh adapter, or that of a folder, and find out how the model can be run.
 
     Args:
+        model: an mlx-lm model without adapters, changed in place.
+        spec: the fresh adapter's settings.
+        init_adapter: an adapter folder, whose own settings replace `spec`; None for a fresh adapter.
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
         memory_limit: bytes that training may use in total; None for what the machine allows.
         on_progress: receives what is being done, where it may take long.
+
+    Raises:
+        UserError: the model has adapters already, the adapter does not fit it, or it can't be run here.
     """
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")

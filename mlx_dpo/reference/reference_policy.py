@@ -52,6 +52,7 @@ class NoReference(ReferencePolicy):
     """No reference: its log-probs are zero, so that log-ratios are the policy's log-probs."""
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
+        """[sequences]; see `ReferencePolicy.sums`."""
         return np.zeros(len(batch.sequences))
 
 
@@ -67,10 +68,12 @@ class SharedNetworkReference(ReferencePolicy):
         self.network, self.tensors = network, tensors
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
+        """[sequences]; see `ReferencePolicy.sums`."""
         with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
             return self.network.logps(batch).sums
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
+        """[tokens, hidden]; see `ReferencePolicy.hidden_states`."""
         with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
             return self.network.hidden_states(batch)
 
@@ -102,6 +105,7 @@ class CachedReference(SharedNetworkReference):
         self.cache = MainRankLogpCache(shards, name, model) if shards else LogpCache(name, model)
 
     def sums(self, batch: MicroBatch) -> np.ndarray:
+        """[sequences]; see `ReferencePolicy.sums`."""
         return self.cache.get_or_compute(batch, super().sums)
 
 
