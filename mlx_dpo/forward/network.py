@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
-from mlx_dpo.forward.device import usable_memory
+from mlx_dpo.forward.device import numpy_writes_through, usable_memory
+from mlx_dpo.forward.forward_trace import ForwardTrace
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.mlx_patches import patched_mlx
@@ -23,8 +22,6 @@ from mlx_dpo.forward.path_agreement import CompletionSums, Sequences, agrees, co
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
-from mlx_dpo.utils.stop_flag import check_stop
-from mlx_dpo.utils.tensor_names import block_prefix
 
 if TYPE_CHECKING:
     from mlx_dpo.distributed.tensor_parallel import TensorParallelism
@@ -135,7 +132,8 @@ class Network:
 
         The graph of the backward pass is built with a placeholder for the upstream gradient, which is filled in once
         the loss's gradient is known: mlx builds both passes at once, and evaluating the head inside of
-        `value_and_grad` would keep all logits in memory.
+        `value_and_grad` would keep all logits in memory. Where a placeholder can't be filled in, the forward pass is
+        repeated with the gradient in its place.
 
         Args:
             batch: the micro-batch.
@@ -143,9 +141,21 @@ class Network:
             collision_logps: see `logps`.
             reference_hidden_states: see `logps`.
         """
-        hidden_states, upstream_grad, gradients = self._build_backward(batch, num_checkpointed)
+        seed, can_fill = random_state(), numpy_writes_through()
+        if can_fill:
+            hidden_states, placeholder, gradients = self._build_backward(batch, num_checkpointed)
+        else:
+            hidden_states = self.hidden_states(batch)
+
+        def backward(upstream_grad: mx.array) -> Any:
+            if can_fill:
+                np.array(placeholder, copy=False)[:] = np.array(upstream_grad)  # writes into mlx's own buffer
+                return gradients
+            mx.random.seed(seed)  # dropout as in the forward pass
+            return self._build_backward(batch, num_checkpointed, upstream_grad)[2]
+
         logps, terms = self._logps(batch, hidden_states, True, collision_logps, reference_hidden_states)
-        return ForwardTrace(logps, terms, upstream_grad, gradients)
+        return ForwardTrace(logps, terms, backward)
 
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Measure the bytes that a forward pass keeps for its backward pass."""
@@ -159,15 +169,17 @@ class Network:
         del backward  # it holds the activations
         return int(-self.min_over_ranks(-num_bytes))
 
-    def _build_backward(self, batch: MicroBatch, num_checkpointed: int) -> tuple[mx.array, mx.array, Any]:
-        """Hidden states; the placeholder of their gradient, [tokens, hidden] float32; and lazy gradients from it."""
+    def _build_backward(
+        self, batch: MicroBatch, num_checkpointed: int, upstream_grad: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, Any]:
+        """Hidden states; their gradient, [tokens, hidden] float32, zeros unless given; and lazy gradients from it."""
         hidden_states: list[mx.array] = []
         placeholders: list[mx.array] = []
         seeds: list[int] = []
 
         def product_with_placeholder() -> mx.array:
             hidden_states.append(self._hidden_states(batch))
-            placeholders.append(mx.zeros(hidden_states[0].shape))
+            placeholders.append(mx.zeros(hidden_states[0].shape) if upstream_grad is None else upstream_grad)
             seeds.append(random_state())
             return (hidden_states[0] * placeholders[0]).sum()
 
@@ -223,47 +235,6 @@ class Network:
         shared = batch.shared_prompts
         groups = zip(completion_hidden_states(self.head_split, shared), shared.completion_groups, strict=True)
         return mx.concatenate([_select(hidden, group.completion_mask) for hidden, group in groups])
-
-
-@dataclass(frozen=True)
-class ForwardTrace:
-    """A micro-batch's forward pass, ready for its backward pass.
-
-    Attributes:
-        logps: log-probs of the completions.
-        terms: log-probs and their gradients by token.
-        upstream_grad: [tokens, hidden] float32, placeholder of the loss's gradient with respect to the hidden states.
-        gradients: of the trainable parameters, lazily computed from `upstream_grad`.
-    """
-
-    logps: CompletionLogps
-    terms: TokenTerms
-    upstream_grad: mx.array
-    gradients: Any
-
-    def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
-        """Compute the gradient of the trainable parameters; evaluated.
-
-        Args:
-            sums: [sequences], the loss's gradient with respect to `CompletionLogps.sums`.
-            plain: [sequences], with respect to `CompletionLogps.unweighted_sums`.
-            kls: [sequences], with respect to `CompletionLogps.kls`.
-
-        Returns:
-            A tree like the model's trainable parameters.
-        """
-        assert self.terms.logp_grads is not None
-        upstream = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
-        if kls is not None and self.terms.kl_grads is not None:
-            kl_weights = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
-            upstream = upstream + kl_weights * self.terms.kl_grads.astype(mx.float32)
-        np.array(self.upstream_grad, copy=False)[:] = np.array(upstream)  # writes into mlx's own buffer
-        # From the last block to the first, in the order of the backward pass: evaluated all at once, mlx keeps much of
-        # every block until the end.
-        for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
-            check_stop()
-            mx.eval([tensor for _, tensor in tensors])
-        return self.gradients
 
 
 def _remembered(function: CompletionSums) -> CompletionSums:
