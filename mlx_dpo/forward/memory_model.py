@@ -1,8 +1,8 @@
 """How large a micro-batch may be, and how many of its activations are kept for the backward pass.
 
 A micro-batch has enough tokens to saturate the hardware and no more: a larger one is no faster, and on a Mac the
-display's watchdog ends a process whose GPU commands take long. A longer example keeps no more activations than such a
-micro-batch would, unless a memory limit allows more: other blocks are recomputed (gradient checkpointing).
+display's watchdog ends a process whose GPU commands take long. On a CPU a longer example keeps no more activations than
+such a micro-batch would, unless a memory limit allows more: other blocks are recomputed (gradient checkpointing).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.attention import QUERY_BLOCK
+from mlx_dpo.forward.device import runs_on_cpu
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.token_logps import chunk_bytes
 
@@ -160,19 +161,22 @@ class MemoryModel:
         memory_limit: int | None,
         grad_checkpoint: bool,
         micro_batch_share: float = 1.0,
+        max_tokens: int = SATURATING_TOKENS,
     ) -> MemoryModel:
         """Measure a network and set limits for training.
 
         Args:
             network: the network.
             usable_bytes: memory that may be used on this machine.
-            memory_limit: bytes to use in total; None for what `SATURATING_TOKENS` tokens need.
+            memory_limit: bytes to use in total; None for what `max_tokens` tokens need on a CPU, and for
+                `usable_bytes` on a GPU, where recomputing costs more than memory that is free.
             grad_checkpoint: whether to checkpoint all blocks.
             micro_batch_share: share of the allowed tokens and activation bytes to use.
+            max_tokens: largest number of tokens of a micro-batch with several examples.
         """
         activations = ActivationMemory.measure(network)
         saturating = activations.activation_bytes(
-            BatchCost.from_batch(synthetic_pair(SATURATING_TOKENS // 2, SATURATING_TOKENS // 4), network.sharing)
+            BatchCost.from_batch(synthetic_pair(max_tokens // 2, max_tokens // 4), network.sharing)
         )
         resident = mx.get_active_memory() + COPIES_OF_TRAINED * sum(
             tensor.nbytes for tensor in trainable_tensors(network.model).values()
@@ -183,8 +187,15 @@ class MemoryModel:
             - chunk_bytes(network.vocab_size, network.chunk_tokens)
             - COPIES_IN_BACKWARD * saturating / len(network.model.layers)
         )
-        limit = network.min_over_ranks(micro_batch_share * (rest if memory_limit else min(saturating, rest)))
-        return cls(network, activations, limit, resident, grad_checkpoint, int(micro_batch_share * SATURATING_TOKENS))
+        activation_limit = min(saturating, rest) if memory_limit is None and runs_on_cpu() else rest
+        return cls(
+            network,
+            activations,
+            network.min_over_ranks(micro_batch_share * activation_limit),
+            resident,
+            grad_checkpoint,
+            int(micro_batch_share * max_tokens),
+        )
 
     def fits(self, batch: MicroBatch) -> bool:
         """Whether these examples may form a micro-batch."""

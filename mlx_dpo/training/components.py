@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx_dpo.adapters.adapter_settings import adapter_settings, require_equal_settings, require_settings_of_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -26,8 +27,9 @@ from mlx_dpo.evaluation.reference_setup import (
     precompute_with_reference_model,
     require_reference_in_memory,
 )
-from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
-from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.forward.device import keep_weights_resident, parse_memory, runs_on_cpu, usable_memory
+from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
+from mlx_dpo.forward.micro_batch_size import choose_micro_batch_tokens
 from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
@@ -40,7 +42,7 @@ from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics, Note, Preparing
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.provenance import DATA_KEYS
-from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder
 from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
 from mlx_dpo.training.trainer import Trainer
 
@@ -195,7 +197,9 @@ def build_components(
     for text in policy.notes:
         listener.handle(Note(text))
     on_progress("Measuring the memory that the model needs")
-    memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
+    if checkpoint and config.micro_batch_tokens is None:  # another size would round otherwise
+        config = config.replace(micro_batch_tokens=read_yaml(checkpoint / CONFIG_FILE).get("micro_batch_tokens"))
+    config, memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))
     return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator)
@@ -223,12 +227,21 @@ def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFa
     return OomFallback(share, any(item.grad_checkpoint for item in fallbacks))
 
 
-def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> MemoryModel:
-    limit = parse_memory(config.memory_limit) if config.memory_limit else None
-    checkpoint_everything = config.grad_checkpoint or fallback.grad_checkpoint
-    return MemoryModel.for_training(
-        policy.network, usable_memory(), limit, checkpoint_everything, fallback.micro_batch_share
+def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> tuple[TrainConfig, MemoryModel]:
+    """The memory model, and the config with the micro-batch size that it has, if that was measured."""
+    memory_model = MemoryModel.for_training(
+        policy.network,
+        usable_memory(),
+        parse_memory(config.memory_limit) if config.memory_limit else None,
+        config.grad_checkpoint or fallback.grad_checkpoint,
+        fallback.micro_batch_share,
+        config.micro_batch_tokens or SATURATING_TOKENS,
     )
+    if config.micro_batch_tokens or runs_on_cpu():
+        return config, memory_model
+    tokens = choose_micro_batch_tokens(memory_model)
+    memory_model = replace(memory_model, max_tokens=int(fallback.micro_batch_share * tokens))
+    return config.replace(micro_batch_tokens=tokens), memory_model
 
 
 def _load_policy(
