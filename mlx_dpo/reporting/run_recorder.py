@@ -230,6 +230,7 @@ def _metadata(plan: RunPlan, command: str | None) -> dict[str, Any]:
     packages = ("mlx-dpo", "mlx", "mlx-lm", "numpy")
     return {
         "command": command,
+        **({records.OUTPUTS_WRITTEN_KEY: False} if command else {}),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {mx.device_info().get('device_name', 'CPU')}",
         "ranks": plan.ranks,
