@@ -63,6 +63,7 @@ def score(
             length_normalise=length_normalise,
             by=by or (),
             progress=lambda done, rows: status.update(f"{done:,} of {rows:,} rows"),
+            on_status=status.update,
         )
     if json:
         print_json({"output": str(output), **summary})

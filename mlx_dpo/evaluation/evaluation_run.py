@@ -66,7 +66,9 @@ class EvaluationRun:
         """
         evaluator = Evaluator(self.config, by=self.by)
         results = [
-            evaluator.evaluate(adapter, progress=lambda done, pairs: on_status(f"{done:,} of {pairs:,} pairs"))
+            evaluator.evaluate(
+                adapter, progress=lambda done, pairs: on_status(f"{done:,} of {pairs:,} pairs"), on_status=on_status
+            )
             for adapter in self.adapters
         ]
         summaries = []

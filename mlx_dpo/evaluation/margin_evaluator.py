@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -63,9 +63,28 @@ class MarginEvaluator:
     adapter_has_split: bool = False
 
     @classmethod
-    def prepare(cls, loss: WeightedLoss, held_out: ExampleSet, batch_size: int, base: nn.Module) -> MarginEvaluator:
-        """Split the pairs into micro-batches and measure the base model."""
-        network, order = Network.from_model(base), index_batches(held_out.indices, batch_size)
+    def prepare(
+        cls,
+        loss: WeightedLoss,
+        held_out: ExampleSet,
+        batch_size: int,
+        base: nn.Module,
+        *,
+        use_cache: bool = False,
+        on_progress: Callable[[str], None] = lambda text: None,
+    ) -> MarginEvaluator:
+        """Split the pairs into micro-batches and measure the base model.
+
+        Args:
+            loss: gives the rewards.
+            held_out: the pairs.
+            batch_size: pairs that are measured together.
+            base: the base model.
+            use_cache: whether it was loaded from files; see `Network.from_model`.
+            on_progress: likewise.
+        """
+        network = Network.from_model(base, use_cache=use_cache, on_progress=on_progress)
+        order = index_batches(held_out.indices, batch_size)
         memory_model = MemoryModel(network)
         evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)))
         evaluator.base = evaluator._run(network)
@@ -80,9 +99,14 @@ class MarginEvaluator:
         """The base model measured against itself."""
         return self._summarize(self.base)
 
-    def measure_adapter(self, model: nn.Module) -> MarginMeasurement:
-        """Measure the adapter, and keep hidden states of it for the KL of other policies."""
-        network, num_bytes = Network.from_model(model), 0
+    def measure_adapter(self, model: nn.Module, *, use_cache: bool = False) -> MarginMeasurement:
+        """Measure the adapter, and keep hidden states of it for the KL of other policies.
+
+        Args:
+            model: the model with the adapter.
+            use_cache: whether it was loaded from files; see `Network.from_model`.
+        """
+        network, num_bytes = Network.from_model(model, use_cache=use_cache), 0
         self.adapter_sharing, self.adapter_has_split = network.sharing, network.head_split is not None
         for micro in (micro for batch in self.batches for micro in batch.micro_batches):
             hidden_states = network.hidden_states(micro)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
 from mlx_dpo.forward.device import numpy_writes_through, usable_memory
@@ -18,7 +22,9 @@ from mlx_dpo.forward.forward_trace import ForwardTrace
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.mlx_patches import patched_mlx
+from mlx_dpo.forward.model_digest import tensor_digests
 from mlx_dpo.forward.path_agreement import CompletionSums, Sequences, agrees, count_logits, head_is_adapted
+from mlx_dpo.forward.path_cache import PathCache, RunnablePath
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
@@ -47,6 +53,7 @@ class Network:
         chunk_tokens: tokens whose logits are in memory at a time.
         shards: tensor parallelism; None where this process has all weights. With it, all ranks call every method
             together, and the sum of their gradients is the gradient.
+        frozen_digests: the `tensor_digest` of frozen tensors, by name, as far as they are known.
     """
 
     model: nn.Module
@@ -55,10 +62,17 @@ class Network:
     vocab_size: int
     chunk_tokens: int
     shards: TensorParallelism | None = None
+    frozen_digests: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, shards: TensorParallelism | None = None, memory_limit: int | None = None
+        cls,
+        model: nn.Module,
+        shards: TensorParallelism | None = None,
+        memory_limit: int | None = None,
+        *,
+        use_cache: bool = False,
+        on_progress: Callable[[str], None] = lambda text: None,
     ) -> Network:
         """Choose the cheapest way of running a model that agrees with its plain forward pass on a few sequences.
 
@@ -66,6 +80,9 @@ class Network:
             model: the mlx-lm model.
             shards: tensor parallelism.
             memory_limit: bytes that may be used in total; None for what the machine allows.
+            use_cache: whether the choice may be read from disk, and is kept there. Only for a model that was loaded
+                from files: the code of one in memory may have been changed, which no file shows. Not with `shards`.
+            on_progress: receives a line before each forward pass.
 
         Raises:
             UserError: the model itself can't be run.
@@ -75,20 +92,40 @@ class Network:
         plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)
         split = None if head_is_adapted(model) else find_head_split(model)
         candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
-        mode, plain_sums = model.training, _remembered(plain._completion_sums)
-        model.eval()  # no dropout
+        if not use_cache or shards:
+            return plain._first_agreeing(candidates, on_progress)
+        digests = tensor_digests(model, {})
+        cache = PathCache(model, digests)
+        known, ways = cache.read(), {network._path: network for network in [*candidates, plain]}
+        network = ways.get(known) if known else None
+        if network is None:
+            network = plain._first_agreeing(candidates, on_progress)
+            cache.write(network._path)
+        trained = trainable_tensors(model)
+        return replace(network, frozen_digests={name: text for name, text in digests.items() if name not in trained})
+
+    @property
+    def _path(self) -> RunnablePath:
+        return RunnablePath(self.sharing.name, self.head_split is not None)
+
+    def _first_agreeing(self, candidates: Sequence[Network], on_progress: Callable[[str], None]) -> Network:
+        """The first candidate that agrees with this plain network, which is returned where none does."""
+        mode, count = self.model.training, itertools.count(1)
+
+        def sums(network: Network, sequences: Sequences) -> np.ndarray:
+            on_progress(f"Checking how the model can be run: forward pass {next(count)}")
+            return network.logps(MicroBatch((), tuple(sequences))).sums
+
+        plain_sums = _remembered(partial(sums, self))
+        self.model.eval()  # no dropout
         try:
-            agreeing = (network for network in candidates if plain.min_over_ranks(network._agrees_with(plain_sums)))
-            return next(agreeing, plain)
+            for network in candidates:
+                several_prompts = network.sharing is PromptSharing.ANY_PROMPTS
+                if self.min_over_ranks(agrees(partial(sums, network), plain_sums, several_prompts=several_prompts)):
+                    return network
+            return self
         finally:
-            model.train(mode)
-
-    def _agrees_with(self, plain_sums: CompletionSums) -> bool:
-        several_prompts = self.sharing is PromptSharing.ANY_PROMPTS
-        return agrees(self._completion_sums, plain_sums, several_prompts=several_prompts)
-
-    def _completion_sums(self, sequences: Sequences) -> np.ndarray:
-        return self.logps(MicroBatch((), tuple(sequences))).sums
+            self.model.train(mode)
 
     def min_over_ranks(self, value: float) -> float:
         """The smallest value of all ranks under tensor parallelism, for decisions that ranks must take alike."""

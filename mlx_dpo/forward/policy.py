@@ -51,6 +51,8 @@ def make_policy(
     group: mx.distributed.Group | None = None,
     memory_limit: int | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
+    *,
+    use_cache: bool = False,
 ) -> Policy:
     """Attach a fresh adapter, or that of a folder, and find out how the model can be run.
 
@@ -61,6 +63,7 @@ def make_policy(
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
         memory_limit: bytes that training may use in total; None for what the machine allows.
         on_progress: receives what is being done, where it may take long.
+        use_cache: whether the model was loaded from files; see `Network.from_model`.
 
     Raises:
         UserError: the model has adapters already, the adapter does not fit it, or it can't be run here.
@@ -78,7 +81,7 @@ def make_policy(
         initial = base = {}
     shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
     on_progress("Checking how the model can be run")
-    network = Network.from_model(model, shards, memory_limit)
+    network = Network.from_model(model, shards, memory_limit, use_cache=use_cache, on_progress=on_progress)
     if shards:
         check_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network), tuple(notes))

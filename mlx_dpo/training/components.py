@@ -260,8 +260,10 @@ def _load_policy(
         fuse_bits=config.fuse_bits,
     )
     shard_group = None if communicator.data_parallel else communicator.mlx_group
+    is_from_files = model is None
     model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
-    policy = make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config), on_progress)
+    limit = memory_limit(config)
+    policy = make_policy(model, spec, config.init_adapter, shard_group, limit, on_progress, use_cache=is_from_files)
     if config.init_adapter:
         requested = adapter_settings(config)
         if config.num_layers > 0:

@@ -90,7 +90,10 @@ def start_trainer(
         trainer.restore(state, provenance)
         listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))
     if communicator.is_main:
-        trainer.saver.check_room(trainer.state(), trainable_tensors(trainer.model), trainer.steps)
+        tensors = trainable_tensors(trainer.model)
+        trainer.saver.check_room(trainer.state(), tensors, trainer.steps)
+        if checkpoint:
+            trainer.saver.update_adapter(checkpoint, tensors)
         _write_config_and_skipped_rows(folder, components, listener)
 
 

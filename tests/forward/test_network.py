@@ -152,7 +152,7 @@ def test_a_prompt_goes_through_once_and_little_is_padding() -> None:
     assert forked.num_tokens == 99 + 50 + 200
 
 
-@pytest.mark.parametrize(("family", "most"), [("llama", 55), ("ministral3", 70), ("phi3small", 80)])
+@pytest.mark.parametrize(("family", "most"), [("llama", 30), ("ministral3", 65), ("phi3small", 55)])
 def test_few_tokens_decide_how_a_model_is_run(monkeypatch: pytest.MonkeyPatch, family: str, most: int) -> None:
     """On a slow backend each takes a second. ANY_PROMPTS, ONE_PROMPT, NONE."""
     from tests.forward.families import sharing, tiny

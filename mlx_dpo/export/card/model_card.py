@@ -17,6 +17,7 @@ from mlx_dpo.export.card.curves import CURVES_FILE, draw_curves
 from mlx_dpo.export.card.markdown import code_block, inline_code, one_line, table
 from mlx_dpo.export.card.usage_section import usage_section
 from mlx_dpo.export.local_paths import strip_local_path
+from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.formatting import plural
 from mlx_dpo.utils.hub_client import redact_secrets
 
@@ -41,7 +42,8 @@ def write_card(folder: str | Path) -> Path:
         The path of README.md, which is left as it is if somebody else wrote it.
     """
     for name, content in render_card_files(folder).items():
-        (Path(folder) / name).write_bytes(content)
+        with atomic_write(Path(folder) / name) as partial:
+            partial.write_bytes(content)
     return Path(folder) / CARD_FILE
 
 

@@ -55,11 +55,16 @@ class CandidateSearch:
         on_progress("Measuring the base model")
         with swap_adapter(loaded.model, neutral_tensors):
             self._evaluator = MarginEvaluator.prepare(
-                calibration.loss, calibration.example_set, calibration.batch_size, loaded.model
+                calibration.loss,
+                calibration.example_set,
+                calibration.batch_size,
+                loaded.model,
+                use_cache=True,
+                on_progress=on_progress,
             )
         self.base = self._evaluator.measure_base()
         on_progress("Measuring the adapter")
-        self.adapter = self._evaluator.measure_adapter(loaded.model)
+        self.adapter = self._evaluator.measure_adapter(loaded.model, use_cache=True)
         size = _size_bytes(loaded.model)
         adapter_size = sum(tensor.nbytes for tensor in read_adapter(adapted_model.adapter_path)[1].values())
         self._unfused = [
