@@ -115,10 +115,14 @@ def test_a_run_starts_from_an_import(tmp_path: Path) -> None:
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-def test_the_base_is_the_one_on_the_models_card(checkpoint: Path, tmp_path: Path) -> None:
-    (checkpoint / "README.md").write_text("---\nbase_model: Qwen/Qwen3-4B\n---\nQuantized.\n")
+def test_the_base_is_the_one_that_the_model_was_quantized_from(checkpoint: Path, tmp_path: Path) -> None:
+    card = "---\nbase_model: Qwen/Qwen3-4B\n{}---\nQuantized.\n"
+    (checkpoint / "README.md").write_text(card.format("base_model_relation: quantized\n"))
     export_peft(str(checkpoint), TRL / "adapter", tmp_path / "out")
     assert config_of(tmp_path / "out")["base_model_name_or_path"] == "Qwen/Qwen3-4B"
+    (checkpoint / "README.md").write_text(card.format(""))
+    with pytest.raises(UserError, match=r"fine-tuning or only by conversion(?s:.*)--base-model Qwen/Qwen3-4B"):
+        export_peft(str(checkpoint), TRL / "adapter", tmp_path / "other")
 
 
 @pytest.fixture

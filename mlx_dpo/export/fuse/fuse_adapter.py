@@ -24,6 +24,9 @@ from mlx_dpo.export.fuse.fuse_result import (
 )
 from mlx_dpo.export.fuse.model_writer import unquantized_plan, write_fused_model
 from mlx_dpo.forward.model_loading import load_tokenizer
+from mlx_dpo.lineage.lineage_file import write_lineage
+from mlx_dpo.lineage.lineage_steps import fused_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.utils.atomic_write import require_new, write_new
 
 FuseBits = Literal["auto", "same", "5", "6", "8", "none"]
@@ -74,8 +77,10 @@ def fuse_adapter(
         raise MarginLostError(report, adapted_model.adapter_path)
     on_progress("Writing")
     loaded, _ = adapted_model.load()
+    lineage = fused_lineage(adapter_path, identify_model(model, loaded.path))
     with write_new(target) as folder:
         size = write_fused_model(folder, loaded, report.plan, tokenizer)
+        write_lineage(folder, lineage)
     return replace(report, measurements=[*report.measurements[:-1], replace(report.fused_model, bytes=size)])
 
 

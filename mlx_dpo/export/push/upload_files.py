@@ -13,6 +13,7 @@ from pathlib import Path
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
 from mlx_dpo.export.local_paths import shareable_content
+from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, read_lineage
 from mlx_dpo.utils.hub_client import redact_secrets
 
 _LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -22,10 +23,10 @@ _TOKENIZER = (
 )
 _CARD = ("README.md", "curves.png", *_LICENSES)
 UPLOAD_PATTERNS: dict[FolderKind, tuple[str, ...]] = {
-    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", *_CARD),
-    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", *_TOKENIZER, *_CARD),
+    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", LINEAGE_FILE, *_CARD),
+    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", LINEAGE_FILE, *_TOKENIZER, *_CARD),
     "model": (
-        *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+        *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", LINEAGE_FILE),
         *("model*.safetensors", "model.safetensors.index.json", "*.gguf", *_TOKENIZER, *_CARD),
     ),
 }
@@ -67,6 +68,8 @@ def select_upload_files(
     root = Path(folder)
     kind = detect_folder_kind(root)
     selected = {path.name: path for path in _matching_files(root, UPLOAD_PATTERNS[kind])}
+    if read_lineage(root) is None:  # of another program
+        selected.pop(LINEAGE_FILE, None)
     if kind == "model":
         selected |= {name: root / name for name in _custom_code_files(root)}
     for pattern in include:
