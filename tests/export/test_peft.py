@@ -164,7 +164,8 @@ def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, A
 
 @pytest.mark.parametrize(("kind", "keys", "expected"), [
     ("qwen3_moe", ["mlp.gate"], r"(?s)router.*mlp.gate.*mlx-dpo fuse --adapter-path .*run --save-path FOLDER"),
-    ("qwen3_next", ["self_attn.q_proj"], "'qwen3_next'"),
+    ("qwen3_next", ["self_attn.q_proj"], r"(?s)'qwen3_next'.*mlx-dpo fuse --adapter-path"),
+    ("qwen3_next", ["mlp.switch_mlp.up_proj"], r"(?s)'qwen3_next'.*mlx-dpo fuse --adapter-path(?!.*--lora-keys)"),
 ])  # fmt: skip
 def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, expected: str) -> None:
     from tests.forward.test_architectures import make_model

@@ -48,8 +48,8 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     Raises:
         UserError: an argument is wrong, `base_model` is needed and missing, or PEFT can't hold the adapter.
     """
-    adapter = load_adapter_factors(model, adapter_path)
     where = Where(str(adapter_path))
+    adapter = load_adapter_factors(model, adapter_path, require_supported_model_type)
     model_type = require_supported_model_type(adapter.loaded_model)
     routers = [name for name in adapter.layers if name.endswith(_ROUTERS)]
     hint = alternatives_hint(adapter_path, set(adapter.layers) - set(routers))
