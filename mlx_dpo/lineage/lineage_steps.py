@@ -108,8 +108,12 @@ def base_of_adapter(adapter: Lineage | None, model: str, folder: Path) -> BaseMo
     return recorded if recorded and is_known_by_adapter and not base.repo_id else base
 
 
-def current_base(base: BaseModel) -> BaseModel:
-    """A recorded base model with what has become known of it since: a folder may have been pushed to the Hub."""
+def current_lineage(lineage: Lineage) -> Lineage:
+    """A recorded lineage with what has become known of the base since: its folder may have been pushed to the Hub."""
+    return replace(lineage, base=lineage.base and _current_base(lineage.base))
+
+
+def _current_base(base: BaseModel) -> BaseModel:
     if base.repo_id is None and base.weights and base.name and Path(base.name).expanduser().is_dir():
         now = identify_model(base.name)
         if now.repo_id and now.is_same(base):

@@ -113,14 +113,15 @@ def test_a_base_that_is_pushed_is_named(
     run_command("push", "dpo", "--repo-id", "tester/dpo", "--public")
     pushed = ModelCard(hub.content("tester/dpo", "README.md").decode(), ignore_metadata_errors=False)
     assert (pushed.data.base_model, pushed.data.get("base_model_relation")) == ("tester/sft", "adapter")
-    assert (
-        "mlx_lm.generate --model tester/sft --adapter-path dpo" in pushed.text and "not on the Hub" not in pushed.text
-    )
+    assert "mlx_lm.generate --model tester/sft --adapter-path dpo" in pushed.text
+    assert "not on the Hub" not in pushed.text and "Lineage: `DPO of tester/sft (SFT of org/tiny)`" in pushed.text
     run_command("export", "--format", "peft", "--adapter-path", "dpo", "dpo-peft")
     assert peft_config("dpo-peft")["base_model_name_or_path"] == "tester/sft"
     # From the Hub, in a place of its own: the stages come with it, and nothing of this machine.
     shared = hub.content("tester/dpo", "lineage.json").decode()
-    assert str(tmp_path) not in shared and json.loads(shared)["base"]["weights"] == weights_digest(Path("sft-model"))
+    base = json.loads(shared)["base"]
+    assert str(tmp_path) not in shared and base["weights"] == weights_digest(Path("sft-model"))
+    assert (base["name"], base["repo_id"], base["commit"]) == ("tester/sft", "tester/sft", commit)
     fetched = snapshot_download("tester/sft")
     train(run_command, "tester/sft", "more", "sigmoid")
     lineage = read_lineage("more")

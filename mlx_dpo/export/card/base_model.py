@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_dpo.lineage.lineage_file import BaseModel, shareable_lineage
-from mlx_dpo.lineage.lineage_steps import current_base
 from mlx_dpo.lineage.lineage_text import describe_lineage
 from mlx_dpo.lineage.model_identity import CARD_FILE, hub_card_metadata
 from mlx_dpo.utils.hub_client import read_card_metadata
@@ -38,7 +37,7 @@ class BaseModelInfo:
 
 
 def describe_base_model(base: BaseModel, *, fetch_card: bool = False) -> BaseModelInfo:
-    """Describe a base model by what is recorded of it and, for a folder, by what is known of that now.
+    """Describe a base model by what is known of it.
 
     Only a model of the Hub or a quantized and otherwise unmodified copy of one has a Hub id: an adapter of a
     fine-tuned model does not work with what that was fine-tuned from.
@@ -47,7 +46,6 @@ def describe_base_model(base: BaseModel, *, fetch_card: bool = False) -> BaseMod
         base: the model.
         fetch_card: download the model's card from the Hub if it is not on this machine.
     """
-    base = current_base(base)
     repo_id = base.repo_id or base.quantized_from
     folder = Path(base.name).expanduser()
     is_here = bool(base.name) and folder.is_dir()

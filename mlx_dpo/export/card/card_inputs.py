@@ -13,7 +13,7 @@ from mlx_dpo.export.card.training_record import read_training_record, settings_o
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
 from mlx_dpo.export.local_paths import strip_local_paths
 from mlx_dpo.lineage.lineage_file import BaseModel, Lineage, read_lineage, shareable_lineage
-from mlx_dpo.lineage.lineage_steps import run_lineage
+from mlx_dpo.lineage.lineage_steps import current_lineage, run_lineage
 from mlx_dpo.lineage.lineage_text import describe_lineage
 from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.utils.hub_client import HubRepoRef
@@ -102,7 +102,7 @@ def collect_card_inputs(
 def _find_lineage(root: Path, kind: FolderKind, record: Mapping[str, Any]) -> Lineage | None:
     """The folder's lineage; if an earlier version wrote it, what its other files say."""
     if lineage := read_lineage(root):
-        return lineage
+        return current_lineage(lineage)
     if config := _recorded_config(record):
         base = identify_model(str(config.get("model") or ""), may_be_hub_id="model" in _hub_settings(record))
         return run_lineage(base, str(config.get("loss") or ""), config.get("init_adapter"))
