@@ -34,6 +34,9 @@ from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_t
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.forward.vocabulary import check_vocabulary
+from mlx_dpo.lineage.lineage_file import Lineage
+from mlx_dpo.lineage.lineage_steps import run_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.objectives import LossStates, WeightedLoss
 from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
@@ -72,6 +75,7 @@ class TrainComponents:
         example_sets: examples to train on, and those held out.
         skipped_rows: rows that can't be used and are left out.
         communicator: ranks that train together.
+        lineage: what the adapter is derived from.
     """
 
     config: TrainConfig
@@ -81,6 +85,7 @@ class TrainComponents:
     example_sets: ExampleSets
     skipped_rows: list[RowError]
     communicator: Communicator
+    lineage: Lineage
 
     @property
     def train_set(self) -> ExampleSet:
@@ -192,7 +197,7 @@ def build_components(
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     on_progress("Loading the model")
-    policy = _load_policy(config, inputs.model, communicator, on_progress)
+    policy, model_folder = _load_policy(config, inputs.model, communicator, on_progress)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))
@@ -202,7 +207,8 @@ def build_components(
     config, memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))
-    return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator)
+    lineage = run_lineage(identify_model(config.model, model_folder), config.loss, config.init_adapter)
+    return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator, lineage)
 
 
 def memory_limit(config: TrainConfig) -> int:
@@ -246,7 +252,8 @@ def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) ->
 
 def _load_policy(
     config: TrainConfig, model: nn.Module | None, communicator: Communicator, on_progress: Callable[[str], None]
-) -> Policy:
+) -> tuple[Policy, Path | None]:
+    """The policy, and the folder that its model was loaded from; None for a model in memory."""
     keep_weights_resident()
     mx.reset_peak_memory()
     mx.random.seed(config.seed)  # of the adapters' initial values
@@ -260,16 +267,16 @@ def _load_policy(
         fuse_bits=config.fuse_bits,
     )
     shard_group = None if communicator.data_parallel else communicator.mlx_group
-    is_from_files = model is None
-    model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
-    limit = memory_limit(config)
+    loaded = load_model(config.model, lazy=shard_group is not None) if model is None else None
+    model = loaded.model if loaded else model
+    limit, is_from_files = memory_limit(config), loaded is not None
     policy = make_policy(model, spec, config.init_adapter, shard_group, limit, on_progress, use_cache=is_from_files)
     if config.init_adapter:
         requested = adapter_settings(config)
         if config.num_layers > 0:
             requested["num_layers"] = min(config.num_layers, len(policy.model.layers))
         require_equal_settings(requested, policy.spec, config.init_adapter)
-    return policy
+    return policy, loaded.path if loaded else None
 
 
 def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
