@@ -160,7 +160,22 @@ class Network:
         return int(-self.min_over_ranks(-num_bytes))
 
     def _build_backward(self, batch: MicroBatch, num_checkpointed: int) -> tuple[mx.array, mx.array, Any]:
-        """Hidden states; the placeholder of their gradient, [tokens, hidden] float32; and lazy gradients from it."""
+        """`lazy_backward` with the hidden states and the placeholder evaluated."""
+        hidden_states, placeholder, gradients = self.lazy_backward(batch, num_checkpointed)
+        mx.eval(hidden_states, placeholder)
+        return hidden_states, placeholder, gradients
+
+    def lazy_backward(self, batch: MicroBatch, num_checkpointed: int = 0) -> tuple[mx.array, mx.array, Any]:
+        """Build the graph of both passes; nothing is computed.
+
+        Args:
+            batch: the micro-batch.
+            num_checkpointed: modules that keep only their inputs.
+
+        Returns:
+            Hidden states, [tokens, hidden]; the placeholder of their gradient, [tokens, hidden] float32; and from it
+            the gradients of the trainable parameters.
+        """
         hidden_states: list[mx.array] = []
         placeholders: list[mx.array] = []
         seeds: list[int] = []
@@ -171,12 +186,13 @@ class Network:
             seeds.append(random_state())
             return (hidden_states[0] * placeholders[0]).sum()
 
+        parameters = self.model.trainable_parameters()
         with gradient_checkpointing(self.model, num_checkpointed), patched_mlx():
             _, gradients = nn.value_and_grad(self.model, product_with_placeholder)()
+        self.model.update(parameters)  # those it is left with are of this graph, and would keep its activations
         if self.shards:
             gradients = self.shards.scale_replicated(gradients)
         mx.random.seed(seeds[0])  # checkpointed blocks have reset the random state
-        mx.eval(hidden_states, placeholders)
         return hidden_states[0], placeholders[0], gradients
 
     def _logps(
