@@ -8,6 +8,8 @@ micro-batch would, unless a memory limit allows more: other blocks are recompute
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -22,6 +24,10 @@ SATURATING_TOKENS = 576  # with so many tokens, products with the weights are li
 MIN_USEFUL_SHARE = 0.9  # share of the tokens in a micro-batch that must not be padding
 COPIES_IN_BACKWARD = 2  # of the activations of one block: recomputed, or their gradients
 COPIES_OF_TRAINED = 4  # two optimizer moments, and the gradients of the step and of the micro-batch
+SAFE_MEMORY_SHARE = 0.5  # of the memory beside the weights, since the peak of long pairs is an estimate
+PAIR_LENGTHS = range(64, 32_768, 64)  # in tokens, among which `max_pair_length` searches
+
+ActivationBytes = Callable[[MicroBatch, int], int]  # (micro-batch, number of checkpointed modules) -> bytes
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,17 @@ def synthetic_pair(prompt: int, completion: int) -> MicroBatch:
     return MicroBatch((0,), tuple((prompt_ids, tuple(first + i % 3 for i in range(completion))) for first in (2, 3)))
 
 
+def pair_of_length(tokens: int) -> MicroBatch:
+    """A synthetic pair of so many tokens of prompt and completion, whose prompt is twice as long as a completion."""
+    return synthetic_pair(2 * tokens // 3, tokens // 3)
+
+
+_SHORT_PAIR, _LONG_PAIR = synthetic_pair(33, 16), synthetic_pair(257, 32)
+
+
 @dataclass(frozen=True)
 class ActivationMemory:
-    """Bytes of activations that a forward pass keeps for its backward pass, measured on this network.
+    """Bytes of activations that a forward pass keeps for its backward pass.
 
     Attributes:
         bytes_per_token: without checkpointing.
@@ -93,23 +107,32 @@ class ActivationMemory:
     @classmethod
     def measure(cls, network: Network) -> ActivationMemory:
         """Measure two pairs of different lengths; takes as long as a forward pass of some hundred tokens."""
-        short, long = synthetic_pair(33, 16), synthetic_pair(257, 32)
-        network.activation_bytes(short)  # a model's first call allocates what it caches
-        a, b = BatchCost.from_batch(short, network.sharing), BatchCost.from_batch(long, network.sharing)
-        short_bytes, long_bytes = network.activation_bytes(short), network.activation_bytes(long)
+        network.activation_bytes(_SHORT_PAIR)  # a model's first call allocates what it caches
+        return cls.from_two_pairs(network, network.activation_bytes)
+
+    @classmethod
+    def from_two_pairs(cls, network: Network, activation_bytes: ActivationBytes) -> ActivationMemory:
+        """Fit it to the bytes of two pairs of different lengths.
+
+        Args:
+            network: the network.
+            activation_bytes: `Network.activation_bytes`, or an estimate of it.
+        """
+        a, b = BatchCost.from_batch(_SHORT_PAIR, network.sharing), BatchCost.from_batch(_LONG_PAIR, network.sharing)
+        short_bytes, long_bytes = activation_bytes(_SHORT_PAIR, 0), activation_bytes(_LONG_PAIR, 0)
         per_score = max(
             0.0,
             (long_bytes - short_bytes * b.tokens / a.tokens)
             / (b.attention_scores - a.attention_scores * b.tokens / a.tokens),
         )
         num_small, num_all = network.num_checkpointable - len(network.model.layers), network.num_checkpointable
-        without_small = network.activation_bytes(long, num_small) - per_score * b.attention_scores
+        without_small = activation_bytes(_LONG_PAIR, num_small) - per_score * b.attention_scores
         per_token = (long_bytes - per_score * b.attention_scores) / b.tokens
         return cls(
             per_token,
             per_score,
             without_small / b.tokens,
-            network.activation_bytes(long, num_all) / b.tokens,
+            activation_bytes(_LONG_PAIR, num_all) / b.tokens,
             num_small,
             num_all,
         )
@@ -171,10 +194,38 @@ class MemoryModel:
             micro_batch_share: share of the allowed tokens and activation bytes to use.
         """
         activations = ActivationMemory.measure(network)
+        return cls.with_limits(
+            network,
+            activations,
+            mx.get_active_memory(),
+            usable_bytes=usable_bytes,
+            memory_limit=memory_limit,
+            grad_checkpoint=grad_checkpoint,
+            micro_batch_share=micro_batch_share,
+        )
+
+    @classmethod
+    def with_limits(
+        cls,
+        network: Network,
+        activations: ActivationMemory,
+        model_bytes: int,
+        *,
+        usable_bytes: int,
+        memory_limit: int | None,
+        grad_checkpoint: bool,
+        micro_batch_share: float = 1.0,
+    ) -> MemoryModel:
+        """Set limits for training; arguments as of `for_training`, and:
+
+        Args:
+            activations: of the network.
+            model_bytes: of the weights, those that are trained included.
+        """
         saturating = activations.activation_bytes(
             BatchCost.from_batch(synthetic_pair(SATURATING_TOKENS // 2, SATURATING_TOKENS // 4), network.sharing)
         )
-        resident = mx.get_active_memory() + COPIES_OF_TRAINED * sum(
+        resident = model_bytes + COPIES_OF_TRAINED * sum(
             tensor.nbytes for tensor in trainable_tensors(network.model).values()
         )
         rest = (
@@ -227,3 +278,15 @@ class MemoryModel:
             + self.activation_memory.activation_bytes(cost, num_checkpointed)
             + max(chunk_bytes(self.network.vocab_size, self.network.chunk_tokens), inside)
         )
+
+    def max_pair_length(self, limit: int) -> int:
+        """The longest `pair_of_length` that surely fits into so many bytes; 0 where not even a short one does."""
+        safe_limit = self.resident_bytes + SAFE_MEMORY_SHARE * (limit - self.resident_bytes)
+
+        def is_too_long(tokens: int) -> bool:
+            pair = pair_of_length(tokens)
+            is_checkpointed = self.num_checkpointed(pair) == self.network.num_checkpointable
+            return is_checkpointed and self.peak_bytes(pair) > safe_limit
+
+        num_fitting = bisect_right(PAIR_LENGTHS, False, key=is_too_long)
+        return PAIR_LENGTHS[num_fitting - 1] if num_fitting else 0

@@ -19,7 +19,14 @@ from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.mlx_patches import patched_mlx
-from mlx_dpo.forward.path_agreement import CompletionSums, Sequences, agrees, count_logits, head_is_adapted
+from mlx_dpo.forward.path_agreement import (
+    CompletionSums,
+    Sequences,
+    agrees,
+    count_logits,
+    head_is_adapted,
+    remembered,
+)
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
 from mlx_dpo.utils.random_state import random_state
@@ -78,7 +85,7 @@ class Network:
         plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)
         split = None if head_is_adapted(model) else find_head_split(model)
         candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
-        mode, plain_sums = model.training, _remembered(plain._completion_sums)
+        mode, plain_sums = model.training, remembered(plain._completion_sums)
         model.eval()  # no dropout
         try:
             agreeing = (network for network in candidates if plain.min_over_ranks(network._agrees_with(plain_sums)))
@@ -112,16 +119,19 @@ class Network:
             collision_logps: whether to compute what `CompletionLogps.alignments` needs.
             reference_hidden_states: [tokens, hidden], of a reference, to compute `CompletionLogps.kls`.
         """
-        with patched_mlx():
-            hidden_states = self._hidden_states(batch)
+        hidden_states = self.lazy_hidden_states(batch)
         return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """Hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
-        with patched_mlx():
-            hidden_states = self._hidden_states(batch)
+        hidden_states = self.lazy_hidden_states(batch)
         mx.eval(hidden_states)
         return hidden_states
+
+    def lazy_hidden_states(self, batch: MicroBatch) -> mx.array:
+        """`hidden_states`, not evaluated."""
+        with patched_mlx():
+            return self._hidden_states(batch)
 
     def trace(
         self,
@@ -280,19 +290,6 @@ class ForwardTrace:
             check_stop()
             mx.eval([tensor for _, tensor in tensors])
         return self.gradients
-
-
-def _remembered(function: CompletionSums) -> CompletionSums:
-    """The function with its results kept: each way of running a model is compared with the same ones."""
-    results: dict[tuple[object, ...], np.ndarray] = {}
-
-    def call(sequences: Sequences) -> np.ndarray:
-        key = tuple(sequences)
-        if key not in results:
-            results[key] = function(sequences)
-        return results[key]
-
-    return call
 
 
 def _select(hidden: mx.array, completion_mask: np.ndarray) -> mx.array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.forward.device import usable_memory
-from mlx_dpo.forward.memory_model import BatchCost, MemoryModel, synthetic_pair
+from mlx_dpo.forward.memory_model import BatchCost, MemoryModel
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
@@ -27,7 +26,6 @@ from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
 
 MAX_PAIRS_READ = 20_000  # pairs whose lengths are read; of more, every n-th step
-SAFE_MEMORY_SHARE = 0.5  # of the available memory, for an estimate
 TRIAL_MICRO_BATCHES = 2  # of middling size that are timed
 TRIAL_SECONDS = 35  # after which no other is begun
 
@@ -157,7 +155,7 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
         memory={"limit": limit, "held": memory_model.resident_bytes, "peak": peak},
         is_measured=is_measured,
         seconds=seconds,
-        max_length_that_fits=None if peak <= limit else _max_length_that_fits(memory_model, limit),
+        max_length_that_fits=None if peak <= limit else memory_model.max_pair_length(limit),
     )
 
 
@@ -250,18 +248,3 @@ def _example_lengths(micro: MicroBatch) -> list[tuple[int, ...]]:
 
 def _median_and_max(lengths: list[int]) -> tuple[int, int]:
     return int(np.median(lengths)), max(lengths)
-
-
-def _max_length_that_fits(memory_model: MemoryModel, limit: int) -> int:
-    """Tokens of prompt and completion, for a pair whose prompt is twice as long as each of its completions."""
-    resident = memory_model.resident_bytes
-    safe_limit = resident + SAFE_MEMORY_SHARE * (limit - resident)
-
-    def is_too_long(length: int) -> bool:
-        pair = synthetic_pair(2 * length // 3, length // 3)
-        is_checkpointed = memory_model.num_checkpointed(pair) == memory_model.network.num_checkpointable
-        return is_checkpointed and memory_model.peak_bytes(pair) > safe_limit
-
-    lengths = range(64, 32_768, 64)
-    num_fitting = bisect_right(lengths, False, key=is_too_long)
-    return lengths[num_fitting - 1] if num_fitting else 0
