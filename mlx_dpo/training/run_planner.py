@@ -19,6 +19,7 @@ from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.memory_model import BatchCost, MemoryModel
+from mlx_dpo.reference.reference_policy import SharedNetworkReference
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
@@ -133,10 +134,12 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
     peak, seconds = int(memory_model.peak_bytes(largest)), dict[str, float]()
     num_pairs, held_out = len(components.train_set.indices), components.example_sets.get(HELD_OUT)
     num_held_out = len(held_out.indices) if held_out else 0
+    reference = components.train_set.reference.reference_policy
+    is_policy = isinstance(reference, SharedNetworkReference) and reference.is_policy()  # asked before the trial steps
     if is_measured := peak <= max(limit, usable_memory()):
         forward, step, peak = _time_steps(trainer, memory_model, batches, largest, listener)
         epoch_tokens = sum(cost.tokens for cost in costs) * _steps_per_epoch(trainer) / len(batches)
-        seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out)
+        seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out, is_policy)
     lengths = [pair for micro in micro_batches for pair in _example_lengths(micro)]
     return RunEstimate(
         pairs=num_pairs,
@@ -224,12 +227,18 @@ def _try_step(trainer: Trainer, batch: OptimizerBatch) -> float:
 
 
 def _run_seconds(
-    trainer: Trainer, forward: float, step: float, epoch_tokens: float, tokens_per_example: float, num_held_out: int
+    trainer: Trainer,
+    forward: float,
+    step: float,
+    epoch_tokens: float,
+    tokens_per_example: float,
+    num_held_out: int,
+    reference_is_policy: bool,
 ) -> dict[str, float]:
     """What the parts of the run take, from seconds a token and the tokens of an epoch."""
     interval, steps = trainer.config.steps_per_eval, trainer.steps
     evaluations = 2 + ((steps - 1) // interval if interval else 0)
-    passes = num_held_out * (evaluations + 1)  # the reference once
+    passes = num_held_out * (evaluations + (not reference_is_policy))  # the first evaluation gives the reference
     passes += 2 * min(NUM_KL_EXAMPLES, num_held_out) * (evaluations - 1)  # none in the first
     run_tokens = epoch_tokens * steps / _steps_per_epoch(trainer)
     return {
