@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel, synthetic_pair
+from mlx_dpo.forward.activation_memory import synthetic_pair
+from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
 from mlx_dpo.utils.random_state import random_state
 
 MEASURED_TOKENS = (SATURATING_TOKENS // 4, SATURATING_TOKENS)

@@ -72,7 +72,7 @@ def make_policy(
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
     notes: list[str] = []
     if init_adapter is None:
-        spec, notes = _attach_new_adapter(model, spec)
+        spec, notes = attach_new_adapter(model, spec)
         base = trainable_tensors(model)
     else:
         spec, base = load_adapter(model, init_adapter, lazy=group is not None)
@@ -87,7 +87,7 @@ def make_policy(
     return Policy(network, spec, initial, base, fingerprint(network), tuple(notes))
 
 
-def _attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec, list[str]]:
+def attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec, list[str]]:
     """Attach a fresh adapter. Returns its spec, resolved, and notes on the layers that it goes on."""
     notes: list[str] = []
     if spec.fine_tune_type != "full" and hasattr(model, "layers"):

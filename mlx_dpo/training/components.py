@@ -216,6 +216,19 @@ def memory_limit(config: TrainConfig) -> int:
     return parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
 
 
+def adapter_spec(config: TrainConfig) -> AdapterSpec:
+    """Return what the settings say of what is trained, its layers not resolved yet."""
+    return AdapterSpec(
+        fine_tune_type=config.fine_tune_type,
+        num_layers=config.num_layers,
+        rank=config.rank,
+        scale=config.scale,
+        dropout=config.dropout,
+        keys=None if config.lora_keys is None else tuple(config.lora_keys),
+        fuse_bits=config.fuse_bits,
+    )
+
+
 def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) -> None:
     """Take the log-probs of a checkpoint, where the rows are unchanged."""
     for name, table in state.scorer.arrays.items():
@@ -257,15 +270,7 @@ def _load_policy(
     keep_weights_resident()
     mx.reset_peak_memory()
     mx.random.seed(config.seed)  # of the adapters' initial values
-    spec = AdapterSpec(
-        fine_tune_type=config.fine_tune_type,
-        num_layers=config.num_layers,
-        rank=config.rank,
-        scale=config.scale,
-        dropout=config.dropout,
-        keys=None if config.lora_keys is None else tuple(config.lora_keys),
-        fuse_bits=config.fuse_bits,
-    )
+    spec = adapter_spec(config)
     shard_group = None if communicator.data_parallel else communicator.mlx_group
     loaded = load_model(config.model, lazy=shard_group is not None) if model is None else None
     model = loaded.model if loaded else model
