@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from mlx_dpo.forward.path_agreement import Sequences, agrees, count_logits, head
 from mlx_dpo.forward.path_cache import PathCache, RunnablePath
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
+from mlx_dpo.utils.garbage_collection import no_garbage_collection
 from mlx_dpo.utils.random_state import random_state
 
 if TYPE_CHECKING:
@@ -200,12 +200,12 @@ class Network:
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Measure the bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
-        gc.collect()  # nothing else is freed between the two readings
         mx.clear_cache()  # a cached buffer that is reused would count in full
-        before = mx.get_active_memory()
-        backward = self._build_backward(batch, num_checkpointed)
-        mx.synchronize()
-        num_bytes = mx.get_active_memory() - before
+        with no_garbage_collection():  # nothing else is freed between the two readings
+            before = mx.get_active_memory()
+            backward = self._build_backward(batch, num_checkpointed)
+            mx.synchronize()
+            num_bytes = mx.get_active_memory() - before
         del backward  # it holds the activations
         return int(-self.min_over_ranks(-num_bytes))
 
