@@ -101,8 +101,8 @@ class Network:
         if network is None:
             network = plain._first_agreeing(candidates, on_progress)
             cache.write(network._path)
-        trained = trainable_tensors(model)
-        return replace(network, frozen_digests={name: text for name, text in digests.items() if name not in trained})
+        trainable = trainable_tensors(model)
+        return replace(network, frozen_digests={name: text for name, text in digests.items() if name not in trainable})
 
     @property
     def _path(self) -> RunnablePath:
