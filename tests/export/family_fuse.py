@@ -48,7 +48,7 @@ class FuseCase:
 CASES = {
     "float32": FuseCase("float32, as it is", None, "auto", 5e-5, np.max),
     "4bit-none": FuseCase("4 bits, `--bits none`", AFFINE, "none", 5e-5, np.max),
-    "4bit-8": FuseCase("4 bits, `--bits 8`", AFFINE, "8", 0.05, np.median),
+    "4bit-8": FuseCase("4 bits, `--bits 8`", AFFINE, "8", 0.08, np.median),
 }
 NOT_QUANTIZABLE = "mlx-lm can't quantize a model of this type"
 REFUSALS = {  # of a type, by case: how the sentence begins

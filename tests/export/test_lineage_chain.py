@@ -16,6 +16,7 @@ from mlx_dpo.lineage.lineage_file import read_lineage
 from mlx_dpo.lineage.weights_digest import weights_digest
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS
+from tests.export.family_models import save_adapter, save_model
 from tests.hub.server import Hub
 
 Cli = Callable[..., CommandResult]
@@ -157,26 +158,26 @@ def test_what_mlx_lm_fused_is_not_taken_for_what_its_card_names(run_command: Cal
     assert card("run2").data.base_model == "org/x"
 
 
-def test_quantized_on_the_hub(hub: Hub, run_command: Callable[..., str], mlx_dpo: Cli) -> None:
-    """mlx-community names the original without a relation: the conversion is the base, and PEFT's is asked for."""
-    from mlx_dpo.demo import MODEL
-
-    hub.store.create("models", "mlx-community/tiny-4bit")
-    files = {file.name: file.read_bytes() for file in MODEL.iterdir() if file.is_file()}
+def test_quantized_on_the_hub(hub: Hub, run_command: Callable[..., str], mlx_dpo: Cli, tmp_path: Path) -> None:
+    """mlx-community names the original without a relation, as for a fine-tune, so PEFT's base is asked for."""
+    model = save_model(tmp_path / "model", "qwen3", {"group_size": 32, "bits": 4, "mode": "affine"})
+    save_adapter(tmp_path / "run", model)
+    name, files = "mlx-community/tiny-4bit", {file.name: file.read_bytes() for file in model.iterdir()}
+    hub.store.create("models", name)
     for relation in ("", "base_model_relation: quantized\n"):
         readme = f"---\nlibrary_name: mlx\nbase_model: org/tiny\n{relation}---\nConverted.\n".encode()
-        hub.store.commit("models", "mlx-community/tiny-4bit", "main", "model", {**files, "README.md": readme})
-        run = f"run{len(relation)}"
-        train(run_command, "mlx-community/tiny-4bit", run, "sigmoid", "--num-layers", 1)
-        assert card(run).data.base_model == "mlx-community/tiny-4bit"
-        export = ("export", "--format", "peft", "--adapter-path", run, f"{run}-peft")
+        hub.store.commit("models", name, "main", "model", {**files, "README.md": readme})
+        out = f"peft{len(relation)}"
+        export = ("export", "--format", "peft", "--model", name, "--adapter-path", "run", out)
         if relation:
             run_command(*export)
         else:
             ran = mlx_dpo(*export)
             assert ran.code == 2 and "quantized by mlx" in ran.err and "--base-model org/tiny" in ran.err
             run_command(*export, "--base-model", "org/tiny")
-        assert peft_config(f"{run}-peft")["base_model_name_or_path"] == "org/tiny"
+        assert peft_config(out)["base_model_name_or_path"] == "org/tiny"
+        lineage = read_lineage(out)
+        assert lineage and lineage.trained_on and lineage.trained_on.repo_id == name
 
 
 def test_from_peft_and_back(hub: Hub, base_on_hub: str, run_command: Callable[..., str]) -> None:
