@@ -17,6 +17,7 @@ from mlx_dpo.evaluation.row_batches import index_batches
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.objectives import WeightedLoss
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 MAX_HIDDEN_STATES_BYTES = 256 << 20  # of the adapter, kept for the KL; it is measured on the tokens that these cover
 
@@ -53,6 +54,7 @@ class MarginEvaluator:
             vocabulary], where the adapter's network has no head split.
         adapter_sharing: how the adapter was run; None until it is measured.
         adapter_has_split: whether the adapter was run as body and head.
+        progress: receives the number of pairs measured so far.
     """
 
     loss: WeightedLoss
@@ -61,20 +63,30 @@ class MarginEvaluator:
     adapter_hidden_states: list[mx.array] = field(default_factory=list)
     adapter_sharing: PromptSharing | None = None
     adapter_has_split: bool = False
+    progress: Progress = NO_PROGRESS
 
     @classmethod
-    def prepare(cls, loss: WeightedLoss, held_out: ExampleSet, batch_size: int, base: nn.Module) -> MarginEvaluator:
+    def prepare(
+        cls,
+        loss: WeightedLoss,
+        held_out: ExampleSet,
+        batch_size: int,
+        base: nn.Module,
+        progress: Progress = NO_PROGRESS,
+    ) -> MarginEvaluator:
         """Split the pairs into micro-batches and measure the base model."""
         network, order = Network.from_model(base), index_batches(held_out.indices, batch_size)
         memory_model = MemoryModel(network)
-        evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)))
+        evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)), progress=progress)
         evaluator.base = evaluator._run(network)
         return evaluator
 
     def subset(self, pairs: int) -> MarginEvaluator:
         """The first `pairs` pairs, rounded up to whole batches, without the adapter's hidden states."""
         batches = self.batches[: -(-pairs // self.batches[0].size)]
-        return MarginEvaluator(self.loss, batches, self.base[: sum(batch.size for batch in batches)])
+        return MarginEvaluator(
+            self.loss, batches, self.base[: sum(batch.size for batch in batches)], progress=self.progress
+        )
 
     def measure_base(self) -> MarginMeasurement:
         """The base model measured against itself."""
@@ -111,7 +123,12 @@ class MarginEvaluator:
         def options(micro: MicroBatch) -> dict[str, mx.array | None]:
             return {"reference_hidden_states": next(remaining, None)}
 
-        return [example for batch in measure(self.batches, network, options=options) for example in batch]
+        examples, num_pairs = list[ExampleMeasurement](), sum(batch.size for batch in self.batches)
+        self.progress.update(0, num_pairs)
+        for batch in measure(self.batches, network, options=options):
+            examples += batch
+            self.progress.update(len(examples), num_pairs)
+        return examples
 
     def _summarize(self, pairs: Sequence[ExampleMeasurement]) -> MarginMeasurement:
         rewards = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ from mlx_dpo.distributed.tensor_parallel import check_gradients, shard_model
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ def make_policy(
     init_adapter: str | None,
     group: mx.distributed.Group | None = None,
     memory_limit: int | None = None,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = NO_PROGRESS,
 ) -> Policy:
     """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
 
     Args:
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
         memory_limit: bytes that training may use in total; None for what the machine allows.
-        on_progress: receives what is being done, where it may take long.
+        progress: receives what is being done, where it may take long.
     """
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
@@ -71,7 +72,7 @@ def make_policy(
     if spec.fine_tune_type == "full":
         initial = base = {}
     shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
-    on_progress("Checking how the model can be run")
+    progress.begin("Checking how the model can be run")
     network = Network.from_model(model, shards, memory_limit)
     if shards:
         check_gradients(model, shards)

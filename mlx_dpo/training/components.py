@@ -37,12 +37,13 @@ from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
-from mlx_dpo.training.events import Metrics, Note, Preparing
-from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.events import Metrics, Note
+from mlx_dpo.training.listener import Listener, ListenerProgress
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
 from mlx_dpo.training.trainer import Trainer
+from mlx_dpo.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,10 @@ def build_components(
         listener.handle(Note(note))
     skipped_rows: list[RowError] | None = [] if config.bad_rows == "skip" else None
 
-    def on_progress(text: str) -> None:
-        listener.handle(Preparing(text))
-
+    progress = ListenerProgress(listener)
     try:
         sets = open_example_sets(
-            config, loss, tokenizer, inputs.rows, inputs.valid_rows, on_progress, skipped_rows, communicator
+            config, loss, tokenizer, inputs.rows, inputs.valid_rows, progress, skipped_rows, communicator
         )
     except RowError as error:
         advice = "--bad-rows skip leaves such rows out and lists them; `mlx-dpo data check` shows them all."
@@ -189,12 +188,12 @@ def build_components(
         _restore_reference_logps(sets, read_training_state(checkpoint))
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
-    on_progress("Loading the model")
-    policy = _load_policy(config, inputs.model, communicator, on_progress)
+    progress.begin("Loading the model")
+    policy = _load_policy(config, inputs.model, communicator, progress)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))
-    on_progress("Measuring the memory that the model needs")
+    progress.begin("Measuring the memory that the model needs")
     memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))
@@ -245,7 +244,7 @@ def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) ->
 
 
 def _load_policy(
-    config: TrainConfig, model: nn.Module | None, communicator: Communicator, on_progress: Callable[[str], None]
+    config: TrainConfig, model: nn.Module | None, communicator: Communicator, progress: Progress
 ) -> Policy:
     keep_weights_resident()
     mx.reset_peak_memory()
@@ -253,7 +252,7 @@ def _load_policy(
     spec = adapter_spec(config)
     shard_group = None if communicator.data_parallel else communicator.mlx_group
     model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
-    policy = make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config), on_progress)
+    policy = make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config), progress)
     if config.init_adapter:
         requested = adapter_settings(config)
         if config.num_layers > 0:
