@@ -12,7 +12,7 @@ from mlx_dpo.utils.formatting import format_duration
 from mlx_dpo.utils.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0  # where the output is no terminal
-MIN_SHARE_FOR_TIME = 0.02  # done, before the remaining time is told
+MIN_SHARE_FOR_TIME = 0.02  # done, before the remaining time is shown
 
 
 class PhaseProgress(Progress):
