@@ -72,10 +72,12 @@ def plan(
 
 
 def _plan_from_config(config: TrainConfig, lengths: list[int], as_json: bool) -> None:
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
     from mlx_dpo.reporting.plan_text import print_config_plan
     from mlx_dpo.training.config_planner import estimate_from_config
 
-    with stderr_console.status("Counting the memory of a training step"):
+    with PhaseProgress(stderr_console) as progress:
+        progress.begin("Counting the memory of a training step")
         estimate = estimate_from_config(config, lengths)
     if as_json:
         print_json(estimate.to_mapping())

@@ -100,6 +100,8 @@ def score(
     scorer = RewardScorer(config, source, adapter_path, length_normalise, model, tokenizer, on_status)
     file = ScoreFile(output, scorer.scorer_digest)
     table = [_reward_metrics(row) for row in file.resume(source, config.batch_size)]
+    if progress is not None:
+        progress(len(table), count)
     with file:
         for batch in scorer.score_batches(start=len(table)):
             file.write(batch)

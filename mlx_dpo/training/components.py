@@ -42,12 +42,13 @@ from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
-from mlx_dpo.training.events import Metrics, Note, Preparing
-from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.events import Metrics, Note
+from mlx_dpo.training.listener import Listener, ListenerProgress
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder
 from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
 from mlx_dpo.training.trainer import Trainer
+from mlx_dpo.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,10 @@ def build_components(
         listener.handle(Note(note))
     skipped_rows: list[RowError] | None = [] if config.bad_rows == "skip" else None
 
-    def on_progress(text: str) -> None:
-        listener.handle(Preparing(text))
-
+    progress = ListenerProgress(listener)
     try:
         sets = open_example_sets(
-            config, loss, tokenizer, inputs.rows, inputs.valid_rows, on_progress, skipped_rows, communicator
+            config, loss, tokenizer, inputs.rows, inputs.valid_rows, progress, skipped_rows, communicator
         )
     except RowError as error:
         advice = "--bad-rows skip leaves such rows out and lists them; `mlx-dpo data check` shows them all."
@@ -196,12 +195,12 @@ def build_components(
         _restore_reference_logps(sets, read_training_state(checkpoint))
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
-    on_progress("Loading the model")
-    policy, model_folder = _load_policy(config, inputs.model, communicator, on_progress)
+    progress.begin("Loading the model")
+    policy, model_folder = _load_policy(config, inputs.model, communicator, progress)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))
-    on_progress("Measuring the memory that the model needs")
+    progress.begin("Measuring the memory that the model needs")
     if checkpoint and config.micro_batch_tokens is None:  # another size would round otherwise
         config = config.replace(micro_batch_tokens=read_yaml(checkpoint / CONFIG_FILE).get("micro_batch_tokens"))
     config, memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
@@ -264,7 +263,7 @@ def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) ->
 
 
 def _load_policy(
-    config: TrainConfig, model: nn.Module | None, communicator: Communicator, on_progress: Callable[[str], None]
+    config: TrainConfig, model: nn.Module | None, communicator: Communicator, progress: Progress
 ) -> tuple[Policy, Path | None]:
     """The policy, and the folder that its model was loaded from; None for a model in memory."""
     keep_weights_resident()
@@ -275,7 +274,7 @@ def _load_policy(
     loaded = load_model(config.model, lazy=shard_group is not None) if model is None else None
     model = loaded.model if loaded else model
     limit, is_from_files = memory_limit(config), loaded is not None
-    policy = make_policy(model, spec, config.init_adapter, shard_group, limit, on_progress, use_cache=is_from_files)
+    policy = make_policy(model, spec, config.init_adapter, shard_group, limit, progress, use_cache=is_from_files)
     if config.init_adapter:
         requested = adapter_settings(config)
         if config.num_layers > 0:

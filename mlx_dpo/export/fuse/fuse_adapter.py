@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +28,7 @@ from mlx_dpo.lineage.lineage_file import write_lineage
 from mlx_dpo.lineage.lineage_steps import fused_lineage
 from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.utils.atomic_write import require_new, write_new
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 FuseBits = Literal["auto", "same", "5", "6", "8", "none"]
 
@@ -41,7 +41,7 @@ def fuse_adapter(
     bits: FuseBits = "auto",
     calibrate: str | None = None,
     force: bool = False,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = NO_PROGRESS,
 ) -> FusedModelReport:
     """Fuse an adapter into its model and save a folder that mlx-lm loads.
 
@@ -53,7 +53,7 @@ def fuse_adapter(
             base's own; none: the whole model in the base's float type.
         calibrate: file of preference pairs to measure on, instead of the run's validation pairs.
         force: save the model even if it keeps less than `MIN_KEPT_MARGIN`.
-        on_progress: called with a short text before each stage.
+        progress: receives what is being done.
 
     Returns:
         What was saved and measured.
@@ -62,6 +62,7 @@ def fuse_adapter(
         UserError: an argument is wrong.
         MarginLostError: the fused model keeps too little of the margin.
     """
+    progress.begin("Loading the model and the pairs to measure on")
     target = Path(save_path)
     require_new(target)
     adapted_model, tokenizer = AdaptedModel(model, Path(adapter_path)), load_tokenizer(model)
@@ -69,14 +70,14 @@ def fuse_adapter(
     if isinstance(calibration, str):
         report = _report_without_pairs(adapted_model, target, bits, calibration)
     else:
-        search = CandidateSearch(adapted_model, calibration, on_progress)
+        search = CandidateSearch(adapted_model, calibration, progress)
         plan = search.find_smallest_plan() if bits == "auto" else _plan_for_bits(search.model, bits)
         note = search.note and f"It is unknown how much of the margin is kept: {search.note}."
         report = FusedModelReport(target, plan, search.measurements(plan), note)
     kept = report.fused_model.kept
     if kept is not None and not kept >= MIN_KEPT_MARGIN and not force:
         raise MarginLostError(report, adapted_model.adapter_path)
-    on_progress("Writing")
+    progress.begin(f"Writing {target}")
     loaded, _ = adapted_model.load()
     lineage = fused_lineage(adapter_path, identify_model(model, loaded.path))
     with write_new(target) as folder:
