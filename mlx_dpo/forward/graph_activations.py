@@ -208,7 +208,7 @@ def _traceable_operations() -> Iterator[None]:
 
 
 def _marked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A checkpointed function without a second forward pass; its inputs and outputs are marked in the graph."""
+    """A checkpointed function that is run once; its inputs and outputs are marked in the graph."""
 
     def call(*args: Any) -> Any:
         inputs = [mx.depends([array], [])[0] for _, array in tree_flatten(args)]
