@@ -120,7 +120,10 @@ def _count(module: nn.Module) -> int:
 
 
 def _pieces(module: nn.Module) -> Iterator[nn.Module]:
-    """A layer cut into layers of fewer rows, or of fewer experts."""
+    """A layer cut into layers of fewer rows, or of fewer experts; one that has several adapters stays whole."""
+    if isinstance(module.get("lora_a"), list):  # afm7's projections of one input
+        yield module
+        return
     rows = base_layer(module).weight.shape[0]
     step = max(1, SLICE_WEIGHTS * rows // _count(module))
     for start in range(0, rows, step):

@@ -61,12 +61,14 @@ def compare(
     all_prompts = [*map(Prompt, texts or ([] if prompts else _read_stdin())), *from_file]
     config = _rendering_config(adapter_path, flags)
     from mlx_dpo.adapters.adapter_folder import adapter_base_model, read_adapter_spec
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
     from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
 
     model = model or adapter_base_model(adapter_path)
     read_adapter_spec(adapter_path)  # before a model is loaded
     sampling = SamplingParams(max_tokens, temp, top_p, seed)
-    with stderr_console.status("Generating"):
+    with PhaseProgress(stderr_console) as progress:
+        progress.begin("Loading the model and generating")
         base, tuned = generate_before_and_after(
             model,
             adapter_path,

@@ -110,6 +110,7 @@ def evaluate(
     from mlx_dpo.evaluation.evaluator import find_adapters
     from mlx_dpo.evaluation.implicit_rewards import adapter_rewards
     from mlx_dpo.judges.judge_registry import load_judge
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
     from mlx_dpo.sampling.generation import SamplingParams
 
     adapters: list[Path | None] = list(
@@ -129,8 +130,8 @@ def evaluate(
         task_limit=task_limit,
     )
     evaluation.check()
-    with stderr_console.status("Loading") as status:
-        summaries = evaluation.run(status.update)
+    with PhaseProgress(stderr_console) as progress:
+        summaries = evaluation.run(progress)
     if json:
         print_json(summaries[0] if len(summaries) == 1 else {"adapters": summaries})
     else:

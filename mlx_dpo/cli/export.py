@@ -13,6 +13,7 @@ from mlx_dpo.cli.config_options import JsonFlag
 from mlx_dpo.cli.console import print_json, print_text, stderr_console
 from mlx_dpo.errors import UserError
 from mlx_dpo.utils.formatting import format_bytes, shell_command
+from mlx_dpo.utils.progress import Progress
 
 
 class ExportFormat(str, Enum):
@@ -67,7 +68,10 @@ def export(
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(help="peft: the base model in transformers. Default: the base that the model's card names."),
+        typer.Option(
+            help="peft: the base model in transformers. Default: the model that the adapter was trained on, or that "
+            "this was quantized from, where that is known."
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -85,14 +89,17 @@ def export(
 
       mlx-dpo export --format gguf-lora --adapter-path runs/a ./runs-a.gguf
     """
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
+
     options = {"adapter_path": adapter_path, "gguf_type": gguf_type, "base_model": base_model}
     for name in UNUSED_OPTIONS[format]:
         if options[name] is not None:
             flag = "--" + name.replace("_", "-")
             hint = FUSE_HINT if name == "adapter_path" else None
             raise UserError(f"{flag} has no effect with --format {format.value}", field=name, hint=hint)
-    with stderr_console.status("Exporting"):
-        _write(out, format, adapter_path or Path("adapters"), model, gguf_type or GGUFType.f16, base_model)
+    with PhaseProgress(stderr_console) as progress:
+        progress.begin("Loading")
+        _write(out, format, adapter_path or Path("adapters"), model, gguf_type or GGUFType.f16, base_model, progress)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     if json:
         print_json({"path": str(out), "format": format.value, "bytes": size})
@@ -102,7 +109,13 @@ def export(
 
 
 def _write(
-    out: Path, format: ExportFormat, adapter_path: Path, model: str | None, gguf_type: GGUFType, base_model: str | None
+    out: Path,
+    format: ExportFormat,
+    adapter_path: Path,
+    model: str | None,
+    gguf_type: GGUFType,
+    base_model: str | None,
+    progress: Progress,
 ) -> None:
     from mlx_dpo.adapters.adapter_folder import adapter_base_model
 
@@ -112,9 +125,10 @@ def _write(
         if model is None:
             hint = "Name a model folder with --model. `mlx-dpo fuse` makes one of an adapter and its model."
             raise UserError("--format gguf writes a whole model", field="model", hint=hint)
-        write_gguf(model, out, gguf_type.value)
+        write_gguf(model, out, gguf_type.value, progress=progress)
         return
     model = model or adapter_base_model(adapter_path)
+    progress.begin(f"Writing {out}")
     if format is ExportFormat.peft:
         from mlx_dpo.export.peft.peft_export import export_peft
 

@@ -65,13 +65,14 @@ def fuse(
     from mlx_dpo.export.card.training_record import copy_training_record
     from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
     from mlx_dpo.export.fuse.fuse_result import MarginLostError
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
 
     if gguf is not None:
         from mlx_dpo.export.gguf.gguf_export import import_gguf, write_gguf
 
         import_gguf()
     try:
-        with stderr_console.status("Loading") as status:
+        with PhaseProgress(stderr_console) as progress:
             fused = fuse_adapter(
                 model or adapter_base_model(adapter_path),
                 adapter_path,
@@ -79,7 +80,7 @@ def fuse(
                 bits="none" if dequantize else bits.value,
                 calibrate=calibrate,
                 force=force,
-                on_progress=status.update,
+                progress=progress,
             )
     except MarginLostError as error:
         stderr_console.print(fuse_table(error.report))
@@ -87,8 +88,8 @@ def fuse(
     copy_training_record(adapter_path, fused.path, fused.to_mapping())
     write_card(fused.path)
     if gguf is not None:
-        with stderr_console.status("Writing the GGUF file"):
-            write_gguf(fused.path, gguf, gguf_type.value)
+        with PhaseProgress(stderr_console) as progress:
+            write_gguf(fused.path, gguf, gguf_type.value, progress=progress)
     if json:
         print_json({**fused.to_mapping(), **({"gguf": str(gguf)} if gguf else {})})
         return

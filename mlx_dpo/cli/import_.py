@@ -32,8 +32,10 @@ def import_(
     """
     from mlx_dpo.adapters.adapter_folder import adapter_base_model
     from mlx_dpo.export.peft.peft_import import import_peft
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
 
-    with stderr_console.status("Importing"):
+    with PhaseProgress(stderr_console) as progress:
+        progress.begin("Importing")
         spec = import_peft(folder, out, model=model)
     base_model = adapter_base_model(out)
     if json:

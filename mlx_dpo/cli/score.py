@@ -53,17 +53,19 @@ def score(
     """
     config = TrainConfig.from_mapping(flags)
     from mlx_dpo.evaluation.implicit_rewards import score as score_rows
+    from mlx_dpo.reporting.phase_progress import PhaseProgress
 
     warn_about_training_settings(flags, ("beta",), [adapter_path])
-    with stderr_console.status("Loading") as status:
+    with PhaseProgress(stderr_console) as progress:
+        progress.begin("Reading the rows and loading the model")
         summary = score_rows(
             config,
             output,
             adapter_path=adapter_path,
             length_normalise=length_normalise,
             by=by or (),
-            progress=lambda done, rows: status.update(f"{done:,} of {rows:,} rows"),
-            on_status=status.update,
+            progress=progress.counter("Scoring", "rows"),
+            on_status=progress.begin,
         )
     if json:
         print_json({"output": str(output), **summary})

@@ -16,6 +16,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import HELD_OUT, ExampleSet, open_example_sets
 from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
 from mlx_dpo.objectives import WeightedLoss
+from mlx_dpo.utils.progress import NO_PROGRESS
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find_calibration_set(adapter_path: str | Path, calibrate: str | None, tokeni
     elif config.data in ("", "-"):
         return "the run's pairs came from memory or a pipe, and can't be read again"
     else:
-        example_sets = open_example_sets(config, loss, tokenizer, None, None, lambda text: None)
+        example_sets = open_example_sets(config, loss, tokenizer, None, None, NO_PROGRESS)
         if HELD_OUT not in example_sets:
             return "the run held no pairs out"
         if example_sets[HELD_OUT].is_unpaired:

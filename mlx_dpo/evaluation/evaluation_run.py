@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mlx_dpo.evaluation.metric_summary import compare_results
 from mlx_dpo.evaluation.pairwise_evaluation import pairwise_evaluation, require_two_models
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.sampling.generation import SamplingParams
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class EvaluationRun:
         if self.tasks:
             require_lm_eval_harness()
 
-    def run(self, on_status: Callable[[str], None]) -> list[dict[str, Any]]:
+    def run(self, progress: Progress = NO_PROGRESS) -> list[dict[str, Any]]:
         """Evaluate all policies.
 
         Args:
-            on_status: is called with a line of text about the progress.
+            progress: receives what is being done.
 
         Returns:
             A summary of each policy as plain values, as `mlx-dpo evaluate --json` prints it.
@@ -64,13 +64,14 @@ class EvaluationRun:
         Raises:
             UserError: an input is wrong, or the judge or a task fails.
         """
+        progress.begin("Reading the pairs")
         evaluator = Evaluator(self.config, by=self.by)
-        results = [
-            evaluator.evaluate(
-                adapter, progress=lambda done, pairs: on_status(f"{done:,} of {pairs:,} pairs"), on_status=on_status
-            )
-            for adapter in self.adapters
-        ]
+        results = []
+        for adapter in self.adapters:
+            name = "the model" if adapter is None else str(adapter)
+            progress.begin(f"Loading {name}")
+            counter = progress.counter(f"Evaluating {name}", evaluator.examples.example_kind)
+            results.append(evaluator.evaluate(adapter, progress=counter, on_status=progress.begin))
         summaries = []
         for i, (adapter, result) in enumerate(zip(self.adapters, results, strict=True)):
             summary: dict[str, Any] = {} if len(results) == 1 else {"adapter": str(adapter)}
@@ -78,12 +79,12 @@ class EvaluationRun:
             if i:
                 summary["against_first"] = compare_results(results[0], result)
             if self.judge:
-                on_status("Generating and judging answers")
+                progress.begin("Generating and judging answers")
                 source = evaluator.examples.examples.source
                 judged = pairwise_evaluation(self.config, adapter, source, self.num_prompts, self.judge, self.sampling)
                 summary["head_to_head"] = judged.summary
             if self.tasks:
-                on_status("Running tasks")
+                progress.begin("Running tasks")
                 seed, limit = self.sampling.seed, self.task_limit
                 summary["tasks"] = run_tasks(self.config.model, adapter, self.tasks, limit=limit, seed=seed)
             summaries.append(summary)

@@ -125,6 +125,8 @@ class Evaluator:
             reference.clear()  # of another policy, whose base may differ; an equal base is in the disk cache
             reference.reference_policy = CachedReference(network, base_tensors, config.model)
         count, measurements = len(examples.indices), list[ExampleMeasurement]()
+        if progress is not None:
+            progress(0, count)
         evaluate_examples(
             MemoryModel(network),
             examples.examples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import ReferenceLogps
+from mlx_dpo.utils.progress import Progress
 
 Rows = Iterable[Any]  # preference rows in memory, in any accepted format
 TRAIN, HELD_OUT = "train", "held_out"
@@ -76,7 +77,7 @@ def open_example_sets(
     tokenizer: Any,
     rows: Rows | None,
     valid_rows: Rows | None,
-    on_progress: Callable[[str], None],
+    progress: Progress,
     skipped_rows: list[RowError] | None = None,
     communicator: Communicator = SINGLE_PROCESS,
 ) -> ExampleSets:
@@ -88,7 +89,7 @@ def open_example_sets(
         tokenizer: the policy's.
         rows: rows to train on, instead of the config's files.
         valid_rows: held-out rows.
-        on_progress: receives what is being read, and how much of it is done.
+        progress: receives what is being read, and how much of it is done.
         skipped_rows: receives the rows that can't be used; without it the first of them raises.
         communicator: ranks that share the work of encoding every example once.
 
@@ -99,7 +100,7 @@ def open_example_sets(
     encoder = ExampleEncoder.from_config(config, tokenizer)
     parse = with_renamed_columns(config.columns, example_reader(loss))
     if rows is None:
-        source, held_out_source = _open_files(config, parse, on_progress, skipped_rows, communicator)
+        source, held_out_source = _open_files(config, parse, progress, skipped_rows, communicator)
     else:
         source, held_out_source = _open_rows(rows, valid_rows, parse, skipped_rows)
     examples = EncodedExamples(source, encoder, skipped_rows)
@@ -187,7 +188,7 @@ def _open_rows(
 def _open_files(
     config: TrainConfig,
     parse: RowParser,
-    on_progress: Callable[[str], None],
+    progress: Progress,
     skipped_rows: list[RowError] | None,
     communicator: Communicator,
 ) -> ExampleSourcePair:
@@ -200,8 +201,8 @@ def _open_files(
         is_shared = communicator.size > 1 and is_plain_jsonl(name)
         if is_shared and not communicator.is_main:
             return ExampleFile.from_index(name, communicator.all_gather({})[0], parse)
-        on_progress(f"Reading {name}")
-        file = ExampleFile.open(name, on_problem, lambda share: on_progress(f"Reading {name}: {share:.0%}"), parse)
+        progress.begin(f"Reading {name}")
+        file = ExampleFile.open(name, on_problem, lambda share: progress.update(share, 1), parse)
         if is_shared:
             communicator.all_gather(file.index_arrays())
         return file

@@ -100,6 +100,8 @@ def score(
     scorer = RewardScorer(config, source, adapter_path, length_normalise, model, tokenizer, on_status)
     file = ScoreFile(output, scorer.scorer_digest)
     table = [_reward_metrics(row) for row in file.resume(source, config.batch_size)]
+    if progress is not None:
+        progress(len(table), count)
     with file:
         for batch in scorer.score_batches(start=len(table)):
             file.write(batch)
@@ -194,7 +196,11 @@ class RewardScorer:
         """Score the rows from index `start` on, and yield them a batch at a time."""
         order = list(self._order(start))
         batches = row_batches(self.examples, order, self.memory_model)
-        measured = measure(batches, self.memory_model.network, reference=lambda _, micro: self._reference.sums(micro))
+        measured = measure(
+            batches,
+            self.memory_model.network,
+            reference=lambda _, micro, policy_sums: self._reference.sums(micro, policy_sums),
+        )
         for indices, measurements in zip(order, measured, strict=True):
             rewards = {measurement.index: self._rewards(measurement) for measurement in measurements}
             yield [ScoredRow(self._candidates(index), rewards.get(index)) for index in map(int, indices)]

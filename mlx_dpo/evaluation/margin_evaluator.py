@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -17,6 +17,7 @@ from mlx_dpo.evaluation.row_batches import index_batches
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.objectives import WeightedLoss
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 MAX_HIDDEN_STATES_BYTES = 256 << 20  # of the adapter, kept for the KL; it is measured on the tokens that these cover
 
@@ -53,6 +54,7 @@ class MarginEvaluator:
             vocabulary], where the adapter's network has no head split.
         adapter_sharing: how the adapter was run; None until it is measured.
         adapter_has_split: whether the adapter was run as body and head.
+        progress: receives the number of pairs measured so far.
     """
 
     loss: WeightedLoss
@@ -61,6 +63,7 @@ class MarginEvaluator:
     adapter_hidden_states: list[mx.array] = field(default_factory=list)
     adapter_sharing: PromptSharing | None = None
     adapter_has_split: bool = False
+    progress: Progress = NO_PROGRESS
 
     @classmethod
     def prepare(
@@ -69,9 +72,9 @@ class MarginEvaluator:
         held_out: ExampleSet,
         batch_size: int,
         base: nn.Module,
+        progress: Progress = NO_PROGRESS,
         *,
         use_cache: bool = False,
-        on_progress: Callable[[str], None] = lambda text: None,
     ) -> MarginEvaluator:
         """Split the pairs into micro-batches and measure the base model.
 
@@ -80,20 +83,22 @@ class MarginEvaluator:
             held_out: the pairs.
             batch_size: pairs that are measured together.
             base: the base model.
+            progress: receives what is being measured.
             use_cache: whether it was loaded from files; see `Network.from_model`.
-            on_progress: likewise.
         """
-        network = Network.from_model(base, use_cache=use_cache, on_progress=on_progress)
+        network = Network.from_model(base, use_cache=use_cache)
         order = index_batches(held_out.indices, batch_size)
         memory_model = MemoryModel(network)
-        evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)))
+        evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)), progress=progress)
         evaluator.base = evaluator._run(network)
         return evaluator
 
     def subset(self, pairs: int) -> MarginEvaluator:
         """The first `pairs` pairs, rounded up to whole batches, without the adapter's hidden states."""
         batches = self.batches[: -(-pairs // self.batches[0].size)]
-        return MarginEvaluator(self.loss, batches, self.base[: sum(batch.size for batch in batches)])
+        return MarginEvaluator(
+            self.loss, batches, self.base[: sum(batch.size for batch in batches)], progress=self.progress
+        )
 
     def measure_base(self) -> MarginMeasurement:
         """The base model measured against itself."""
@@ -135,7 +140,12 @@ class MarginEvaluator:
         def options(micro: MicroBatch) -> dict[str, mx.array | None]:
             return {"reference_hidden_states": next(remaining, None)}
 
-        return [example for batch in measure(self.batches, network, options=options) for example in batch]
+        examples, num_pairs = list[ExampleMeasurement](), sum(batch.size for batch in self.batches)
+        self.progress.update(0, num_pairs)
+        for batch in measure(self.batches, network, options=options):
+            examples += batch
+            self.progress.update(len(examples), num_pairs)
+        return examples
 
     def _summarize(self, pairs: Sequence[ExampleMeasurement]) -> MarginMeasurement:
         rewards = [

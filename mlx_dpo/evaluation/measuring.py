@@ -28,7 +28,8 @@ from mlx_dpo.forward.policy import without_dropout
 from mlx_dpo.objectives import LossStates, WeightedLoss
 from mlx_dpo.reference.reference_policy import ReferenceLogps
 
-ReferenceSums = Callable[[np.ndarray, MicroBatch], np.ndarray]  # (example indices, micro-batch) -> [sequences], nats
+# (example indices, micro-batch, [sequences] log-probs of the policy) -> [sequences] log-probs of the reference, nats
+ReferenceSums = Callable[[np.ndarray, MicroBatch, np.ndarray], np.ndarray]
 # (batch, log-probs and [sequences] reference sums of each micro-batch) -> [examples, METRICS]
 BatchMetrics = Callable[[OptimizerBatch, list[CompletionLogps], list[np.ndarray]], np.ndarray]
 
@@ -82,11 +83,13 @@ def measure(
     for batch in batches:
         micro_batches = batch.micro_batches
         with without_dropout(network.model):
-            references = [
-                np.zeros(len(micro.sequences)) if reference is None else reference(batch.example_indices(micro), micro)
-                for micro in micro_batches
-            ]
             logps = [network.logps(micro, **options(micro)) for micro in micro_batches]
+            references = [
+                np.zeros(len(micro.sequences))
+                if reference is None
+                else reference(batch.example_indices(micro), micro, completions.sums)
+                for micro, completions in zip(micro_batches, logps, strict=True)
+            ]
             table = metrics(batch, logps, references) if metrics and micro_batches else None
         tokens = by_example(batch, [_token_logps(completions) for completions in logps])
         sums = by_example(batch, [completions.sums for completions in logps])

@@ -129,11 +129,13 @@ def _with_gaps(present: Iterable[mx.array], is_present: list[bool]) -> list[mx.a
 def _unflattened(
     leaves: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def put(tree: Any, prefix: str) -> Any:
-        if isinstance(tree, (list, tuple)):
-            return type(tree)(put(v, f"{prefix}.{i}") for i, v in enumerate(tree))
-        if isinstance(tree, dict):
-            return {k: put(v, f"{prefix}.{k}") for k, v in tree.items()}
-        return leaves.get(prefix, tree)
+    return _replaced_leaves(leaves, args, "0"), _replaced_leaves(leaves, kwargs, "1")
 
-    return put(args, "0"), put(kwargs, "1")
+
+def _replaced_leaves(leaves: dict[str, Any], tree: Any, prefix: str) -> Any:
+    """A tree with the leaves of these names; not a closure, whose cycle with itself would keep the arrays alive."""
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_replaced_leaves(leaves, v, f"{prefix}.{i}") for i, v in enumerate(tree))
+    if isinstance(tree, dict):
+        return {k: _replaced_leaves(leaves, v, f"{prefix}.{k}") for k, v in tree.items()}
+    return leaves.get(prefix, tree)

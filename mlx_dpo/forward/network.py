@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,10 +22,11 @@ from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_check
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.mlx_patches import patched_mlx
 from mlx_dpo.forward.model_digest import tensor_digests
-from mlx_dpo.forward.path_agreement import CompletionSums, Sequences, agrees, count_logits, head_is_adapted
+from mlx_dpo.forward.path_agreement import Sequences, agrees, count_logits, head_is_adapted, remembered
 from mlx_dpo.forward.path_cache import PathCache, RunnablePath
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
+from mlx_dpo.utils.garbage_collection import no_garbage_collection
 from mlx_dpo.utils.random_state import random_state
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Network:
             on_progress(f"Checking how the model can be run: forward pass {next(count)}")
             return network.logps(MicroBatch((), tuple(sequences))).sums
 
-        plain_sums = _remembered(partial(sums, self))
+        plain_sums = remembered(partial(sums, self))
         self.model.eval()  # no dropout
         try:
             for network in candidates:
@@ -146,16 +146,19 @@ class Network:
             collision_logps: whether to compute what `CompletionLogps.alignments` needs.
             reference_hidden_states: [tokens, hidden], of a reference, to compute `CompletionLogps.kls`.
         """
-        with patched_mlx():
-            hidden_states = self._hidden_states(batch)
+        hidden_states = self.lazy_hidden_states(batch)
         return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """Hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
-        with patched_mlx():
-            hidden_states = self._hidden_states(batch)
+        hidden_states = self.lazy_hidden_states(batch)
         mx.eval(hidden_states)
         return hidden_states
+
+    def lazy_hidden_states(self, batch: MicroBatch) -> mx.array:
+        """`hidden_states`, not evaluated."""
+        with patched_mlx():
+            return self._hidden_states(batch)
 
     def trace(
         self,
@@ -197,19 +200,36 @@ class Network:
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Measure the bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
-        gc.collect()  # nothing else is freed between the two readings
         mx.clear_cache()  # a cached buffer that is reused would count in full
-        before = mx.get_active_memory()
-        backward = self._build_backward(batch, num_checkpointed)
-        mx.synchronize()
-        num_bytes = mx.get_active_memory() - before
+        with no_garbage_collection():  # nothing else is freed between the two readings
+            before = mx.get_active_memory()
+            backward = self._build_backward(batch, num_checkpointed)
+            mx.synchronize()
+            num_bytes = mx.get_active_memory() - before
         del backward  # it holds the activations
         return int(-self.min_over_ranks(-num_bytes))
 
     def _build_backward(
         self, batch: MicroBatch, num_checkpointed: int, upstream_grad: mx.array | None = None
     ) -> tuple[mx.array, mx.array, Any]:
-        """Hidden states; their gradient, [tokens, hidden] float32, zeros unless given; and lazy gradients from it."""
+        """`lazy_backward` with the hidden states and their gradient evaluated."""
+        hidden_states, upstream_grad, gradients = self.lazy_backward(batch, num_checkpointed, upstream_grad)
+        mx.eval(hidden_states, upstream_grad)
+        return hidden_states, upstream_grad, gradients
+
+    def lazy_backward(
+        self, batch: MicroBatch, num_checkpointed: int = 0, upstream_grad: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, Any]:
+        """Build the graph of both passes; nothing is computed.
+
+        Args:
+            batch: the micro-batch.
+            num_checkpointed: modules that keep only their inputs.
+            upstream_grad: [tokens, hidden] float32, the gradient of the hidden states; zeros unless given.
+
+        Returns:
+            Hidden states, [tokens, hidden]; their gradient; and from it the gradients of the trainable parameters.
+        """
         hidden_states: list[mx.array] = []
         placeholders: list[mx.array] = []
         seeds: list[int] = []
@@ -220,12 +240,13 @@ class Network:
             seeds.append(random_state())
             return (hidden_states[0] * placeholders[0]).sum()
 
+        parameters = self.model.trainable_parameters()
         with gradient_checkpointing(self.model, num_checkpointed), patched_mlx():
             _, gradients = nn.value_and_grad(self.model, product_with_placeholder)()
+        self.model.update(parameters)  # those it is left with are of this graph, and would keep its activations
         if self.shards:
             gradients = self.shards.scale_replicated(gradients)
         mx.random.seed(seeds[0])  # checkpointed blocks have reset the random state
-        mx.eval(hidden_states, placeholders)
         return hidden_states[0], placeholders[0], gradients
 
     def _logps(
@@ -257,10 +278,8 @@ class Network:
         if self.sharing is PromptSharing.NONE:
             padded = batch.padded_sequences
             return CompletionTargets.from_groups([(range(len(padded.targets)), padded.targets, padded.completion_mask)])
-        groups = batch.shared_prompts.completion_groups
-        return CompletionTargets.from_groups(
-            [(group.sequence_indices, group.targets, group.completion_mask) for group in groups]
-        )
+        groups = [(g.sequence_indices, g.targets, g.completion_mask) for g in batch.shared_prompts.completion_groups]
+        return CompletionTargets.from_groups(groups)
 
     def _hidden_states(self, batch: MicroBatch) -> mx.array:
         """Hidden states at completion tokens, [tokens, hidden]; logits without a split."""
@@ -272,19 +291,6 @@ class Network:
         shared = batch.shared_prompts
         groups = zip(completion_hidden_states(self.head_split, shared), shared.completion_groups, strict=True)
         return mx.concatenate([_select(hidden, group.completion_mask) for hidden, group in groups])
-
-
-def _remembered(function: CompletionSums) -> CompletionSums:
-    """The function with its results kept: each way of running a model is compared with the same ones."""
-    results: dict[tuple[object, ...], np.ndarray] = {}
-
-    def call(sequences: Sequences) -> np.ndarray:
-        key = tuple(sequences)
-        if key not in results:
-            results[key] = function(sequences)
-        return results[key]
-
-    return call
 
 
 def _select(hidden: mx.array, completion_mask: np.ndarray) -> mx.array:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.oom_fallback import is_out_of_memory
 from mlx_dpo.forward.prefix_cache import UnsupportedCacheError
@@ -63,17 +64,44 @@ def _tolerance(sums: np.ndarray) -> float:
     return float(1e-4 + 1e-5 * np.abs(sums).max())
 
 
+def remembered(function: CompletionSums) -> CompletionSums:
+    """The function with its results kept: each way of running a model is compared with the same ones."""
+    results: dict[tuple[object, ...], np.ndarray] = {}
+
+    def call(sequences: Sequences) -> np.ndarray:
+        key = tuple(sequences)
+        if key not in results:
+            results[key] = function(sequences)
+        return results[key]
+
+    return call
+
+
+def can_build(hidden_states: Callable[[MicroBatch], mx.array]) -> bool:
+    """Whether a way of running a model is one that its code is written for, by building the graph alone."""
+    try:
+        hidden_states(MicroBatch((), tuple(zip(_PROMPTS[:1], _COMPLETIONS[:1], strict=True))))
+    except _UNSUITABLE:
+        return False
+    return True
+
+
 def head_is_adapted(model: nn.Module) -> bool:
     """Whether a layer outside of the blocks is adapted: the head or a tied embedding then gets a gradient."""
     inside = {id(module) for layer in model.layers for _, module in layer.named_modules()}
     return any("lora_a" in module and id(module) not in inside for _, module in model.named_modules())
 
 
-def count_logits(model: nn.Module) -> int:
-    """The number of logits, by running the model on one token. Raises `UserError` where that fails."""
+def count_logits(model: nn.Module, *, evaluate: bool = True) -> int:
+    """The number of logits, by running the model on one token; without `evaluate`, by building its graph alone.
+
+    Raises:
+        UserError: that fails.
+    """
     try:
         logits = model(mx.zeros((1, 1), mx.int32))
-        mx.eval(logits)
+        if evaluate:
+            mx.eval(logits)
         return logits.shape[-1]
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(

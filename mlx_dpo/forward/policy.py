@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,7 @@ from mlx_dpo.distributed.tensor_parallel import check_gradients, shard_model
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make_policy(
     init_adapter: str | None,
     group: mx.distributed.Group | None = None,
     memory_limit: int | None = None,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = NO_PROGRESS,
     *,
     use_cache: bool = False,
 ) -> Policy:
@@ -62,7 +63,7 @@ def make_policy(
         init_adapter: an adapter folder, whose own settings replace `spec`; None for a fresh adapter.
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
         memory_limit: bytes that training may use in total; None for what the machine allows.
-        on_progress: receives what is being done, where it may take long.
+        progress: receives what is being done, where it may take long.
         use_cache: whether the model was loaded from files; see `Network.from_model`.
 
     Raises:
@@ -72,7 +73,7 @@ def make_policy(
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
     notes: list[str] = []
     if init_adapter is None:
-        spec, notes = _attach_new_adapter(model, spec)
+        spec, notes = attach_new_adapter(model, spec)
         base = trainable_tensors(model)
     else:
         spec, base = load_adapter(model, init_adapter, lazy=group is not None)
@@ -80,14 +81,14 @@ def make_policy(
     if spec.fine_tune_type == "full":
         initial = base = {}
     shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
-    on_progress("Checking how the model can be run")
-    network = Network.from_model(model, shards, memory_limit, use_cache=use_cache, on_progress=on_progress)
+    progress.begin("Checking how the model can be run")
+    network = Network.from_model(model, shards, memory_limit, use_cache=use_cache, on_progress=progress.begin)
     if shards:
         check_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network), tuple(notes))
 
 
-def _attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec, list[str]]:
+def attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec, list[str]]:
     """Attach a fresh adapter. Returns its spec, resolved, and notes on the layers that it goes on."""
     notes: list[str] = []
     if spec.fine_tune_type != "full" and hasattr(model, "layers"):

@@ -6,6 +6,7 @@ import time
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_dpo.adapters.interpolation import interpolate_adapters
 from mlx_dpo.adapters.spec import Tensors
@@ -21,8 +22,13 @@ from mlx_dpo.reference.logp_cache import LogpCache, MainRankLogpCache
 class ReferencePolicy:
     """A source of reference log-probs. This base class is a reference that is not in memory, so it has none."""
 
-    def sums(self, batch: MicroBatch) -> np.ndarray:
+    def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
         """Log-probs of a micro-batch's completions.
+
+        Args:
+            batch: the micro-batch.
+            policy_sums: [sequences] those of the policy without dropout, if known, which are the reference's before
+                the first update.
 
         Returns:
             [sequences] float64, nats, each summed over the tokens of a completion.
@@ -51,7 +57,7 @@ class ReferencePolicy:
 class NoReference(ReferencePolicy):
     """No reference: its log-probs are zero, so that log-ratios are the policy's log-probs."""
 
-    def sums(self, batch: MicroBatch) -> np.ndarray:
+    def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
         """[sequences]; see `ReferencePolicy.sums`."""
         return np.zeros(len(batch.sequences))
 
@@ -67,8 +73,15 @@ class SharedNetworkReference(ReferencePolicy):
     def __init__(self, network: Network, tensors: Tensors) -> None:
         self.network, self.tensors = network, tensors
 
-    def sums(self, batch: MicroBatch) -> np.ndarray:
+    def is_policy(self) -> bool:
+        """Whether the network's tensors are the reference's own: nothing was updated or loaded since."""
+        current = dict(tree_flatten(self.network.model.parameters()))
+        return all(current.get(name) is tensor for name, tensor in self.tensors.items())
+
+    def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
         """[sequences]; see `ReferencePolicy.sums`."""
+        if policy_sums is not None and self.is_policy():
+            return policy_sums
         with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
             return self.network.logps(batch).sums
 
@@ -104,9 +117,10 @@ class CachedReference(SharedNetworkReference):
         shards = network.shards
         self.cache = MainRankLogpCache(shards, name, model) if shards else LogpCache(name, model)
 
-    def sums(self, batch: MicroBatch) -> np.ndarray:
+    def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
         """[sequences]; see `ReferencePolicy.sums`."""
-        return self.cache.get_or_compute(batch, super().sums)
+        compute = super().sums
+        return self.cache.get_or_compute(batch, lambda batch: compute(batch, policy_sums))
 
 
 class ReferenceLogps:
@@ -128,12 +142,13 @@ class ReferenceLogps:
         """2 for pairs, 1 for single completions."""
         return self.table.shape[1]
 
-    def lookup(self, indices: np.ndarray, batch: MicroBatch) -> np.ndarray:
+    def lookup(self, indices: np.ndarray, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
         """Log-probs of the examples of a micro-batch.
 
         Args:
             indices: [examples], their rows in the table.
             batch: the examples.
+            policy_sums: [sequences] see `ReferencePolicy.sums`.
 
         Returns:
             [sequences] float64, nats; of pairs, all chosen completions, then all rejected ones.
@@ -141,7 +156,7 @@ class ReferenceLogps:
         self._grow(indices)
         if np.isnan(self.table[indices]).any():
             start = time.perf_counter()
-            self.table[indices] = self.reference_policy.sums(batch).reshape(-1, len(indices)).T
+            self.table[indices] = self.reference_policy.sums(batch, policy_sums).reshape(-1, len(indices)).T
             self.seconds += time.perf_counter() - start
         return self.table[indices].T.reshape(-1)
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
+from mlx_dpo.training.config_planner import ConfigEstimate, LengthEstimate
 from mlx_dpo.training.run_planner import RunEstimate
-from mlx_dpo.utils.formatting import format_bytes, format_duration
+from mlx_dpo.utils.formatting import format_bytes, format_count, format_duration
 
 
 def print_plan(console: Console, plan: RunEstimate) -> None:
@@ -51,3 +52,38 @@ def _memory_verdict(plan: RunEstimate) -> Iterator[str]:
     if plan.max_length_that_fits:
         yield f"  --max-length {plan.max_length_that_fits}: longer pairs are truncated or dropped (see --overlong)"
     yield "  a model with fewer bits or parameters, a lower --rank, or closing other programs and a higher limit"
+
+
+def print_config_plan(console: Console, plan: ConfigEstimate) -> None:
+    """Print the memory at some lengths, the longest pair that fits, and how far off the estimate may be."""
+    console.print(
+        f"{plan.model_type}, {format_count(plan.parameters)} parameters: weights {format_bytes(plan.weights)}, "
+        f"with optimizer and gradients {format_bytes(plan.held)}; the limit is {format_bytes(plan.limit)}.",
+        soft_wrap=True,
+        markup=False,
+    )
+    table = Table("tokens of a pair", "peak memory", "gradient checkpointing", "fits")
+    for row in plan.lengths:
+        checkpointed = f"{row.num_checkpointed} of {plan.num_checkpointable} blocks and MLPs"
+        table.add_row(f"{row.tokens:,}", format_bytes(row.peak), checkpointed, _fits(plan, row))
+    console.print(table)
+    for line in _config_verdict(plan):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _fits(plan: ConfigEstimate, row: LengthEstimate) -> str:
+    if not row.fits:
+        return "no"
+    return "yes" if row.tokens <= plan.longest_pair else "perhaps"
+
+
+def _config_verdict(plan: ConfigEstimate) -> Iterator[str]:
+    if plan.longest_pair:
+        yield f"Pairs of up to {plan.longest_pair:,} tokens of prompt and completion surely fit (--max-length)."
+    else:
+        yield "No pair fits surely. What helps: fewer bits or parameters, a lower --rank, or a higher --memory-limit."
+    yield (
+        "A pair is taken to have a prompt twice as long as each completion. The peak is an estimate: within 10% for "
+        "models whose weights outweigh it, and up to 40% too low for long pairs on tiny models. With the weights and "
+        "--data, `mlx-dpo plan` measures it."
+    )

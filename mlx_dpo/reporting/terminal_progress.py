@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from mlx_dpo.reporting.diagnostics_listener import Finding
+from mlx_dpo.reporting.phase_progress import PhaseProgress
 from mlx_dpo.reporting.run_statistics import ZERO_REWARD
 from mlx_dpo.reporting.time_estimate import TimeEstimator
 from mlx_dpo.training.events import Metrics, RunPlan
@@ -33,7 +34,7 @@ class TerminalProgress(Listener):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.status = console.status("")
+        self.preparation = PhaseProgress(console)
         self.margins: list[float] = []
         self.accuracies: list[float] = []
         self.peak_memory_gb = self.pairs_per_second = self.reference_seconds = self.sampling_seconds = 0.0
@@ -44,12 +45,15 @@ class TerminalProgress(Listener):
     def on_preparing(self, text: str) -> None:
         """Show what is being prepared."""
         self.progress_bar.stop()  # it runs if training is restarted
-        self.status.update(text)
-        self.status.start()
+        self.preparation.begin(text)
+
+    def on_preparation_progress(self, done: float, total: float) -> None:
+        """Show how much of it is done."""
+        self.preparation.update(done, total)
 
     def on_run_start(self, plan: RunPlan) -> None:
         """Print the size of the run and start the progress bar."""
-        self.status.stop()
+        self.preparation.stop()
         self.plan, self.time_estimator = plan, TimeEstimator(plan)
         self.progress_bar = ProgressBar(self.console, self._status_lines)
         self.reference_seconds = self.sampling_seconds = 0.0
@@ -111,7 +115,7 @@ class TerminalProgress(Listener):
 
     def on_run_end(self) -> None:
         """Stop the display."""
-        self.status.stop()
+        self.preparation.stop()
         self.progress_bar.stop()
 
     def _print(self, text: str) -> None:

@@ -91,6 +91,15 @@ class Preparing(Event):
 
 
 @dataclass(frozen=True)
+class PreparationProgress(Event):
+    """Some of a step of the preparation is done."""
+
+    hook = "on_preparation_progress"
+    done: float
+    total: float
+
+
+@dataclass(frozen=True)
 class RunStart(Event):
     """The first optimizer step is about to be taken."""
 

@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_dpo.training.events import Event, Metrics, RunPlan
+from mlx_dpo.training.events import Event, Metrics, PreparationProgress, Preparing, RunPlan
+from mlx_dpo.utils.progress import Progress
 
 if TYPE_CHECKING:
     from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -28,6 +29,14 @@ class Listener:
 
         Args:
             text: what is being done, such as "Loading the model".
+        """
+
+    def on_preparation_progress(self, done: float, total: float) -> None:
+        """Some of the step of the preparation is done, where that is known.
+
+        Args:
+            done: how much.
+            total: how much there is.
         """
 
     def on_run_start(self, plan: RunPlan) -> None:
@@ -112,3 +121,19 @@ class Listeners(Listener):
         """Pass the event on to all listeners."""
         for listener in self.listeners:
             listener.handle(event)
+
+
+class ListenerProgress(Progress):
+    """Reports the preparation of a run to a listener, as events."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Args: listener: receives the events."""
+        self.listener = listener
+
+    def begin(self, phase: str, unit: str = "") -> None:
+        """See `Progress`."""
+        self.listener.handle(Preparing(phase))
+
+    def update(self, done: float, total: float) -> None:
+        """See `Progress`."""
+        self.listener.handle(PreparationProgress(done, total))

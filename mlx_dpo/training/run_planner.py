@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,8 +17,10 @@ from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
+from mlx_dpo.forward.activation_memory import BatchCost
 from mlx_dpo.forward.device import usable_memory
-from mlx_dpo.forward.memory_model import BatchCost, MemoryModel, synthetic_pair
+from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.reference.reference_policy import SharedNetworkReference
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
@@ -27,7 +28,6 @@ from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
 
 MAX_PAIRS_READ = 20_000  # pairs whose lengths are read; of more, every n-th step
-SAFE_MEMORY_SHARE = 0.5  # of the available memory, for an estimate
 TRIAL_MICRO_BATCHES = 2  # of middling size that are timed
 TRIAL_SECONDS = 35  # after which no other is begun
 
@@ -135,10 +135,12 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
     peak, seconds = int(memory_model.peak_bytes(largest)), dict[str, float]()
     num_pairs, held_out = len(components.train_set.indices), components.example_sets.get(HELD_OUT)
     num_held_out = len(held_out.indices) if held_out else 0
+    reference = components.train_set.reference.reference_policy
+    is_policy = isinstance(reference, SharedNetworkReference) and reference.is_policy()  # asked before the trial steps
     if is_measured := peak <= max(limit, usable_memory()):
         forward, step, peak = _time_steps(trainer, memory_model, batches, largest, listener)
         epoch_tokens = sum(cost.tokens for cost in costs) * _steps_per_epoch(trainer) / len(batches)
-        seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out)
+        seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out, is_policy)
     lengths = [pair for micro in micro_batches for pair in _example_lengths(micro)]
     return RunEstimate(
         pairs=num_pairs,
@@ -157,7 +159,7 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
         memory={"limit": limit, "held": memory_model.resident_bytes, "peak": peak},
         is_measured=is_measured,
         seconds=seconds,
-        max_length_that_fits=None if peak <= limit else _max_length_that_fits(memory_model, limit),
+        max_length_that_fits=None if peak <= limit else memory_model.max_pair_length(limit),
     )
 
 
@@ -226,12 +228,18 @@ def _try_step(trainer: Trainer, batch: OptimizerBatch) -> float:
 
 
 def _run_seconds(
-    trainer: Trainer, forward: float, step: float, epoch_tokens: float, tokens_per_example: float, num_held_out: int
+    trainer: Trainer,
+    forward: float,
+    step: float,
+    epoch_tokens: float,
+    tokens_per_example: float,
+    num_held_out: int,
+    reference_is_policy: bool,
 ) -> dict[str, float]:
     """What the parts of the run take, from seconds a token and the tokens of an epoch."""
     interval, steps = trainer.config.steps_per_eval, trainer.steps
     evaluations = 2 + ((steps - 1) // interval if interval else 0)
-    passes = num_held_out * (evaluations + 1)  # the reference once
+    passes = num_held_out * (evaluations + (not reference_is_policy))  # the first evaluation gives the reference
     passes += 2 * min(NUM_KL_EXAMPLES, num_held_out) * (evaluations - 1)  # none in the first
     run_tokens = epoch_tokens * steps / _steps_per_epoch(trainer)
     return {
@@ -250,18 +258,3 @@ def _example_lengths(micro: MicroBatch) -> list[tuple[int, ...]]:
 
 def _median_and_max(lengths: list[int]) -> tuple[int, int]:
     return int(np.median(lengths)), max(lengths)
-
-
-def _max_length_that_fits(memory_model: MemoryModel, limit: int) -> int:
-    """Tokens of prompt and completion, for a pair whose prompt is twice as long as each of its completions."""
-    resident = memory_model.resident_bytes
-    safe_limit = resident + SAFE_MEMORY_SHARE * (limit - resident)
-
-    def is_too_long(length: int) -> bool:
-        pair = synthetic_pair(2 * length // 3, length // 3)
-        is_checkpointed = memory_model.num_checkpointed(pair) == memory_model.network.num_checkpointable
-        return is_checkpointed and memory_model.peak_bytes(pair) > safe_limit
-
-    lengths = range(64, 32_768, 64)
-    num_fitting = bisect_right(lengths, False, key=is_too_long)
-    return lengths[num_fitting - 1] if num_fitting else 0

@@ -132,10 +132,10 @@ def count_work(folder: Path, settings: dict[str, Any]) -> Any:
         parsed += 1
         return parse(line, where)
 
-    def counting_sums(self: CachedReference, batch: Any) -> np.ndarray:
+    def counting_sums(self: CachedReference, batch: Any, policy_sums: np.ndarray | None = None) -> np.ndarray:
         nonlocal sequences
         sequences += len(batch.sequences)
-        return sums(self, batch)
+        return sums(self, batch, policy_sums)
 
     def counting_encode(self: EncodedExamples, index: int) -> Any:
         encoded.append(index)

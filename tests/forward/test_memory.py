@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 import mlx.core as mx
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_dpo.adapters.attach import attach_adapter
+from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.forward.memory_model import SATURATING_TOKENS, BatchCost, MemoryModel, synthetic_pair
+from mlx_dpo.forward.activation_memory import BatchCost, synthetic_pair
+from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.token_logps import MIN_CHUNK_TOKENS, chunk_bytes
 from tests.forward.test_architectures import COMMON
@@ -76,6 +78,23 @@ def test_what_is_kept_is_foreseen(prompt: int, completion: int, recomputed: int,
         one.activation_bytes(batch, recomputed),
     )
     assert 0.9 * kept < foreseen < over * kept
+
+
+@pytest.mark.parametrize("recomputed", [0, 4, 8])
+def test_nothing_is_held_after_a_backward_pass(recomputed: int) -> None:
+    one, batch = network(), synthetic_pair(200, 50)
+    assert one.num_checkpointable == 8
+    one.trace(batch, recomputed).gradient(np.ones(2))  # what is made once is made
+    gc.collect()
+    before, tensors = mx.get_active_memory(), trainable_tensors(one.model)
+    gc.disable()  # no reference cycle keeps activations until the next collection
+    try:
+        one.trace(batch, recomputed).gradient(np.ones(2))
+        held = mx.get_active_memory() - before
+    finally:
+        gc.enable()
+    assert held < 4096  # less than the hidden states of 16 tokens
+    assert all(tensor is tensors[name] for name, tensor in trainable_tensors(one.model).items())
 
 
 def test_a_long_pair_keeps_no_more_than_a_busy_one_unless_it_may() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.nn as nn
@@ -24,6 +23,7 @@ from mlx_dpo.export.fuse.bit_search import (
     uniform_plan,
 )
 from mlx_dpo.export.fuse.fuse_result import ModelMeasurement, describe_bits
+from mlx_dpo.utils.progress import Progress
 from mlx_dpo.utils.tensor_names import block_prefix
 
 SENSITIVITY_PAIRS = 32
@@ -39,31 +39,29 @@ class CandidateSearch:
         note: why it is unknown how much of the margin is kept; empty if it is known.
     """
 
-    def __init__(
-        self, adapted_model: AdaptedModel, calibration: CalibrationSet, on_progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, adapted_model: AdaptedModel, calibration: CalibrationSet, progress: Progress) -> None:
         """Measure the base and the adapter.
 
         Args:
             adapted_model: the model with its adapter.
             calibration: the validation pairs.
-            on_progress: called with a short text before each measurement.
+            progress: receives what is being measured.
         """
-        self._adapted_model, self._on_progress = adapted_model, on_progress
+        self._adapted_model, self._progress = adapted_model, progress
         loaded, neutral_tensors = adapted_model.load()
         self.model: nn.Module | None = loaded.model
-        on_progress("Measuring the base model")
+        progress.begin("Measuring the base model", "pairs")
         with swap_adapter(loaded.model, neutral_tensors):
             self._evaluator = MarginEvaluator.prepare(
                 calibration.loss,
                 calibration.example_set,
                 calibration.batch_size,
                 loaded.model,
+                progress,
                 use_cache=True,
-                on_progress=on_progress,
             )
         self.base = self._evaluator.measure_base()
-        on_progress("Measuring the adapter")
+        progress.begin("Measuring the adapter", "pairs")
         self.adapter = self._evaluator.measure_adapter(loaded.model, use_cache=True)
         size = _size_bytes(loaded.model)
         adapter_size = sum(tensor.nbytes for tensor in read_adapter(adapted_model.adapter_path)[1].values())
@@ -110,7 +108,7 @@ class CandidateSearch:
         key = repr(plan)
         if key not in self._fused:
             bits = describe_bits(plan)
-            self._on_progress(f"Measuring the fused model with {bits} bits")
+            self._progress.begin(f"Measuring the fused model with {bits} bits", "pairs")
             self.model = None
             model = self._adapted_model.load_fused(plan)
             try:
@@ -125,7 +123,7 @@ class CandidateSearch:
     def _measure_sensitivity(self, block: list[str]) -> float:
         """The mean squared change of some pairs' margins when a block's layers are rounded to the base's bits."""
         assert self.model is not None
-        self._on_progress(f"Measuring the sensitivity of {block_prefix(block[0])}")
+        self._progress.begin(f"Measuring the sensitivity of {block_prefix(block[0])}", "pairs")
         evaluator = self._evaluator.subset(SENSITIVITY_PAIRS)
         layers = adapted_layers(self.model)
         with temporarily_merged(self.model, uniform_plan({name: layers[name] for name in block}, 0)):

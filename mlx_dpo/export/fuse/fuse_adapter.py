@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,8 +22,13 @@ from mlx_dpo.export.fuse.fuse_result import (
     describe_bits,
 )
 from mlx_dpo.export.fuse.model_writer import unquantized_plan, write_fused_model
+from mlx_dpo.export.fuse.written_model import require_same_when_loaded
 from mlx_dpo.forward.model_loading import load_tokenizer
+from mlx_dpo.lineage.lineage_file import write_lineage
+from mlx_dpo.lineage.lineage_steps import fused_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.utils.atomic_write import require_new, write_new
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 FuseBits = Literal["auto", "same", "5", "6", "8", "none"]
 
@@ -37,7 +41,7 @@ def fuse_adapter(
     bits: FuseBits = "auto",
     calibrate: str | None = None,
     force: bool = False,
-    on_progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = NO_PROGRESS,
 ) -> FusedModelReport:
     """Fuse an adapter into its model and save a folder that mlx-lm loads.
 
@@ -49,7 +53,7 @@ def fuse_adapter(
             base's own; none: the whole model in the base's float type.
         calibrate: file of preference pairs to measure on, instead of the run's validation pairs.
         force: save the model even if it keeps less than `MIN_KEPT_MARGIN`.
-        on_progress: called with a short text before each stage.
+        progress: receives what is being done.
 
     Returns:
         What was saved and measured.
@@ -58,6 +62,7 @@ def fuse_adapter(
         UserError: an argument is wrong.
         MarginLostError: the fused model keeps too little of the margin.
     """
+    progress.begin("Loading the model and the pairs to measure on")
     target = Path(save_path)
     require_new(target)
     adapted_model, tokenizer = AdaptedModel(model, Path(adapter_path)), load_tokenizer(model)
@@ -65,17 +70,21 @@ def fuse_adapter(
     if isinstance(calibration, str):
         report = _report_without_pairs(adapted_model, target, bits, calibration)
     else:
-        search = CandidateSearch(adapted_model, calibration, on_progress)
+        search = CandidateSearch(adapted_model, calibration, progress)
         plan = search.find_smallest_plan() if bits == "auto" else _plan_for_bits(search.model, bits)
         note = search.note and f"It is unknown how much of the margin is kept: {search.note}."
         report = FusedModelReport(target, plan, search.measurements(plan), note)
     kept = report.fused_model.kept
     if kept is not None and not kept >= MIN_KEPT_MARGIN and not force:
         raise MarginLostError(report, adapted_model.adapter_path)
-    on_progress("Writing")
+    progress.begin(f"Writing {target}")
     loaded, _ = adapted_model.load()
+    lineage = fused_lineage(adapter_path, identify_model(model, loaded.path))
     with write_new(target) as folder:
         size = write_fused_model(folder, loaded, report.plan, tokenizer)
+        write_lineage(folder, lineage)
+        del loaded
+        require_same_when_loaded(folder, report.plan)
     return replace(report, measurements=[*report.measurements[:-1], replace(report.fused_model, bytes=size)])
 
 
@@ -102,7 +111,8 @@ def _plan_for_bits(model: nn.Module, bits: FuseBits) -> PrecisionPlan:
     if bits in ("auto", "same"):
         return uniform_plan(layers, 0)
     precisions = {name: layer_precision(module) for name, module in layers.items()}
-    if any(precision.bits is None for precision in precisions.values()):
+    if all(precision.bits is None for precision in precisions.values()):
         hint = "Fuse it as it is, and quantize the result with `mlx_lm.convert -q`."
         raise UserError("the model is not quantized, so there are no bits to choose", field="bits", hint=hint)
-    return {name: p if p.bits == int(bits) else p.with_bits(int(bits)) for name, p in precisions.items()}
+    # A quantized model has layers in float too: those whose inputs are no whole number of groups.
+    return {n: p if p.bits in (None, int(bits)) else p.with_bits(int(bits)) for n, p in precisions.items()}

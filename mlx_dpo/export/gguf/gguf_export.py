@@ -25,11 +25,14 @@ from mlx_dpo.export.gguf.gguf_tensors import TensorSource, write_gguf_file
 from mlx_dpo.export.gguf.gguf_tokenizer import add_tokenizer
 from mlx_dpo.export.lora_factors import alternatives_hint, load_adapter_factors, reject_layers
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 GGUFMatrixType = Literal["f16", "q8_0"]
 
 
-def write_gguf(model: str | Path, file: str | Path, matrix_type: GGUFMatrixType = "f16") -> Path:
+def write_gguf(
+    model: str | Path, file: str | Path, matrix_type: GGUFMatrixType = "f16", *, progress: Progress = NO_PROGRESS
+) -> Path:
     """Write a model with its tokenizer and chat template as one GGUF file.
 
     Matrices become float16, or Q8_0 (blocks of 32 8-bit numbers with a float16 scale); norms and biases float32.
@@ -39,6 +42,7 @@ def write_gguf(model: str | Path, file: str | Path, matrix_type: GGUFMatrixType 
         model: folder or Hub id of an mlx-lm model whose type is in `GGUF_FAMILIES`.
         file: the new file.
         matrix_type: type of the matrices.
+        progress: receives the number of tensors written so far.
 
     Returns:
         The file.
@@ -60,7 +64,8 @@ def write_gguf(model: str | Path, file: str | Path, matrix_type: GGUFMatrixType 
     writer.add_vocab_size(vocab_size)
     add_tokenizer(writer, load_tokenizer(str(model)), vocab_size, description.where)
     del loaded  # otherwise its weights would stay in memory after they are read
-    write_gguf_file(writer, file, tensors, matrix_type, description.where)
+    progress.begin(f"Writing {file}", "tensors")
+    write_gguf_file(writer, file, tensors, matrix_type, description.where, progress)
     return Path(file)
 
 
@@ -79,7 +84,8 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
         UserError: an argument is wrong, or the format can't hold the adapter.
     """
     gguf = import_gguf()
-    adapter, where = load_adapter_factors(str(model), adapter_path), Where(str(adapter_path))
+    where = Where(str(adapter_path))
+    adapter = load_adapter_factors(str(model), adapter_path, GGUFModelDescription.from_loaded_model)
     if adapter.spec.fine_tune_type == "dora":
         hint = "Fuse it into the model, and export the model with --format gguf."
         raise UserError("llama.cpp's adapters are LoRA only, and this is DoRA", where=where, hint=hint)

@@ -17,6 +17,7 @@ import numpy as np
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.atomic_write import write_new
+from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 CHUNK_ELEMENTS = 2**22  # elements converted at a time
 Q8_0_BLOCK = 32  # elements; matrices whose rows are no multiple of it stay float16
@@ -69,7 +70,12 @@ class TensorSource:
 
 
 def write_gguf_file(
-    writer: Any, file: str | Path, tensors: dict[str, TensorSource], matrix_type: str, where: Where
+    writer: Any,
+    file: str | Path,
+    tensors: dict[str, TensorSource],
+    matrix_type: str,
+    where: Where,
+    progress: Progress = NO_PROGRESS,
 ) -> None:
     """Write a file that appears once it is complete.
 
@@ -79,6 +85,7 @@ def write_gguf_file(
         tensors: by llama.cpp's names; empty afterwards, so that each tensor is freed once it is written.
         matrix_type: of matrices: f32, f16 or q8_0.
         where: the model or adapter, for messages.
+        progress: receives the number of tensors written so far.
 
     Raises:
         UserError: the file exists or can't be written, or a tensor has values that its type can't represent.
@@ -92,7 +99,8 @@ def write_gguf_file(
             writer.write_header_to_file(partial)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name in list(tensors):
+            for number, name in enumerate(names := list(tensors)):
+                progress.update(number, len(names))
                 chunks = [_encode(chunk, types[name], name, where) for chunk in tensors.pop(name).chunks()]
                 writer.write_tensor_data(np.concatenate(chunks))
                 mx.clear_cache()

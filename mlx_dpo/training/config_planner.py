@@ -1,0 +1,125 @@
+"""`plan --config-only`: the memory that training takes, from a model's config.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_dpo.config import TrainConfig
+from mlx_dpo.errors import UserError
+from mlx_dpo.forward.activation_memory import ActivationMemory, pair_of_length
+from mlx_dpo.forward.config_model import build_model, fetch_config
+from mlx_dpo.forward.graph_activations import count_activation_bytes, lazy_network
+from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.forward.policy import attach_new_adapter
+from mlx_dpo.training.components import adapter_spec, memory_limit
+
+SHARES_OF_MAX_LENGTH = (1 / 8, 1 / 4, 1 / 2, 1)  # lengths that are estimated where none are asked for
+MIN_LENGTH = 6  # tokens of a pair with a prompt of four and completions of two
+
+
+@dataclass(frozen=True)
+class LengthEstimate:
+    """The memory of a step on one pair, whose prompt is twice as long as each of its completions.
+
+    Attributes:
+        tokens: of the prompt and a completion, as --max-length counts them.
+        peak: bytes at the peak.
+        num_checkpointed: feed-forwards and blocks that are recomputed in the backward pass.
+        fits: whether the peak is within the limit.
+    """
+
+    tokens: int
+    peak: int
+    num_checkpointed: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class ConfigEstimate:
+    """What training takes in memory.
+
+    Attributes:
+        model_type: of the config.
+        parameters: number of the model's parameters.
+        weights: bytes of the model.
+        held: bytes of the weights, the optimizer state and gradients.
+        limit: bytes that may be used.
+        num_checkpointable: feed-forwards and blocks that can be recomputed in the backward pass.
+        lengths: the memory at some lengths.
+        longest_pair: tokens of the longest pair that surely fits; 0 where none does.
+    """
+
+    model_type: str
+    parameters: int
+    weights: int
+    held: int
+    limit: int
+    num_checkpointable: int
+    lengths: list[LengthEstimate]
+    longest_pair: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the estimate as plain values, for JSON."""
+        return asdict(self)
+
+
+def estimate_from_config(config: TrainConfig, lengths: Sequence[int] = ()) -> ConfigEstimate:
+    """Estimate the memory that `train` with the same settings takes. Neither weights nor data are read.
+
+    Args:
+        config: the run's settings.
+        lengths: of pairs, in tokens; some up to `config.max_length` by default.
+
+    Raises:
+        UserError: the config can't be read or has a model type that can't be estimated.
+    """
+    from mlx_lm.utils import get_total_parameters
+
+    if config.init_adapter:
+        hint = "Give the adapter's own settings instead, such as --rank and --num-layers."
+        raise UserError("--config-only reads no adapter", field="init_adapter", hint=hint)
+    mx.random.seed(config.seed)
+    model_config, tensor_names = fetch_config(config.model)
+    model = build_model(model_config, tensor_names, name=config.model)
+    parameters, weights = get_total_parameters(model), _num_bytes(tree_flatten(model.parameters()))
+    attach_new_adapter(model, adapter_spec(config))
+    limit = memory_limit(config)
+    network = lazy_network(model.train(), limit)
+    memory_model = MemoryModel.with_limits(
+        network,
+        ActivationMemory.from_two_pairs(network, partial(count_activation_bytes, network)),
+        _num_bytes(tree_flatten(model.parameters())),
+        usable_bytes=limit,
+        memory_limit=limit if config.memory_limit else None,
+        grad_checkpoint=config.grad_checkpoint,
+    )
+    return ConfigEstimate(
+        model_type=model_config["model_type"],
+        parameters=parameters,
+        weights=weights,
+        held=memory_model.resident_bytes,
+        limit=limit,
+        num_checkpointable=network.num_checkpointable,
+        lengths=[_at_length(memory_model, tokens, limit) for tokens in lengths or _default_lengths(config)],
+        longest_pair=memory_model.max_pair_length(limit),
+    )
+
+
+def _num_bytes(tensors: Sequence[tuple[str, mx.array]]) -> int:
+    return sum(tensor.nbytes for _, tensor in tensors)
+
+
+def _default_lengths(config: TrainConfig) -> list[int]:
+    return sorted({max(MIN_LENGTH, int(share * config.max_length)) for share in SHARES_OF_MAX_LENGTH})
+
+
+def _at_length(memory_model: MemoryModel, tokens: int, limit: int) -> LengthEstimate:
+    pair = pair_of_length(tokens)
+    peak = int(memory_model.peak_bytes(pair))
+    return LengthEstimate(tokens, peak, memory_model.num_checkpointed(pair), peak <= limit)
