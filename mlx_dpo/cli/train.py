@@ -137,7 +137,7 @@ def _train_supervised(
     config: TrainConfig, listener: Listener, resume: bool, resume_anyway: bool, samples: int
 ) -> TrainResult:
     """Train in a child process."""
-    from mlx_dpo.supervision import supervise
+    from mlx_dpo.supervision.supervisor import supervise
 
     return supervise(
         config,
