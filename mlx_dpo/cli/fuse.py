@@ -64,13 +64,18 @@ def fuse(
     from mlx_dpo.export.card.model_card import write_card
     from mlx_dpo.export.card.training_record import copy_training_record
     from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
-    from mlx_dpo.export.fuse.fuse_result import MarginLostError
+    from mlx_dpo.export.fuse.fuse_result import FusedModelReport, MarginLostError
     from mlx_dpo.reporting.phase_progress import PhaseProgress
 
     if gguf is not None:
         from mlx_dpo.export.gguf.gguf_export import import_gguf, write_gguf
 
         import_gguf()
+
+    def write_documents(folder: Path, report: FusedModelReport) -> None:
+        copy_training_record(adapter_path, folder, report.to_mapping())
+        write_card(folder, name=report.path.resolve().name)
+
     try:
         with PhaseProgress(stderr_console) as progress:
             fused = fuse_adapter(
@@ -81,12 +86,11 @@ def fuse(
                 calibrate=calibrate,
                 force=force,
                 progress=progress,
+                on_written=write_documents,
             )
     except MarginLostError as error:
         stderr_console.print(fuse_table(error.report))
         raise
-    copy_training_record(adapter_path, fused.path, fused.to_mapping())
-    write_card(fused.path)
     if gguf is not None:
         with PhaseProgress(stderr_console) as progress:
             write_gguf(fused.path, gguf, gguf_type.value, progress=progress)

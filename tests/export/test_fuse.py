@@ -18,7 +18,7 @@ from mlx_dpo import TrainConfig, evaluate, train
 from mlx_dpo.export.fuse.adapted_model import AdaptedModel
 from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
 from tests.cli.conftest import CommandResult, mlx_dpo  # noqa: F401
-from tests.conftest import PAIRS, rows_of, write_rows
+from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
 from tests.forward.test_architectures import QUANTIZATIONS, make_model
 from tests.plain import completion_ids, metrics
 
@@ -161,3 +161,25 @@ def test_an_adapter_that_adds_nothing(mlx_dpo: Cli, home: Path, tmp_path: Path) 
     assert ran.code == 2 and "nothing to keep" in ran.err and "--calibrate" in ran.err
     ran = mlx_dpo(*flags(home, "plain", tmp_path / "f", "--calibrate", file, "--bits", "8"))
     assert ran.code == 0 and "nothing to keep" in ran.out
+
+
+def test_card_and_record_are_there_with_the_model_or_not_at_all(
+    mlx_dpo: Cli,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that ends while it writes the card leaves no folder, so that the same command makes all of it."""
+    from mlx_dpo.export.card import model_card
+
+    folder = tmp_path / "mine"
+    flags = ("fuse", "--model", CHECKPOINT, "--adapter-path", TRL / "adapter", "--bits", "none", "--save-path", folder)
+
+    def killed(*arguments: object) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_card, "render_card", killed)
+        assert mlx_dpo(*flags).code == 137
+    assert list(tmp_path.iterdir()) == []
+    assert mlx_dpo(*flags).code == 0
+    assert "# mine\n" in (folder / "README.md").read_text() and (folder / "training.json").is_file()

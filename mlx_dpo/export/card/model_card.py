@@ -35,26 +35,36 @@ _FUSE_COLUMNS = {  # JSON key of a measurement: heading and format
 }
 
 
-def write_card(folder: str | Path) -> Path:
+def write_card(folder: str | Path, *, name: str | None = None) -> Path:
     """Write README.md, and curves.png if matplotlib is installed, into a run's or a fused model's folder.
+
+    Args:
+        folder: the folder.
+        name: its name, as the card gives it, where the folder is still to get it.
 
     Returns:
         The path of README.md, which is left as it is if somebody else wrote it.
     """
-    for name, content in render_card_files(folder).items():
-        with atomic_write(Path(folder) / name) as partial:
+    for file, content in render_card_files(folder, name=name).items():
+        with atomic_write(Path(folder) / file) as partial:
             partial.write_bytes(content)
     return Path(folder) / CARD_FILE
 
 
 def render_card_files(
-    folder: str | Path, repo_id: str | None = None, *, fetch_base_card: bool = False, base_model: str | None = None
+    folder: str | Path,
+    repo_id: str | None = None,
+    *,
+    name: str | None = None,
+    fetch_base_card: bool = False,
+    base_model: str | None = None,
 ) -> dict[str, bytes]:
     """Render the card and the curves of a folder.
 
     Args:
         folder: an adapter's or a model's folder.
         repo_id: the repository it is pushed to, if known.
+        name: see `write_card`.
         fetch_base_card: download the base model's card if it is not on this machine.
         base_model: Hub id of the base model; default: what is recorded of it.
 
@@ -64,6 +74,7 @@ def render_card_files(
     if not may_overwrite_card(folder):
         return {}
     inputs = collect_card_inputs(folder, repo_id, fetch_base_card=fetch_base_card, base_model=base_model)
+    inputs = replace(inputs, name=name or inputs.name)
     curves = draw_curves(inputs.record.get("lines") or [])
     card = render_card(replace(inputs, has_curves=curves is not None)).encode()
     return {CARD_FILE: card} if curves is None else {CARD_FILE: card, CURVES_FILE: curves}

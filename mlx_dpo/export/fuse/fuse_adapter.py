@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,7 @@ def fuse_adapter(
     calibrate: str | None = None,
     force: bool = False,
     progress: Progress = NO_PROGRESS,
+    on_written: Callable[[Path, FusedModelReport], None] = lambda folder, report: None,
 ) -> FusedModelReport:
     """Fuse an adapter into its model and save a folder that mlx-lm loads.
 
@@ -54,6 +56,8 @@ def fuse_adapter(
         calibrate: file of preference pairs to measure on, instead of the run's validation pairs.
         force: save the model even if it keeps less than `MIN_KEPT_MARGIN`.
         progress: receives what is being done.
+        on_written: called with the folder before it takes its place, to write further files into it, so that they are
+            there with the model or not at all; and with what is returned.
 
     Returns:
         What was saved and measured.
@@ -85,7 +89,10 @@ def fuse_adapter(
         write_lineage(folder, lineage)
         del loaded
         require_same_when_loaded(folder, report.plan)
-    return replace(report, measurements=[*report.measurements[:-1], replace(report.fused_model, bytes=size)])
+        sized = replace(report.fused_model, bytes=size)
+        report = replace(report, measurements=[*report.measurements[:-1], sized])
+        on_written(folder, report)
+    return report
 
 
 def _report_without_pairs(
