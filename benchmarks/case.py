@@ -1,7 +1,7 @@
-"""Make a benchmark case: a random model of Qwen3's shape with a byte-level BPE tokenizer, and preference pairs for it.
+"""Make a benchmark case: a random model of Qwen3's or Qwen3.5's shape, its BPE tokenizer, and preference pairs for it.
 
     python benchmarks/case.py DIR [--hidden 256] [--layers 8] [--vocab 32768] [--bits 32] [--pairs 64]
-                              [--prompt-words 120] [--completion-words 50] [--spread 1]
+                              [--prompt-words 120] [--completion-words 50] [--spread 1] [--family qwen3|qwen3_5]
 
 Leaves DIR/model, which mlx-lm loads, DIR/data/train.jsonl and valid.jsonl, and DIR/case.json with the numbers above.
 Needs no network: the tokenizer and the texts come from Python's own sources. The weights are random, so a case measures
@@ -40,6 +40,7 @@ class CaseShape:
     Attributes:
         bits: of the weights; 32 is float32, 16 bfloat16, below that quantized in groups of 64.
         spread: factor on how much lengths vary; with 0, all pairs have the same length in words.
+        family: qwen3, or qwen3_5, three of four of whose layers are gated delta layers.
     """
 
     hidden: int = 256
@@ -50,6 +51,7 @@ class CaseShape:
     prompt_words: int = 120
     completion_words: int = 50
     spread: float = 1.0
+    family: str = "qwen3"
 
     def flags(self) -> list[str]:
         """The command-line flags of this shape."""
@@ -58,7 +60,8 @@ class CaseShape:
     @property
     def name(self) -> str:
         """A folder name that is unique to this shape."""
-        return "-".join(f"{f.name.replace('_', '')}{getattr(self, f.name):g}" for f in fields(self))
+        sizes = [f"{f.name.replace('_', '')}{getattr(self, f.name):g}" for f in fields(self) if f.name != "family"]
+        return "-".join([*sizes, *([] if self.family == CaseShape.family else [self.family])])
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +114,7 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 def model_config(shape: CaseShape) -> dict[str, Any]:
     """config.json of the model."""
-    return {
+    config = {
         "model_type": "qwen3",
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
@@ -126,6 +129,23 @@ def model_config(shape: CaseShape) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "eos_token_id": SPECIAL.index("<|im_end|>"),
     }
+    if shape.family == "qwen3":
+        return config
+    heads = max(1, shape.hidden // HEAD)
+    text = {
+        **config,
+        "model_type": "qwen3_5_text",
+        "num_experts": 0,
+        "full_attention_interval": 4,
+        "linear_num_value_heads": heads,
+        "linear_num_key_heads": heads,
+        "linear_key_head_dim": 2 * HEAD,
+        "linear_value_head_dim": 2 * HEAD,
+        "linear_conv_kernel_dim": 4,
+        "rope_parameters": {"type": "default", "rope_theta": config["rope_theta"], "partial_rotary_factor": 0.5},
+    }
+    shared = {name: config[name] for name in ("eos_token_id", "tie_word_embeddings")}
+    return {"model_type": "qwen3_5", "text_config": text, **shared}
 
 
 def write_model(folder: Path, shape: CaseShape) -> None:
@@ -133,11 +153,12 @@ def write_model(folder: Path, shape: CaseShape) -> None:
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.utils import tree_flatten
-    from mlx_lm.models.qwen3 import Model, ModelArgs
+    from mlx_lm.utils import _get_classes
 
     mx.random.seed(0)
     config = model_config(shape)
-    model = Model(ModelArgs.from_dict(config))
+    model_class, arguments_class = _get_classes(config)
+    model = model_class(arguments_class.from_dict(config))
     if shape.bits < 16:
         nn.quantize(model, 64, shape.bits)
         config["quantization"] = {"group_size": 64, "bits": shape.bits}

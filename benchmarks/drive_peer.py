@@ -141,7 +141,7 @@ def templated(row: Row, tokenizer: Any) -> Row:
     """A row rendered with the chat template, which mlx-tune does not apply."""
     messages = [{"role": "user", "content": row["prompt"]}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return {"prompt": prompt, **{side: row[side] + "<|im_end|>\n" for side in ("chosen", "rejected")}}
+    return {"prompt": prompt, **{name: row[name] + tokenizer.eos_token + "\n" for name in ("chosen", "rejected")}}
 
 
 class EmptyModuleFinder:

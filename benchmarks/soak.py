@@ -1,9 +1,16 @@
-"""Whether memory stays flat in a long run: the bundled model, pairs of mixed lengths.
+"""Whether memory stays flat in a long run, and whether nothing is lost in a rough hour: the bundled model and pairs.
 
     python benchmarks/soak.py [--steps 5000] [--out docs/soak.json]
+    python benchmarks/soak.py --chaos [--minutes 60] [--seed 0] [--round N] [--json] [--out docs/chaos.json]
 
-Prints, every hundred steps, Python's memory, MLX's active and cache memory and the number of live mlx arrays; ends with
-exit code 1 where any of them has grown by more than 5% over its peak in the first 200 steps.
+The first trains on pairs of mixed lengths. It prints, every hundred steps, Python's memory, MLX's active and cache
+memory and the number of live mlx arrays; it ends with exit code 1 where any of them has grown by more than 5% over its
+peak in the first 200 steps.
+
+With --chaos, train, score, fuse, evaluate and push are killed, interrupted, and deprived of room on disk, of their
+model, their data or their output folder, at random moments, or find a damaged cache. Then the same command is run until
+it finishes. Exit code 1 where something that was saved is lost, a traceback is printed, or the end differs by a byte
+from that of an undisturbed command. A seed gives the same commands, faults and moments; --round N repeats one round.
 """
 
 from __future__ import annotations
@@ -18,6 +25,8 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+from chaos import run_chaos
+from processes import print_status, write_json
 
 from mlx_dpo import Listener, TrainConfig, train
 from mlx_dpo.demo import MODEL, load_pairs
@@ -70,22 +79,49 @@ class MemoryWatch(Listener):
             print(f"step {step}  {time.monotonic() - self.began:.0f} s  {text}", flush=True)
 
 
+def measure_memory(steps: int, out: Path | None) -> bool:
+    """Train, and compare memory with its early peak. Returns whether it stayed flat."""
+    watch = MemoryWatch()
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(model=str(MODEL), adapter_path=folder, iters=steps, batch_size=1, save_every=500)
+        train(config.replace(steps_per_eval=500, learning_rate=1e-5), rows=mixed_rows(2000), listener=watch)
+    growth = {name: late / early for name, (early, late) in watch.peaks.items()}
+    print("peak after the first", SETTLED, "steps, of the peak in them:", {k: round(v, 3) for k, v in growth.items()})
+    if out:
+        out.write_text(json.dumps({"steps": steps, "peaks": watch.peaks, "growth": growth}, indent=1) + "\n")
+    return all(value <= MOST_GROWTH for value in growth.values())
+
+
+def disturb_commands(arguments: argparse.Namespace) -> bool:
+    """Run rounds of disturbed commands, and print what was done. Returns whether nothing was wrong."""
+    result = run_chaos(arguments.minutes, arguments.seed, arguments.round)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for title in ("rounds", "faults", "exits"):
+            print(f"{title}: {sum(result[title].values())}")
+            for name, count in result[title].items():
+                print(f"  {name:34} {count:5}")
+        print(f"{result['commands']} commands in {result['minutes']} minutes, {len(result['failures'])} failures")
+    if arguments.out:
+        write_json(arguments.out, result)
+    for failure in result["failures"]:
+        print_status(f"FAILED {failure}")
+    return not result["failures"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--chaos", action="store_true")
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--round", type=int)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    watch = MemoryWatch()
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(model=str(MODEL), adapter_path=folder, iters=arguments.steps, batch_size=1, save_every=500)
-        train(config.replace(steps_per_eval=500, learning_rate=1e-5), rows=mixed_rows(2000), listener=watch)
-    growth = {name: late / early for name, (early, late) in watch.peaks.items()}
-    print("peak after the first", SETTLED, "steps, of the peak in them:", {k: round(v, 3) for k, v in growth.items()})
-    if arguments.out:
-        arguments.out.write_text(
-            json.dumps({"steps": arguments.steps, "peaks": watch.peaks, "growth": growth}, indent=1) + "\n"
-        )
-    sys.exit(any(value > MOST_GROWTH for value in growth.values()))
+    is_right = disturb_commands(arguments) if arguments.chaos else measure_memory(arguments.steps, arguments.out)
+    sys.exit(not is_right)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@
     result = train(TrainConfig(model="./Qwen3-4B-4bit", data="pairs.jsonl"))
     metrics = evaluate(TrainConfig(model="./Qwen3-4B-4bit", data="valid.jsonl"), adapter_path=result.run)
 
-Importing this package does not import mlx and mlx-lm; importing `train`, `evaluate` or `score` from it does.
+Importing this package imports nothing else, so that a command handles Ctrl-C soon after it has started. Importing
+`train`, `evaluate` or `score` from it imports mlx and mlx-lm.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlx_dpo.config import TrainConfig
-from mlx_dpo.errors import Interrupted, RowError, UserError
-
 if TYPE_CHECKING:
+    from mlx_dpo.config import TrainConfig
+    from mlx_dpo.errors import Interrupted, RowError, UserError
     from mlx_dpo.evaluation.evaluator import evaluate
     from mlx_dpo.evaluation.implicit_rewards import score
     from mlx_dpo.training.events import TrainResult
@@ -39,6 +39,10 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     modules = {
+        "TrainConfig": "config",
+        "Interrupted": "errors",
+        "RowError": "errors",
+        "UserError": "errors",
         "train": "training.run",
         "score": "evaluation.implicit_rewards",
         "evaluate": "evaluation.evaluator",

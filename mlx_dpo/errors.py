@@ -68,6 +68,7 @@ class RowError(UserError):
         super().__init__(message, where=where, field=field, hint=hint)
 
     def to_mapping(self) -> dict[str, Any]:
+        """The error as JSON values, with its kind."""
         return {**super().to_mapping(), "kind": self.kind}
 
 

@@ -120,7 +120,10 @@ def _count(module: nn.Module) -> int:
 
 
 def _pieces(module: nn.Module) -> Iterator[nn.Module]:
-    """A layer cut into layers of fewer rows, or of fewer experts."""
+    """A layer cut into layers of fewer rows, or of fewer experts; one that has several adapters stays whole."""
+    if isinstance(module.get("lora_a"), list):  # afm7's projections of one input
+        yield module
+        return
     rows = base_layer(module).weight.shape[0]
     step = max(1, SLICE_WEIGHTS * rows // _count(module))
     for start in range(0, rows, step):
@@ -210,7 +213,7 @@ def _quantized(layer: nn.Module, precision: Precision, dtype: mx.Dtype, stretch:
 
 
 def _packed(codes: mx.array, bits: int) -> mx.array:
-    """mlx's layout of codes, [..., n] uint32 to [..., n * bits / 32]: one after the other, from the lowest bit up."""
+    """Pack codes as mlx does: [..., n] uint32 to [..., n * bits / 32], one after the other, from the lowest bit up."""
     lanes = mx.unflatten(codes, -1, (-1, 32))
     words = [mx.zeros(lanes.shape[:-1], mx.uint32)] * bits
     for i in range(32):

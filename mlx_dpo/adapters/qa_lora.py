@@ -29,6 +29,7 @@ class QALoRALinear(LoRALinear):
     """mlx-lm's LoRA layer, computed as the layer that will be fused of it."""
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Map inputs [..., in] to outputs [..., out]."""
         y = _fused(self, x)
         whole, dropped = (self.scale * (pooled @ _a(self) @ self.lora_b) for pooled in _pooled(self, x))
         return y + _only_gradient(dropped, whole).astype(y.dtype)
@@ -38,6 +39,7 @@ class QADoRALinear(DoRALinear):
     """mlx-lm's DoRA layer, computed as the layer that will be fused of it: its scales are multiplied, row by row."""
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Map inputs [..., in] to outputs [..., out]."""
         y, factor = _fused(self, x), _row_factor(self)
         plain = mx.stop_gradient((y - self.linear.get("bias", 0)) / factor)
         whole, dropped = (self.scale * (pooled @ _a(self) @ self.lora_b) for pooled in _pooled(self, x))
@@ -49,6 +51,7 @@ class QALoRASwitchLinear(LoRASwitchLinear):
     """mlx-lm's LoRA layer over a mixture's experts, computed as the layer that will be fused of it."""
 
     def __call__(self, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        """Map inputs [..., in] to the outputs [..., out] of the experts that `indices` selects."""
         y = _fused(self, x, indices, sorted_indices)
         experts: dict[str, Any] = {"rhs_indices": indices, "sorted_indices": sorted_indices}
         b = self.lora_b.swapaxes(-1, -2)
@@ -65,14 +68,15 @@ QA_LORA_CLASSES: dict[type, type] = {
 
 
 def is_qa_lora(module: nn.Module) -> bool:
-    """Whether an adapted layer is one of these."""
+    """Whether an adapted layer computes what will be fused."""
     return type(module) in QA_LORA_CLASSES.values()
 
 
 def convert_to_qa_lora(model: nn.Module, bits: int) -> None:
-    """Make a model's fresh adapters such.
+    """Convert a model's fresh adapters to layers that compute what will be fused.
 
     Args:
+        model: its mlx-lm adapters are converted in place.
         bits: those of the adapted layers (the fewest, where some have more).
 
     Raises:

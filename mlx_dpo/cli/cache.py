@@ -18,10 +18,11 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete the cache.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Show or clear the cache of reference log-probs.
+    """Show or clear the cache of reference log-probs, and of how models can be run.
 
     Training and evaluation cache the reference's log-probs of each pair, so that further runs on the same pairs, with
-    another loss, beta or learning rate, don't compute them again. Whatever is missing is computed when it is needed.
+    another loss, beta or learning rate, don't compute them again. How a model can be run is found out when it is first
+    used. Whatever is missing is computed when it is needed.
 
     [bold]Examples[/]
 
@@ -29,16 +30,20 @@ def cache(
 
       mlx-dpo cache --clear
     """
+    from mlx_dpo.forward.path_cache import list_path_files, path_cache_folder
     from mlx_dpo.reference.logp_cache import list_logp_caches, logp_cache_folder
 
-    files = list_logp_caches()
+    files, paths = list_logp_caches(), list_path_files()
     size = sum(file.bytes for file in files)
     if clear:
         for file in files:
             file.path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
     if json:
         listed = [{**asdict(file), "path": str(file.path)} for file in files]
-        print_json({"folder": str(logp_cache_folder()), "bytes": size, "files": listed, "cleared": clear})
+        counts = {"bytes": size, "files": listed, "known_models": len(paths)}
+        print_json({"folder": str(logp_cache_folder()), **counts, "cleared": clear})
         return
     if files and not clear:
         table = Table("reference")
@@ -50,3 +55,5 @@ def cache(
         stdout_console.print(table)
     label = "Deleted" if clear else "Total:"
     print_text(f"{label} {plural(len(files), 'file')}, {format_bytes(size)}, in {logp_cache_folder()}.")
+    if paths:
+        print_text(f"{label} how {plural(len(paths), 'model')} can be run, in {path_cache_folder()}.")

@@ -79,7 +79,7 @@ def evaluate(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Evaluate a model, with or without an adapter, on preference pairs.
+    r"""Evaluate a model, with or without an adapter, on preference pairs.
 
     Rewards are beta times the log-ratio of policy and reference, summed over the completion. Accuracy is the share of
     pairs whose chosen completion has the higher reward. With --reference none, log-probs replace the log-ratios;
@@ -99,7 +99,7 @@ def evaluate(
 
       mlx-dpo evaluate --model ./fused --reference ./Qwen3-4B-4bit --data valid.jsonl --json
 
-      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --generate 50 \\
+      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --generate 50 \
         --judge https://api.openai.com/v1 --judge-model gpt-4.1-mini --tasks arc_easy --task-limit 200
     """
     config = TrainConfig.from_mapping(flags)

@@ -68,7 +68,10 @@ def export(
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(help="peft: the base model in transformers. Default: the base that the model's card names."),
+        typer.Option(
+            help="peft: the base model in transformers. Default: the model that the adapter was trained on, or that "
+            "this was quantized from, where that is known."
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:

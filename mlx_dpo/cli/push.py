@@ -28,6 +28,10 @@ def push(
     branch: Annotated[
         str | None, typer.Option("--branch", help="Branch, created if it does not exist. Default: main.")
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", help="Hub id of the base model, for the card. Default: what is recorded of it."),
+    ] = None,
     message: Annotated[str, typer.Option("--commit-message", help="Title of the commit.")] = "Upload with mlx-dpo",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be uploaded, and upload nothing.")
@@ -56,7 +60,7 @@ def push(
     if dry_run:
         from mlx_dpo.export.card.model_card import render_card_files
 
-        files = select_upload_files(path, include or [], render_card_files(path, repo_id))
+        files = select_upload_files(path, include or [], render_card_files(path, repo_id, base_model=base_model))
         visibility = "public" if public else "private"
         _print_files(files, f"Would upload to {repo_id} ({visibility} if it is new):")
         if json:
@@ -70,6 +74,7 @@ def push(
         include=include or [],
         branch=branch,
         message=message,
+        base_model=base_model,
         on_message=print_message,
         on_files_selected=lambda files: _print_files(files, "Uploading:"),
     )

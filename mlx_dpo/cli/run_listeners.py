@@ -11,6 +11,7 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.export.card.model_card import write_card
 from mlx_dpo.export.card.training_record import TrainingRecorder
 from mlx_dpo.export.push.checkpoint_pusher import CheckpointPusher
+from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.chart_images import PLOTS_FOLDER, write_chart_images
 from mlx_dpo.reporting.diagnostics_listener import DiagnosticsListener
 from mlx_dpo.reporting.html_report import LiveReport, write_report
@@ -77,6 +78,7 @@ def write_run_outputs(
         write_report(result.run)
         run = RunStatistics.read(result.run)
         write_chart_images([run], result.run / PLOTS_FOLDER, image_formats)
+        records.mark_outputs_written(result.run)
     except OSError as error:  # the adapter is saved
         print_message(f"Note: the model card and the report could not be written: {error.strerror or error}.")
         return {}

@@ -65,6 +65,7 @@ def score(
             length_normalise=length_normalise,
             by=by or (),
             progress=progress.counter("Scoring", "rows"),
+            on_status=progress.begin,
         )
     if json:
         print_json({"output": str(output), **summary})

@@ -15,7 +15,7 @@ from mlx_dpo.cli.config_options import ConfigFile, check_adapter_flags, with_con
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.push import push_location, push_result_json
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.config_files import load_config
+from mlx_dpo.config_files import load_config, read_yaml
 from mlx_dpo.distributed.launcher import launch_workers
 from mlx_dpo.distributed.rank_environment import is_main_process, launcher_rank
 from mlx_dpo.errors import Interrupted, UserError
@@ -104,6 +104,7 @@ def train(
         with suppress(UserError, Interrupted):
             run(resolved, NotePrinter(), resume, resume_anyway, samples)
         return
+    from mlx_dpo.cli.unwritten_outputs import find_unwritten_run
     from mlx_dpo.export.push.checkpoint_pusher import check_push_settings, push_finished_run
     from mlx_dpo.reporting.chart_images import parse_image_formats
     from mlx_dpo.reporting.result_summary import print_result
@@ -111,7 +112,14 @@ def train(
     check_push_settings(resolved)
     image_formats = parse_image_formats(plots)
     listeners = display_listeners(resolved, live=live_report, warnings_only=quiet)
-    result = run(resolved, listeners, resume, resume_anyway, samples)
+    names = {*flags, *(str(name).replace("-", "_") for name in (read_yaml(config) if config else ()))}
+    unwritten = find_unwritten_run(resolved, names) if launcher_rank() is None else None
+    if unwritten:
+        print_message(
+            f"The run in {resolved.adapter_path} has finished; its report and its model card are written now."
+        )
+        listeners.training_recorder.on_run_start(unwritten.plan)
+    result = unwritten.result if unwritten else run(resolved, listeners, resume, resume_anyway, samples)
     summary = write_run_outputs(result, listeners, image_formats)
     pushed = push_finished_run(resolved, result.run, print_message) if resolved.push_to_hub else None
     if json:
@@ -129,7 +137,7 @@ def _train_supervised(
     config: TrainConfig, listener: Listener, resume: bool, resume_anyway: bool, samples: int
 ) -> TrainResult:
     """Train in a child process."""
-    from mlx_dpo.supervision import supervise
+    from mlx_dpo.supervision.supervisor import supervise
 
     return supervise(
         config,
@@ -152,7 +160,10 @@ def _train_here(
     listeners: Listener = interrupt
     if is_main_process():
         listeners = Listeners(recording_listeners(listener, samples, command_line()), listener, interrupt)
-    return train_run(config, listener=listeners, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
+    try:
+        return train_run(config, listener=listeners, resume=resume, resume_anyway=resume_anyway, stop=interrupt.stop)
+    except Interrupted as interruption:
+        raise Interrupted(interruption.step, interruption.checkpoint, interrupt.exit_code) from None
 
 
 def _resolve_config(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainConfig:
@@ -165,25 +176,29 @@ def _resolve_config(file: Path | None, flags: dict[str, Any], resume: bool) -> T
 
 
 class StopOnInterrupt(Listener):
-    """Handles Ctrl-C while training: the first one stops the run, saved, the second ends the process.
+    """Handles the stop signals while training: the first one stops the run, saved, the second ends the process.
 
     Attributes:
         stop: set when the run should stop.
+        exit_code: of a process that the signal has ended.
     """
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.previous_handler = signal.getsignal(signal.SIGINT)
+        self.stop, self.exit_code = threading.Event(), 128 + signal.SIGINT
+        self.previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_run_start(self, plan: RunPlan) -> None:
         """Install the handler."""
-        signal.signal(signal.SIGINT, self._request_stop)
+        for number in self.previous_handlers:
+            signal.signal(number, self._request_stop)
 
     def on_run_end(self) -> None:
-        """Restore the previous handler."""
-        signal.signal(signal.SIGINT, self.previous_handler)
+        """Restore the previous handlers."""
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.on_run_end()
+        self.exit_code = 128 + number
         self.stop.set()
         print_message("Stopping; finished steps are saved. Press Ctrl-C again to stop immediately.")

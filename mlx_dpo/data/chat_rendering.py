@@ -31,15 +31,24 @@ class PromptSource(Protocol):
     """What a prompt is rendered from: an `Example`, or a `Prompt` without completions."""
 
     @property
-    def prompt(self) -> TextOrMessages: ...
+    def prompt(self) -> TextOrMessages:
+        """Text, or a conversation."""
+
     @property
-    def completions(self) -> tuple[TextOrMessages, ...]: ...
+    def completions(self) -> tuple[TextOrMessages, ...]:
+        """Answers to the prompt, in the order of a row; none for a prompt alone."""
+
     @property
-    def tools(self) -> list[Any] | None: ...
+    def tools(self) -> list[Any] | None:
+        """JSON schemas of the tools that the template lists."""
+
     @property
-    def template_kwargs(self) -> dict[str, Any]: ...
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables for the chat template."""
+
     @property
-    def is_hh_dialogue(self) -> bool: ...
+    def is_hh_dialogue(self) -> bool:
+        """Whether the text is a dialogue of "Human:" and "Assistant:" turns."""
 
 
 class ChatExample(NamedTuple):

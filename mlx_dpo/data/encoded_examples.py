@@ -14,7 +14,7 @@ from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.errors import RowError
 
 ENCODING_FLAGS = ("dropped", *ENCODING_WARNINGS)
-MAX_CHECKED_UP_FRONT = 5_000  # examples that are encoded before training, where none is to be left out
+MAX_CHECKED_UP_FRONT = 1_000  # examples that are encoded before training, where none is to be left out
 MAX_CACHED_TOKENS = 1_000_000  # some 40 MB
 
 

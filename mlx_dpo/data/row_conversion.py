@@ -28,8 +28,13 @@ def convert_rows(
         out: the new file, packed if its name ends in .gz, or `-` for stdout. It is there whole or not at all.
         skip_bad: leave bad rows out instead of raising at the first.
         columns: names of the rows' columns; see `renaming`.
+        progress: receives the bytes read so far.
 
-    Returns: how many pairs were written, and how many rows left out. Raises: `UserError`.
+    Returns:
+        How many pairs were written, and how many rows were left out.
+
+    Raises:
+        UserError: the file can't be read or holds no pairs; a `RowError` for a bad row.
     """
     bad: list[None] = []
     on_problem: Callable[[RowError], None] | None = (lambda error: bad.append(None)) if skip_bad else None

@@ -71,7 +71,7 @@ class EvaluationRun:
             name = "the model" if adapter is None else str(adapter)
             progress.begin(f"Loading {name}")
             counter = progress.counter(f"Evaluating {name}", evaluator.examples.example_kind)
-            results.append(evaluator.evaluate(adapter, progress=counter))
+            results.append(evaluator.evaluate(adapter, progress=counter, on_status=progress.begin))
         summaries = []
         for i, (adapter, result) in enumerate(zip(self.adapters, results, strict=True)):
             summary: dict[str, Any] = {} if len(results) == 1 else {"adapter": str(adapter)}

@@ -101,6 +101,7 @@ class Evaluator:
         *,
         model: nn.Module | None = None,
         progress: ProgressCallback | None = None,
+        on_status: Callable[[str], None] = lambda text: None,
     ) -> EvaluationResult:
         """Measure the model, with an adapter if one is given.
 
@@ -108,14 +109,16 @@ class Evaluator:
             adapter_path: mlx-lm adapter folder to load onto the model.
             model: a model in memory instead of `config.model`.
             progress: is called with the number of examples done and of all examples, first before any is run.
+            on_status: receives what is being done before.
         """
         config, examples = self.config, self.examples
         reference = examples.reference
         keep_weights_resident()
+        is_from_files = model is None
         model = load_model(config.model).model if model is None else model
         check_vocabulary(model, examples.examples.encoder.tokenizer)
         base_tensors = apply_adapter(model, adapter_path)
-        network = Network.from_model(model)
+        network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
         if config.reference == "none":
             reference.reference_policy = NoReference()
         elif config.reference in POLICY_REFERENCES:

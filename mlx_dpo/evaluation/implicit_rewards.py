@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def score(
     tokenizer: Any = None,
     rows: Rows | None = None,
     progress: ProgressCallback | None = None,
+    on_status: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write the implicit reward of every answer of a file to a JSONL file, one line a row, as they are computed.
 
@@ -84,6 +85,7 @@ def score(
         tokenizer: of the model in memory.
         rows: rows in memory instead of `config.data`.
         progress: is called with the number of rows done and of all rows, first before any is run.
+        on_status: receives what is being done before.
 
     Returns:
         `rows`, their number, and means with `intervals`: for pairs, and rows that say which answers are preferred,
@@ -95,7 +97,7 @@ def score(
     columns = ColumnLabels(_row_parser(config.columns), by)
     source = open_evaluation_source(config, rows, columns)
     count, labels = len(source), columns.labels_of_lines([source.location(i).line for i in range(len(source))])
-    scorer = RewardScorer(config, source, adapter_path, length_normalise, model, tokenizer)
+    scorer = RewardScorer(config, source, adapter_path, length_normalise, model, tokenizer, on_status)
     file = ScoreFile(output, scorer.scorer_digest)
     table = [_reward_metrics(row) for row in file.resume(source, config.batch_size)]
     if progress is not None:
@@ -142,6 +144,7 @@ class RewardScorer:
         length_normalise: whether rewards are divided by the completion's tokens.
         model: a model in memory instead of `config.model`.
         tokenizer: of the model in memory.
+        on_status: receives what is being done while the models are loaded.
 
     Attributes:
         scorer_digest: of everything that the rewards depend on beside the rows.
@@ -155,6 +158,7 @@ class RewardScorer:
         length_normalise: bool = False,
         model: nn.Module | None = None,
         tokenizer: Any = None,
+        on_status: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.config, self.loss, self.length_normalise = config, loss_from_config(config), length_normalise
         tokenizer = tokenizer or load_tokenizer(config.model)
@@ -166,10 +170,11 @@ class RewardScorer:
         if config.reference not in POLICY_REFERENCES:
             reference_fingerprint = self._precompute(load_reference_model(config, tokenizer))
             mx.clear_cache()  # the reference model's memory is for the policy
+        is_from_files = model is None
         model = load_model(config.model).model if model is None else model
         check_vocabulary(model, tokenizer)
         base_tensors = apply_adapter(model, adapter_path)
-        network = Network.from_model(model)
+        network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
         self.memory_model = MemoryModel(network)
         self._reference: ReferencePolicy = NoReference()
         if config.reference in ("initial", "base"):

@@ -73,9 +73,21 @@ class MarginEvaluator:
         batch_size: int,
         base: nn.Module,
         progress: Progress = NO_PROGRESS,
+        *,
+        use_cache: bool = False,
     ) -> MarginEvaluator:
-        """Split the pairs into micro-batches and measure the base model."""
-        network, order = Network.from_model(base), index_batches(held_out.indices, batch_size)
+        """Split the pairs into micro-batches and measure the base model.
+
+        Args:
+            loss: gives the rewards.
+            held_out: the pairs.
+            batch_size: pairs that are measured together.
+            base: the base model.
+            progress: receives what is being measured.
+            use_cache: whether it was loaded from files; see `Network.from_model`.
+        """
+        network = Network.from_model(base, use_cache=use_cache)
+        order = index_batches(held_out.indices, batch_size)
         memory_model = MemoryModel(network)
         evaluator = cls(loss, list(optimizer_batches(held_out.examples, order, memory_model, loss)), progress=progress)
         evaluator.base = evaluator._run(network)
@@ -92,9 +104,14 @@ class MarginEvaluator:
         """The base model measured against itself."""
         return self._summarize(self.base)
 
-    def measure_adapter(self, model: nn.Module) -> MarginMeasurement:
-        """Measure the adapter, and keep hidden states of it for the KL of other policies."""
-        network, num_bytes = Network.from_model(model), 0
+    def measure_adapter(self, model: nn.Module, *, use_cache: bool = False) -> MarginMeasurement:
+        """Measure the adapter, and keep hidden states of it for the KL of other policies.
+
+        Args:
+            model: the model with the adapter.
+            use_cache: whether it was loaded from files; see `Network.from_model`.
+        """
+        network, num_bytes = Network.from_model(model, use_cache=use_cache), 0
         self.adapter_sharing, self.adapter_has_split = network.sharing, network.head_split is not None
         for micro in (micro for batch in self.batches for micro in batch.micro_batches):
             hidden_states = network.hidden_states(micro)

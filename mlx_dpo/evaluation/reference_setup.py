@@ -97,7 +97,7 @@ def load_reference_model(config: TrainConfig, tokenizer: Any) -> CachedReference
         raise UserError("the reference model has another vocabulary", where=where, field="reference", hint=hint)
     model = load_model(config.reference).model
     check_vocabulary(model, tokenizer)
-    return CachedReference(Network.from_model(model), {}, config.reference)
+    return CachedReference(Network.from_model(model, use_cache=True), {}, config.reference)
 
 
 def attach_reference(

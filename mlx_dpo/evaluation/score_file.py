@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class ScoreFile:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)  # what can't be written is reported at once, and once
         except OSError as error:
             raise UserError(f"can't be written: {error.strerror or error}", where=Where(str(self.path))) from None
         return self
@@ -77,10 +78,23 @@ class ScoreFile:
         self._file.close()
 
     def write(self, rows: Iterable[ScoredRow]) -> None:
-        """Append the lines of a batch, and hand them to the operating system at once."""
+        """Append the lines of a batch, and hand them to the operating system at once.
+
+        Raises:
+            UserError: they can't be written, or the file is no longer at its path.
+        """
         assert self._file is not None
-        self._file.write(b"".join(self._line(row) for row in rows))
-        self._file.flush()
+        content = b"".join(self._line(row) for row in rows)
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+            is_there = os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except OSError as error:
+            hint = "What was scored before is kept: the same command resumes after it." if self.path.exists() else None
+            message = f"can't be written: {error.strerror or error}"
+            raise UserError(message, where=Where(str(self.path)), hint=hint) from None
+        if not is_there:
+            raise UserError("the file was replaced while rows were scored", where=Where(str(self.path)))
 
     def _line(self, scored: ScoredRow) -> bytes:
         row, rewards = scored.candidates.row, scored.rewards

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from mlx_dpo.export.folder_kind import read_mapping_file
+from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, lineage_json, read_lineage, shareable_lineage
+from mlx_dpo.lineage.lineage_steps import current_lineage
 
 _FOLDERS = re.compile(r"(?<![^\s,=])(?:~|\.\.)?/(?:[^\s,=/]*/)*")  # of absolute paths, and of those from ~ or ..
 _PATH_SETTINGS = {
@@ -38,7 +40,11 @@ def strip_local_paths(config: dict[str, Any]) -> dict[str, Any]:
 
 def shareable_content(file: Path | bytes) -> Path | bytes:
     """A file's content for the Hub: configs are rewritten without local paths, other files stay as they are."""
-    if isinstance(file, bytes) or file.name not in ("config.yaml", "adapter_config.json"):
+    if isinstance(file, bytes):
+        return file
+    if file.name == LINEAGE_FILE and (lineage := read_lineage(file.parent)):
+        return lineage_json(shareable_lineage(current_lineage(lineage))).encode()
+    if file.name not in ("config.yaml", "adapter_config.json"):
         return file
     values = strip_local_paths(read_mapping_file(file))
     if file.suffix == ".json":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +56,15 @@ class AdapterFactors:
     layers: dict[str, LoraFactors]
 
 
-def load_adapter_factors(model: str, adapter_path: str | Path) -> AdapterFactors:
+def load_adapter_factors(
+    model: str, adapter_path: str | Path, require_supported: Callable[[LoadedModel], object]
+) -> AdapterFactors:
     """Load the adapter folder of a run or of mlx-lm.
 
     Args:
         model: folder or Hub id of the model that the adapter was trained on.
         adapter_path: the adapter's folder.
+        require_supported: raises `UserError` for a model that the format can't hold adapters of, whatever their layers.
 
     Raises:
         UserError: the adapter does not fit the model, or adapts layers that are not linear.
@@ -72,6 +75,11 @@ def load_adapter_factors(model: str, adapter_path: str | Path) -> AdapterFactors
         hint = "`mlx-dpo fuse` writes a model folder from it."
         raise UserError("this run trained the model's own weights and has no adapter", where=where, hint=hint)
     loaded = load_model(model, lazy=True)
+    try:
+        require_supported(loaded)
+    except UserError as error:
+        hint = "\n".join(filter(None, [alternatives_hint(adapter_path, ()), error.hint]))
+        raise UserError(error.message, where=error.where, hint=hint) from None
     spec = attach_adapter(loaded.model, spec)
     set_tensors(loaded.model, tensors, where)
     adapted = {name: module for name, module in loaded.model.named_modules() if "lora_a" in module}

@@ -64,7 +64,7 @@ class CompletionLogps:
 
     @property
     def sums(self) -> np.ndarray:
-        """log p(completion | prompt) of each sequence, [sequences], summed in float64.
+        """Sums of log p(completion | prompt) of each sequence, [sequences], summed in float64.
 
         Rewards are small differences of large sums: at 300 nats the step between float32 numbers is 3e-5.
         """
@@ -73,7 +73,7 @@ class CompletionLogps:
 
     @property
     def unweighted_sums(self) -> np.ndarray:
-        """log p(completion | prompt) of each sequence, [sequences], with every token weight 1."""
+        """Sums of log p(completion | prompt) of each sequence, [sequences], with every token weight 1."""
         return self._sum_by_sequence(self.token_logps.astype(np.float64))
 
     @property

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_dpo.errors import UserError
 
@@ -44,3 +46,19 @@ def keep_weights_resident() -> None:
 def runs_on_cpu() -> bool:
     """Whether mlx computes on the CPU, where numpy may write into its arrays."""
     return mx.default_device().type == mx.DeviceType.cpu
+
+
+@cache
+def numpy_writes_through() -> bool:
+    """Whether what numpy writes into an evaluated array is seen by mlx operations that are evaluated afterwards.
+
+    It is tried out once: it holds where CPU and GPU share memory, and depends on how the backend exports arrays.
+    """
+    array = mx.zeros((256, 256))
+    doubled = 2 * array  # built before, evaluated after, as the backward pass is
+    mx.eval(array)
+    view = np.array(array, copy=False)
+    if not view.flags.writeable:
+        return False
+    view[:] = 1
+    return bool((doubled == 2).all().item())

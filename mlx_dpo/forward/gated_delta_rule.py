@@ -174,8 +174,10 @@ def _solve_chunks(
 
 
 def _scalar_scores(q: mx.array, k: mx.array, g: mx.array) -> Scores:
-    """With one gate a head: N without beta, A, P and G_C of the module's docstring; what is not below the diagonal of
-    the first is of no use."""
+    """Compute N without beta, A, P and G_C of the module's docstring, where each head has one gate.
+
+    Only what is below the diagonal of the first is used.
+    """
     products, k_transposed = _gate_products(g[..., 0]), k.swapaxes(-1, -2)
     decays = products[..., 1:]
     return decays * (k @ k_transposed), decays * (q @ k_transposed), products[..., :1], decays[..., -1, :, None]

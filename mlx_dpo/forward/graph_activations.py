@@ -193,7 +193,12 @@ class _Graph:
 def _traceable_operations() -> Iterator[None]:
     """Replace the functions whose operations mlx can't report, by others that keep the same for the backward pass."""
     replaced = {name: getattr(mx, name) for name in ("checkpoint", "custom_function", "gather_mm", "contiguous")}
-    replacements = (_marked, _MarkedFunction, _product_of_one_expert, lambda a, **_: a * mx.array(1, a.dtype))
+    replacements: tuple[Any, ...] = (
+        _marked,
+        _MarkedFunction,
+        _product_of_one_expert,
+        lambda a, **_: a * mx.array(1, a.dtype),
+    )
     for name, replacement in zip(replaced, replacements, strict=True):
         setattr(mx, name, replacement)
     try:

@@ -12,8 +12,10 @@ from mlx_lm.tuner.lora import LoRALinear
 
 @contextmanager
 def single_product_lora() -> Iterator[None]:
-    """Within, W x + s B (A x) is computed as W x + B (s A x): the scale where there are `rank` numbers, and the sum by
-    the product itself."""
+    """Compute W x + s B (A x) as W x + B (s A x) within the context.
+
+    The scale is applied where there are only `rank` numbers, and the sum is part of the product.
+    """
     layer: Any = LoRALinear
     plain = layer.__call__
     layer.__call__ = _in_one_product

@@ -15,6 +15,7 @@ from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, translate_hub_errors
 from mlx_dpo.utils.json_files import read_json
 
 CHAT_TEMPLATE_FILE = "chat_template.json"  # of transformers' processors, which mlx-lm has none of
+NAMED_TEMPLATES_FOLDER = "additional_chat_templates"  # one file for each template beside the default one
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def load_model(name: str, *, lazy: bool = False) -> LoadedModel:
     """Load an mlx-lm model (4-bit, 8-bit, mxfp4, bf16, float32), without its tokenizer. Raises `UserError`.
 
     Args:
+        name: a model folder, or a Hub id.
         lazy: leave every weight on disk until it is used.
     """
     from mlx_lm.utils import load_model as mlx_lm_load_model
@@ -120,4 +122,6 @@ def _template_of_json_file(path: Path) -> Any:
     config = path / "tokenizer_config.json"
     if config.is_file() and read_json(config).get("chat_template"):
         return None
-    return read_json(path / CHAT_TEMPLATE_FILE).get("chat_template")
+    template = read_json(path / CHAT_TEMPLATE_FILE).get("chat_template")
+    named = {file.stem: file.read_text(encoding="utf-8") for file in path.glob(f"{NAMED_TEMPLATES_FOLDER}/*.jinja")}
+    return {"default": template, **named} if named and isinstance(template, str) else template

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import gc
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from itertools import groupby
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
-from mlx_dpo.forward.device import usable_memory
+from mlx_dpo.forward.device import numpy_writes_through, usable_memory
+from mlx_dpo.forward.forward_trace import ForwardTrace
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.mlx_patches import patched_mlx
-from mlx_dpo.forward.path_agreement import (
-    CompletionSums,
-    Sequences,
-    agrees,
-    count_logits,
-    head_is_adapted,
-    remembered,
-)
+from mlx_dpo.forward.model_digest import tensor_digests
+from mlx_dpo.forward.path_agreement import Sequences, agrees, count_logits, head_is_adapted, remembered
+from mlx_dpo.forward.path_cache import PathCache, RunnablePath
 from mlx_dpo.forward.shared_prefix import completion_hidden_states
 from mlx_dpo.forward.token_logps import TokenTerms, head_chunk_tokens, token_logps
+from mlx_dpo.utils.garbage_collection import no_garbage_collection
 from mlx_dpo.utils.random_state import random_state
-from mlx_dpo.utils.stop_flag import check_stop
-from mlx_dpo.utils.tensor_names import block_prefix
 
 if TYPE_CHECKING:
     from mlx_dpo.distributed.tensor_parallel import TensorParallelism
@@ -57,6 +53,7 @@ class Network:
         chunk_tokens: tokens whose logits are in memory at a time.
         shards: tensor parallelism; None where this process has all weights. With it, all ranks call every method
             together, and the sum of their gradients is the gradient.
+        frozen_digests: the `tensor_digest` of frozen tensors, by name, as far as they are known.
     """
 
     model: nn.Module
@@ -65,10 +62,17 @@ class Network:
     vocab_size: int
     chunk_tokens: int
     shards: TensorParallelism | None = None
+    frozen_digests: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, shards: TensorParallelism | None = None, memory_limit: int | None = None
+        cls,
+        model: nn.Module,
+        shards: TensorParallelism | None = None,
+        memory_limit: int | None = None,
+        *,
+        use_cache: bool = False,
+        on_progress: Callable[[str], None] = lambda text: None,
     ) -> Network:
         """Choose the cheapest way of running a model that agrees with its plain forward pass on a few sequences.
 
@@ -76,6 +80,9 @@ class Network:
             model: the mlx-lm model.
             shards: tensor parallelism.
             memory_limit: bytes that may be used in total; None for what the machine allows.
+            use_cache: whether the choice may be read from disk, and is kept there. Only for a model that was loaded
+                from files: the code of one in memory may have been changed, which no file shows. Not with `shards`.
+            on_progress: receives a line before each forward pass.
 
         Raises:
             UserError: the model itself can't be run.
@@ -85,20 +92,40 @@ class Network:
         plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)
         split = None if head_is_adapted(model) else find_head_split(model)
         candidates = [replace(plain, head_split=split, sharing=sharing) for sharing in PromptSharing] if split else []
-        mode, plain_sums = model.training, remembered(plain._completion_sums)
-        model.eval()  # no dropout
+        if not use_cache or shards:
+            return plain._first_agreeing(candidates, on_progress)
+        digests = tensor_digests(model, {})
+        cache = PathCache(model, digests)
+        known, ways = cache.read(), {network._path: network for network in [*candidates, plain]}
+        network = ways.get(known) if known else None
+        if network is None:
+            network = plain._first_agreeing(candidates, on_progress)
+            cache.write(network._path)
+        trainable = trainable_tensors(model)
+        return replace(network, frozen_digests={name: text for name, text in digests.items() if name not in trainable})
+
+    @property
+    def _path(self) -> RunnablePath:
+        return RunnablePath(self.sharing.name, self.head_split is not None)
+
+    def _first_agreeing(self, candidates: Sequence[Network], on_progress: Callable[[str], None]) -> Network:
+        """The first candidate that agrees with this plain network, which is returned where none does."""
+        mode, count = self.model.training, itertools.count(1)
+
+        def sums(network: Network, sequences: Sequences) -> np.ndarray:
+            on_progress(f"Checking how the model can be run: forward pass {next(count)}")
+            return network.logps(MicroBatch((), tuple(sequences))).sums
+
+        plain_sums = remembered(partial(sums, self))
+        self.model.eval()  # no dropout
         try:
-            agreeing = (network for network in candidates if plain.min_over_ranks(network._agrees_with(plain_sums)))
-            return next(agreeing, plain)
+            for network in candidates:
+                several_prompts = network.sharing is PromptSharing.ANY_PROMPTS
+                if self.min_over_ranks(agrees(partial(sums, network), plain_sums, several_prompts=several_prompts)):
+                    return network
+            return self
         finally:
-            model.train(mode)
-
-    def _agrees_with(self, plain_sums: CompletionSums) -> bool:
-        several_prompts = self.sharing is PromptSharing.ANY_PROMPTS
-        return agrees(self._completion_sums, plain_sums, several_prompts=several_prompts)
-
-    def _completion_sums(self, sequences: Sequences) -> np.ndarray:
-        return self.logps(MicroBatch((), tuple(sequences))).sums
+            self.model.train(mode)
 
     def min_over_ranks(self, value: float) -> float:
         """The smallest value of all ranks under tensor parallelism, for decisions that ranks must take alike."""
@@ -145,7 +172,8 @@ class Network:
 
         The graph of the backward pass is built with a placeholder for the upstream gradient, which is filled in once
         the loss's gradient is known: mlx builds both passes at once, and evaluating the head inside of
-        `value_and_grad` would keep all logits in memory.
+        `value_and_grad` would keep all logits in memory. Where a placeholder can't be filled in, the forward pass is
+        repeated with the gradient in its place.
 
         Args:
             batch: the micro-batch.
@@ -153,38 +181,54 @@ class Network:
             collision_logps: see `logps`.
             reference_hidden_states: see `logps`.
         """
-        hidden_states, upstream_grad, gradients = self._build_backward(batch, num_checkpointed)
+        seed, can_fill = random_state(), numpy_writes_through()
+        if can_fill:
+            hidden_states, placeholder, gradients = self._build_backward(batch, num_checkpointed)
+        else:
+            hidden_states = self.hidden_states(batch)
+
+        def backward(upstream_grad: mx.array) -> Any:
+            if can_fill:
+                np.array(placeholder, copy=False)[:] = np.array(upstream_grad)  # writes into mlx's own buffer
+                return gradients
+            mx.random.seed(seed)  # dropout as in the forward pass
+            return self._build_backward(batch, num_checkpointed, upstream_grad)[2]
+
         logps, terms = self._logps(batch, hidden_states, True, collision_logps, reference_hidden_states)
-        return ForwardTrace(logps, terms, upstream_grad, gradients)
+        return ForwardTrace(logps, terms, backward)
 
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
         """Measure the bytes that a forward pass keeps for its backward pass."""
         mx.synchronize()
-        gc.collect()  # nothing else is freed between the two readings
         mx.clear_cache()  # a cached buffer that is reused would count in full
-        before = mx.get_active_memory()
-        backward = self._build_backward(batch, num_checkpointed)
-        mx.synchronize()
-        num_bytes = mx.get_active_memory() - before
+        with no_garbage_collection():  # nothing else is freed between the two readings
+            before = mx.get_active_memory()
+            backward = self._build_backward(batch, num_checkpointed)
+            mx.synchronize()
+            num_bytes = mx.get_active_memory() - before
         del backward  # it holds the activations
         return int(-self.min_over_ranks(-num_bytes))
 
-    def _build_backward(self, batch: MicroBatch, num_checkpointed: int) -> tuple[mx.array, mx.array, Any]:
-        """`lazy_backward` with the hidden states and the placeholder evaluated."""
-        hidden_states, placeholder, gradients = self.lazy_backward(batch, num_checkpointed)
-        mx.eval(hidden_states, placeholder)
-        return hidden_states, placeholder, gradients
+    def _build_backward(
+        self, batch: MicroBatch, num_checkpointed: int, upstream_grad: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, Any]:
+        """`lazy_backward` with the hidden states and their gradient evaluated."""
+        hidden_states, upstream_grad, gradients = self.lazy_backward(batch, num_checkpointed, upstream_grad)
+        mx.eval(hidden_states, upstream_grad)
+        return hidden_states, upstream_grad, gradients
 
-    def lazy_backward(self, batch: MicroBatch, num_checkpointed: int = 0) -> tuple[mx.array, mx.array, Any]:
+    def lazy_backward(
+        self, batch: MicroBatch, num_checkpointed: int = 0, upstream_grad: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, Any]:
         """Build the graph of both passes; nothing is computed.
 
         Args:
             batch: the micro-batch.
             num_checkpointed: modules that keep only their inputs.
+            upstream_grad: [tokens, hidden] float32, the gradient of the hidden states; zeros unless given.
 
         Returns:
-            Hidden states, [tokens, hidden]; the placeholder of their gradient, [tokens, hidden] float32; and from it
-            the gradients of the trainable parameters.
+            Hidden states, [tokens, hidden]; their gradient; and from it the gradients of the trainable parameters.
         """
         hidden_states: list[mx.array] = []
         placeholders: list[mx.array] = []
@@ -192,7 +236,7 @@ class Network:
 
         def product_with_placeholder() -> mx.array:
             hidden_states.append(self._hidden_states(batch))
-            placeholders.append(mx.zeros(hidden_states[0].shape))
+            placeholders.append(mx.zeros(hidden_states[0].shape) if upstream_grad is None else upstream_grad)
             seeds.append(random_state())
             return (hidden_states[0] * placeholders[0]).sum()
 
@@ -234,10 +278,8 @@ class Network:
         if self.sharing is PromptSharing.NONE:
             padded = batch.padded_sequences
             return CompletionTargets.from_groups([(range(len(padded.targets)), padded.targets, padded.completion_mask)])
-        groups = batch.shared_prompts.completion_groups
-        return CompletionTargets.from_groups(
-            [(group.sequence_indices, group.targets, group.completion_mask) for group in groups]
-        )
+        groups = [(g.sequence_indices, g.targets, g.completion_mask) for g in batch.shared_prompts.completion_groups]
+        return CompletionTargets.from_groups(groups)
 
     def _hidden_states(self, batch: MicroBatch) -> mx.array:
         """Hidden states at completion tokens, [tokens, hidden]; logits without a split."""
@@ -249,47 +291,6 @@ class Network:
         shared = batch.shared_prompts
         groups = zip(completion_hidden_states(self.head_split, shared), shared.completion_groups, strict=True)
         return mx.concatenate([_select(hidden, group.completion_mask) for hidden, group in groups])
-
-
-@dataclass(frozen=True)
-class ForwardTrace:
-    """A micro-batch's forward pass, ready for its backward pass.
-
-    Attributes:
-        logps: log-probs of the completions.
-        terms: log-probs and their gradients by token.
-        upstream_grad: [tokens, hidden] float32, placeholder of the loss's gradient with respect to the hidden states.
-        gradients: of the trainable parameters, lazily computed from `upstream_grad`.
-    """
-
-    logps: CompletionLogps
-    terms: TokenTerms
-    upstream_grad: mx.array
-    gradients: Any
-
-    def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
-        """Compute the gradient of the trainable parameters; evaluated.
-
-        Args:
-            sums: [sequences], the loss's gradient with respect to `CompletionLogps.sums`.
-            plain: [sequences], with respect to `CompletionLogps.unweighted_sums`.
-            kls: [sequences], with respect to `CompletionLogps.kls`.
-
-        Returns:
-            A tree like the model's trainable parameters.
-        """
-        assert self.terms.logp_grads is not None
-        upstream = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
-        if kls is not None and self.terms.kl_grads is not None:
-            kl_weights = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
-            upstream = upstream + kl_weights * self.terms.kl_grads.astype(mx.float32)
-        np.array(self.upstream_grad, copy=False)[:] = np.array(upstream)  # writes into mlx's own buffer
-        # From the last block to the first, in the order of the backward pass: evaluated all at once, mlx keeps much of
-        # every block until the end.
-        for _, tensors in groupby(reversed(tree_flatten(self.gradients)), key=lambda named: block_prefix(named[0])):
-            check_stop()
-            mx.eval([tensor for _, tensor in tensors])
-        return self.gradients
 
 
 def _select(hidden: mx.array, completion_mask: np.ndarray) -> mx.array:

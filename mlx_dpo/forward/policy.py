@@ -52,13 +52,22 @@ def make_policy(
     group: mx.distributed.Group | None = None,
     memory_limit: int | None = None,
     progress: Progress = NO_PROGRESS,
+    *,
+    use_cache: bool = False,
 ) -> Policy:
-    """Attach what `spec` says, or an adapter folder, which has its own spec. Raises `UserError`.
+    """Attach a fresh adapter, or that of a folder, and find out how the model can be run.
 
     Args:
+        model: an mlx-lm model without adapters, changed in place.
+        spec: the fresh adapter's settings.
+        init_adapter: an adapter folder, whose own settings replace `spec`; None for a fresh adapter.
         group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
         memory_limit: bytes that training may use in total; None for what the machine allows.
         progress: receives what is being done, where it may take long.
+        use_cache: whether the model was loaded from files; see `Network.from_model`.
+
+    Raises:
+        UserError: the model has adapters already, the adapter does not fit it, or it can't be run here.
     """
     if any("lora_a" in m for _, m in model.named_modules()):
         raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
@@ -73,7 +82,7 @@ def make_policy(
         initial = base = {}
     shards = shard_model(model, spec, group) if group is not None and group.size() > 1 else None
     progress.begin("Checking how the model can be run")
-    network = Network.from_model(model, shards, memory_limit)
+    network = Network.from_model(model, shards, memory_limit, use_cache=use_cache, on_progress=progress.begin)
     if shards:
         check_gradients(model, shards)
     return Policy(network, spec, initial, base, fingerprint(network), tuple(notes))

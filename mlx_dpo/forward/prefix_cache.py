@@ -98,6 +98,7 @@ class PrefixKVCache(PrefixCache):
         return self.layout.mask(length, window_size or self.window, return_array)
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixKVCache:
+        """The cache of the next stage; see `PrefixCache.fork`."""
         return type(self)(layout, self.window, _select(self.arrays, prompt_indices))
 
     def size(self) -> int:
@@ -152,6 +153,7 @@ class PrefixStateCache(PrefixCache, ArraysCache):
         self.cache = list(arrays)
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixStateCache:
+        """The cache of the next stage; see `PrefixCache.fork`."""
         forked = PrefixStateCache(len(self.cache))
         forked.cache = _select(self.cache, prompt_indices)
         return forked
@@ -173,6 +175,7 @@ class PrefixCacheList(PrefixCache, CacheList):
             cache.arrays, rest = rest[:count], rest[count:]
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> PrefixCacheList:
+        """The cache of the next stage; see `PrefixCache.fork`."""
         return PrefixCacheList(*(cache.fork(layout, prompt_indices) for cache in self.caches))
 
 

@@ -42,7 +42,7 @@ def exp(values: mx.array) -> mx.array:
 
 
 def minus_one_hot(p: mx.array, targets: mx.array) -> mx.array:
-    """p - onehot(targets), the gradient of -log p(target) with respect to the logits.
+    """Compute p - onehot(targets), the gradient of -log p(target) with respect to the logits.
 
     Args:
         p: [tokens, vocabulary]; on the CPU it is changed in place.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -69,7 +70,7 @@ class LossFunction:
         """The name that `--loss` takes."""
         return self.function.__name__
 
-    @property
+    @cached_property
     def keyword_defaults(self) -> dict[str, Any]:
         """The settings in the function's signature, with their defaults."""
         parameters = inspect.signature(self.function).parameters.values()

@@ -102,27 +102,27 @@ class PairLogps:
 
     @property
     def chosen_logps(self) -> mx.array:
-        """log pi of the chosen completions."""
+        """Values of log pi(completion | prompt) of the chosen completions."""
         return self.chosen_logratios + self.chosen_reference
 
     @property
     def rejected_logps(self) -> mx.array:
-        """log pi of the rejected completions."""
+        """Values of log pi(completion | prompt) of the rejected completions."""
         return self.rejected_logratios + self.rejected_reference
 
     @property
     def chosen_mean_logps(self) -> mx.array:
-        """log pi of the chosen completions, a token."""
+        """Values of log pi(completion | prompt) of the chosen completions, per token."""
         return self.chosen_logps / self.chosen_tokens
 
     @property
     def rejected_mean_logps(self) -> mx.array:
-        """log pi of the rejected completions, a token."""
+        """Values of log pi(completion | prompt) of the rejected completions, per token."""
         return self.rejected_logps / self.rejected_tokens
 
     @property
     def chosen_unweighted_logps(self) -> mx.array:
-        """log pi of the chosen completions with every token weighted alike."""
+        """Values of log pi(completion | prompt) of the chosen completions with every token weighted alike."""
         return self.chosen_logps if self.chosen_unweighted is None else self.chosen_unweighted
 
     @property
@@ -132,7 +132,7 @@ class PairLogps:
         return self.chosen_kls, self.rejected_kls
 
     def reward_margins(self, beta: float) -> mx.array:
-        """beta * margins - target margins: positive where a pair's margin is reached."""
+        """Return beta * margins - target margins: positive where a pair's margin is reached."""
         return beta * self.margins - self.target_margins
 
     def as_labelled(self) -> LabelledLogps:
@@ -195,7 +195,7 @@ class LabelledLogps:
 
     @property
     def unweighted_logps(self) -> mx.array:
-        """log pi with every token weighted alike."""
+        """Values of log pi(completion | prompt) with every token weighted alike."""
         return self.logratios + self.reference if self.unweighted is None else self.unweighted
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.utils.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     from mlx_dpo.distributed.tensor_parallel import TensorParallelism
@@ -33,8 +34,8 @@ MOST = 1 << 16  # sequences in a micro-batch; more is damage
 
 
 def logp_cache_folder() -> Path:
-    """Where the files are: under XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx-dpo" / "references"
+    """Where the files are."""
+    return cache_folder("references")
 
 
 class LogpCache:

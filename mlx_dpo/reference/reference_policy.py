@@ -58,6 +58,7 @@ class NoReference(ReferencePolicy):
     """No reference: its log-probs are zero, so that log-ratios are the policy's log-probs."""
 
     def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
+        """[sequences]; see `ReferencePolicy.sums`."""
         return np.zeros(len(batch.sequences))
 
 
@@ -78,12 +79,14 @@ class SharedNetworkReference(ReferencePolicy):
         return all(current.get(name) is tensor for name, tensor in self.tensors.items())
 
     def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
+        """[sequences]; see `ReferencePolicy.sums`."""
         if policy_sums is not None and self.is_policy():
             return policy_sums
         with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
             return self.network.logps(batch).sums
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
+        """[tokens, hidden]; see `ReferencePolicy.hidden_states`."""
         with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
             return self.network.hidden_states(batch)
 
@@ -115,6 +118,7 @@ class CachedReference(SharedNetworkReference):
         self.cache = MainRankLogpCache(shards, name, model) if shards else LogpCache(name, model)
 
     def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
+        """[sequences]; see `ReferencePolicy.sums`."""
         compute = super().sums
         return self.cache.get_or_compute(batch, lambda batch: compute(batch, policy_sums))
 

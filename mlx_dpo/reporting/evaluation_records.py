@@ -17,6 +17,7 @@ METADATA_FILE = "about.json"
 EVALUATIONS_FILE = "evaluations.jsonl"
 EXAMPLES_FILE = "pairs.json"
 SAMPLES_FILE = "samples.jsonl"
+OUTPUTS_WRITTEN_KEY = "outputs_written"  # of the metadata: false until a command has written card and report
 DEFAULT_NUM_SAMPLES = 8  # held-out prompts for which completions are sampled before and after training
 
 
@@ -34,6 +35,13 @@ def write_text_atomically(file: Path, text: str) -> None:
     """Write a text file that readers see either as it was or complete."""
     with atomic_write(file) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def mark_outputs_written(run: Path) -> None:
+    """Record in a run's metadata that its card and its report are written."""
+    file = run / REPORT_FOLDER / METADATA_FILE
+    if metadata := read_json(file):
+        write_json(file, {**metadata, OUTPUTS_WRITTEN_KEY: True})
 
 
 def read_json(file: Path) -> Any:

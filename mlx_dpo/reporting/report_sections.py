@@ -29,6 +29,8 @@ def headline(run: RunStatistics, *, show_name: bool) -> Iterator[str]:
     if show_name:
         yield f"<h2>{escape(run.name)}</h2>"
     yield f"<p class=faint>{escape(str(config.get('loss')))} on {escape(data)}, starting from {escape(model)}</p>"
+    if run.lineage:
+        yield f"<p class=faint>Lineage: {escape(run.lineage)}</p>"
     style = "verdict wrong" if findings else "verdict"
     yield f"<p class='{style}'>{escape(verdict(run, compute_changes(run), findings))}</p>"
     if explanation := explain_falling_rewards(run, findings):

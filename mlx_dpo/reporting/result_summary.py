@@ -40,6 +40,8 @@ def print_run(console: Console, run: RunStatistics) -> None:
     changes, findings = compute_changes(run), diagnose(run)
     if changes:
         console.print(held_out_table(changes))
+    if run.lineage:
+        console.print(f"Lineage: {run.lineage}", soft_wrap=True, markup=False)
     console.print(verdict(run, changes, findings), soft_wrap=True, markup=False)
     for finding in findings:
         console.print(f"  {finding.title}: {finding.message} Try: {finding.advice}", soft_wrap=True, markup=False)
@@ -77,5 +79,6 @@ def run_summary(run: RunStatistics) -> dict[str, Any]:
         "verdict": verdict(run, changes, findings),
         "held_out": [change.to_mapping() for change in changes],
         "diagnoses": [finding.to_mapping() for finding in findings],
+        "lineage": run.lineage,
         "flipped_pairs": None if flipped is None else asdict(flipped),
     }

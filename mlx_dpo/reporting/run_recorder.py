@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from itertools import compress
 from typing import Any
@@ -36,8 +36,10 @@ DECODE_WINDOW = 8  # tokens on which the text of a token may depend
 class RunRecorder(Listener):
     """Writes a run's report/ folder.
 
+    What can't be written, on a full disk, is kept in memory and written after the next evaluation or at the run's end.
+
     Args:
-        on_message: receives a warning if the folder can't be written. The run continues, its page is incomplete.
+        on_message: receives a warning if the folder can't be written. The run continues.
         num_samples: number of held-out prompts for which completions are sampled, at temperature 1, before the first
             and after the last step.
         command: the command that started the run.
@@ -52,33 +54,50 @@ class RunRecorder(Listener):
     ) -> None:
         self.on_message, self.num_samples, self.command = on_message, num_samples, command
         self.warned = False
+        self.pending_writes: list[Callable[[], None]] = []
+        self.token_logps_before: list[Any] | None = None
 
     def on_run_start(self, plan: RunPlan) -> None:
         """Write the run's metadata."""
         self.plan, self.folder = plan, plan.run / records.REPORT_FOLDER
         last_kept = plan.first_step if plan.first_step and not plan.evaluates_first else plan.first_step - 1
-        with self._warning_on_write_errors():
-            for name in (records.EVALUATIONS_FILE, records.SAMPLES_FILE):
-                records.drop_lines_after(self.folder / name, last_kept)
-            if before := records.read_jsonl(self.folder / records.SAMPLES_FILE):
-                self.num_samples = len(before[0]["prompts"])  # the same prompts before and after
-            records.write_json(self.folder / records.METADATA_FILE, _metadata(plan, self.command))
+        self._try_to_write(lambda: self._begin(plan, last_kept))
+
+    def _begin(self, plan: RunPlan, last_kept: int) -> None:
+        for name in (records.EVALUATIONS_FILE, records.SAMPLES_FILE):
+            records.drop_lines_after(self.folder / name, last_kept)
+        if before := records.read_jsonl(self.folder / records.SAMPLES_FILE):
+            self.num_samples = len(before[0]["prompts"])  # the same prompts before and after
+        first = next(iter(records.read_jsonl(self.folder / records.EVALUATIONS_FILE)), {})
+        self.token_logps_before = first.get("tokens")
+        records.write_json(self.folder / records.METADATA_FILE, _metadata(plan, self.command))
 
     def on_evaluation_snapshot(self, snapshot: EvalSnapshot) -> None:
         """Record the evaluation and sample completions."""
-        with self._warning_on_write_errors():
-            self._record(snapshot)
+        self._record(snapshot)
+        self._write_pending()
 
-    @contextmanager
-    def _warning_on_write_errors(self) -> Iterator[None]:
+    def on_run_end(self) -> None:
+        """Write what could not be written before."""
+        self._write_pending()
+
+    def _write_pending(self) -> None:
+        """Make the pending writes, in order, up to the first one that fails."""
+        while self.pending_writes and self._try_to_write(self.pending_writes[0]):
+            self.pending_writes.pop(0)
+
+    def _try_to_write(self, write: Callable[[], None]) -> bool:
+        """Whether a write went well; the first one that did not is reported."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            yield
+            write()
+            return True
         except OSError as error:
             if not self.warned:
                 reason = error.strerror or error
-                self.on_message(f"{self.folder} can't be written: {reason}. The report will be incomplete.")
+                self.on_message(f"{self.folder} can't be written: {reason}. It is tried again at the next evaluation.")
             self.warned = True
+            return False
 
     def _record(self, snapshot: EvalSnapshot) -> None:
         in_order = sorted(snapshot.measurements, key=lambda measurement: measurement.index)
@@ -87,12 +106,16 @@ class RunRecorder(Listener):
         if snapshot.step == 0:
             first = in_order[:NUM_TOKEN_EXAMPLES]
             line["tokens"] = [[_rounded(logps) for logps in measurement.token_logps] for measurement in first]
-        append_line(self.folder / records.EVALUATIONS_FILE, records.to_json(line))
-        first_line = next(iter(records.read_jsonl(self.folder / records.EVALUATIONS_FILE)), {})
-        records.write_json(self.folder / records.EXAMPLES_FILE, extreme_examples(ordered, first_line.get("tokens")))
+            self.token_logps_before = line["tokens"]
+        examples = extreme_examples(ordered, self.token_logps_before)
+        self.pending_writes += [
+            partial(append_line, self.folder / records.EVALUATIONS_FILE, records.to_json(line)),
+            partial(records.write_json, self.folder / records.EXAMPLES_FILE, examples),
+        ]
         if self.num_samples and snapshot.can_run_policy and snapshot.step in (0, self.plan.steps):
             start = time.perf_counter()
-            append_line(self.folder / records.SAMPLES_FILE, records.to_json(self._sample(ordered)))
+            sampled = records.to_json(self._sample(ordered))
+            self.pending_writes.append(partial(append_line, self.folder / records.SAMPLES_FILE, sampled))
             snapshot.sampling_seconds += time.perf_counter() - start
 
     def _sample(self, snapshot: EvalSnapshot) -> dict[str, Any]:
@@ -230,6 +253,7 @@ def _metadata(plan: RunPlan, command: str | None) -> dict[str, Any]:
     packages = ("mlx-dpo", "mlx", "mlx-lm", "numpy")
     return {
         "command": command,
+        **({records.OUTPUTS_WRITTEN_KEY: False} if command else {}),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {mx.device_info().get('device_name', 'CPU')}",
         "ranks": plan.ranks,

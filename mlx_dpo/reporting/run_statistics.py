@@ -10,6 +10,8 @@ import numpy as np
 
 from mlx_dpo.config_files import read_yaml
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.lineage.lineage_steps import read_adapter_lineage
+from mlx_dpo.lineage.lineage_text import describe_lineage
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.events import Metrics
@@ -101,6 +103,7 @@ class RunStatistics:
         eval_records: the evaluations whose single examples were recorded.
         extreme_examples: as `run_recorder.extreme_examples` describes them.
         metadata: command, versions, machine, number of steps and limits.
+        lineage: what the adapter is derived from, in one line.
     """
 
     path: Path
@@ -111,6 +114,7 @@ class RunStatistics:
     extreme_examples: list[dict[str, Any]] = field(default_factory=list)
     samples: list[SampledCompletions] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    lineage: str = ""
 
     @classmethod
     def read(cls, path: str | Path) -> RunStatistics:
@@ -125,6 +129,7 @@ class RunStatistics:
             raise UserError("there is no run here: no config.yaml", where=Where(str(path)), hint=hint)
         lines, folder = read_metrics(path), path / records.REPORT_FOLDER
         evaluations = records.read_jsonl(folder / records.EVALUATIONS_FILE)
+        lineage = read_adapter_lineage(path)
         return cls(
             path=path,
             config=read_yaml(path / "config.yaml"),
@@ -134,6 +139,7 @@ class RunStatistics:
             extreme_examples=records.read_json(folder / records.EXAMPLES_FILE) or [],
             samples=list(map(SampledCompletions.from_json, records.read_jsonl(folder / records.SAMPLES_FILE))),
             metadata=records.read_json(folder / records.METADATA_FILE) or {},
+            lineage=describe_lineage(lineage) if lineage else "",
         )
 
     @property

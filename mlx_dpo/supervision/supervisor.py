@@ -35,7 +35,7 @@ from mlx_dpo.supervision.event_pipe import (
 from mlx_dpo.training.events import Event, Note, RunEnd, RunStart, TrainResult
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run_folder import RunFolder
-from mlx_dpo.utils.signals import handle_stop_signals
+from mlx_dpo.utils.signals import handle_stop_signals, stop_signals_blocked
 
 MAX_CRASHES = 3  # without a checkpoint between them
 KILL_DELAY = 5.0  # seconds that a process may take to end after the second signal
@@ -171,7 +171,8 @@ class TrainingProcess:
         read_fd, write_fd = os.pipe()
         command = [sys.executable, "-m", "mlx_dpo.supervision.training_process", str(write_fd), json.dumps(job)]
         # In a session of its own, so that Ctrl-C arrives here and is passed on; stdout is for results only.
-        self.process = subprocess.Popen(command, stdout=2, pass_fds=[write_fd], start_new_session=True)
+        with stop_signals_blocked():  # until it handles them: while it is imported, Python would print a traceback
+            self.process = subprocess.Popen(command, stdout=2, pass_fds=[write_fd], start_new_session=True)
         os.close(write_fd)
         self.pipe = os.fdopen(read_fd, encoding="utf-8")
 

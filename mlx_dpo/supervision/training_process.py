@@ -23,7 +23,7 @@ from mlx_dpo.supervision.event_pipe import (
 )
 from mlx_dpo.training.events import Event, RunStart, SnapshotTaken
 from mlx_dpo.training.listener import Listener, Listeners
-from mlx_dpo.utils.signals import STOP_SIGNALS
+from mlx_dpo.utils.signals import STOP_SIGNALS, unblock_stop_signals
 
 
 class StopOnSignal(Listener):
@@ -69,6 +69,7 @@ def main(pipe_fd: int, job: dict[str, Any]) -> int:
     on_signal = StopOnSignal()
     for number in STOP_SIGNALS:
         signal.signal(number, on_signal)
+    unblock_stop_signals()
     from mlx_dpo.config import TrainConfig
     from mlx_dpo.errors import Interrupted, RankLost, UserError
     from mlx_dpo.forward.oom_fallback import OomFallback, is_out_of_memory

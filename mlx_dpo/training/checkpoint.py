@@ -58,8 +58,14 @@ class TrainingProgress:
 
     def evaluation_is_pending(self, steps: int, steps_per_eval: int) -> bool:
         """Whether the evaluation that is due at this step of a run of `steps` steps is still to be made."""
-        is_due = self.step == steps or bool(steps_per_eval and self.step % steps_per_eval == 0)
+        if self.step == steps:  # a run is marked as finished together with its last evaluation
+            return not self.finished
+        is_due = bool(steps_per_eval and self.step % steps_per_eval == 0)
         return is_due and self.evaluated_step is not None and self.evaluated_step < self.step
+
+    def has_stopped_improving(self, patience: int) -> bool:
+        """Whether `patience` evaluations in a row were not better than the best; never where it is 0."""
+        return 0 < patience <= self.evaluations_since_best
 
     def record_loss(self, loss: float) -> bool:
         """Count evaluations since the best one, and return whether this is the best."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.config import TrainConfig
@@ -12,7 +14,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.training.checkpoint import TrainingState
 from mlx_dpo.training.events import CheckpointSaved, Note
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.run_folder import RunFolder, SaveError
+from mlx_dpo.training.run_folder import ADAPTER_WEIGHTS_FILE, RunFolder, SaveError
 from mlx_dpo.utils.formatting import format_bytes
 
 
@@ -117,6 +119,24 @@ class CheckpointSaver:
         if not is_temporary:
             self._keep(step)
         return True
+
+    def update_adapter(self, checkpoint: Path, tensors: Tensors) -> None:
+        """Give the run's folder the adapter of the checkpoint that the run resumes from, where it has another.
+
+        A process that ended between the two writes of `save` has left the adapter of an earlier step there.
+
+        Args:
+            checkpoint: the checkpoint's folder.
+            tensors: what is trained, as the checkpoint has it.
+        """
+        adapter = self.folder.path / ADAPTER_WEIGHTS_FILE
+        if adapter.is_file() and filecmp.cmp(adapter, checkpoint / ADAPTER_WEIGHTS_FILE, shallow=False):
+            return
+        try:
+            self.folder.save_adapter(tensors, self.spec, self.config.model)
+        except SaveError as error:
+            step, self.saved_step = self.saved_step, -1  # to be written again, as a whole
+            self._report_failure(step, tensors, str(error), is_last=False)
 
     def _keep(self, step: int) -> None:
         """Make the checkpoint of this step one that stays, and report it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import mlx.nn as nn
 from mlx_dpo.adapters.adapter_settings import adapter_settings, require_equal_settings, require_settings_of_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import read_yaml
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -26,12 +27,16 @@ from mlx_dpo.evaluation.reference_setup import (
     precompute_with_reference_model,
     require_reference_in_memory,
 )
-from mlx_dpo.forward.device import keep_weights_resident, parse_memory, usable_memory
-from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.forward.device import keep_weights_resident, parse_memory, runs_on_cpu, usable_memory
+from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
+from mlx_dpo.forward.micro_batch_size import choose_micro_batch_tokens
 from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy, make_policy
 from mlx_dpo.forward.vocabulary import check_vocabulary
+from mlx_dpo.lineage.lineage_file import Lineage
+from mlx_dpo.lineage.lineage_steps import run_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.objectives import LossStates, WeightedLoss
 from mlx_dpo.training.batch_loss import PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
@@ -40,7 +45,7 @@ from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics, Note
 from mlx_dpo.training.listener import Listener, ListenerProgress
 from mlx_dpo.training.provenance import DATA_KEYS
-from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder
 from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
 from mlx_dpo.training.trainer import Trainer
 from mlx_dpo.utils.progress import Progress
@@ -71,6 +76,7 @@ class TrainComponents:
         example_sets: examples to train on, and those held out.
         skipped_rows: rows that can't be used and are left out.
         communicator: ranks that train together.
+        lineage: what the adapter is derived from.
     """
 
     config: TrainConfig
@@ -80,6 +86,7 @@ class TrainComponents:
     example_sets: ExampleSets
     skipped_rows: list[RowError]
     communicator: Communicator
+    lineage: Lineage
 
     @property
     def train_set(self) -> ExampleSet:
@@ -189,15 +196,18 @@ def build_components(
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     progress.begin("Loading the model")
-    policy = _load_policy(config, inputs.model, communicator, progress)
+    policy, model_folder = _load_policy(config, inputs.model, communicator, progress)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))
     progress.begin("Measuring the memory that the model needs")
-    memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
+    if checkpoint and config.micro_batch_tokens is None:  # another size would round otherwise
+        config = config.replace(micro_batch_tokens=read_yaml(checkpoint / CONFIG_FILE).get("micro_batch_tokens"))
+    config, memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**_resolved_adapter_settings(policy.spec, config))
-    return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator)
+    lineage = run_lineage(identify_model(config.model, model_folder), config.loss, config.init_adapter)
+    return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator, lineage)
 
 
 def memory_limit(config: TrainConfig) -> int:
@@ -235,30 +245,42 @@ def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFa
     return OomFallback(share, any(item.grad_checkpoint for item in fallbacks))
 
 
-def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> MemoryModel:
-    limit = parse_memory(config.memory_limit) if config.memory_limit else None
-    checkpoint_everything = config.grad_checkpoint or fallback.grad_checkpoint
-    return MemoryModel.for_training(
-        policy.network, usable_memory(), limit, checkpoint_everything, fallback.micro_batch_share
+def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> tuple[TrainConfig, MemoryModel]:
+    """The memory model, and the config with the micro-batch size that it has, if that was measured."""
+    memory_model = MemoryModel.for_training(
+        policy.network,
+        usable_memory(),
+        parse_memory(config.memory_limit) if config.memory_limit else None,
+        config.grad_checkpoint or fallback.grad_checkpoint,
+        fallback.micro_batch_share,
+        config.micro_batch_tokens or SATURATING_TOKENS,
     )
+    if config.micro_batch_tokens or runs_on_cpu():
+        return config, memory_model
+    tokens = choose_micro_batch_tokens(memory_model)
+    memory_model = replace(memory_model, max_tokens=int(fallback.micro_batch_share * tokens))
+    return config.replace(micro_batch_tokens=tokens), memory_model
 
 
 def _load_policy(
     config: TrainConfig, model: nn.Module | None, communicator: Communicator, progress: Progress
-) -> Policy:
+) -> tuple[Policy, Path | None]:
+    """The policy, and the folder that its model was loaded from; None for a model in memory."""
     keep_weights_resident()
     mx.reset_peak_memory()
     mx.random.seed(config.seed)  # of the adapters' initial values
     spec = adapter_spec(config)
     shard_group = None if communicator.data_parallel else communicator.mlx_group
-    model = load_model(config.model, lazy=shard_group is not None).model if model is None else model
-    policy = make_policy(model, spec, config.init_adapter, shard_group, memory_limit(config), progress)
+    loaded = load_model(config.model, lazy=shard_group is not None) if model is None else None
+    model = loaded.model if loaded else model
+    limit, is_from_files = memory_limit(config), loaded is not None
+    policy = make_policy(model, spec, config.init_adapter, shard_group, limit, progress, use_cache=is_from_files)
     if config.init_adapter:
         requested = adapter_settings(config)
         if config.num_layers > 0:
             requested["num_layers"] = min(config.num_layers, len(policy.model.layers))
         require_equal_settings(requested, policy.spec, config.init_adapter)
-    return policy
+    return policy, loaded.path if loaded else None
 
 
 def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:

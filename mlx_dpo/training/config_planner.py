@@ -12,9 +12,10 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
+from mlx_dpo.forward.activation_memory import ActivationMemory, pair_of_length
 from mlx_dpo.forward.config_model import build_model, fetch_config
 from mlx_dpo.forward.graph_activations import count_activation_bytes, lazy_network
-from mlx_dpo.forward.memory_model import ActivationMemory, MemoryModel, pair_of_length
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import attach_new_adapter
 from mlx_dpo.training.components import adapter_spec, memory_limit
 

@@ -15,6 +15,7 @@ from mlx_dpo.config_files import dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.evaluation.example_sets import TRAIN
+from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, lineage_json
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.components import TrainComponents
 from mlx_dpo.training.events import Note
@@ -90,8 +91,11 @@ def start_trainer(
         trainer.restore(state, provenance)
         listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))
     if communicator.is_main:
-        trainer.saver.check_room(trainer.state(), trainable_tensors(trainer.model), trainer.steps)
-        _write_config_and_skipped_rows(folder, components, listener)
+        tensors = trainable_tensors(trainer.model)
+        trainer.saver.check_room(trainer.state(), tensors, trainer.steps)
+        if checkpoint:
+            trainer.saver.update_adapter(checkpoint, tensors)
+        _write_descriptions(folder, components, listener)
 
 
 def _require_equal_ranks(communicator: Communicator, provenance: dict[str, str]) -> None:
@@ -116,10 +120,12 @@ def _require_unchanged(
         )
 
 
-def _write_config_and_skipped_rows(folder: RunFolder, components: TrainComponents, listener: Listener) -> None:
+def _write_descriptions(folder: RunFolder, components: TrainComponents, listener: Listener) -> None:
+    """Write the config, the lineage, and the rows that were left out."""
     rows = components.skipped_rows
     try:
         folder.write_text(CONFIG_FILE, dump_yaml(components.config))
+        folder.write_text(LINEAGE_FILE, lineage_json(components.lineage))
         if rows:
             folder.write_text(SKIPPED_ROWS_FILE, "".join(json.dumps(_row_json(row)) + "\n" for row in rows))
             listener.handle(Note(f"{len(rows):,} rows were left out; {folder.path / SKIPPED_ROWS_FILE} lists them."))

@@ -17,8 +17,9 @@ from mlx_dpo.data.prefetching import prefetch
 from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES
 from mlx_dpo.evaluation.example_sets import HELD_OUT, Rows
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
+from mlx_dpo.forward.activation_memory import BatchCost
 from mlx_dpo.forward.device import usable_memory
-from mlx_dpo.forward.memory_model import BatchCost, MemoryModel
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.reference.reference_policy import SharedNetworkReference
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
 from mlx_dpo.training.events import Preparing, RunEnd

@@ -15,8 +15,8 @@ from mlx_dpo.distributed.communicator import Arrays, Communicator
 from mlx_dpo.evaluation.example_sets import TRAIN
 from mlx_dpo.evaluation.optimizer_batch import IndexedExample, OptimizerBatch, make_optimizer_batch
 from mlx_dpo.evaluation.scored_batch import BatchStatistics, completion_outputs, scoring_options
+from mlx_dpo.forward.forward_trace import ForwardTrace
 from mlx_dpo.forward.memory_model import MemoryModel
-from mlx_dpo.forward.network import ForwardTrace
 from mlx_dpo.forward.policy import Policy
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import ReferenceLogps, SharedNetworkReference

@@ -76,11 +76,10 @@ class Trainer:
         """
         self.config, self.source, self.scorer, self.loss, self.evaluate = config, source, scorer, loss, evaluate
         self.saver, self.listener, self.stop, self.communicator = saver, listener, stop, communicator
-        self.model = scorer.model
+        self.model, self.steps = scorer.model, total_steps(config, source.steps_per_epoch)
         self.gradients = GradientComputer(scorer, loss, communicator, config.seed)
         self.optimizer = make_optimizer(config)
         self.optimizer.init(self.model.trainable_parameters())
-        self.steps = total_steps(config, source.steps_per_epoch)
         self.progress = TrainingProgress()
         self._skipped_steps = SkippedSteps(saver.folder, listener, loss.metric_names, communicator)
         self._throughput = ThroughputMeter(communicator)
@@ -92,12 +91,11 @@ class Trainer:
         Raises:
             UserError: nothing is left to do.
         """
-        pending = state.progress.evaluation_is_pending(self.steps, self.config.steps_per_eval)
-        is_done = state.progress.step >= self.steps and not pending
-        if is_done or (state.progress.finished and self.config.patience):
+        step, finished = state.progress.step, state.progress.finished
+        if step > self.steps or (finished and (step == self.steps or self.config.patience)):
             hint = "Give more --epochs or --iters, and --resume-anyway, to train further."
             where = Where(str(self.saver.folder.path))
-            raise UserError(f"this run has done all its {state.progress.step} steps", where=where, hint=hint)
+            raise UserError(f"this run has done all its {step} steps", where=where, hint=hint)
         self.progress, self.optimizer.state = state.progress, state.optimizer
         self.progress.provenance, self.progress.finished = provenance, False
         self.optimizer.init(self.model.trainable_parameters())
@@ -176,7 +174,7 @@ class Trainer:
     def _should_stop_early(self) -> bool:
         """Whether evaluations have stopped improving."""
         patience = self.config.patience
-        if not patience or self.progress.evaluations_since_best < patience:
+        if not self.progress.has_stopped_improving(patience):
             return False
         self.listener.handle(events.Note(f"stopped early: no lower held-out loss in the last {patience} evaluations."))
         return True
@@ -272,6 +270,10 @@ class Trainer:
         is_due = step == self.steps or bool(save_every and step % save_every == 0)
         self.saver.save(self.state(), tensors, is_temporary=not is_due)
         metrics = self._evaluate()
+        if is_last := step == self.steps or self.progress.has_stopped_improving(self.config.patience):
+            self._save()  # a temporary one stays
+        # Written together with the evaluation: a process that ended in between would leave a run with nothing to do.
+        self.progress.finished = is_last and not self.progress.consecutive_skips
         self.saver.update_progress(self.state(), tensors)
         self.saver.remove_temporary()
         return metrics

@@ -19,3 +19,18 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], object] | sig
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Keep the stop signals waiting inside a `with` block; processes started there keep them so, until they unblock."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock_stop_signals() -> None:
+    """Let the stop signals through, those that have waited too."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -74,7 +74,7 @@ def test_train_and_push(mlx_dpo: Cli, hub: Hub, tmp_path: Path) -> None:
     assert told["steps"] == 4 and told["pushed"]["url"] == f"{hub.url}/tester/named"
     there = set(hub.store.files("models", "tester/named"))
     assert there == {".gitattributes", "README.md", "adapter_config.json", "adapters.safetensors"} | {
-        *("config.yaml", "curves.png")
+        *("config.yaml", "curves.png", "lineage.json")
     }
     assert "hf download tester/named" in hub.content("tester/named", "README.md").decode()
 

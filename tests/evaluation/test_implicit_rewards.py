@@ -23,7 +23,8 @@ from mlx_dpo.evaluation.evaluator import evaluate
 from mlx_dpo.evaluation.implicit_rewards import score
 from mlx_dpo.evaluation.measuring import measure
 from mlx_dpo.evaluation.row_batches import make_row_batch
-from mlx_dpo.forward.memory_model import BatchCost, MemoryModel
+from mlx_dpo.forward.activation_memory import BatchCost
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.forward.network import Network
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.utils import quantize_model
 
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
@@ -23,23 +26,27 @@ from tests.forward.families import COMMON, CONFIGS, tiny
 def save_model(
     folder: Path, family: str, quantization: dict[str, Any] | None = None, dtype: mx.Dtype = mx.float32
 ) -> Path:
-    """A random model folder with the tiny checkpoint's tokenizer."""
+    """A random model folder with the tiny checkpoint's tokenizer, quantized as `mlx_lm.convert` does."""
     model, config = tiny(family), {**COMMON, **CONFIGS[family], "model_type": family, "eos_token_id": 2}
     model.set_dtype(dtype)
-    if quantization:
-        nn.quantize(
-            model,
-            **quantization,
-            class_predicate=lambda _, m: hasattr(m, "to_quantized") and m.weight.shape[-1] % 32 == 0,
-        )
-        config["quantization"] = quantization
     folder.mkdir()
-    weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    (folder / "config.json").write_text(json.dumps(config))
+    _save(folder, model, config)
+    if quantization:
+        loaded = load_model(str(folder)).model  # as mlx-lm loads it: some types change weights then
+        group_size, bits, mode = (quantization[name] for name in ("group_size", "bits", "mode"))
+        with redirect_stdout(io.StringIO()):  # it prints the bits
+            quantized, config = quantize_model(loaded, config, group_size, bits, mode)
+        _save(folder, quantized, config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(CHECKPOINT / name, folder)
     return folder
+
+
+def _save(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
+    weights = dict(tree_flatten(model.parameters()))
+    mx.eval(weights)
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def save_adapter(folder: Path, model: Path, keys: Sequence[str] | None = None, size: float = 0.05) -> Path:

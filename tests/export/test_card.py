@@ -17,10 +17,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from mlx_dpo.export.card import training_record as record
-from mlx_dpo.export.card.base_model import describe_base_model
+from mlx_dpo.export.card.base_model import BaseModelInfo, describe_base_model
 from mlx_dpo.export.card.card_inputs import CardInputs, collect_card_inputs
 from mlx_dpo.export.card.card_metadata import METRIC_LABELS
 from mlx_dpo.export.card.model_card import GENERATED_MARKER, render_card, render_card_files, write_card
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT
@@ -36,7 +37,16 @@ def fenced(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-BASE_CARD = "---\nlicense: llama3.2\nlanguage:\n- en\n- de\nbase_model: big/one\n---\nIt is a model.\n"
+BASE_CARD = """---
+license: llama3.2
+language:
+- en
+- de
+base_model: big/one
+base_model_relation: quantized
+---
+It is a model.
+"""
 
 
 def test_the_hub_takes_it(hub: Hub, run: Path, fused: Path) -> None:
@@ -97,7 +107,8 @@ def test_without_matplotlib_nothing_is_said_of_curves(run: Path, monkeypatch: py
 
 
 def as_if(run: Path, **config: Any) -> None:
-    """Let the run have been made with another config."""
+    """Let the run have been made with another config, by a version that wrote no lineage.json."""
+    (run / "lineage.json").unlink(missing_ok=True)
     content = json.loads((run / "training.json").read_text())
     content["config"] |= config
     content["on_hub"] = record.settings_on_hub(content["config"])
@@ -137,21 +148,23 @@ def test_a_base_that_can_not_be_asked_for_costs_the_license_only(hub: Hub, run: 
     assert card.data.base_model == "nobody/nothing" and card.data.license is None
 
 
+def describe(model: Path | str) -> BaseModelInfo:
+    """What a card says of a model as a base."""
+    return describe_base_model(identify_model(str(model)))
+
+
 def test_the_base_of_a_folder(tmp_path: Path, hub: Hub) -> None:
     snapshot = tmp_path / "hub" / "models--big--base.4bit" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
-    assert describe_base_model(str(snapshot)).repo_id == "big/base.4bit"
+    assert describe(snapshot).repo_id == "big/base.4bit"
     folder = tmp_path / "mine"
     folder.mkdir()
-    assert (describe_base_model(str(folder)).repo_id, describe_base_model(str(folder)).display_name) == (None, "mine")
+    assert (describe(folder).repo_id, describe(folder).display_name) == (None, "mine")
     (folder / "README.md").write_text(BASE_CARD)
-    assert (
-        describe_base_model(str(folder)).repo_id == "big/one"
-        and describe_base_model(str(folder)).inherited_metadata["license"] == "llama3.2"
-    )
+    assert describe(folder).repo_id == "big/one" and describe(folder).inherited_metadata["license"] == "llama3.2"
     (folder / "README.md").write_text("---\nlicense: [\n---\n")
-    assert describe_base_model(str(folder)).inherited_metadata == {}
-    assert describe_base_model("").display_name == "a model in memory" and not hub.requests
+    assert describe(folder).inherited_metadata == {}
+    assert describe("").display_name == "a model in memory" and not hub.requests
 
 
 def test_of_a_fused_model(fused: Path) -> None:
@@ -195,7 +208,7 @@ def test_of_a_run_without_held_out_pairs_and_without_a_record(run: Path, hub: Hu
 
 
 def test_of_an_adapter_of_which_nothing_is_known(run: Path, hub: Hub) -> None:
-    for name in ("training.json", "metrics.jsonl", "config.yaml", "README.md", "curves.png"):
+    for name in ("training.json", "metrics.jsonl", "config.yaml", "README.md", "curves.png", "lineage.json"):
         (run / name).unlink()
     text = write_card(run).read_text()
     parsed(text).validate()
@@ -240,7 +253,7 @@ def test_what_falls_is_said(run: Path) -> None:
     after = {**inputs.record["after"], "logps/chosen": inputs.record["before"]["logps/chosen"] - 7.25}
     assert "fell by 7.2" in render_card(replace(inputs, record={**inputs.record, "after": after}))
     assert "less likely" not in render_card(replace(inputs, record={**inputs.record, "after": inputs.record["before"]}))
-    assert describe_base_model(str(CHECKPOINT)).display_name == "checkpoint"
+    assert describe(CHECKPOINT).display_name == "checkpoint"
 
 
 def test_the_commands_it_names_work(

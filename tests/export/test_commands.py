@@ -57,7 +57,7 @@ WRONG = [
     (("--format", "gguf", *ADAPTER), "--adapter-path has no effect with", "fuse"),
     (("--format", "gguf-lora", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no effect with"),
     (("--format", "peft", *ADAPTER, "--gguf-type", "f16"), "--gguf-type has no effect with"),
-    (("--format", "peft", "--adapter-path", "nowhere", "--model", CHECKPOINT), "not an adapter folder"),
+    (("--format", "peft", "--adapter-path", "nowhere", "--model", CHECKPOINT), "no such folder"),
     (("--format", "gguf", "--model", TRL), "config.json"),
 ]
 

@@ -100,3 +100,12 @@ def test_one_possible_precision_needs_no_margin(tmp_path: Path, force: bool) -> 
     lower = margins[min(margins)]
     assert min(margins) < 0 < max(margins)
     assert "nothing to keep" in lower.note and lower.fused_model.kept is None
+
+
+def test_a_head_that_mlx_lm_changes_as_it_loads_it(tmp_path: Path) -> None:
+    """baichuan_m1's, whose rows get length one: an adapter on it would not be what was trained."""
+    model = save_model(tmp_path / "model", "baichuan_m1")
+    save_adapter(tmp_path / "adapter", model, ["lm_head", "self_attn.o_proj"])
+    with pytest.raises(UserError, match="mlx-lm changes lm_head as it loads models of type 'baichuan_m1'") as raised:
+        fuse(tmp_path)
+    assert "--bits 8" in str(raised.value) and {p.name for p in tmp_path.iterdir()} == {"model", "adapter"}

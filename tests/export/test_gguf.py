@@ -311,3 +311,34 @@ def test_a_layer_without_a_place_is_refused(tmp_path: Path, monkeypatch: pytest.
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     with pytest.raises(UserError, match=r"no place for.*gate_of_mine"):
         write_gguf(folder, tmp_path / "out.gguf")
+
+
+def test_experts_of_a_type_without_a_place_name_fuse_and_no_keys_that_would_not_help(tmp_path: Path) -> None:
+    from tests.export.family_models import save_adapter, save_model
+
+    model = save_model(tmp_path / "model", "qwen3_moe")
+    save_adapter(tmp_path / "adapter", model, ["mlp.switch_mlp.up_proj", "self_attn.q_proj"])
+    with pytest.raises(UserError, match=r"(?s)'qwen3_moe'.*mlx-dpo fuse --adapter-path") as raised:
+        write_gguf_lora(model, tmp_path / "adapter", tmp_path / "out.gguf")
+    assert "--lora-keys" not in str(raised.value)
+
+
+def test_embeddings_in_an_adapter_name_fuse_and_the_other_layers(tmp_path: Path) -> None:
+    from tests.export.family_models import save_adapter, save_model
+
+    model = save_model(tmp_path / "model", "qwen3")
+    save_adapter(tmp_path / "adapter", model, ["model.embed_tokens", "self_attn.q_proj"])
+    with pytest.raises(UserError, match=r"(?s)embed_tokens.*mlx-dpo fuse .*--lora-keys self_attn.q_proj$"):
+        write_gguf_lora(model, tmp_path / "adapter", tmp_path / "out.gguf")
+
+
+def test_named_chat_templates_are_in_the_file(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": config.pop("chat_template")}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    fields = gguf.GGUFReader(write_gguf(folder, tmp_path / "out.gguf")).fields
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "tools"
+    assert "im_start" in fields["tokenizer.chat_template"].contents()

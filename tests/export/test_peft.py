@@ -115,10 +115,14 @@ def test_a_run_starts_from_an_import(tmp_path: Path) -> None:
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-def test_the_base_is_the_one_on_the_models_card(checkpoint: Path, tmp_path: Path) -> None:
-    (checkpoint / "README.md").write_text("---\nbase_model: Qwen/Qwen3-4B\n---\nQuantized.\n")
+def test_the_base_is_the_one_that_the_model_was_quantized_from(checkpoint: Path, tmp_path: Path) -> None:
+    card = "---\nbase_model: Qwen/Qwen3-4B\n{}---\nQuantized.\n"
+    (checkpoint / "README.md").write_text(card.format("base_model_relation: quantized\n"))
     export_peft(str(checkpoint), TRL / "adapter", tmp_path / "out")
     assert config_of(tmp_path / "out")["base_model_name_or_path"] == "Qwen/Qwen3-4B"
+    (checkpoint / "README.md").write_text(card.format(""))
+    with pytest.raises(UserError, match=r"fine-tuning or only by conversion(?s:.*)--base-model Qwen/Qwen3-4B"):
+        export_peft(str(checkpoint), TRL / "adapter", tmp_path / "other")
 
 
 @pytest.fixture
@@ -160,7 +164,8 @@ def test_refused(damaged: Callable[..., Path], tmp_path: Path, what: dict[str, A
 
 @pytest.mark.parametrize(("kind", "keys", "expected"), [
     ("qwen3_moe", ["mlp.gate"], r"(?s)router.*mlp.gate.*mlx-dpo fuse --adapter-path .*run --save-path FOLDER"),
-    ("qwen3_next", ["self_attn.q_proj"], "'qwen3_next'"),
+    ("qwen3_next", ["self_attn.q_proj"], r"(?s)'qwen3_next'.*mlx-dpo fuse --adapter-path"),
+    ("qwen3_next", ["mlp.switch_mlp.up_proj"], r"(?s)'qwen3_next'.*mlx-dpo fuse --adapter-path(?!.*--lora-keys)"),
 ])  # fmt: skip
 def test_what_pefts_cant_hold_is_refused_by_name(tmp_path: Path, kind: str, keys: Any, expected: str) -> None:
     from tests.forward.test_architectures import make_model

@@ -15,8 +15,8 @@ from mlx_dpo.export.push.upload_files import UploadFile, select_upload_files
 from tests.conftest import CHECKPOINT, PAIRS
 from tests.hub.server import WRITE
 
-OF_A_RUN = ["README.md", "adapter_config.json", "adapters.safetensors", "config.yaml"]
-OF_A_MODEL = ["README.md", "config.json", "model.safetensors", "model.safetensors.index.json"]
+OF_A_RUN = ["README.md", "adapter_config.json", "adapters.safetensors", "config.yaml", "lineage.json"]
+OF_A_MODEL = ["README.md", "config.json", "lineage.json", "model.safetensors", "model.safetensors.index.json"]
 CURVES = ["curves.png"]
 # What lies about in such folders, and is nobody else's business.
 LEFT_BEHIND = """
@@ -83,6 +83,11 @@ def test_more_where_it_is_asked_for(run: Path) -> None:
     assert "train.jsonl" in everything and not any(part.startswith(".") for p in everything for part in p.split("/"))
     with pytest.raises(UserError, match="no file matches"):
         select_upload_files(run, ["nothing-*"])
+
+
+def test_a_lineage_of_another_program_stays(run: Path) -> None:
+    (run / "lineage.json").write_text('{"format": "other"}')
+    assert "lineage.json" not in paths(select_upload_files(run))
 
 
 def test_nothing_through_links_to_other_folders(run: Path, tmp_path: Path) -> None:

@@ -129,7 +129,9 @@ def test_a_model_that_shares_less_is_named_once(tmp_path: Path, family: str, way
 
 
 def trains(model: Path, run: Path, **knobs: Any) -> None:
-    settings = {"batch_size": 4, "iters": 4, "learning_rate": 3e-4, "rank": 4, "valid_data": str(PAIRS), **knobs}
+    settings = {"batch_size": 4, "iters": 4, "learning_rate": 3e-4, "valid_data": str(PAIRS), **knobs}
+    if settings.get("fine_tune_type") != "full":
+        settings["rank"] = 4
     result = train(TrainConfig(model=str(model), data=str(PAIRS), adapter_path=str(run), **settings))
     assert result.before["rewards/margins"] == 0, "the reference is not the policy it starts from"
     assert result.after["rewards/margins"] > 0

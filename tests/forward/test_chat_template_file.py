@@ -9,8 +9,10 @@ import mlx_lm
 import pytest
 
 from mlx_dpo import UserError, train
+from mlx_dpo.export.fuse.fuse_adapter import fuse_adapter
+from mlx_dpo.export.push.upload_files import select_upload_files
 from mlx_dpo.forward.model_loading import chat_template_note, load_tokenizer
-from tests.conftest import CHECKPOINT
+from tests.conftest import CHECKPOINT, TRL
 from tests.training.test_resume import Notes
 from tests.training.test_run import config
 
@@ -35,6 +37,46 @@ def test_it_is_read_and_carried_along(moved: Path, tmp_path: Path) -> None:
     (tmp_path / "saved" / "config.json").write_text((moved / "config.json").read_text())
     saved = mlx_lm.utils.load_tokenizer(tmp_path / "saved")
     assert saved.apply_chat_template(MESSAGES, return_dict=False) == expected
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+
+@pytest.mark.parametrize(
+    "source", ["folder", "tokenizer_config.json", "chat_template.json", "chat_template.json, folder"]
+)
+def test_named_templates_are_carried_along(checkpoint: Path, tmp_path: Path, source: str) -> None:
+    """Fused and pushed, plain mlx-lm has both: the default, and the one for tools."""
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    default = config.pop("chat_template")
+    named = [{"name": "default", "template": default}, {"name": "tool_use", "template": "{{ 'with tools' }}"}]
+    if source == "tokenizer_config.json":
+        config["chat_template"] = named
+    if source.startswith("chat_template.json"):
+        template = default if "folder" in source else named
+        (checkpoint / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    if source == "folder":
+        (checkpoint / "chat_template.jinja").write_text(default)
+    if "folder" in source:
+        (checkpoint / "additional_chat_templates").mkdir()
+        (checkpoint / "additional_chat_templates" / "tool_use.jinja").write_text(named[1]["template"])
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    fuse_adapter(str(checkpoint), TRL / "adapter", tmp_path / "fused")
+    for file in select_upload_files(tmp_path / "fused"):
+        target = tmp_path / "pushed" / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.content if isinstance(file.content, bytes) else file.content.read_bytes())
+    expected = load_tokenizer(str(CHECKPOINT)).apply_chat_template(MESSAGES, tokenize=False)
+    _, tokenizer = mlx_lm.load(str(tmp_path / "pushed"))
+    assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == expected
+    assert tokenizer.apply_chat_template(MESSAGES, tools=TOOLS, tokenize=False) == "with tools"
+
+
+def test_templates_behind_a_link_to_another_folder_are_not_pushed(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "private.jinja").write_text("x")
+    (checkpoint / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    assert not any("private" in file.path for file in select_upload_files(checkpoint))
 
 
 def test_training_notes_it(moved: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_dpo import UserError
@@ -49,3 +50,11 @@ def test_sizes(text: str, size: float) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="memory_limit"):
         device.parse_memory(text)
+
+
+def test_numpy_writes_through_on_this_machine_and_not_where_arrays_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.numpy_writes_through()
+    device.numpy_writes_through.cache_clear()
+    monkeypatch.setattr(device.np, "array", lambda array, copy: np.ones(array.shape))  # a copy, as from a discrete GPU
+    assert not device.numpy_writes_through()
+    device.numpy_writes_through.cache_clear()

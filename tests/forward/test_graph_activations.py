@@ -8,8 +8,8 @@ import pytest
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError
+from mlx_dpo.forward.activation_memory import synthetic_pair
 from mlx_dpo.forward.graph_activations import count_activation_bytes, lazy_network
-from mlx_dpo.forward.memory_model import synthetic_pair
 from mlx_dpo.forward.network import Network
 from tests.forward.families import KEYS, tiny
 

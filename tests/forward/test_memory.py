@@ -12,7 +12,8 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
-from mlx_dpo.forward.memory_model import SATURATING_TOKENS, BatchCost, MemoryModel, synthetic_pair
+from mlx_dpo.forward.activation_memory import BatchCost, synthetic_pair
+from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.token_logps import MIN_CHUNK_TOKENS, chunk_bytes
 from tests.forward.test_architectures import COMMON

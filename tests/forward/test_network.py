@@ -121,6 +121,29 @@ def test_an_adapted_head_gets_its_gradient(tmp_path: Path, monkeypatch: pytest.M
         np.testing.assert_allclose(np.array(g), np.array(gradient[name]), atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("share", [0, 1], ids=["", "all"])
+def test_where_numpy_cannot_write_the_forward_pass_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    model, _ = mlx_lm.load(str(make_model(tmp_path / "model", "llama", QUANTIZATIONS["float32"])))
+    attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0, dropout=0.5))
+    network = Network.from_model(model.train())
+    batch, weights = batch_of([(3, 5, 7, 9), (4, 6)], seed=1), np.linspace(-1, 1, 4).astype(np.float32)
+
+    def step() -> tuple[np.ndarray, dict[str, mx.array]]:
+        mx.random.seed(5)
+        trace = network.trace(batch, round(share * network.num_checkpointable))
+        mx.random.normal((3,))  # a loss may draw numbers, too
+        return trace.logps.sums, dict(tree_flatten(trace.gradient(weights)))
+
+    sums, gradient = step()
+    monkeypatch.setattr(network_module, "numpy_writes_through", lambda: False)
+    repeated_sums, repeated = step()
+    np.testing.assert_array_equal(repeated_sums, sums)
+    for name, g in gradient.items():
+        np.testing.assert_allclose(np.array(repeated[name]), np.array(g), rtol=1e-6, atol=1e-7, err_msg=name)
+
+
 def test_a_prompt_goes_through_once_and_little_is_padding() -> None:
     rng = random.Random(0)
     prompt = ids(rng, 100)
@@ -129,7 +152,7 @@ def test_a_prompt_goes_through_once_and_little_is_padding() -> None:
     assert forked.num_tokens == 99 + 50 + 200
 
 
-@pytest.mark.parametrize(("family", "most"), [("llama", 55), ("ministral3", 70), ("phi3small", 80)])
+@pytest.mark.parametrize(("family", "most"), [("llama", 30), ("ministral3", 65), ("phi3small", 55)])
 def test_few_tokens_decide_how_a_model_is_run(monkeypatch: pytest.MonkeyPatch, family: str, most: int) -> None:
     """On a slow backend each takes a second. ANY_PROMPTS, ONE_PROMPT, NONE."""
     from tests.forward.families import sharing, tiny

@@ -124,6 +124,19 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     assert bytes_of(run) == bytes_of(whole)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
+@pytest.mark.parametrize("delay", [0.0, 0.1, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.03, 0.3, 0.6, 1.0))])
+def test_a_signal_while_the_training_process_is_loading(tmp_path: Path, delay: float) -> None:
+    """Python itself would print a traceback until the process handles signals."""
+    process = subprocess.Popen(command(tmp_path / "run"), stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: children.read_text().strip() != "", process)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err, err
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(command(run, "--iters", 100000), stderr=subprocess.PIPE, text=True)
@@ -172,7 +185,7 @@ def test_the_supervisor_loads_no_model_code() -> None:
     modules = (
         "mlx_dpo.cli.train",
         "mlx_dpo.cli.run_listeners",
-        "mlx_dpo.supervision",
+        "mlx_dpo.supervision.supervisor",
         "mlx_dpo.export.push.checkpoint_pusher",
     )
     code = (

@@ -14,8 +14,9 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo import TrainConfig
 from mlx_dpo.errors import UserError
+from mlx_dpo.forward.activation_memory import pair_of_length
 from mlx_dpo.forward.config_model import build_model
-from mlx_dpo.forward.memory_model import MemoryModel, pair_of_length
+from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.training.components import TrainInputs, build_components
 from mlx_dpo.training.config_planner import estimate_from_config

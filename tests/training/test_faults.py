@@ -19,8 +19,10 @@ from mlx_dpo import UserError, train
 from mlx_dpo.errors import Diverged
 from mlx_dpo.forward.network import ForwardTrace
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
+from mlx_dpo.reporting.run_recorder import RunRecorder
 from mlx_dpo.training import run_folder
 from mlx_dpo.training.checkpoint import read_training_state
+from mlx_dpo.training.listener import Listeners
 from mlx_dpo.training.non_finite import MAX_CONSECUTIVE_SKIPS
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
@@ -100,6 +102,26 @@ def test_a_full_disk_costs_no_more_than_it_must(disk: Path) -> None:
     assert RunFolder(run).require_latest_checkpoint().name == "0000008"
     assert_all_load(run)
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, 9))
+
+
+def test_a_report_that_cant_be_written_is_written_later(disk: Path) -> None:
+    """The disk is full in the evaluation at step 4, and again free in that at step 6."""
+    whole, run, notes = disk.parent / "whole", disk / "run", Talk()
+    listener = Talk({4: lambda: fill(disk), 5: lambda: (disk / "ballast").unlink()})
+    knobs = {"steps_per_eval": 2, "save_every": 0, "iters": 7}
+    train(config(whole, **knobs), listener=RunRecorder(notes.on_note, num_samples=2))
+    train(config(run, **knobs), listener=Listeners(RunRecorder(notes.on_note, num_samples=2), listener))
+    assert sum("report can't be written: No space left" in note for note in notes.notes) == 1
+    for name in ("evaluations.jsonl", "samples.jsonl", "pairs.json"):
+        assert (run / "report" / name).read_bytes() == (whole / "report" / name).read_bytes()
+
+
+def test_a_report_folder_that_cant_be_made_costs_the_report_only(tmp_path: Path) -> None:
+    notes = Talk()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report").write_text("a file")
+    train(config(tmp_path / "run"), listener=RunRecorder(notes.on_note, num_samples=0))
+    assert sum("report can't be written" in note for note in notes.notes) == 1
 
 
 def test_metrics_that_cant_be_written_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,16 +35,25 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("when", [0.0, pytest.param(0.2, marks=pytest.mark.slow)])
-def test_ctrl_c_saves_and_resume_ends_the_same(tmp_path: Path, whole: Path, when: float) -> None:
+@pytest.mark.parametrize(
+    ("when", "number", "flags"),
+    [
+        (0.0, signal.SIGINT, ()),
+        pytest.param(0.2, signal.SIGINT, (), marks=pytest.mark.slow),
+        (0.0, signal.SIGTERM, ("--no-supervise",)),
+    ],
+)
+def test_a_signal_saves_and_resume_ends_the_same(
+    tmp_path: Path, whole: Path, when: float, number: signal.Signals, flags: tuple[str, ...]
+) -> None:
     cut = tmp_path / "cut"
-    process = subprocess.Popen(command(cut), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(cut, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = cut / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and "grad_norm" in metrics.read_text(), process)
     time.sleep(when)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, (out, err)
+    assert process.returncode == 128 + number, (out, err)
     assert "--resume" in err and "Traceback" not in err
     assert list((cut / "checkpoints").iterdir())
     resumed = subprocess.run(command(cut, "--resume"), capture_output=True, text=True)

@@ -58,6 +58,7 @@ def test_the_folder_is_as_promised(tmp_path: Path) -> None:
         "adapters.safetensors",
         "adapter_config.json",
         "config.yaml",
+        "lineage.json",
         "metrics.jsonl",
         "checkpoints",
     }

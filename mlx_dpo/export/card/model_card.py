@@ -17,6 +17,7 @@ from mlx_dpo.export.card.curves import CURVES_FILE, draw_curves
 from mlx_dpo.export.card.markdown import code_block, inline_code, one_line, table
 from mlx_dpo.export.card.usage_section import usage_section
 from mlx_dpo.export.local_paths import strip_local_path
+from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.formatting import plural
 from mlx_dpo.utils.hub_client import redact_secrets
 
@@ -41,12 +42,13 @@ def write_card(folder: str | Path) -> Path:
         The path of README.md, which is left as it is if somebody else wrote it.
     """
     for name, content in render_card_files(folder).items():
-        (Path(folder) / name).write_bytes(content)
+        with atomic_write(Path(folder) / name) as partial:
+            partial.write_bytes(content)
     return Path(folder) / CARD_FILE
 
 
 def render_card_files(
-    folder: str | Path, repo_id: str | None = None, *, fetch_base_card: bool = False
+    folder: str | Path, repo_id: str | None = None, *, fetch_base_card: bool = False, base_model: str | None = None
 ) -> dict[str, bytes]:
     """Render the card and the curves of a folder.
 
@@ -54,13 +56,14 @@ def render_card_files(
         folder: an adapter's or a model's folder.
         repo_id: the repository it is pushed to, if known.
         fetch_base_card: download the base model's card if it is not on this machine.
+        base_model: Hub id of the base model; default: what is recorded of it.
 
     Returns:
         Contents by file name; empty if the folder's README.md was written by somebody else.
     """
     if not may_overwrite_card(folder):
         return {}
-    inputs = collect_card_inputs(folder, repo_id, fetch_base_card=fetch_base_card)
+    inputs = collect_card_inputs(folder, repo_id, fetch_base_card=fetch_base_card, base_model=base_model)
     curves = draw_curves(inputs.record.get("lines") or [])
     card = render_card(replace(inputs, has_curves=curves is not None)).encode()
     return {CARD_FILE: card} if curves is None else {CARD_FILE: card, CURVES_FILE: curves}
@@ -83,6 +86,7 @@ def render_card(inputs: CardInputs) -> str:
     sections = [
         f"# {inputs.name}",
         _summary(inputs),
+        *_lineage(inputs),
         *_results(inputs),
         *_fuse_results(inputs.record.get("fuse") or {}),
         *_training(inputs),
@@ -111,6 +115,18 @@ def _summary(inputs: CardInputs) -> str:
         f"{subject}, trained on preferences from {count}{data}. "
         f"Loss: {inline_code(config.get('loss'))}, beta {config.get('beta')}. Reference: {_reference(config)}."
     )
+
+
+def _lineage(inputs: CardInputs) -> Iterator[str]:
+    """What it is derived from, and that a base model which was fine-tuned is not on the Hub."""
+    if inputs.lineage:
+        yield f"Lineage: {inline_code(inputs.lineage)}."
+    base = inputs.base
+    if base.lineage and base.repo_id is None:
+        yield (
+            f"The base model, {inline_code(base.display_name)}, is not on the Hub. It is fine-tuned itself: "
+            f"{inline_code(base.lineage)}."
+        )
 
 
 def _link(text: str, hub_path: str) -> str:
@@ -202,5 +218,6 @@ def _limitations(inputs: CardInputs) -> Iterator[str]:
         )
     items.append("Preference training teaches neither new facts nor safety unless the pairs show them.")
     if inputs.kind != "model" and inputs.base.repo_id is None:
-        items.append("The base model is not named on the Hub; the adapter works with no other model.")
+        others = ", not even with what that was fine-tuned from" if inputs.base.lineage else ""
+        items.append(f"The base model is not known to be on the Hub; the adapter works with no other model{others}.")
     yield "\n".join(f"- {item}" for item in items)

@@ -19,6 +19,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.events import RunPlan, TrainResult
 from mlx_dpo.training.listener import Listener
+from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.formatting import strip_eval_prefix
 from mlx_dpo.utils.hub_client import HubRepoRef, redact_secrets
 
@@ -120,5 +121,6 @@ def package_versions() -> dict[str, str]:
 
 def _write_record(folder: Path, record: dict[str, Any]) -> Path:
     file = folder / RECORD_FILE
-    file.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     return file

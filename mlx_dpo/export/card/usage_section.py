@@ -8,6 +8,7 @@ from mlx_dpo.export.card.card_inputs import CardInputs
 from mlx_dpo.export.card.markdown import code_block
 
 _WITH_MLX_LM = "With [mlx-lm](https://github.com/ml-explore/mlx-lm), on a Mac (Linux: `pip install 'mlx-lm[cpu]'`):"
+_UNQUANTIZED = "THE-UNQUANTIZED-MODEL"
 _CHAT = """\
 prompt = tokenizer.apply_chat_template(
     [{"role": "user", "content": "Your question"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -47,9 +48,12 @@ def _adapter(inputs: CardInputs) -> Iterator[str]:
     )
     if inputs.config.get("fine_tune_type", "lora") == "full":
         return
-    yield "With transformers and peft, on the unquantized model that the base model was made from:"
-    yield code_block(f"{download}\nmlx-dpo export --format peft --model {base} --adapter-path {name} {name}-peft")
-    yield _peft_code("THE-UNQUANTIZED-MODEL", f"{name}-peft")
+    yield "With transformers and peft, on the base model, or on the one that it was quantized from:"
+    export = (
+        f"mlx-dpo export --format peft --model {base} --adapter-path {name} --base-model {_UNQUANTIZED} {name}-peft"
+    )
+    yield code_block(f"{download}\n{export}")
+    yield _peft_code(_UNQUANTIZED, f"{name}-peft")
 
 
 def _peft_adapter(inputs: CardInputs) -> Iterator[str]:

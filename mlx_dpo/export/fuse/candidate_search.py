@@ -53,11 +53,16 @@ class CandidateSearch:
         progress.begin("Measuring the base model", "pairs")
         with swap_adapter(loaded.model, neutral_tensors):
             self._evaluator = MarginEvaluator.prepare(
-                calibration.loss, calibration.example_set, calibration.batch_size, loaded.model, progress
+                calibration.loss,
+                calibration.example_set,
+                calibration.batch_size,
+                loaded.model,
+                progress,
+                use_cache=True,
             )
         self.base = self._evaluator.measure_base()
         progress.begin("Measuring the adapter", "pairs")
-        self.adapter = self._evaluator.measure_adapter(loaded.model)
+        self.adapter = self._evaluator.measure_adapter(loaded.model, use_cache=True)
         size = _size_bytes(loaded.model)
         adapter_size = sum(tensor.nbytes for tensor in read_adapter(adapted_model.adapter_path)[1].values())
         self._unfused = [

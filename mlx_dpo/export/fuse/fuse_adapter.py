@@ -22,7 +22,11 @@ from mlx_dpo.export.fuse.fuse_result import (
     describe_bits,
 )
 from mlx_dpo.export.fuse.model_writer import unquantized_plan, write_fused_model
+from mlx_dpo.export.fuse.written_model import require_same_when_loaded
 from mlx_dpo.forward.model_loading import load_tokenizer
+from mlx_dpo.lineage.lineage_file import write_lineage
+from mlx_dpo.lineage.lineage_steps import fused_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.utils.atomic_write import require_new, write_new
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
@@ -75,8 +79,12 @@ def fuse_adapter(
         raise MarginLostError(report, adapted_model.adapter_path)
     progress.begin(f"Writing {target}")
     loaded, _ = adapted_model.load()
+    lineage = fused_lineage(adapter_path, identify_model(model, loaded.path))
     with write_new(target) as folder:
         size = write_fused_model(folder, loaded, report.plan, tokenizer)
+        write_lineage(folder, lineage)
+        del loaded
+        require_same_when_loaded(folder, report.plan)
     return replace(report, measurements=[*report.measurements[:-1], replace(report.fused_model, bytes=size)])
 
 
@@ -103,7 +111,8 @@ def _plan_for_bits(model: nn.Module, bits: FuseBits) -> PrecisionPlan:
     if bits in ("auto", "same"):
         return uniform_plan(layers, 0)
     precisions = {name: layer_precision(module) for name, module in layers.items()}
-    if any(precision.bits is None for precision in precisions.values()):
+    if all(precision.bits is None for precision in precisions.values()):
         hint = "Fuse it as it is, and quantize the result with `mlx_lm.convert -q`."
         raise UserError("the model is not quantized, so there are no bits to choose", field="bits", hint=hint)
-    return {name: p if p.bits == int(bits) else p.with_bits(int(bits)) for name, p in precisions.items()}
+    # A quantized model has layers in float too: those whose inputs are no whole number of groups.
+    return {n: p if p.bits in (None, int(bits)) else p.with_bits(int(bits)) for n, p in precisions.items()}

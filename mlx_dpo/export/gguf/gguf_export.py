@@ -84,7 +84,8 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
         UserError: an argument is wrong, or the format can't hold the adapter.
     """
     gguf = import_gguf()
-    adapter, where = load_adapter_factors(str(model), adapter_path), Where(str(adapter_path))
+    where = Where(str(adapter_path))
+    adapter = load_adapter_factors(str(model), adapter_path, GGUFModelDescription.from_loaded_model)
     if adapter.spec.fine_tune_type == "dora":
         hint = "Fuse it into the model, and export the model with --format gguf."
         raise UserError("llama.cpp's adapters are LoRA only, and this is DoRA", where=where, hint=hint)

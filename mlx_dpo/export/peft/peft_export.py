@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import mlx.core as mx
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.lora_factors import LoraFactors, alternatives_hint, load_adapter_factors, reject_layers
+from mlx_dpo.export.peft.peft_base_model import transformers_base_model
 from mlx_dpo.export.peft.peft_format import (
     PEFT_CONFIG_FILE,
     PEFT_PREFIX,
@@ -20,8 +22,10 @@ from mlx_dpo.export.peft.peft_format import (
     require_supported_model_type,
     transformers_layer_name,
 )
+from mlx_dpo.lineage.lineage_file import BaseModel, Lineage, write_lineage
+from mlx_dpo.lineage.lineage_steps import base_of_adapter, converted_lineage, read_adapter_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.utils.atomic_write import write_new
-from mlx_dpo.utils.hub_client import read_card_metadata
 
 _ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")  # not linear layers in transformers
 
@@ -35,17 +39,17 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
         model: folder or Hub id of the model that the adapter was trained on.
         adapter_path: the adapter's folder.
         save_path: the new folder.
-        base_model: the model that transformers loads the adapter onto. Default: the base that the model's card names
-            (the unquantized original, for a model of mlx-community), or else `model`.
+        base_model: the model that transformers loads the adapter onto, a folder or a Hub id. Default: see
+            `transformers_base_model`.
 
     Returns:
         The new folder.
 
     Raises:
-        UserError: an argument is wrong, or PEFT can't hold the adapter.
+        UserError: an argument is wrong, `base_model` is needed and missing, or PEFT can't hold the adapter.
     """
-    adapter = load_adapter_factors(model, adapter_path)
     where = Where(str(adapter_path))
+    adapter = load_adapter_factors(model, adapter_path, require_supported_model_type)
     model_type = require_supported_model_type(adapter.loaded_model)
     routers = [name for name in adapter.layers if name.endswith(_ROUTERS)]
     hint = alternatives_hint(adapter_path, set(adapter.layers) - set(routers))
@@ -55,12 +59,16 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     layers = {name: factors for name, factors in trimmed.items() if factors.rank}
     if not layers:
         raise UserError("this adapter is zero in every layer", where=where)
-    base_model = base_model or _base_model_on_card(adapter.loaded_model.path) or model
-    config = _peft_config(adapter.spec, layers, list(untrimmed), base_model)
+    recorded = read_adapter_lineage(adapter_path)
+    trained_on = base_of_adapter(recorded, model, adapter.loaded_model.path)
+    named = identify_model(base_model) if base_model else transformers_base_model(trained_on, adapter.loaded_model)
+    config = _peft_config(adapter.spec, layers, list(untrimmed), named)
+    lineage = converted_lineage(replace(recorded or Lineage("adapter", None), base=trained_on), named, "peft")
     with write_new(save_path) as folder:
         folder.mkdir()
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / PEFT_CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_lineage(folder, lineage)
         mx.save_safetensors(str(folder / PEFT_WEIGHTS_FILE), _peft_tensors(layers), metadata={"format": "pt"})
     return Path(save_path)
 
@@ -84,7 +92,7 @@ def _peft_tensors(layers: Mapping[str, LoraFactors]) -> Tensors:
 
 
 def _peft_config(
-    spec: AdapterSpec, layers: Mapping[str, LoraFactors], untrimmed: list[str], base_model: str
+    spec: AdapterSpec, layers: Mapping[str, LoraFactors], untrimmed: list[str], base_model: BaseModel
 ) -> dict[str, Any]:
     """PEFT's LoraConfig for these layers."""
     ranks = {name: factors.rank for name, factors in layers.items()}
@@ -93,7 +101,8 @@ def _peft_config(
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": base_model.repo_id if base_model.revision else base_model.name,
+        **({"revision": base_model.revision} if base_model.revision else {}),
         "r": max_rank,
         "lora_alpha": _lora_alpha(spec.scale, max_rank),
         "lora_dropout": spec.dropout,
@@ -137,11 +146,3 @@ def _group_by_block(layers: Iterable[str]) -> tuple[dict[int, list[str]], list[s
         else:
             outside_blocks.append(name)
     return blocks, outside_blocks
-
-
-def _base_model_on_card(folder: Path) -> str | None:
-    """The one base model that the card in a model folder names."""
-    base_model = read_card_metadata(folder / "README.md").get("base_model")
-    if isinstance(base_model, list) and len(base_model) == 1:
-        base_model = base_model[0]
-    return base_model if isinstance(base_model, str) and base_model else None

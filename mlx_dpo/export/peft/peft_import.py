@@ -25,6 +25,9 @@ from mlx_dpo.export.peft.peft_format import (
     transformers_layer_name,
 )
 from mlx_dpo.forward.model_loading import load_model
+from mlx_dpo.lineage.lineage_file import Lineage, read_lineage, write_lineage
+from mlx_dpo.lineage.lineage_steps import converted_lineage
+from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.utils.atomic_write import write_new
 from mlx_dpo.utils.json_files import read_json
@@ -103,9 +106,13 @@ def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None 
     where = Where(str(folder))
     adapter = adapter.with_mlx_names(loaded.model, require_supported_model_type(loaded), where)
     spec, tensors = _to_mlx_lm(adapter, loaded.model, where)
+    trained_on = identify_model(adapter.base_model) if adapter.base_model else None
+    recorded = read_lineage(folder) or Lineage("peft", trained_on)
+    lineage = converted_lineage(recorded, identify_model(base_model, loaded.path), "adapter")
     with write_new(save_path) as partial:
         partial.mkdir()
         RunFolder(partial).save_adapter(tensors, spec, base_model)
+        write_lineage(partial, lineage)
     return spec
 
 

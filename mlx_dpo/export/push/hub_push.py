@@ -11,6 +11,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.card.model_card import render_card_files
 from mlx_dpo.export.local_paths import shareable_content
 from mlx_dpo.export.push.upload_files import UploadFile, select_upload_files
+from mlx_dpo.lineage.lineage_steps import record_publication
 from mlx_dpo.utils.hub_client import (
     HubRepoRef,
     hub_api,
@@ -85,6 +86,7 @@ def push_folder(
     include: Sequence[str] = (),
     branch: str | None = None,
     message: str = DEFAULT_COMMIT_MESSAGE,
+    base_model: str | None = None,
     on_message: Callable[[str], None] = lambda text: None,
     on_files_selected: Callable[[list[UploadFile]], None] = lambda files: None,
 ) -> PushResult:
@@ -97,6 +99,7 @@ def push_folder(
         include: patterns of further files, see `select_upload_files`.
         branch: created if needed; None for main.
         message: title of the commit.
+        base_model: Hub id of the base model, for the card; default: what is recorded of it.
         on_message: called with warnings and with a sentence before each further attempt.
         on_files_selected: called with the list of files before anything is sent.
 
@@ -104,9 +107,16 @@ def push_folder(
         UserError: the upload can't be made.
     """
     check_push_allowed(repo_id)
-    files = select_upload_files(folder, include, render_card_files(folder, repo_id, fetch_base_card=True))
+    card = render_card_files(folder, repo_id, fetch_base_card=True, base_model=base_model)
+    files = select_upload_files(folder, include, card)
     on_files_selected(files)
-    return push_files(files, repo_id, private=private, branch=branch, message=message, on_message=on_message)
+    result = push_files(files, repo_id, private=private, branch=branch, message=message, on_message=on_message)
+    if branch is None:
+        try:
+            record_publication(folder, repo_id, result.commit)
+        except OSError as error:
+            on_message(f"{folder} can't be written: {error.strerror or error}, so it does not record where it is.")
+    return result
 
 
 def push_files(

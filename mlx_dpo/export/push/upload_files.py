@@ -13,19 +13,22 @@ from pathlib import Path
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
 from mlx_dpo.export.local_paths import shareable_content
+from mlx_dpo.forward.model_loading import NAMED_TEMPLATES_FOLDER
+from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, read_lineage
 from mlx_dpo.utils.hub_client import redact_secrets
 
 _LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "chat_template.jinja", "chat_template.json"),
+    f"{NAMED_TEMPLATES_FOLDER}/*.jinja",
 )
 _CARD = ("README.md", "curves.png", *_LICENSES)
 UPLOAD_PATTERNS: dict[FolderKind, tuple[str, ...]] = {
-    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", *_CARD),
-    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", *_TOKENIZER, *_CARD),
+    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", LINEAGE_FILE, *_CARD),
+    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", LINEAGE_FILE, *_TOKENIZER, *_CARD),
     "model": (
-        *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+        *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", LINEAGE_FILE),
         *("model*.safetensors", "model.safetensors.index.json", "*.gguf", *_TOKENIZER, *_CARD),
     ),
 }
@@ -66,7 +69,9 @@ def select_upload_files(
     """
     root = Path(folder)
     kind = detect_folder_kind(root)
-    selected = {path.name: path for path in _matching_files(root, UPLOAD_PATTERNS[kind])}
+    selected = {path.relative_to(root).as_posix(): path for path in _matching_files(root, UPLOAD_PATTERNS[kind])}
+    if read_lineage(root) is None:  # of another program
+        selected.pop(LINEAGE_FILE, None)
     if kind == "model":
         selected |= {name: root / name for name in _custom_code_files(root)}
     for pattern in include:
@@ -83,8 +88,11 @@ def select_upload_files(
 
 
 def _matching_files(root: Path, patterns: Iterable[str]) -> Iterator[Path]:
-    for path in root.iterdir():
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in patterns):
+    templates = root / NAMED_TEMPLATES_FOLDER
+    is_own = templates.is_dir() and templates.resolve().is_relative_to(root.resolve())
+    for path in [*root.iterdir(), *(templates.iterdir() if is_own else ())]:
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and any(fnmatchcase(name, pattern) for pattern in patterns):
             yield path
 
 

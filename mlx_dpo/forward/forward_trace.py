@@ -1,0 +1,57 @@
+"""A forward pass that waits for the loss's gradient: the log-probs are there, the backward pass is still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_dpo.forward.completion_logps import CompletionLogps
+from mlx_dpo.forward.token_logps import TokenTerms
+from mlx_dpo.utils.stop_flag import check_stop
+from mlx_dpo.utils.tensor_names import block_prefix
+
+
+@dataclass(frozen=True)
+class ForwardTrace:
+    """A micro-batch's forward pass, ready for its backward pass.
+
+    Attributes:
+        logps: log-probs of the completions.
+        terms: log-probs and their gradients by token.
+        backward: maps the loss's gradient with respect to the hidden states, [tokens, hidden] float32, to lazy
+            gradients of the trainable parameters.
+    """
+
+    logps: CompletionLogps
+    terms: TokenTerms
+    backward: Callable[[mx.array], Any]
+
+    def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
+        """Compute the gradient of the trainable parameters; evaluated.
+
+        Args:
+            sums: [sequences], the loss's gradient with respect to `CompletionLogps.sums`.
+            plain: [sequences], with respect to `CompletionLogps.unweighted_sums`.
+            kls: [sequences], with respect to `CompletionLogps.kls`.
+
+        Returns:
+            A tree like the model's trainable parameters.
+        """
+        assert self.terms.logp_grads is not None
+        upstream_grad = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
+        if kls is not None and self.terms.kl_grads is not None:
+            kl_weights = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
+            upstream_grad = upstream_grad + kl_weights * self.terms.kl_grads.astype(mx.float32)
+        gradients = self.backward(upstream_grad)
+        # From the last block to the first, in the order of the backward pass: evaluated all at once, mlx keeps much of
+        # every block until the end.
+        for _, tensors in groupby(reversed(tree_flatten(gradients)), key=lambda named: block_prefix(named[0])):
+            check_stop()
+            mx.eval([tensor for _, tensor in tensors])
+        return gradients

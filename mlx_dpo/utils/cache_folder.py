@@ -1,0 +1,11 @@
+"""Where caches are: files that may be deleted at any time, since what is missing is computed when it is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of a kind of cache: under XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx-dpo" / name
