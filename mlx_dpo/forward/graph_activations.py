@@ -142,16 +142,16 @@ class _Graph:
         for i, operation in enumerate(self.operations):
             if i not in forward:
                 kept |= set(operation.inputs)
-        recomputed = set[int]()
+        checkpointed = set[int]()
         for i in filter(self._ends_module, sorted(forward)):
             outputs = self.operations[i].outputs
             starts = {self.producer[name] for name in self.operations[i].inputs[len(outputs) :]}
             inside = self._between(starts, self.operations[i].inputs[: len(outputs)])
             if any(name in kept for j in inside for name in self.operations[j].outputs):  # a gradient goes through it
-                recomputed |= inside
+                checkpointed |= inside
                 kept |= {self.operations[start].inputs[0] for start in starts} | set(outputs)  # mlx keeps both
         buffers = self._buffers()
-        computed = forward - recomputed
+        computed = forward - checkpointed
         own = {name for name in kept if self.producer.get(name) in computed}
         return sum(dict(buffers[name] for name in own).values())
 
@@ -192,7 +192,12 @@ class _Graph:
 def _traceable_operations() -> Iterator[None]:
     """Replace the functions whose operations mlx can't report, by others that keep the same for the backward pass."""
     replaced = {name: getattr(mx, name) for name in ("checkpoint", "custom_function", "gather_mm", "contiguous")}
-    replacements = (_marked, _MarkedFunction, _product_of_one_expert, lambda a, **_: a * mx.array(1, a.dtype))
+    replacements: tuple[Any, ...] = (
+        _marked,
+        _MarkedFunction,
+        _product_of_one_expert,
+        lambda a, **_: a * mx.array(1, a.dtype),
+    )
     for name, replacement in zip(replaced, replacements, strict=True):
         setattr(mx, name, replacement)
     try:
