@@ -127,13 +127,13 @@ class _Graph:
 
     def ancestors(self, names: Iterable[str], stop: Collection[int] = ()) -> set[int]:
         """The operations that arrays are computed by; those in `stop`, and what is before them, are left out."""
-        found, stack = set[int](), list(names)
+        reached, stack = set[int](), list(names)
         while stack:
             i = self.producer.get(stack.pop())
-            if i is not None and i not in found and i not in stop:
-                found.add(i)
+            if i is not None and i not in reached and i not in stop:
+                reached.add(i)
                 stack += self.operations[i].inputs
-        return found
+        return reached
 
     def kept_bytes(self, num_results: int) -> int:
         """Bytes that stay when the first results are evaluated and the others are not."""
@@ -142,16 +142,16 @@ class _Graph:
         for i, operation in enumerate(self.operations):
             if i not in forward:
                 kept |= set(operation.inputs)
-        checkpointed = set[int]()
+        inside_checkpoints = set[int]()
         for i in filter(self._ends_module, sorted(forward)):
             outputs = self.operations[i].outputs
             starts = {self.producer[name] for name in self.operations[i].inputs[len(outputs) :]}
             inside = self._between(starts, self.operations[i].inputs[: len(outputs)])
             if any(name in kept for j in inside for name in self.operations[j].outputs):  # a gradient goes through it
-                checkpointed |= inside
+                inside_checkpoints |= inside
                 kept |= {self.operations[start].inputs[0] for start in starts} | set(outputs)  # mlx keeps both
         buffers = self._buffers()
-        computed = forward - checkpointed
+        computed = forward - inside_checkpoints
         own = {name for name in kept if self.producer.get(name) in computed}
         return sum(dict(buffers[name] for name in own).values())
 
