@@ -1,4 +1,4 @@
-"""`TrainConfig`: every setting of a training run, once. Command line, YAML files and library read it from here."""
+"""`TrainConfig`: all settings of a training run, from which flags, YAML keys and help texts are made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every setting of a run.
+    """All settings of a run; `setting(...)` gives each field its default, help text and range.
 
     Values are checked and converted when it is constructed.
 
@@ -35,23 +35,23 @@ class TrainConfig:
     model: str = setting(
         "",
         "Model",
-        "Folder of an mlx-lm model, or its Hub id, user/name[@revision]. Any precision: 4-bit, mxfp4, bf16.",
+        "Folder of an mlx-lm model, or its Hub id user/name[@revision], in any precision: 4-bit, mxfp4, bf16.",
     )
     fine_tune_type: FineTuneType = setting(
         "lora",
         "Model",
-        "lora: small and quick. dora: closer to full, about a third slower. full: all weights inside the blocks.",
+        "lora: small and fast. dora: closer to full, about a third slower. full: all weights inside the blocks.",
     )
     num_layers: int = setting(
         -1, "Model", "Train the last N layers; -1 for all. Fewer layers train faster and change less.", low=-1
     )
-    rank: int = setting(8, "Model", "Rank of the adapters. Preferences need little: 8 to 32.", low=1)
-    scale: float = setting(20.0, "Model", "Factor on the adapters (mlx-lm's; alpha / rank elsewhere).", low=0)
+    rank: int = setting(8, "Model", "Rank of the adapters. For preferences, 8 to 32 is enough.", low=1)
+    scale: float = setting(20.0, "Model", "Factor on the adapters, as in mlx-lm; alpha / rank in PEFT.", low=0)
     dropout: float = setting(0.0, "Model", "Dropout inside the adapters while training.", low=0, high=0.999)
     lora_keys: list[str] | None = setting(
         None,
         "Model",
-        "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: linear ones but for routers.",
+        "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: all linear ones except MoE routers.",
     )
     fuse_bits: int | None = setting(
         None,
@@ -67,30 +67,30 @@ class TrainConfig:
         free=True,
     )
     init_adapter: str | None = setting(
-        None, "Model", "Start from this adapter folder; the reference is then that start."
+        None, "Model", "Start from this adapter folder, which is then the reference too."
     )
 
     data: str = setting(
         "",
         "Data",
-        "Preference pairs: file, folder with train.jsonl, - (stdin), or Hub data set user/name[@revision][:split].",
+        "Preference pairs: file, folder with train.jsonl, - (stdin), or Hub dataset user/name[@revision][:split].",
     )
     valid_data: str | None = setting(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
     valid_pairs: int = setting(
-        64, "Data", "Without held-out pairs: hold out this many of --data (at most a tenth); 0 for none.", low=0
+        64, "Data", "Without held-out pairs, hold out this many of --data (at most a tenth); 0 for none.", low=0
     )
     max_length: int = setting(
-        2048, "Data", "Longest prompt + completion in tokens; costs memory only when used.", low=2
+        2048, "Data", "Longest prompt + completion, in tokens. It costs memory only for pairs that are so long.", low=2
     )
     overlong: Overlong = setting(
-        "truncate", "Data", "Pairs over --max-length: truncate (oldest turns first), drop, error."
+        "truncate", "Data", "For pairs over --max-length: truncate (oldest turns first), drop, or error."
     )
-    raw: bool = setting(False, "Data", "Use string rows as they are, without the chat template.")
+    raw: bool = setting(False, "Data", "Use rows of strings unchanged, without the chat template.")
     chat_template_kwargs: dict[str, Any] | None = setting(
         None, "Data", "Variables for the chat template, as JSON. Those of a row take precedence."
     )
     train_on: TrainOn = setting(
-        "all", "Data", "Which assistant turns of a completion with several are trained: all, or the last."
+        "all", "Data", "Assistant turns of a completion that are trained, if it has several: all, or the last."
     )
     prompt_column: str | None = setting(None, "Data", "Column with the prompt, if it has another name.")
     chosen_column: str | None = setting(None, "Data", "Column with the preferred completion.")
@@ -108,7 +108,7 @@ class TrainConfig:
     )
     # None below: the default in the signature of the loss; `mlx-dpo losses` and --help print it.
     beta: float | None = setting(
-        None, "Objective", "How closely to stay with the reference: lower moves further (0.01 to 0.5).", low=1e-6
+        None, "Objective", "Scale of the rewards (0.01 to 0.5). With a smaller one the policy moves further.", low=1e-6
     )
     label_smoothing: float | None = setting(
         None,
@@ -126,12 +126,12 @@ class TrainConfig:
     rpo_alpha: float = setting(
         0.0,
         "Objective",
-        "Weight of the chosen completions' negative log-likelihood, added to the loss (short for ,sft=ALPHA).",
+        "Weight of the chosen completions' negative log-likelihood, added to the loss (the same as ,sft=ALPHA).",
         low=0,
     )
     discopop_tau: float | None = setting(None, "Objective", "discopop: temperature of its mixture.", low=1e-3, high=1)
     dpop_lambda: float | None = setting(
-        None, "Objective", "dpop: weight of the penalty where the chosen completion becomes less likely.", low=0
+        None, "Objective", "dpop: weight of the penalty if the chosen completion becomes less likely.", low=0
     )
     rdpo_alpha: float | None = setting(
         None, "Objective", "rdpo: reward that each token of length is assumed to earn by itself.", low=0
@@ -164,7 +164,7 @@ class TrainConfig:
     ld_alpha: float | None = setting(
         None,
         "Objective",
-        "LD-DPO: weight of tokens beyond the length of the pair's shorter completion; lower gives shorter answers.",
+        "LD-DPO: weight of tokens beyond the length of the pair's shorter completion; lower gives shorter completions.",
         low=0,
         high=1,
     )
@@ -172,10 +172,10 @@ class TrainConfig:
         False, "Objective", "WPO: weight each pair by how likely its completions are under the policy."
     )
     reference: str = setting(
-        "initial", "Objective", "initial: the starting policy. base: without adapter. none. Or a model folder."
+        "initial", "Objective", "initial: the starting policy. base: no adapter. none: no reference. Or a model."
     )
     reference_sync_steps: int = setting(
-        0, "Objective", "TR-DPO: steps between updates of the reference towards the policy; 0: it is fixed.", low=0
+        0, "Objective", "TR-DPO: steps between updates of the reference towards the policy; 0 for none.", low=0
     )
     reference_mixup: float | None = setting(
         None,
@@ -188,50 +188,50 @@ class TrainConfig:
     batch_size: int = setting(
         8, "Optimization", "Pairs in one optimizer step, however they are split into micro-batches.", low=1
     )
-    epochs: float = setting(1.0, "Optimization", "Passes over the pairs (1 to 3; more overfits).", low=1e-6)
+    epochs: float = setting(1.0, "Optimization", "Passes over the pairs. Use 1 to 3; more overfit.", low=1e-6)
     iters: int | None = setting(None, "Optimization", "Optimizer steps; overrides --epochs.", low=1)
     learning_rate: float = setting(
         1e-5,
         "Optimization",
-        "Peak rate. Lower it if the held-out margin falls; raise it if the loss stays at 0.69.",
+        "Peak learning rate. Lower it if the held-out margin falls; raise it if the loss stays at 0.69.",
         low=0,
     )
-    lr_schedule: Schedule = setting("cosine", "Optimization", "How the rate falls after warmup, to zero at the end.")
-    warmup: float = setting(0.1, "Optimization", "Warmup steps: a share of all steps (below 1) or a number.", low=0)
-    optimizer: Optimizer = setting("adamw", "Optimization", "From mlx.optimizers, with bias correction on.")
+    lr_schedule: Schedule = setting("cosine", "Optimization", "Decay of the rate after warmup, to zero at the end.")
+    warmup: float = setting(0.1, "Optimization", "Warmup steps: a number, or below 1 a share of all.", low=0)
+    optimizer: Optimizer = setting("adamw", "Optimization", "Optimizer of mlx.optimizers, with bias correction.")
     weight_decay: float = setting(0.0, "Optimization", "Weight decay of the trained tensors (not with adam).", low=0)
     max_grad_norm: float = setting(1.0, "Optimization", "Clip the gradient to this norm; 0 never clips.", low=0)
 
     memory_limit: str | None = setting(
         None,
         "Machine",
-        "Memory to use, like 12GB. Default: 70% of a GPU's; on a CPU little, where more makes long pairs faster.",
+        "Memory to use, like 12GB. Default: 70% of a GPU's; little on a CPU, on which more makes long pairs faster.",
         free=True,
     )
     micro_batch_tokens: int | None = setting(
         None,
         "Machine",
-        "Tokens in the model at a time. Default: 576 on a CPU; on a GPU, measured at the start for 95% of full speed.",
+        "Tokens in a micro-batch. Default: 576 on a CPU; measured at the start for 95% of full speed on a GPU.",
         low=16,
         free=True,
     )
     grad_checkpoint: bool = setting(
-        False, "Machine", "Recompute every layer in the backward pass: least memory, up to a third slower.", free=True
+        False, "Machine", "Recompute all layers in the backward pass: less memory, up to a third slower.", free=True
     )
     seed: int = setting(0, "Machine", "The same seed gives the same run, bit for bit, on the same machine.", low=0)
 
     adapter_path: str = setting("adapters", "Run", "Folder the run is written to; an mlx-lm adapter folder.", free=True)
     steps_per_report: int = setting(10, "Run", "Steps between lines of metrics.", low=1, free=True)
     steps_per_eval: int = setting(
-        100, "Run", "Steps between evaluations of the held-out pairs; 0: only first and last.", low=0
+        100, "Run", "Steps between evaluations of the held-out pairs; 0 for before and after training only.", low=0
     )
-    save_every: int = setting(100, "Run", "Steps between checkpoints; 0: only the last.", low=0, free=True)
-    keep_checkpoints: int = setting(3, "Run", "Checkpoints to keep, the last ones; 0 keeps all.", low=0, free=True)
+    save_every: int = setting(100, "Run", "Steps between checkpoints; 0 for the last one only.", low=0, free=True)
+    keep_checkpoints: int = setting(3, "Run", "Number of last checkpoints to keep; 0 keeps all.", low=0, free=True)
     keep_best: bool = setting(
         False, "Run", "Also keep the checkpoint with the lowest held-out loss; best.json names it.", free=True
     )
     patience: int = setting(
-        0, "Run", "Stop after this many evaluations in a row without a lower held-out loss; 0: never.", low=0, free=True
+        0, "Run", "Stop after this many evaluations in a row without a lower held-out loss; 0: off.", low=0, free=True
     )
     report_to: list[str] | None = setting(
         None, "Run", "Trackers to log to: wandb, tensorboard, trackio, mlflow; several as a,b.", free=True
@@ -257,10 +257,10 @@ class TrainConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: Where | None = None) -> TrainConfig:
-        """A config from plain values.
+        """Make a config from plain values.
 
         Args:
-            values: by setting; a key may be written with hyphens.
+            values: values by setting; a key may be written with hyphens.
             where: the file they come from, for error messages.
 
         Raises:
@@ -278,7 +278,7 @@ class TrainConfig:
             raise UserError(error.message, where=where, field=error.field, hint=error.hint) from None
 
     def to_mapping(self) -> dict[str, Any]:
-        """All settings, in order, as plain values."""
+        """Return all settings, in order, as plain values."""
         return dataclasses.asdict(self)
 
     @property
@@ -288,7 +288,7 @@ class TrainConfig:
         return {name.removesuffix("_column"): column for name, column in named.items() if column}
 
     def replace(self, **changes: Any) -> TrainConfig:
-        """A copy with some settings changed. Raises `UserError` where a value is wrong."""
+        """Return a copy with some settings changed. Raises `UserError` if a value is wrong."""
         return dataclasses.replace(self, **changes)
 
 

@@ -15,22 +15,26 @@ from mlx_dpo.utils.formatting import did_you_mean
 def setting(
     default: Any, group: str, help: str, *, low: float | None = None, high: float | None = None, free: bool = False
 ) -> Any:
-    """A field of `TrainConfig`.
+    """Make a field of `TrainConfig`.
 
     Args:
-        default: value where none is given.
-        group: heading it stands under in --help.
-        help: what it does to the result.
-        low: least allowed value.
+        default: value of the setting if none is given.
+        group: heading in --help that lists it.
+        help: help text: its effect on the result.
+        low: smallest allowed value.
         high: largest allowed value.
-        free: a resumed run may have it changed, for its numbers don't depend on it.
+        free: whether it may differ when a run is resumed, because the results don't depend on it.
     """
     metadata = {"group": group, "help": help, "low": low, "high": high, "free": free}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def unwrap_optional(hint: Any) -> tuple[Any, bool]:
-    """The type inside `X | None`, and whether None was allowed."""
+    """Return the type inside `X | None`, and whether None is allowed.
+
+    Args:
+        hint: a resolved type hint.
+    """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         inner = [argument for argument in typing.get_args(hint) if argument is not type(None)]
         return inner[0], True
@@ -38,12 +42,12 @@ def unwrap_optional(hint: Any) -> tuple[Any, bool]:
 
 
 def check_value(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
-    """A value converted to a field's type.
+    """Convert a value to a field's type, and check its range.
 
     Args:
         field: made by `setting`.
         hint: its resolved type.
-        value: from a command line, a YAML file or Python.
+        value: a value from a command line, a YAML file or Python.
 
     Raises:
         UserError: it is of another type or out of range.

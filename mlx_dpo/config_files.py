@@ -16,13 +16,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML config file.
 
     Raises:
-        UserError: the file is missing, unreadable, not YAML, or holds something else than a mapping.
+        UserError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     where = Where(str(path))
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("no such config file", where=where) from None
+        raise UserError("there is no such config file", where=where) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the config file can't be read: {error}", where=where) from None
     except yaml.YAMLError as error:
@@ -33,7 +33,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError("a config file holds `key: value` lines", where=where)
+        raise UserError("a config file must consist of `key: value` lines", where=where)
     return values
 
 
@@ -41,7 +41,7 @@ def load_config(file: str | Path | None, flags: Mapping[str, Any]) -> TrainConfi
     """The config of a YAML file, if one is given, overridden by flags.
 
     Raises:
-        UserError: a key or a value is wrong; the message names the file where it is the file's.
+        UserError: a key or a value is wrong; the message names the file if the mistake is in it.
     """
     from_file = {} if file is None else read_yaml(file)
     where = None if file is None else Where(str(file))

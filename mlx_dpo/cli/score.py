@@ -42,7 +42,7 @@ def score(
 
     The reward is beta times the log-ratio of policy and reference, summed over the completion's tokens. With an adapter
     of `train`, it scores what the training pairs preferred. Each line of --output is a row with its `rewards`, in the
-    order of its completions; rows with `completions` also get `best`, the index of the one with the highest reward, and
+    order of its completions; rows with `completions` also get `best`, the completion with the highest reward, and
     `ranking`, all indices, best first. If --output exists, the same command resumes after its last complete batch.
 
     [bold]Examples[/]

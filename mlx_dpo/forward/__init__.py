@@ -1,1 +1,1 @@
-"""Token ids to log-probabilities: loading, adapters, the reference, and the forward pass."""
+"""Model loading, forward pass, log-probs and their gradients, and the memory model of micro-batches."""

@@ -18,7 +18,7 @@ class BatchCost:
 
     Attributes:
         tokens: tokens that go through the model, padding included.
-        useful_tokens: tokens without padding; where prompts are shared, each prompt counts once.
+        useful_tokens: tokens without padding; if prompts are shared, each prompt counts once.
         attention_scores: query-key products of one attention head.
     """
 
@@ -28,7 +28,12 @@ class BatchCost:
 
     @classmethod
     def from_batch(cls, batch: MicroBatch, sharing: PromptSharing) -> BatchCost:
-        """Count them from the shapes that `Network` uses."""
+        """Compute the cost of a micro-batch from the shapes that `Network` uses.
+
+        Args:
+            batch: the micro-batch.
+            sharing: how its completions share their prompts.
+        """
         if sharing is PromptSharing.NONE:
             lengths = [len(prompt) + len(completion) - 1 for prompt, completion in batch.sequences]
             tokens = len(lengths) * max(lengths)
@@ -71,10 +76,10 @@ class ActivationMemory:
     """Bytes of activations that a forward pass keeps for its backward pass.
 
     Attributes:
-        bytes_per_token: without checkpointing.
-        bytes_per_score: per query-key product, see `BatchCost`.
-        bytes_per_token_without_feed_forward: with every feed-forward checkpointed.
-        bytes_per_token_checkpointed: with every block checkpointed.
+        bytes_per_token: bytes per token without gradient checkpointing.
+        bytes_per_score: bytes per query-key product, see `BatchCost`.
+        bytes_per_token_without_feed_forward: bytes per token with every feed-forward checkpointed.
+        bytes_per_token_checkpointed: bytes per token with every block checkpointed.
         num_feed_forwards: number of feed-forward modules.
         num_checkpointable: number of feed-forwards and blocks together.
     """
@@ -88,7 +93,7 @@ class ActivationMemory:
 
     @classmethod
     def measure(cls, network: Network) -> ActivationMemory:
-        """Measure two pairs of different lengths; takes as long as a forward pass of some hundred tokens."""
+        """Measure two pairs of different lengths; takes as long as a forward pass of a few hundred tokens."""
         network.activation_bytes(_SHORT_PAIR)  # a model's first call allocates what it caches
         return cls.from_two_pairs(network, network.activation_bytes)
 
@@ -120,7 +125,12 @@ class ActivationMemory:
         )
 
     def activation_bytes(self, cost: BatchCost, num_checkpointed: int = 0) -> float:
-        """Estimate the activation bytes of a micro-batch with `num_checkpointed` modules checkpointed."""
+        """Estimate the activation bytes of a micro-batch.
+
+        Args:
+            cost: its cost.
+            num_checkpointed: number of modules that are checkpointed.
+        """
         scores = cost.attention_scores * self.bytes_per_score
         whole, least = cost.tokens * self.bytes_per_token + scores, cost.tokens * self.bytes_per_token_checkpointed
         if num_checkpointed < self.num_feed_forwards:

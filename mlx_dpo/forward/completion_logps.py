@@ -26,7 +26,12 @@ class CompletionTargets:
 
     @classmethod
     def from_groups(cls, groups: Sequence[tuple[Sequence[int], np.ndarray, np.ndarray]]) -> CompletionTargets:
-        """Collect the tokens of groups of (sequence indices, targets, completion mask)."""
+        """Collect the tokens of groups of completions.
+
+        Args:
+            groups: of each (sequence indices [completions], targets [completions, tokens], mask of the completion
+                tokens [completions, tokens]).
+        """
         targets = [token_ids[mask] for _, token_ids, mask in groups]
         sequences = [np.array(indices)[np.nonzero(mask)[0]] for indices, _, mask in groups]
         return cls(np.concatenate(targets), np.concatenate(sequences))
@@ -40,9 +45,9 @@ class CompletionLogps:
         token_logps: [tokens] float32, nats.
         sequence_indices: [tokens], the sequence of each token; the tokens of a sequence are contiguous and in order.
         num_sequences: number of sequences.
-        token_weights: [tokens], weights of the tokens in sums; None where all are 1.
-        collision_logps: [tokens], see `TokenTerms`; None where not requested.
-        token_kls: [tokens] nats, KL to the reference at each token; None where not requested.
+        token_weights: [tokens], weights of the tokens in sums; None if all are 1.
+        collision_logps: [tokens], see `TokenTerms`; None if not requested.
+        token_kls: [tokens] nats, KL(reference || this policy) at each position; None if not requested.
     """
 
     token_logps: np.ndarray
@@ -54,7 +59,13 @@ class CompletionLogps:
 
     @classmethod
     def from_token_terms(cls, batch: MicroBatch, targets: CompletionTargets, terms: TokenTerms) -> CompletionLogps:
-        """Collect what was computed for the completion tokens of a micro-batch."""
+        """Collect the terms of the completion tokens of a micro-batch.
+
+        Args:
+            batch: the micro-batch.
+            targets: its completion tokens.
+            terms: log-probs and more of the same tokens, in the same order.
+        """
         weights, indices = None, targets.sequence_indices
         if (by_sequence := batch.token_weights) is not None:
             order = indices[np.flatnonzero(np.diff(indices, prepend=-1))]

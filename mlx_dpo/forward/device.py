@@ -30,14 +30,14 @@ def parse_memory(text: str) -> int:
         raise UserError(f"{text!r} is not a size", field="memory_limit", hint="Write it like 12GB or 800MB.")
     size = int(float(match.group(1)) * (_UNITS.get(unit or "") or _UNITS[f"{unit}B"]))
     if size < 1:
-        raise UserError(f"{text!r} is no memory at all", field="memory_limit", hint="Write it like 12GB or 800MB.")
+        raise UserError(f"{text!r} must be greater than 0", field="memory_limit", hint="Write it like 12GB or 800MB.")
     if not unit and size < 1e6:  # GB may have been meant
         raise UserError(f"{text!r} has no unit", field="memory_limit", hint="Write it like 12GB or 800MB.")
     return size
 
 
 def keep_weights_resident() -> None:
-    """On Metal, wire the recommended working set, so that macOS does not page the weights out. Elsewhere nothing."""
+    """On Metal, wire the recommended working set, so that macOS does not page the weights out. Elsewhere do nothing."""
     recommended = mx.device_info().get("max_recommended_working_set_size")
     if recommended and mx.metal.is_available():
         mx.set_wired_limit(int(recommended))

@@ -1,4 +1,4 @@
-"""A policy's fingerprint: a digest of everything that its log-probs depend on, whatever folder it was loaded from."""
+"""A policy's fingerprint: a digest of all that its log-probs depend on. The folder of the model does not matter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SHARING_TAGS = {PromptSharing.ANY_PROMPTS: "ANY", PromptSharing.ONE_PROMPT: "ON
 
 
 def fingerprint(network: Network) -> str:
-    """A hexadecimal digest of a policy, of how its model is run, and of the versions and device that run it.
+    """Compute a hexadecimal digest of a policy, its forward path, and the versions and device that run it.
 
     An adapter whose B is zero changes nothing, so a model has the same fingerprint with such an adapter and without.
     """

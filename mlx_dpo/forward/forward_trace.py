@@ -1,4 +1,4 @@
-"""A forward pass that waits for the loss's gradient: the log-probs are there, the backward pass is still to come."""
+"""A forward pass whose log-probs are computed and whose backward pass waits for the loss's gradient."""
 
 from __future__ import annotations
 

@@ -60,7 +60,15 @@ class HeadSplit:
     body_name: str
 
     def hidden_states(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """Hidden states, [sequences, tokens, hidden]. mlx is lazy, so the unused logits are never computed."""
+        """Run the body. mlx is lazy, so the unused logits are never computed.
+
+        Args:
+            inputs: [sequences, tokens], token ids.
+            cache: one cache for each of the model's layers that has one; None for none.
+
+        Returns:
+            Hidden states, [sequences, tokens, hidden].
+        """
         outputs: list[mx.array] = []
         body = self.owner[self.body_name]
 
@@ -79,7 +87,7 @@ class HeadSplit:
 
 
 def find_head_split(model: nn.Module) -> HeadSplit | None:
-    """Split a model into body and head; None where tracing a call does not tell them apart."""
+    """Split a model into body and head; None if tracing a call does not distinguish them."""
     owner = model
     while True:
         calls, logits = _trace_submodules(owner)

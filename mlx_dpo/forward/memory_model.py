@@ -1,4 +1,4 @@
-"""How large a micro-batch may be, and how many of its activations are kept for the backward pass.
+"""Memory model: limits of micro-batches, and the number of modules that are recomputed in the backward pass.
 
 A micro-batch has enough tokens to saturate the hardware and no more: a larger one is no faster, and on a Mac the
 display's watchdog ends a process whose GPU commands take long. On a CPU a longer example keeps no more activations than
@@ -20,7 +20,7 @@ from mlx_dpo.forward.device import runs_on_cpu
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.token_logps import chunk_bytes
 
-SATURATING_TOKENS = 576  # with so many tokens, products with the weights are limited by arithmetic, not by memory
+SATURATING_TOKENS = 576  # from here on, products with the weights are limited by arithmetic, not by reading memory
 MIN_USEFUL_SHARE = 0.9  # share of the tokens in a micro-batch that must not be padding
 COPIES_IN_BACKWARD = 2  # of the activations of one block: recomputed, or their gradients
 COPIES_OF_TRAINED = 4  # two optimizer moments, and the gradients of the step and of the micro-batch
@@ -34,7 +34,7 @@ class MemoryModel:
 
     Attributes:
         network: the network.
-        activation_memory: None where no gradients are computed.
+        activation_memory: its activations; None if no gradients are computed.
         activation_limit: bytes of activations that may be kept for the backward pass.
         resident_bytes: bytes that stay allocated in all steps: weights, optimizer state, gradients.
         checkpoint_everything: whether all blocks are checkpointed even if memory would allow less.
@@ -62,11 +62,13 @@ class MemoryModel:
 
         Args:
             network: the network.
-            usable_bytes: memory that may be used on this machine.
-            memory_limit: bytes to use in total; None for what `max_tokens` tokens need on a CPU, and for
-                `usable_bytes` on a GPU, where recomputing costs more than memory that is free.
+            usable_bytes: memory that this machine allows (`usable_memory`).
+            memory_limit: bytes to use in total, instead of `usable_bytes`. The limit of the activations is then
+                memory_limit - resident_bytes - chunk_bytes - bytes recomputed inside a block. With None it is the
+                same of `usable_bytes` on a GPU, where recomputing costs more than free memory, but at most the
+                activations of `max_tokens` tokens on a CPU.
             grad_checkpoint: whether to checkpoint all blocks.
-            micro_batch_share: share of the allowed tokens and activation bytes to use.
+            micro_batch_share: factor, at most 1, on `max_tokens` and on the limit of the activations.
             max_tokens: largest number of tokens of a micro-batch with several examples.
         """
         activations = ActivationMemory.measure(network)
@@ -99,7 +101,7 @@ class MemoryModel:
         Args:
             network: the network.
             activations: its activations.
-            model_bytes: of the weights, those that are trained included.
+            model_bytes: bytes of all weights, trainable ones included.
             usable_bytes: see `for_training`.
             memory_limit: see `for_training`.
             grad_checkpoint: see `for_training`.
@@ -144,7 +146,11 @@ class MemoryModel:
         )
 
     def num_checkpointed(self, batch: MicroBatch) -> int:
-        """Number of modules to checkpoint for a micro-batch."""
+        """Number of modules to recompute in the backward pass of a micro-batch, the fewest that fit the limit.
+
+        Args:
+            batch: the micro-batch.
+        """
         assert self.activation_memory is not None
         num_all, cost = self.activation_memory.num_checkpointable, BatchCost.from_batch(batch, self.network.sharing)
         if self.checkpoint_everything:
@@ -171,7 +177,11 @@ class MemoryModel:
         )
 
     def max_pair_length(self, limit: int) -> int:
-        """The longest `pair_of_length` that surely fits into so many bytes; 0 where not even a short one does."""
+        """The longest `pair_of_length` that surely fits, in tokens; 0 if not even a short one does.
+
+        Args:
+            limit: bytes that may be used in total.
+        """
         safe_limit = self.resident_bytes + SAFE_MEMORY_SHARE * (limit - self.resident_bytes)
 
         def is_too_long(tokens: int) -> bool:

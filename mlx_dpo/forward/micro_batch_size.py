@@ -1,4 +1,4 @@
-"""How many tokens a micro-batch needs to run near full speed, from the time of two small ones.
+"""Micro-batch size for nearly full speed, chosen from the times of two small micro-batches.
 
 A micro-batch takes a fixed time, in which weights are read and kernels are started, and a time for every token. Only
 GPUs are measured: on a CPU the fixed part is small, and a fixed size gives every run the same rounding.
@@ -19,8 +19,8 @@ from mlx_dpo.utils.random_state import random_state
 
 MEASURED_TOKENS = (SATURATING_TOKENS // 4, SATURATING_TOKENS)
 FULL_SPEED_SHARE = 0.95  # of the speed of an endless micro-batch
-# Forward and backward pass of one block. Metal's watchdog ends a process whose command takes some seconds; mlx starts a
-# new command after at most some tens of operations, which is about a block in one direction.
+# Forward and backward pass of one block. Metal's watchdog ends a process whose command takes a few seconds; mlx starts
+# a new command after at most a few dozen operations, which is about a block in one direction.
 MAX_BLOCK_SECONDS = 1.0
 
 
@@ -29,8 +29,8 @@ class StepTime:
     """Seconds of a forward and backward pass.
 
     Attributes:
-        fixed: whatever the number of tokens is.
-        per_token: for each token.
+        fixed: seconds that do not depend on the number of tokens.
+        per_token: seconds per token.
     """
 
     fixed: float
@@ -38,7 +38,7 @@ class StepTime:
 
     @classmethod
     def measure(cls, memory_model: MemoryModel) -> StepTime:
-        """Time micro-batches of two sizes; leaves weights and random state as they are."""
+        """Time micro-batches of two sizes, without changing weights or random state."""
         small, large = MEASURED_TOKENS
         seed = random_state()
         _seconds(memory_model, small)  # kernels are compiled and memory is allocated
@@ -51,7 +51,8 @@ class StepTime:
         """The fewest tokens that reach `FULL_SPEED_SHARE`, in steps of `SATURATING_TOKENS`.
 
         Args:
-            num_blocks: of the model; none takes longer than `MAX_BLOCK_SECONDS`, if more than one step allows it.
+            num_blocks: number of the model's blocks. None of them takes longer than `MAX_BLOCK_SECONDS`, unless that
+                allows less than one step.
         """
         enough = self.fixed * FULL_SPEED_SHARE / (1 - FULL_SPEED_SHARE) / self.per_token
         most = (MAX_BLOCK_SECONDS * num_blocks - self.fixed) / self.per_token
@@ -60,7 +61,7 @@ class StepTime:
 
 
 def choose_micro_batch_tokens(memory_model: MemoryModel) -> int:
-    """Measure how many tokens a micro-batch of a network should have; takes a few passes of some hundred tokens."""
+    """Measure how many tokens a micro-batch should have; takes a few passes of a few hundred tokens."""
     network = memory_model.network
     return int(network.min_over_ranks(StepTime.measure(memory_model).efficient_tokens(len(network.model.layers))))
 

@@ -1,4 +1,4 @@
-"""All that is replaced in mlx and mlx-lm while a network runs, in training and for the reference alike."""
+"""The functions of mlx and mlx-lm that are replaced while a network runs, as the policy or as the reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATCHES = (blockwise_attention, single_product_lora, chunked_gated_delta, chunke
 
 @contextmanager
 def patched_mlx() -> Iterator[None]:
-    """Inside a `with` block, models compute the same with less memory and time; afterwards all is as before."""
+    """Inside a `with` block, models compute the same with less memory and time; afterwards everything is as before."""
     with ExitStack() as stack:
         for patch in PATCHES:
             stack.enter_context(patch())

@@ -1,4 +1,4 @@
-"""Digests of what a model's numbers follow from: its code, settings and tensors, the versions and the device."""
+"""Digests of all that determines a model's outputs: its code, settings and tensors, the versions and the device."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def model_digest(model: nn.Module, digests: Mapping[str, str], *more: str) -> ha
 def _without_zero_adapters(model: nn.Module, digests: dict[str, str]) -> dict[str, str]:
     """Digests by tensor name, with LoRA layers whose B is zero replaced by the layers that they adapt.
 
-    DoRA layers stay, since they rescale the weights even where B is zero.
+    DoRA layers stay, since they rescale the weights even if B is zero.
     """
     for layer, module in model.named_modules():
         if "lora_b" in module and "m" not in module and not mx.any(module["lora_b"]).item():
             inner = f"{layer}.embedding." if "embedding" in module else f"{layer}.linear."
             del digests[f"{layer}.lora_a"], digests[f"{layer}.lora_b"]
             digests = {name.replace(inner, f"{layer}."): digest for name, digest in digests.items()}
-        elif is_qa_lora(module):  # computed otherwise than a plain adapter with the same tensors
+        elif is_qa_lora(module):  # computes something else than a LoRA layer with the same tensors
             digests[f"{layer}.on_grid"] = tensor_digest(mx.array(True))  # part of existing fingerprints: don't rename
     return digests

@@ -14,13 +14,19 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, translate_hub_errors
 from mlx_dpo.utils.json_files import read_json
 
-CHAT_TEMPLATE_FILE = "chat_template.json"  # of transformers' processors, which mlx-lm has none of
+CHAT_TEMPLATE_FILE = "chat_template.json"  # read by transformers' processors, but not by mlx-lm
 NAMED_TEMPLATES_FOLDER = "additional_chat_templates"  # one file for each template beside the default one
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in memory, its config.json, and the folder they came from."""
+    """An mlx-lm model in memory.
+
+    Attributes:
+        model: the model.
+        config: the content of its config.json.
+        path: the folder that it was loaded from.
+    """
 
     model: nn.Module
     config: dict[str, Any]
@@ -37,7 +43,7 @@ def find_model_folder(name: str) -> Path:
             raise UserError("not a model folder: there is no config.json in it", where=Where(name))
         return path
     if path.exists():
-        raise UserError("--model takes a model folder or a Hub id, and this is a file", where=Where(name))
+        raise UserError("--model takes a model folder or a Hub id, but this is a file", where=Where(name))
     return _snapshot(name)
 
 
@@ -47,8 +53,8 @@ def _snapshot(name: str) -> Path:
     repo = HubRepoRef.parse(name)
     if repo is None or repo.config_and_split:
         hint = "Hub ids are like user/name, or user/name@revision."
-        raise UserError("no such folder, and it is not a Hub id either", where=Where(name), hint=hint)
-    with translate_hub_errors(name, prefix="no such folder, and "):
+        raise UserError("there is no such folder, and it is not a Hub id", where=Where(name), hint=hint)
+    with translate_hub_errors(name, prefix="there is no such folder, and "):
         fetch = hub_api().snapshot_download
         return Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
 
@@ -65,7 +71,7 @@ def _as_user_error(path: Path, hint: str | None = None) -> Iterator[None]:
         lines = text.splitlines()
         reason = lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines[:3])
         if "trust_remote_code" in text:
-            reason = "it needs code of its own to be run, and mlx-dpo runs no code that comes with a model"
+            reason = "it needs its own code, but mlx-dpo runs no code that comes with a model"
         if isinstance(error, KeyError):
             reason = f"{reason} is missing from its config.json"
         raise UserError(f"this model can't be loaded: {reason[:400]}", where=Where(str(path)), hint=hint) from error
@@ -102,21 +108,21 @@ def load_tokenizer(name: str) -> Any:
 
 
 def chat_template_note(name: str) -> str | None:
-    """What to know of a model whose chat template only transformers' processors read; None for others.
+    """A note on a model whose chat template only transformers' processors read; None for other models.
 
-    `load_tokenizer` reads it, and saving that tokenizer, as `mlx-dpo fuse` does, writes it where all read it.
+    `load_tokenizer` reads it, and saving that tokenizer, as `mlx-dpo fuse` does, writes it to a file that all read.
     """
     path = find_model_folder(name)
     if _template_of_json_file(path) is None:
         return None
     return (
-        f"the chat template is from {path / CHAT_TEMPLATE_FILE}, which mlx-lm does not read: mlx_lm.generate on this "
-        "model uses none, unless its text is put into chat_template.jinja there. A model that is fused has it."
+        f"the chat template is from {path / CHAT_TEMPLATE_FILE}, which mlx-lm does not read. mlx_lm.generate uses no "
+        "chat template with this model unless you save its text as chat_template.jinja there. `mlx-dpo fuse` does so."
     )
 
 
 def _template_of_json_file(path: Path) -> Any:
-    """The template in chat_template.json, where nothing that tokenizers read has one."""
+    """The template in chat_template.json, if no file that tokenizers read has one; else None."""
     if not (path / CHAT_TEMPLATE_FILE).is_file() or (path / "chat_template.jinja").is_file():
         return None
     config = path / "tokenizer_config.json"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class PromptSharing(Enum):
-    """How completions share the computation of their prompt; the values are descriptions for people."""
+    """How completions share the computation of their prompt; the values are descriptions for display."""
 
     ANY_PROMPTS = "the prompt once for all its completions"
     ONE_PROMPT = "the prompt once for all its completions, one prompt at a time"
@@ -43,16 +43,16 @@ class PromptSharing(Enum):
 
 @dataclass(frozen=True)
 class Network:
-    """A model with the ways of running it that were found to work.
+    """An mlx-lm model with the forward path that was chosen for it: the cheapest one that is correct.
 
     Attributes:
         model: the mlx-lm model.
-        head_split: the model as body and head; None where the split is not found.
+        head_split: the model as body and head; None if no split was found.
         sharing: how completions share the computation of their prompt.
         vocab_size: number of logits.
         chunk_tokens: tokens whose logits are in memory at a time.
-        shards: tensor parallelism; None where this process has all weights. With it, all ranks call every method
-            together, and the sum of their gradients is the gradient.
+        shards: tensor parallelism; None if this process has all weights. With it, all ranks call every method
+            together, and the gradient is the sum over ranks.
         frozen_digests: the `tensor_digest` of frozen tensors, by name, as far as they are known.
     """
 
@@ -74,18 +74,18 @@ class Network:
         use_cache: bool = False,
         on_progress: Callable[[str], None] = lambda text: None,
     ) -> Network:
-        """Choose the cheapest way of running a model that agrees with its plain forward pass on a few sequences.
+        """Choose the cheapest forward path whose log-probs agree with the model's own on a few sequences.
 
         Args:
             model: the mlx-lm model.
             shards: tensor parallelism.
             memory_limit: bytes that may be used in total; None for what the machine allows.
-            use_cache: whether the choice may be read from disk, and is kept there. Only for a model that was loaded
-                from files: the code of one in memory may have been changed, which no file shows. Not with `shards`.
+            use_cache: whether to read the choice from disk, and to store it there. Only for a model that was loaded
+                from files: the code of a model in memory may have been changed. Ignored with `shards`.
             on_progress: receives a line before each forward pass.
 
         Raises:
-            UserError: the model itself can't be run.
+            UserError: mlx can't run the model on this machine.
         """
         vocab_size = count_logits(model)
         chunk_tokens = head_chunk_tokens(vocab_size, memory_limit or usable_memory())
@@ -109,7 +109,7 @@ class Network:
         return RunnablePath(self.sharing.name, self.head_split is not None)
 
     def _first_agreeing(self, candidates: Sequence[Network], on_progress: Callable[[str], None]) -> Network:
-        """The first candidate that agrees with this plain network, which is returned where none does."""
+        """The first candidate that agrees with this plain network; this network if none does."""
         mode, count = self.model.training, itertools.count(1)
 
         def sums(network: Network, sequences: Sequences) -> np.ndarray:
@@ -128,7 +128,7 @@ class Network:
             self.model.train(mode)
 
     def min_over_ranks(self, value: float) -> float:
-        """The smallest value of all ranks under tensor parallelism, for decisions that ranks must take alike."""
+        """The smallest value of all ranks under tensor parallelism, for decisions that must agree across ranks."""
         return value if self.shards is None else self.shards.all_min(value)
 
     @property
@@ -143,14 +143,14 @@ class Network:
 
         Args:
             batch: the micro-batch.
-            collision_logps: whether to compute what `CompletionLogps.alignments` needs.
-            reference_hidden_states: [tokens, hidden], of a reference, to compute `CompletionLogps.kls`.
+            collision_logps: whether to compute log sum(p^2), which WPO's weights need (`CompletionLogps.alignments`).
+            reference_hidden_states: [tokens, hidden], the reference's, to compute `CompletionLogps.kls`.
         """
         hidden_states = self.lazy_hidden_states(batch)
         return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
-        """Hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
+        """Compute the hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
         hidden_states = self.lazy_hidden_states(batch)
         mx.eval(hidden_states)
         return hidden_states
@@ -172,7 +172,7 @@ class Network:
 
         The graph of the backward pass is built with a placeholder for the upstream gradient, which is filled in once
         the loss's gradient is known: mlx builds both passes at once, and evaluating the head inside of
-        `value_and_grad` would keep all logits in memory. Where a placeholder can't be filled in, the forward pass is
+        `value_and_grad` would keep all logits in memory. If a placeholder can't be filled in, the forward pass is
         repeated with the gradient in its place.
 
         Args:

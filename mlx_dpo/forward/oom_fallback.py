@@ -1,4 +1,4 @@
-"""How much less than it could a run takes, once the system has ended it."""
+"""Reduced-memory settings for a run that is restarted after an out-of-memory crash."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OomFallback:
-    """What a run does without after the system has ended it: a share of the micro-batch, and what it keeps.
+    """Memory reductions applied after an out-of-memory crash.
 
     Attributes:
-        share: of the micro-batch that there could be; the optimizer batch stays what it is.
-        grad_checkpoint: whether all is computed again in the backward pass.
+        micro_batch_share: fraction of the usual micro-batch size, in (0, 1]; the optimizer batch is unchanged.
+        grad_checkpoint: whether to recompute all layers in the backward pass.
     """
 
     micro_batch_share: float = 1.0

@@ -1,4 +1,4 @@
-"""Whether a cheaper way of running a model gives the log-probs of its plain forward pass."""
+"""Check that a cheaper forward path gives the log-probs of the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlx_dpo.forward.prefix_cache import UnsupportedCacheError
 Sequences = list[tuple[TokenIds, TokenIds]]  # (prompt, completion)
 CompletionSums = Callable[[Sequences], np.ndarray]  # log p of each completion, nats
 
-# As few tokens as tell the ways apart, since each takes a second on a slow backend: prompts of different lengths, one
+# As few tokens as distinguish the paths, since each takes a second on a slow backend: prompts of different lengths, one
 # of a single token, two equal; completions likewise.
 _PROMPTS = [(3, 5, 4, 6, 2), (4,), (4,)]
 _COMPLETIONS = [(6, 3, 2), (2,), (3, 4)]
@@ -33,12 +33,12 @@ def agrees(sums: CompletionSums, plain_sums: CompletionSums, *, several_prompts:
     """Compare log-probs on a few sequences, up to the differences that padding alone causes.
 
     Args:
-        sums: runs the model in the way to check.
-        plain_sums: runs the model's own forward pass; called with the same sequences for each way.
+        sums: log-probs by the forward path to check.
+        plain_sums: log-probs by the model's own forward pass; called with the same sequences for each path.
         several_prompts: whether sequences with different prompts may be run together.
 
     Raises:
-        RuntimeError: of mlx, from either way.
+        RuntimeError: mlx failed in either path.
     """
     sequences = list(zip(_PROMPTS, _COMPLETIONS, strict=True))
     groups = [sequences] if several_prompts else [sequences[:1], sequences[1:]]
@@ -65,7 +65,7 @@ def _tolerance(sums: np.ndarray) -> float:
 
 
 def remembered(function: CompletionSums) -> CompletionSums:
-    """The function with its results kept: each way of running a model is compared with the same ones."""
+    """Memoize a function: each forward path is compared with the same results of the model's own."""
     results: dict[tuple[object, ...], np.ndarray] = {}
 
     def call(sequences: Sequences) -> np.ndarray:
@@ -78,7 +78,11 @@ def remembered(function: CompletionSums) -> CompletionSums:
 
 
 def can_build(hidden_states: Callable[[MicroBatch], mx.array]) -> bool:
-    """Whether a way of running a model is one that its code is written for, by building the graph alone."""
+    """Whether the model's code supports a forward path, by building the graph alone.
+
+    Args:
+        hidden_states: the forward path; it is not evaluated.
+    """
     try:
         hidden_states(MicroBatch((), tuple(zip(_PROMPTS[:1], _COMPLETIONS[:1], strict=True))))
     except _UNSUITABLE:
@@ -93,10 +97,14 @@ def head_is_adapted(model: nn.Module) -> bool:
 
 
 def count_logits(model: nn.Module, *, evaluate: bool = True) -> int:
-    """The number of logits, by running the model on one token; without `evaluate`, by building its graph alone.
+    """Count the logits of a model by running it on one token.
+
+    Args:
+        model: the model.
+        evaluate: whether to run it; if not, only its graph is built.
 
     Raises:
-        UserError: that fails.
+        UserError: mlx-lm or mlx can't run the model.
     """
     try:
         logits = model(mx.zeros((1, 1), mx.int32))
@@ -119,10 +127,12 @@ def count_logits(model: nn.Module, *, evaluate: bool = True) -> int:
 
 
 def _missing_temporary_folder() -> str | None:
-    """What to do where the folder is missing in which mlx compiles for the CPU; None where it is there."""
+    """A hint if the temporary folder, in which mlx compiles for the CPU, is missing; else None."""
     for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):  # in the order of std::filesystem::temp_directory_path
         if (folder := os.environ.get(name)) is not None:
             return (
-                None if Path(folder).is_dir() else f"{name} is {folder}, which is not a folder: name one, or unset it."
+                None
+                if Path(folder).is_dir()
+                else f"{name} is {folder}, which is not a folder: set it to a folder, or unset it."
             )
     return None

@@ -1,4 +1,4 @@
-"""The policy: a network with what is trained of it, and the states it can be put in for a while."""
+"""The policy: a network with its trainable tensors, and how it is made from a model and an adapter."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ class Policy:
     """A model made ready to train.
 
     Attributes:
-        spec: what is trained, with layers and keys resolved.
-        fingerprint: of the policy as the run starts.
-        initial, base: the trained tensors as the run starts, and those that stand for the model without an adapter;
-            empty for full fine-tuning, where they would be a second copy of the weights.
-        notes: what a user should know of how the model is adapted.
+        network: the model with the forward path that was chosen for it.
+        spec: settings of the adapter, with layers and keys resolved.
+        initial_tensors: the trainable tensors at the start of the run, by name. Empty for full fine-tuning, where they
+            would be a second copy of the weights.
+        base_tensors: values of the trainable tensors that reproduce the model without an adapter, by name. Empty for
+            full fine-tuning.
+        fingerprint: `fingerprint` of the policy at the start of the run.
+        notes: notes for the user on how the model is adapted.
     """
 
     network: Network
@@ -55,22 +58,23 @@ def make_policy(
     *,
     use_cache: bool = False,
 ) -> Policy:
-    """Attach a fresh adapter, or that of a folder, and find out how the model can be run.
+    """Attach a new adapter, or load that of a folder, and choose the forward path of the model.
 
     Args:
         model: an mlx-lm model without adapters, changed in place.
-        spec: the fresh adapter's settings.
-        init_adapter: an adapter folder, whose own settings replace `spec`; None for a fresh adapter.
-        group: ranks that the frozen weights are to be shared out over; best of a model that was loaded lazily.
+        spec: settings of a new adapter.
+        init_adapter: an adapter folder, whose own settings replace `spec`; None for a new adapter.
+        group: ranks that the frozen weights are sharded across; the model should then have been loaded lazily. None
+            for a single process.
         memory_limit: bytes that training may use in total; None for what the machine allows.
-        progress: receives what is being done, where it may take long.
+        progress: receives each step that may take long.
         use_cache: whether the model was loaded from files; see `Network.from_model`.
 
     Raises:
-        UserError: the model has adapters already, the adapter does not fit it, or it can't be run here.
+        UserError: the model already has adapters, the adapter does not fit it, or mlx can't run it on this machine.
     """
     if any("lora_a" in m for _, m in model.named_modules()):
-        raise UserError("the model has adapters already", hint="Load it afresh, or start from them by init_adapter.")
+        raise UserError("the model already has adapters", hint="Load it again, or start from them with init_adapter.")
     notes: list[str] = []
     if init_adapter is None:
         spec, notes = attach_new_adapter(model, spec)
@@ -89,7 +93,18 @@ def make_policy(
 
 
 def attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec, list[str]]:
-    """Attach a fresh adapter. Returns its spec, resolved, and notes on the layers that it goes on."""
+    """Attach a new adapter to a model.
+
+    Args:
+        model: an mlx-lm model without adapters, changed in place.
+        spec: settings of the adapter.
+
+    Returns:
+        The settings with layers and keys resolved, and notes for the user on the adapted layers.
+
+    Raises:
+        UserError: a key matches no layer, or a matching layer can't be adapted.
+    """
     notes: list[str] = []
     if spec.fine_tune_type != "full" and hasattr(model, "layers"):
         if spec.keys is None:
@@ -103,7 +118,7 @@ def attach_new_adapter(model: nn.Module, spec: AdapterSpec) -> tuple[AdapterSpec
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Within, nothing is dropped; all else computes as in training, so that policy and reference agree to the bit."""
+    """Disable dropout in a `with` block, but keep training mode: policy and reference are then bit-identical."""
     dropouts = [m for _, m in model.named_modules() if isinstance(m, (nn.Dropout, nn.Dropout2d, nn.Dropout3d))]
     modes = [m.training for m in dropouts]
     was_training = model.training

@@ -24,13 +24,13 @@ class UnsupportedCacheError(Exception):
 
 @dataclass(frozen=True)
 class StageLayout:
-    """Positions and padding of the tokens of one stage, prompts or completions.
+    """Positions and padding of the tokens of one stage: the forward pass of prompts, or that of their completions.
 
     Attributes:
-        start_position: [sequences], position of the first input, negative where the sequence is padded on the left; an
-            int where it is equal for all and nothing is padded.
+        start_position: [sequences], position of the first input, negative if the sequence is padded on the left; an int
+            if it is equal for all and nothing is padded.
         num_prefix_keys: number of keys before those of this stage.
-        key_mask: [sequences, keys], false where one of the first keys is padding; None where none is.
+        key_mask: [sequences, keys], false if one of the first keys is padding; None if none is.
     """
 
     start_position: mx.array | int
@@ -38,7 +38,16 @@ class StageLayout:
     key_mask: mx.array | None = None
 
     def mask(self, length: int, window: int | None, as_array: bool) -> mx.array | str | None:
-        """The attention mask of this stage, [sequences, 1, inputs, keys], or "causal" where that is equivalent."""
+        """Return the attention mask of this stage.
+
+        Args:
+            length: number of inputs.
+            window: size of sliding-window attention; None for full attention.
+            as_array: whether the model needs an array.
+
+        Returns:
+            [sequences, 1, inputs, keys] booleans, "causal" if that is equivalent, or None if nothing is masked.
+        """
         total = self.num_prefix_keys + length
         if self.key_mask is None and not as_array and (window is None or total <= window):
             return None if length == 1 else "causal"
@@ -55,15 +64,20 @@ class StageLayout:
 
 
 class PrefixCache:
-    """Base class of the replacements: arrays that a layer reads and stores, and copies for completions."""
+    """Base class of the replacements. A subclass also has the methods of the mlx-lm cache that it replaces.
+
+    Attributes:
+        arrays: what the layer has stored. Gradient checkpointing reads it before a layer's call, and assigns to it
+            in the recomputation, so it must be assignable.
+    """
 
     arrays: list[mx.array | None]
 
     def fork(self, layout: StageLayout, prompt_indices: Sequence[int]) -> Any:
-        """A cache for completions.
+        """Return a copy of this cache for completions, repeating each prompt's arrays.
 
         Args:
-            layout: of the completions' stage.
+            layout: layout of the completions' stage; states that do not depend on positions ignore it.
             prompt_indices: the prompt that each completion continues.
         """
         raise NotImplementedError
@@ -180,12 +194,21 @@ class PrefixCacheList(PrefixCache, CacheList):
 
 
 def _select(arrays: Sequence[mx.array | None], indices: Sequence[int]) -> list[mx.array | None]:
-    """array[indices] of every array; by slices, whose gradient is a sum, where that of indexing is a scatter."""
+    """array[indices] of every array. By slices, whose gradient is a sum: that of indexing is a scatter."""
     return [None if array is None else mx.concatenate([array[i : i + 1] for i in indices]) for array in arrays]
 
 
 def make_prefix_caches(model: nn.Module, layout: StageLayout, padding: np.ndarray) -> list[PrefixCache]:
-    """A replacement for each cache of a model. Raises `UnsupportedCacheError` where there is none."""
+    """Create a replacement for each cache of a model.
+
+    Args:
+        model: the model.
+        layout: layout of the prompts.
+        padding: [prompts], number of padding tokens on the left.
+
+    Raises:
+        UnsupportedCacheError: a kind of cache has no replacement.
+    """
     return [_replacement(cache, layout, padding) for cache in make_prompt_cache(model)]
 
 

@@ -12,7 +12,7 @@ from mlx_dpo.errors import UserError
 def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
     """Check that every token that rows can contain has a row in the model's embedding.
 
-    mlx reads outside of the array where an id is too large, and gives any numbers. A special token of images or sound
+    mlx reads outside of the array if an id is too large, and returns garbage. A special token of images or audio
     may lie outside if neither the chat template nor the end of a text uses it; some text models have such tokens.
 
     Args:
@@ -29,13 +29,13 @@ def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
     used = [i for token, i in outside.items() if _can_occur(tokenizer, token, i)]
     if used:
         raise UserError(
-            f"the tokenizer has ids up to {max(used)}, and the model's embedding has {rows} rows, ids 0 to {rows - 1}",
+            f"the tokenizer has ids up to {max(used)}, but the model's embedding has {rows} rows, ids 0 to {rows - 1}",
             hint="They don't belong together: use the tokenizer files that came with the model.",
         )
 
 
 def num_embeddings(model: nn.Module) -> int | None:
-    """The number of ids that the model's token embedding has a row for; None where it has no embedding layer."""
+    """The number of rows of the model's token embedding; None if it has no embedding layer."""
     rows = [
         module.weight.shape[0]
         for _, module in model.named_modules()

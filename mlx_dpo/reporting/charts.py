@@ -157,7 +157,7 @@ def _reward_kl(runs: Sequence[RunStatistics]) -> Chart:
         "distributions over held-out completions."
     )
     is_paired = all(record.is_paired for run in runs for record in run.eval_records)
-    y_label = "reward margin" if is_paired else "reward of wanted completions"
+    y_label = "reward margin" if is_paired else "reward of desirable completions"
     x_label = "KL to the reference, nats per token"
     return Chart("reward_kl", "Reward against KL", "path", x_label, y_label, series, description)
 
@@ -180,7 +180,7 @@ def _pair_charts(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
             "nats",
             "pairs",
             [],
-            "log p(chosen) - log p(rejected). Right of 0, the chosen completion is the likelier one.",
+            "log p(chosen) - log p(rejected). Right of 0, the chosen completion is the more likely one.",
         ),
         paired,
         lambda record: record.logp_margins,

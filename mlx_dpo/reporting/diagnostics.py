@@ -19,7 +19,7 @@ from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 SIGNIFICANCE_LEVEL = 0.05
 DISPLACEMENT_NATS = 0.1  # nats per token that chosen completions lose
 MIN_MARGIN_NATS = 0.02  # growth of the log-prob margin, nats per token, below which its cause does not matter
-MIN_CHOSEN_SHARE = 0.1  # share of the margin's growth that is due to chosen completions getting likelier
+MIN_CHOSEN_SHARE = 0.1  # share of the margin's growth that is due to chosen completions getting more likely
 LENGTH_CORRELATION = 0.5  # correlation of the margin with the difference in length
 MIN_SHORTER_ACCURACY = 0.6  # accuracy on pairs whose chosen completion is not the longer one
 SAMPLE_GROWTH = 1.25  # length of sampled completions, after / before

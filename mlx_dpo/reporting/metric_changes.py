@@ -88,24 +88,25 @@ def _changes_of_pairs(before: EvalRecord, after: EvalRecord) -> Iterator[MetricC
     )
     yield from _change_of_kl(before, after)
     for column, name in enumerate(("chosen", "rejected")):
-        yield _change_of_perplexity(before, after, name, np.arange(len(after.logps)), column)
+        yield _change_of_perplexity(before, after, name, name, np.arange(len(after.logps)), column)
 
 
 def _changes_of_completions(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
     """Changes of single completions. Desirable ones have the metrics of chosen, undesirable ones of rejected."""
-    names = {"chosen": "wanted", "rejected": "unwanted"}
-    for metric, name in names.items():
+    kinds = {"chosen": "desirable", "rejected": "undesirable"}
+    for metric, kind in kinds.items():
         rewards = [record.metrics[f"rewards/{metric}"] for record in (before, after)]
         labelled = np.flatnonzero(~np.isnan(rewards[1]))
         if len(labelled):
-            title, description = f"reward of {name} completions", f"Mean reward of the {name} completions."
+            title, description = f"reward of {kind} completions", f"Mean reward of the {kind} completions."
             values = [reward[labelled] for reward in rewards]
             yield _change(f"rewards/{metric}", title, "{:.3f}", description, estimate_mean, *values)
     yield from _change_of_kl(before, after)
-    for metric, name in names.items():
+    keys = {"chosen": "wanted", "rejected": "unwanted"}  # in the JSON of earlier versions, so they stay
+    for metric, kind in kinds.items():
         labelled = np.flatnonzero(~np.isnan(after.metrics[f"logps/{metric}"]))
         if len(labelled):
-            yield _change_of_perplexity(before, after, name, labelled, 0)
+            yield _change_of_perplexity(before, after, keys[metric], kind, labelled, 0)
 
 
 def _change_of_kl(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
@@ -128,17 +129,17 @@ def _change_of_kl(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChang
 
 
 def _change_of_perplexity(
-    before: EvalRecord, after: EvalRecord, name: str, examples: np.ndarray, column: int
+    before: EvalRecord, after: EvalRecord, key: str, kind: str, examples: np.ndarray, column: int
 ) -> MetricChange:
     first, last = (
         _exp(estimate_ratio(-record.logps[examples, column], record.lengths[examples, column].astype(float)))
         for record in (before, after)
     )
     return MetricChange(
-        f"perplexity/{name}",
-        f"perplexity of {name} completions",
+        f"perplexity/{key}",
+        f"perplexity of {kind} completions",
         "{:.3g}",
-        f"exp of the negative log-probability per token of the {name} completions. Lower is likelier.",
+        f"exp of the negative log-probability per token of the {kind} completions. Lower is more likely.",
         first,
         last,
         paired_p_value(before.logps[examples, column], after.logps[examples, column]),

@@ -34,7 +34,7 @@ def headline(run: RunStatistics, *, show_name: bool) -> Iterator[str]:
     style = "verdict wrong" if findings else "verdict"
     yield f"<p class='{style}'>{escape(verdict(run, compute_changes(run), findings))}</p>"
     if explanation := explain_falling_rewards(run, findings):
-        yield f"<p><b>Both rewards went down. Is that wrong?</b> {escape(explanation)}</p>"
+        yield f"<p><b>Both rewards fell.</b> {escape(explanation)}</p>"
     yield from _warnings(run, findings)
 
 
@@ -47,7 +47,7 @@ def _warnings(run: RunStatistics, findings: Sequence[Finding]) -> Iterator[str]:
         yield "</ul>"
     names = {finding.diagnostic for finding in findings}
     passed = [check.title for check in DIAGNOSTICS if check.applies_to(run) and check.name not in names]
-    lines = [f"Checked and not found: {escape(', '.join(passed))}."] if passed else []
+    lines = [f"Checks passed: no {escape(', '.join(passed))}."] if passed else []
     if flipped := estimate_flipped_share(run):
         lines.append(f"Estimated share of flipped pairs: {format_interval(flipped, '{:.0%}')}.")
     if lines:
@@ -108,7 +108,7 @@ def _examples(run: RunStatistics, suffix: str) -> Iterator[str]:
         yield f"<h2>{title} held-out examples{suffix}</h2>"
         if not is_right and scale:
             yield (
-                "<p class=key><span style='--color: rgb(var(--up))'>token got likelier</span>"
+                "<p class=key><span style='--color: rgb(var(--up))'>token got more likely</span>"
                 "<span style='--color: rgb(var(--down))'>token got less likely</span>"
                 f"<small>full color: its log-prob changed by {scale:.2g} nats; hover over a token for its value</small>"
                 "</p>"

@@ -88,9 +88,9 @@ class TerminalProgress(Listener):
         if not self.console.is_terminal:
             self._print(f"step {metrics['step']}/{self.plan.steps}  {_format_metrics(metrics)}{self._throughput()}")
 
-    def on_evaluation_progress(self, done: int, pairs: int) -> None:
+    def on_evaluation_progress(self, done: int, total: int) -> None:
         """Show how many held-out examples are evaluated."""
-        self.progress_bar.update(self.task, description=f"held out {done}/{pairs}")
+        self.progress_bar.update(self.task, description=f"held out {done}/{total}")
 
     def on_evaluation_metrics(self, metrics: Metrics) -> None:
         """Print the held-out metrics."""

@@ -1,4 +1,4 @@
-"""Sentences that sum up a run for people, and the format of its numbers."""
+"""Sentences that summarize a run, and the format of its numbers."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ def _learning_outcome(run: RunStatistics, changes: dict[str, MetricChange]) -> s
 
 
 def _completions_outcome(changes: dict[str, MetricChange]) -> str:
+    kind = "desirable" if "perplexity/wanted" in changes else "undesirable"
     perplexity = changes.get("perplexity/wanted") or changes.get("perplexity/unwanted")
     if perplexity is None or perplexity.before is None or perplexity.after is None:
         return "no held-out metric shows what changed"
     before, after = perplexity.before.value, perplexity.after.value
     numbers = f"perplexity {before:.3g} to {after:.3g}, {format_p_value(perplexity.p)}"
     if not _is_significant(perplexity):
-        return f"the wanted held-out completions show no significant change: {numbers}"
-    return f"the wanted held-out completions are {'likelier' if after < before else 'less likely'}: {numbers}"
+        return f"the {kind} held-out completions show no significant change: {numbers}"
+    return f"the {kind} held-out completions are {'more' if after < before else 'less'} likely: {numbers}"
 
 
 def _pairs_outcome(margin: MetricChange, margin_after: Estimate, accuracy: MetricChange) -> str:
@@ -59,7 +60,7 @@ def _pairs_outcome(margin: MetricChange, margin_after: Estimate, accuracy: Metri
     shares = ""
     if accuracy.before is not None and accuracy.after is not None:
         after, before = accuracy.after.value, accuracy.before.value
-        shares = f"; the chosen completion is the likelier one in {after:.0%} (before: {before:.0%})"
+        shares = f"; the chosen completion is the more likely one in {after:.0%} (before: {before:.0%})"
     return f"{learned}: reward margin {format_interval(margin_after, '{:+.3g}')}, {format_p_value(margin.p)}{shares}"
 
 
@@ -68,7 +69,15 @@ def _is_significant(change: MetricChange) -> bool:
 
 
 def format_interval(estimate: Estimate | None, number_format: str) -> str:
-    """A number with its 95% interval, where it has one, such as "0.52 [0.41, 0.63]"; "-" for None."""
+    """Format a number with its 95% interval.
+
+    Args:
+        estimate: the number; None if it is undefined.
+        number_format: a format string for value and limits, such as "{:.2f}".
+
+    Returns:
+        Such as "0.52 [0.41, 0.63]"; "0.52" if the interval is empty; "-" for None.
+    """
     if estimate is None:
         return "-"
     numbers = (number_format.format(number) for number in (estimate.value, estimate.low, estimate.high))
@@ -84,7 +93,15 @@ def format_p_value(p: float | None) -> str:
 
 
 def explain_falling_rewards(run: RunStatistics, findings: list[Finding]) -> str | None:
-    """Whether something is wrong when the rewards of chosen and rejected both fell; None if they did not."""
+    """Explain whether it is a problem that the rewards of chosen and rejected completions both fell.
+
+    Args:
+        run: the run.
+        findings: what `diagnose` returns for it.
+
+    Returns:
+        A few sentences; None unless both rewards fell.
+    """
     before, after = run.before, run.after
     if before is None or after is None or not after.is_paired or after.is_reference:
         return None
@@ -97,13 +114,15 @@ def explain_falling_rewards(run: RunStatistics, findings: list[Finding]) -> str 
     if not _is_significant(margin):
         return facts + "The difference is not significant."
     if chosen <= rejected:
-        return facts + "Yes: the chosen ones fell further, so it learns the opposite of what held-out pairs prefer."
+        return (
+            facts + "This is wrong: the chosen ones fell further, so the policy learns the opposite of the preferences."
+        )
     diagnostics = {finding.diagnostic for finding in findings}
     if "chance" in diagnostics:
-        return facts + "Yes: the accuracy on held-out pairs is at chance."
+        return facts + "This is wrong: the accuracy on held-out pairs is at chance."
     if "likelihood_displacement" in diagnostics:
-        return facts + "In part: the order is right, but the chosen completions lost much of their likelihood."
+        return facts + "The order is right, but the chosen completions lost much of their likelihood."
     return facts + (
-        "No: the loss only asks that the chosen completion falls less than the rejected one, which it does, and the "
-        "chosen completions are about as likely as before."
+        "This is expected: the loss only requires the reward of the chosen completion to fall less, which it does, "
+        "and the chosen completions are about as likely as before."
     )

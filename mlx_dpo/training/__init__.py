@@ -1,1 +1,1 @@
-"""The one loop for all objectives, and what surrounds it: optimizer, metrics, evaluation, checkpoints, the run."""
+"""The training loop, its protocols (batch source, scorer, loss), the optimizer, checkpoints and the run folder."""

@@ -1,4 +1,4 @@
-"""What the loop asks of a loss, and the preference losses behind that interface."""
+"""The `BatchLoss` protocol, and its implementation for preference losses."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mlx_dpo.objectives import LossStates, WeightedLoss
 
 @dataclass(frozen=True)
 class BatchLossResult:
-    """What a loss makes of some examples.
+    """Metrics, gradients and running state of a loss for a group of examples.
 
     Attributes:
         metrics: [examples, metric names] float64; NaN where an example has no such number.
         gradients: of the sum of the losses, by the scorer's output: [sequences, ...] float32.
-        states: running statistics of the loss, by name.
+        states: running state of stateful losses (bco, beta_dpo) after these examples, by loss name.
     """
 
     metrics: np.ndarray
@@ -42,7 +42,7 @@ class BatchLoss(Protocol):
     whole_batch: bool
 
     def columns(self, micro_batches: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> Arrays:
-        """Return what the loss is computed from, each [examples, ...], in the order of the micro-batches.
+        """Return the inputs of the loss, each [examples, ...], in the order of the micro-batches.
 
         Args:
             micro_batches: those that were scored.
@@ -54,9 +54,9 @@ class BatchLoss(Protocol):
         """Compute losses and gradients.
 
         Args:
-            columns: of `columns`; of all ranks' examples where `whole_batch`.
+            columns: what `columns` returned; those of all ranks' examples if `whole_batch`.
             statistics: the scorer's `batch_statistics` of the optimizer batch.
-            states: running statistics of the loss before these examples.
+            states: running state of the loss before these examples.
         """
         ...
 
@@ -67,7 +67,11 @@ class PreferenceLoss(BatchLoss):
     metric_names = METRICS
 
     def __init__(self, loss: WeightedLoss) -> None:
-        """Args: loss: the sum."""
+        """Create the loss.
+
+        Args:
+            loss: the weighted sum.
+        """
         self.loss, self.whole_batch = loss, loss.whole_batch
 
     def columns(self, micro_batches: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> Arrays:

@@ -1,4 +1,4 @@
-"""Where training examples come from: the `BatchSource` protocol, and a shuffled data set as its first case."""
+"""The `BatchSource` protocol and its default implementation, a shuffled dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class BatchSource(Protocol):
     """Provides the examples of every optimizer step. Subclass it for the defaults.
 
     Attributes:
-        digest: identifies what the examples follow from; a run resumes only where it is unchanged.
-        steps_per_epoch: steps that see every example once; None where there are no epochs, so that `iters` is needed.
-        can_prefetch: whether batches may be made in a thread ahead of their use. Not where they depend on the policy,
-            or on a state that changes from batch to batch.
+        digest: identifies the data that the examples are made from; a run resumes only if it is unchanged.
+        steps_per_epoch: steps in which every example is used once; None if there are no epochs, and `iters` is needed.
+        can_prefetch: whether batches may be made ahead of their use in a thread; not if they depend on the policy, or
+            on a state that changes from batch to batch.
     """
 
     digest: str
@@ -29,9 +29,9 @@ class BatchSource(Protocol):
     can_prefetch: bool = False
 
     def batch(self, step: int) -> Sequence[IndexedExample]:
-        """Return the examples of an optimizer batch; none where the source is exhausted.
+        """Return the examples of an optimizer batch; none if the source is exhausted.
 
-        Where several processes share the batch, each asks for all of it, and encodes its own share.
+        If several processes share the batch, each requests all of it, and encodes its own share.
 
         Args:
             step: optimizer steps done before this one.
@@ -39,7 +39,11 @@ class BatchSource(Protocol):
         ...
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
-        """Return what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
+        """Return per-example values to share with other ranks, each [examples, ...]; nothing by default.
+
+        Args:
+            indices: [examples], of this rank's examples.
+        """
         return {}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
@@ -52,7 +56,7 @@ class BatchSource(Protocol):
         return
 
     def state(self) -> ComponentState:
-        """Return what a checkpoint must hold for the next batches to be the same; nothing by default."""
+        """Return the state that a checkpoint stores so that the next batches are the same; empty by default."""
         return ComponentState()
 
     def restore(self, state: ComponentState) -> None:
@@ -65,7 +69,7 @@ class BatchSource(Protocol):
 
 
 class ShuffledDataset(BatchSource):
-    """The examples of a data set, shuffled anew in every epoch. The order follows from the seed and the step alone."""
+    """The examples of a dataset, reshuffled in every epoch. Their order depends on the seed and the step alone."""
 
     can_prefetch = True
 
@@ -75,7 +79,7 @@ class ShuffledDataset(BatchSource):
         Args:
             example_set: the examples.
             batch_size: examples of an optimizer step.
-            seed: of the order.
+            seed: seed of the order.
         """
         self.examples = example_set.examples
         self.epochs = ShuffledEpochs(example_set.indices, batch_size, seed)
@@ -83,7 +87,7 @@ class ShuffledDataset(BatchSource):
 
     @property
     def digest(self) -> str:  # type: ignore[override]
-        """Identifies the rows."""
+        """Digest of the rows."""
         return self.examples.source.digest
 
     def batch(self, step: int) -> Sequence[IndexedExample]:
@@ -95,5 +99,5 @@ class ShuffledDataset(BatchSource):
         return {"encoding_flags": self.examples.flags[indices]}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
-        """Take what encoding did to the examples on other ranks."""
+        """Store what encoding did to the examples of other ranks."""
         self.examples.flags[indices] = values["encoding_flags"]

@@ -1,4 +1,7 @@
-"""What a checkpoint holds, so that a resumed run continues bit for bit as if it had not stopped."""
+"""The files of a checkpoint, from which a resumed run continues bit for bit as if it had not stopped.
+
+A checkpoint is a flat folder: `starting_checkpoint` and the push of checkpoints copy its files and no subfolders.
+"""
 
 from __future__ import annotations
 
@@ -18,29 +21,31 @@ from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.errors import UserError, Where
 
 PROGRESS_FILE, OPTIMIZER_FILE = "progress.json", "optimizer.safetensors"
+# Log-probs of the reference, and its tensors if it moves. Existing checkpoints have these names, so they stay.
 REFERENCE_LOGPS_FILE, MOVING_REFERENCE_FILE = "references.safetensors", "reference.safetensors"
 SOURCE_FILE = "source.safetensors"
-SOURCE_KEY, SCORER_KEY = "source", "scorer"  # of progress.json, where a source or a scorer has values to keep
+SOURCE_KEY, SCORER_KEY = "source", "scorer"  # in progress.json, if a source or a scorer has values to keep
 
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come: what changes from step to step besides tensors.
+    """The progress of a run: step, pending metrics and counters, without tensors.
 
     Attributes:
-        step: optimizer steps done; with the seed it gives the position in the data, and what dropout drops.
-        pending_metrics: metrics of the examples since the last report, a row each.
+        step: optimizer steps done; together with the seed it determines the position in the data and dropout.
+        pending_metrics: metrics of the examples since the last report, one row per example, with a column for each of
+            the loss's `metric_names`. A checkpoint written with other metrics can't be resumed between two reports.
         grad_norms: gradient norms of the steps since the last report.
         evaluated_step: the step of the last evaluation; None in checkpoints of earlier versions, which were written
             after theirs.
         metrics_before: held-out metrics before the first step.
-        loss_states: running statistics of the losses, by loss.
+        loss_states: running state of stateful losses (bco, beta_dpo), by loss.
         skipped_steps: steps without an update, since their numbers were not finite.
         consecutive_skips: how many of the latest steps were skipped.
         best_loss: the lowest held-out loss so far.
         evaluations_since_best: evaluations since it was reached.
         finished: whether nothing is left to do.
-        provenance: what the run's numbers follow from beside its settings; see `provenance.py`.
+        provenance: versions and digests that determine the results; see `compute_provenance`.
     """
 
     step: int = 0
@@ -57,7 +62,12 @@ class TrainingProgress:
     provenance: dict[str, str] = field(default_factory=dict)
 
     def evaluation_is_pending(self, steps: int, steps_per_eval: int) -> bool:
-        """Whether the evaluation that is due at this step of a run of `steps` steps is still to be made."""
+        """Whether the evaluation due at this step has not been run yet.
+
+        Args:
+            steps: optimizer steps of the whole run.
+            steps_per_eval: steps between evaluations; 0 if only the first and the last are made.
+        """
         if self.step == steps:  # a run is marked as finished together with its last evaluation
             return not self.finished
         is_due = bool(steps_per_eval and self.step % steps_per_eval == 0)
@@ -71,7 +81,7 @@ class TrainingProgress:
         self.pending_metrics = [row for row in self.pending_metrics if len(row) == count]
 
     def has_stopped_improving(self, patience: int) -> bool:
-        """Whether `patience` evaluations in a row were not better than the best; never where it is 0."""
+        """Whether `patience` evaluations in a row were not better than the best; never if it is 0."""
         return 0 < patience <= self.evaluations_since_best
 
     def record_loss(self, loss: float) -> bool:
@@ -101,12 +111,12 @@ _JSON_KEYS = {  # attributes by their key in progress.json
 
 @dataclass
 class ComponentState:
-    """What a batch source or a scorer keeps in a checkpoint.
+    """The state of a batch source or a scorer in a checkpoint.
 
     Attributes:
         values: plain values, for JSON.
-        arrays: by name.
-        tensors: by name; of a scorer only.
+        arrays: arrays by name.
+        tensors: mlx tensors by name; only a scorer has some.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -116,12 +126,12 @@ class ComponentState:
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds beside the adapter.
+    """The state of a run in a checkpoint, without the adapter.
 
     Attributes:
-        progress: how far the run has come.
+        progress: step, pending metrics and counters.
         optimizer: the optimizer's state tree.
-        scorer: the scorer's state: reference log-probs by example set, and the reference's tensors where it moves.
+        scorer: the scorer's state: reference log-probs by example set, and the reference's tensors if it moves.
         source: the batch source's state.
     """
 
@@ -132,7 +142,7 @@ class TrainingState:
 
     @property
     def num_bytes(self) -> int:
-        """What its arrays take on disk; the rest is small."""
+        """Bytes of its arrays on disk; the rest is small."""
         arrays = [array for _, array in tree_flatten(self.optimizer)]
         for component in (self.scorer, self.source):
             arrays += [*component.arrays.values(), *component.tensors.values()]
@@ -156,7 +166,7 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
 
 
 def write_progress(file: Path, state: TrainingState) -> None:
-    """Write the part of a checkpoint that an evaluation after it changes.
+    """Write progress.json, the part of a checkpoint that a later evaluation changes.
 
     Args:
         file: progress.json, or a file that will replace it.
@@ -170,7 +180,10 @@ def write_progress(file: Path, state: TrainingState) -> None:
 
 
 def read_progress(folder: Path) -> TrainingProgress:
-    """Read how far a checkpoint's run has come.
+    """Read the progress of a checkpoint's run.
+
+    Args:
+        folder: the checkpoint's folder.
 
     Raises:
         UserError: the file is damaged.
@@ -180,6 +193,9 @@ def read_progress(folder: Path) -> TrainingProgress:
 
 def read_training_state(folder: Path) -> TrainingState:
     """Read what `write_training_state` wrote.
+
+    Args:
+        folder: the checkpoint's folder.
 
     Raises:
         UserError: a file is damaged.
@@ -203,7 +219,7 @@ def _read_progress_file(folder: Path) -> tuple[TrainingProgress, dict[str, Any]]
         content.setdefault("evaluated", None)
         progress = TrainingProgress(**{_JSON_KEYS[key]: value for key, value in content.items()})
         if not isinstance(progress.step, int):
-            raise ValueError("its step is no number")
+            raise ValueError("its step must be an integer")
         return progress, values
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"the file is damaged: {error}", where=Where(str(file))) from None

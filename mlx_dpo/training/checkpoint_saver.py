@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written, which of them stay, and what happens where the disk is full."""
+"""Write a run's checkpoints, delete old ones, and handle a full disk."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class CheckpointSaver:
     """Writes a run's checkpoints and adapter.
 
     Attributes:
-        saved_step: the step whose checkpoint is on disk; -1 where there is none.
-        is_temporary: whether that checkpoint is there for the time of an evaluation only.
-        has_failed: whether the last one could not be written, and is to be tried again.
+        saved_step: the step whose checkpoint is on disk; -1 if there is none.
+        is_temporary: whether that checkpoint is deleted after the evaluation.
+        has_failed: whether the last checkpoint could not be written and will be tried again.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class CheckpointSaver:
         Args:
             folder: the run's folder.
             config: the run's settings, resolved.
-            spec: what is trained.
+            spec: settings of the adapter.
             listener: receives notes and `CheckpointSaved`.
             is_main: whether this process is the one that writes.
         """
@@ -43,15 +43,15 @@ class CheckpointSaver:
         self.saved_step, self.has_failed, self.is_temporary = -1, False, False
 
     def check_room(self, state: TrainingState, tensors: Tensors, steps: int) -> None:
-        """Compare the free room with what checkpoints take, before there is something to lose.
+        """Compare the free disk space with the size of the checkpoints, before training starts.
 
         Args:
-            state: what a checkpoint holds beside the adapter.
-            tensors: what is trained.
-            steps: those of the whole run.
+            state: state that a checkpoint holds beside the adapter.
+            tensors: trainable tensors by name.
+            steps: optimizer steps of the whole run.
 
         Raises:
-            UserError: there is no room for a single one.
+            UserError: there is not enough disk space for a single checkpoint.
         """
         if not self.is_main:
             return
@@ -61,10 +61,11 @@ class CheckpointSaver:
         where = Where(str(self.folder.path))
         if free < checkpoint + adapter:  # the adapter is also at the top of the folder
             message = (
-                f"no room for a checkpoint: it takes {format_bytes(checkpoint + adapter)}, and {format_bytes(free)}"
+                f"not enough disk space for a checkpoint: it takes {format_bytes(checkpoint + adapter)}, but only "
+                f"{format_bytes(free)} are free"
             )
-            hint = "Make room, or choose an --adapter-path on another disk."
-            raise UserError(f"{message} are free", where=where, hint=hint)
+            hint = "Free disk space, or choose an --adapter-path on another disk."
+            raise UserError(message, where=where, hint=hint)
         num_saves = self._num_saves(state.progress.step, steps)
         kept = min(self.config.keep_checkpoints or num_saves, num_saves) + self.config.keep_best
         kept += num_saves > kept  # one more is there until the oldest is deleted
@@ -73,8 +74,8 @@ class CheckpointSaver:
             needed = format_bytes(missing * checkpoint + adapter)
             self.listener.handle(
                 Note(
-                    f"checkpoints will take {needed}, and {format_bytes(free)} are free at {where}. "
-                    "Make room, or keep fewer with --keep-checkpoints."
+                    f"checkpoints will take {needed}, but only {format_bytes(free)} are free at {where}. "
+                    "Free disk space, or keep fewer with --keep-checkpoints."
                 )
             )
 
@@ -86,21 +87,21 @@ class CheckpointSaver:
     def save(
         self, state: TrainingState, tensors: Tensors, *, is_last: bool = False, is_temporary: bool = False
     ) -> bool:
-        """Write a checkpoint and the run's adapter, unless those of this step are there already.
+        """Write a checkpoint and the run's adapter, unless those of this step exist already.
 
-        Where that fails, it is noted once; the trainer tries again with the next report.
+        A failure is noted once; the trainer tries again at the next report.
 
         Args:
-            state: what the checkpoint holds beside the adapter.
-            tensors: what is trained.
-            is_last: whether there is no later chance.
-            is_temporary: whether it is for the time of an evaluation only; see `remove_temporary`.
+            state: state that the checkpoint holds beside the adapter.
+            tensors: trainable tensors by name.
+            is_last: whether there is no later attempt.
+            is_temporary: whether it is deleted after an evaluation; see `remove_temporary`.
 
         Returns:
             Whether they are on disk.
 
         Raises:
-            UserError: the last chance failed.
+            UserError: the last attempt failed.
         """
         step, config = state.progress.step, self.config
         if self.saved_step == step:
@@ -121,13 +122,13 @@ class CheckpointSaver:
         return True
 
     def update_adapter(self, checkpoint: Path, tensors: Tensors) -> None:
-        """Give the run's folder the adapter of the checkpoint that the run resumes from, where it has another.
+        """Replace the adapter in the run's folder by that of the checkpoint that the run resumes from, if they differ.
 
         A process that ended between the two writes of `save` has left the adapter of an earlier step there.
 
         Args:
             checkpoint: the checkpoint's folder.
-            tensors: what is trained, as the checkpoint has it.
+            tensors: trainable tensors by name, as in the checkpoint.
         """
         adapter = self.folder.path / ADAPTER_WEIGHTS_FILE
         if adapter.is_file() and filecmp.cmp(adapter, checkpoint / ADAPTER_WEIGHTS_FILE, shallow=False):
@@ -139,13 +140,13 @@ class CheckpointSaver:
             self._report_failure(step, tensors, str(error), is_last=False)
 
     def _keep(self, step: int) -> None:
-        """Make the checkpoint of this step one that stays, and report it."""
+        """Make the checkpoint of this step permanent, delete old ones, and report it."""
         self.is_temporary = False
         self.folder.prune_checkpoints(self.config.keep_checkpoints)
         self.listener.handle(CheckpointSaved(step, self.folder.checkpoint(step)))
 
     def remove_temporary(self) -> None:
-        """Remove the last checkpoint where it was temporary."""
+        """Remove the last checkpoint if it is temporary."""
         if self.is_temporary:
             self.folder.remove_checkpoint(self.saved_step)
             self.saved_step, self.is_temporary = -1, False
@@ -155,11 +156,11 @@ class CheckpointSaver:
 
         Args:
             state: as in `save`.
-            tensors: as in `save`; written where there is no checkpoint of this step.
-            is_last: whether there is no later chance.
+            tensors: as in `save`; written if there is no checkpoint of this step.
+            is_last: whether there is no later attempt.
 
         Raises:
-            UserError: the last chance failed.
+            UserError: the last attempt failed.
         """
         if self.saved_step == state.progress.step:
             try:
@@ -174,8 +175,8 @@ class CheckpointSaver:
         """Write a checkpoint and mark it as the best on held-out examples.
 
         Args:
-            state: what the checkpoint holds beside the adapter.
-            tensors: what is trained.
+            state: state that the checkpoint holds beside the adapter.
+            tensors: trainable tensors by name.
             loss: the held-out loss.
         """
         if self.save(state, tensors):
@@ -189,7 +190,7 @@ class CheckpointSaver:
             with suppress(SaveError):  # it is small beside the optimizer's state
                 self.folder.save_adapter(tensors, self.spec, self.config.model)
                 kept += "; the adapter of this step is saved"
-            hint = "Make room, and resume with --resume." if latest else "Make room, and start again."
+            hint = "Free disk space, and resume with --resume." if latest else "Free disk space, and start again."
             message = f"step {step} could not be saved: {reason}; {kept}"
             raise UserError(message, where=Where(str(self.folder.path)), hint=hint)
         if not self.has_failed:

@@ -1,4 +1,4 @@
-"""From a config to what a run trains with: examples, model, reference, loss."""
+"""Build the components of a run from its config: datasets, model, reference, loss."""
 
 from __future__ import annotations
 
@@ -53,7 +53,17 @@ from mlx_dpo.utils.progress import Progress
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Arguments of `train`."""
+    """Arguments of `train`.
+
+    Attributes:
+        config: the settings.
+        model: an mlx-lm model in memory; None to load `config.model`.
+        tokenizer: its tokenizer; None to load it.
+        rows: rows to train on; None for those of `config.data`.
+        valid_rows: held-out rows; None for those of `config.valid_data`.
+        listener: receives the run's events.
+        oom_fallback: memory reductions after an out-of-memory crash.
+    """
 
     config: TrainConfig
     model: nn.Module | None
@@ -66,15 +76,15 @@ class TrainInputs:
 
 @dataclass(frozen=True)
 class TrainComponents:
-    """What a run trains with.
+    """The objects built from a config: policy, memory model, loss and datasets.
 
     Attributes:
-        config: the settings, as model, loss and data resolve them.
-        policy: what is trained.
+        config: the settings, with the values that depend on model, loss and data resolved.
+        policy: the policy.
         memory_model: decides how large micro-batches are.
-        loss: what is minimized.
+        loss: the loss.
         example_sets: examples to train on, and those held out.
-        skipped_rows: rows that can't be used and are left out.
+        skipped_rows: rows that can't be used and are skipped.
         communicator: ranks that train together.
         lineage: what the adapter is derived from.
     """
@@ -100,7 +110,7 @@ class TrainComponents:
         stop: threading.Event | None = None,
         source: BatchSource | None = None,
     ) -> Trainer:
-        """Make a trainer that stands before its first step.
+        """Create a trainer at step 0.
 
         Args:
             folder: the run's folder.
@@ -131,8 +141,8 @@ class TrainComponents:
 
         Args:
             step: optimizer steps done.
-            states: running statistics of the loss.
-            on_progress: receives the number of examples done, and of all.
+            states: running state of the loss.
+            on_progress: receives the numbers of measured examples and of all examples.
 
         Returns:
             Mean metrics, and the measurements.
@@ -156,7 +166,7 @@ class TrainComponents:
 def build_components(
     inputs: TrainInputs, checkpoint: Path | None = None, communicator: Communicator = SINGLE_PROCESS
 ) -> TrainComponents:
-    """Open the examples, loads the model and attaches what is trained.
+    """Open the examples, load the model and attach the trainable layers.
 
     Args:
         inputs: arguments of `train`.
@@ -172,7 +182,7 @@ def build_components(
     require_settings_of_adapter(config, {})
     require_reference_in_memory(config, loss)
     if (inputs.model is None) != (inputs.tokenizer is None):
-        raise UserError("a model in memory comes with its tokenizer: give both", field="model")
+        raise UserError("a model in memory needs its tokenizer: pass both", field="model")
     tokenizer = inputs.tokenizer or load_tokenizer(config.model)
     if inputs.tokenizer is None and (note := chat_template_note(config.model)):
         listener.handle(Note(note))
@@ -216,7 +226,7 @@ def memory_limit(config: TrainConfig) -> int:
 
 
 def adapter_spec(config: TrainConfig) -> AdapterSpec:
-    """Return what the settings say of what is trained, its layers not resolved yet."""
+    """Return the adapter settings of a config, with layers and keys not resolved yet."""
     return AdapterSpec(
         fine_tune_type=config.fine_tune_type,
         num_layers=config.num_layers,
@@ -229,7 +239,7 @@ def adapter_spec(config: TrainConfig) -> AdapterSpec:
 
 
 def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) -> None:
-    """Take the log-probs of a checkpoint, where the rows are unchanged."""
+    """Use the reference log-probs of a checkpoint if the rows are unchanged."""
     for name, table in state.scorer.arrays.items():
         digest = state.progress.provenance.get(DATA_KEYS[name])
         if name in example_sets and digest == example_sets[name].examples.source.digest:
@@ -237,7 +247,7 @@ def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) ->
 
 
 def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFallback:
-    """The one that needs least memory, where all ranks run the same micro-batches."""
+    """The reductions of all ranks combined, if all of them run the same micro-batches."""
     if communicator.data_parallel:
         return fallback
     fallbacks = [OomFallback(**values) for values in communicator.all_gather_json(asdict(fallback))]
@@ -246,7 +256,7 @@ def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFa
 
 
 def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> tuple[TrainConfig, MemoryModel]:
-    """The memory model, and the config with the micro-batch size that it has, if that was measured."""
+    """The config, with the micro-batch size if that was measured, and the memory model."""
     memory_model = MemoryModel.for_training(
         policy.network,
         usable_memory(),
@@ -284,6 +294,6 @@ def _load_policy(
 
 
 def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
-    """The settings as the model took them; an initial adapter brings its own."""
+    """The adapter settings as resolved by the model or read from an initial adapter."""
     settings = {name: value for name, value in asdict(spec).items() if name in config.to_mapping()}
     return settings if spec.keys is None else {**settings, "lora_keys": list(spec.keys)}

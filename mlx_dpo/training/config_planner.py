@@ -1,4 +1,4 @@
-"""`plan --config-only`: the memory that training takes, from a model's config.json alone."""
+"""Estimate the memory of training from a model's config.json alone (`mlx-dpo plan --config-only`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import attach_new_adapter
 from mlx_dpo.training.components import adapter_spec, memory_limit
 
-SHARES_OF_MAX_LENGTH = (1 / 8, 1 / 4, 1 / 2, 1)  # lengths that are estimated where none are asked for
+SHARES_OF_MAX_LENGTH = (1 / 8, 1 / 4, 1 / 2, 1)  # lengths that are estimated by default
 MIN_LENGTH = 6  # tokens of a pair with a prompt of four and completions of two
 
 
@@ -28,7 +28,7 @@ class LengthEstimate:
     """The memory of a step on one pair, whose prompt is twice as long as each of its completions.
 
     Attributes:
-        tokens: of the prompt and a completion, as --max-length counts them.
+        tokens: length of prompt and completion together, as --max-length counts them.
         peak: bytes at the peak.
         num_checkpointed: feed-forwards and blocks that are recomputed in the backward pass.
         fits: whether the peak is within the limit.
@@ -42,17 +42,17 @@ class LengthEstimate:
 
 @dataclass(frozen=True)
 class ConfigEstimate:
-    """What training takes in memory.
+    """The estimated memory of training.
 
     Attributes:
-        model_type: of the config.
+        model_type: `model_type` in config.json.
         parameters: number of the model's parameters.
         weights: bytes of the model.
         held: bytes of the weights, the optimizer state and gradients.
         limit: bytes that may be used.
         num_checkpointable: feed-forwards and blocks that can be recomputed in the backward pass.
         lengths: the memory at some lengths.
-        longest_pair: tokens of the longest pair that surely fits; 0 where none does.
+        longest_pair: tokens of the longest pair that surely fits; 0 if none does.
     """
 
     model_type: str
@@ -74,7 +74,7 @@ def estimate_from_config(config: TrainConfig, lengths: Sequence[int] = ()) -> Co
 
     Args:
         config: the run's settings.
-        lengths: of pairs, in tokens; some up to `config.max_length` by default.
+        lengths: lengths of pairs in tokens; some up to `config.max_length` by default.
 
     Raises:
         UserError: the config can't be read or has a model type that can't be estimated.

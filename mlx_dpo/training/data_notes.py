@@ -19,15 +19,15 @@ def row_notes(example_set: ExampleSet, loss: WeightedLoss, loss_name: str) -> It
     Args:
         example_set: examples to train on.
         loss: the loss.
-        loss_name: its name, for people.
+        loss_name: its name for display.
     """
     source = example_set.examples.source
     first = source[0]
     if isinstance(first, Pair) and first.margin is not None:
         if all(function.uses_margins for function in loss.loss_functions if not function.unpaired):
-            yield "the rows' `margin` is used: the chosen answer is to get so much more reward."
+            yield "the `margin` column is used as the target reward margin of each pair."
         else:
-            yield f"the rows' `margin` is ignored by the loss {loss_name}."
+            yield f"the `margin` column is ignored by the loss {loss_name}."
     if isinstance(first, Completion) and not loss.likelihood_only:
         sample = [source[int(i)] for i in example_set.indices[:LABEL_SAMPLE_SIZE]]
         labels = {example.desirable for example in sample if isinstance(example, Completion)}

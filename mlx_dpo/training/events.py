@@ -14,14 +14,15 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run is about to do.
+    """The size of a run that is about to start; `mlx-dpo plan` makes a `RunEstimate` instead.
 
     Attributes:
         run: the run's folder.
-        steps: optimizer steps in all; a resumed run has done `first_step` of them.
+        steps: optimizer steps of the whole run.
+        first_step: steps that a resumed run has already done; 0 for a new run.
         num_examples: number of examples, by "train" and "held_out".
         example_kind: what an example is called: "pairs" or "completions".
-        steps_per_epoch: steps that see every example once; 0 where the batch source has no epochs.
+        steps_per_epoch: steps in which every example is used once; 0 if the batch source has no epochs.
         steps_per_eval: steps between evaluations; 0: only before the first step and after the last.
         memory_limit: bytes that may be used.
         trainable_parameters: number of parameters that are trained.

@@ -24,7 +24,10 @@ class GradientComputer:
     """Computes the gradients of optimizer batches.
 
     Attributes:
-        seed: the run's; dropout follows from it, the step and the rank.
+        scorer: runs the model over micro-batches.
+        loss: turns the scorer's outputs into losses and gradients.
+        communicator: ranks that share a batch.
+        seed: the run's seed; dropout depends on it, the step and the rank.
     """
 
     scorer: Scorer
@@ -37,17 +40,17 @@ class GradientComputer:
     ) -> tuple[Any, np.ndarray, dict[str, tuple[float, ...]]]:
         """Compute this rank's part of the gradient; the sum over all ranks is that of the batch's mean loss.
 
-        Where an example's loss depends on the others of the batch, all outputs are computed first, and each
+        If an example's loss depends on the others of the batch, all outputs are computed first, and each
         micro-batch is run again for its gradient, with the same dropout.
 
         Args:
-            batch: the examples, in micro-batches.
+            batch: this rank's examples in micro-batches, each with [sequences] of token ids.
             step: optimizer steps done.
-            states: running statistics of the loss before this batch.
+            states: running state of the loss before this batch.
 
         Returns:
             The gradient, a tree like the model's trainable parameters; metrics of this rank's examples, [examples,
-            metric names]; and the loss's running statistics after this batch.
+            metric names]; and the loss's running state after this batch.
         """
         self.seed_dropout(step)
         scorer, loss = self.scorer, self.loss

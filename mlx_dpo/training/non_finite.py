@@ -1,4 +1,4 @@
-"""Steps whose numbers are not finite: they are skipped, and the examples they saw are written down."""
+"""Steps whose loss or gradient is not finite: they are skipped, and their examples are recorded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SkippedSteps:
             progress: counts the skipped steps.
             batch: this rank's share of the step's examples.
             metrics: [examples, metric names], of all ranks' examples.
-            local: the place of this rank's examples among all.
+            local: slice of this rank's rows in `metrics`.
 
         Raises:
             Diverged: `MAX_CONSECUTIVE_SKIPS` steps in a row were skipped.

@@ -1,4 +1,4 @@
-"""Optimizers of mlx under our defaults, and the learning rate of every step."""
+"""mlx's optimizers with our defaults, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def make_optimizer(config: TrainConfig) -> optim.Optimizer:
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int | None) -> int:
-    """The optimizer steps of a run.
+    """Return the number of optimizer steps of a run.
 
     Args:
         config: the run's settings.
-        steps_per_epoch: of the batch source; None where it has no epochs.
+        steps_per_epoch: steps per epoch of the batch source; None if it has no epochs.
 
     Raises:
         UserError: neither `iters` nor epochs give a number.

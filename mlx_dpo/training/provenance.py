@@ -1,4 +1,4 @@
-"""What a run's numbers follow from, so that a run is not resumed with something else unnoticed."""
+"""Versions and digests that determine a run's results; they are compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from typing import Any
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN
 
-# The keys stand in progress.json, and in messages.
+# The keys are in progress.json and in messages.
 MODEL_KEY = "the model, or the adapter it starts from"
 DATA_KEYS = {TRAIN: "the rows to train on", HELD_OUT: "the held-out rows"}
 PACKAGES = ("mlx", "mlx-lm", "mlx-dpo")
 
 
 def compute_provenance(policy_fingerprint: str, digests: Mapping[str, str]) -> dict[str, str]:
-    """Return versions and digests of what the numbers follow from beside the settings, by what they are of.
+    """Return the versions and digests that determine a run's results together with its settings, by what they are of.
 
     Args:
-        policy_fingerprint: of the policy that the run starts from.
-        digests: of the examples, by example set.
+        policy_fingerprint: fingerprint of the policy at the start of the run.
+        digests: digests of the examples, by example set.
     """
     packages = {name: version(name) for name in PACKAGES}
     return {**packages, MODEL_KEY: policy_fingerprint, **{DATA_KEYS[name]: text for name, text in digests.items()}}
 
 
 def provenance_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return in words what differs between two results of `compute_provenance`."""
+    """Describe the differences between two results of `compute_provenance`.
+
+    Args:
+        before: that of the checkpoint.
+        now: that of this process.
+    """
     changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     packages = [name for name in changed if name in PACKAGES]
     if packages and MODEL_KEY in changed:  # a fingerprint includes the versions
@@ -40,7 +45,7 @@ def provenance_changes(before: Mapping[str, str], now: Mapping[str, str]) -> lis
 
 
 def changed_settings(before: Mapping[str, Any], now: TrainConfig) -> list[str]:
-    """Return in words which settings differ, of those that the numbers follow from.
+    """Describe the changed settings, among those that affect results.
 
     Args:
         before: a checkpoint's config.

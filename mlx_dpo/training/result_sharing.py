@@ -1,4 +1,4 @@
-"""What ranks tell each other after an optimizer step."""
+"""Gather metrics and per-example values from all ranks after an optimizer step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 
 
 class SharesValues(Protocol):
-    """A component that has values of examples which every rank needs: a scorer, a batch source."""
+    """A component with per-example values that all ranks need: a scorer or a batch source."""
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
         """This rank's values of some examples, by name."""
@@ -26,7 +26,7 @@ class SharesValues(Protocol):
 def share_results(
     communicator: Communicator, components: tuple[SharesValues, ...], batch: OptimizerBatch, metrics: np.ndarray
 ) -> tuple[Arrays, slice]:
-    """Gather a step's results from all ranks, and give each component those of its values.
+    """Gather a step's results from all ranks, and pass each component its own values.
 
     Args:
         communicator: ranks that train together.
@@ -35,8 +35,8 @@ def share_results(
         metrics: [examples, names], of this rank.
 
     Returns:
-        `metrics` [examples, names] of all ranks, `tokens` and `peak_memory` (GB) of each; and this rank's place among
-        the examples.
+        `metrics` [examples, names] of all ranks, `tokens` [ranks] and `peak_memory` [ranks] in GB; and the slice of
+        this rank's rows in `metrics`.
     """
     indices = batch.indices_in_order
     results = {

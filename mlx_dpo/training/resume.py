@@ -1,4 +1,4 @@
-"""Where a run starts: from the beginning, or from a checkpoint of an unchanged run."""
+"""Start a run, or resume it from a checkpoint if nothing that affects its results has changed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mlx_dpo.training.provenance import DATA_KEYS, changed_settings, compute_pro
 from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder, SaveError
 from mlx_dpo.training.trainer import Trainer
 
-SKIPPED_ROWS_FILE = "skipped.jsonl"  # in the run's folder: rows that were left out
+SKIPPED_ROWS_FILE = "skipped.jsonl"  # in the run's folder: rows that were skipped
 
 
 @contextmanager
 def starting_checkpoint(folder: RunFolder, communicator: Communicator, resume: bool) -> Iterator[Path | None]:
-    """Yield the checkpoint to resume from, or None where a run begins; on other ranks than 0, a copy of rank 0's.
+    """Yield the checkpoint to resume from, or None for a new run; on ranks other than 0, a copy of rank 0's.
 
     Args:
         folder: the run's folder; it is locked.
@@ -61,12 +61,12 @@ def starting_checkpoint(folder: RunFolder, communicator: Communicator, resume: b
 def start_trainer(
     trainer: Trainer, components: TrainComponents, checkpoint: Path | None, *, allow_changes: bool = False
 ) -> None:
-    """Put a trainer where a checkpoint was written, and make the run's folder.
+    """Create the run folder and restore the trainer from a checkpoint, if there is one.
 
     Args:
-        trainer: stands before its first step, and stays there without a checkpoint.
-        components: what it trains with.
-        checkpoint: the checkpoint's folder; None where the run begins.
+        trainer: a trainer at step 0.
+        components: the components that it was made from.
+        checkpoint: the checkpoint's folder; None for a new run.
         allow_changes: whether to resume even if config, model or data have changed.
 
     Raises:
@@ -100,7 +100,7 @@ def start_trainer(
 
 
 def _require_equal_ranks(communicator: Communicator, provenance: dict[str, str]) -> None:
-    """Raises `UserError` where another rank trains with something else than rank 0."""
+    """Raise `UserError` if another rank uses a different model, data or versions than rank 0."""
     all_provenances = communicator.all_gather_json(provenance)
     for rank, other in enumerate(all_provenances):
         if changes := provenance_changes(all_provenances[0], other):
@@ -111,7 +111,7 @@ def _require_equal_ranks(communicator: Communicator, provenance: dict[str, str])
 def _require_unchanged(
     checkpoint: Path, state: TrainingState, components: TrainComponents, provenance: dict[str, str]
 ) -> None:
-    """Raises `UserError` where the checkpoint was written with other settings, another model or other rows."""
+    """Raise `UserError` if the checkpoint was written with other settings, another model or other rows."""
     settings = changed_settings(read_yaml(checkpoint / CONFIG_FILE), components.config)
     if changes := [*settings, *provenance_changes(state.progress.provenance, provenance)]:
         raise UserError(
@@ -122,7 +122,7 @@ def _require_unchanged(
 
 
 def _write_descriptions(folder: RunFolder, components: TrainComponents, listener: Listener) -> None:
-    """Write the config, the lineage, and the rows that were left out."""
+    """Write the config, the lineage, and the rows that were skipped."""
     rows = components.skipped_rows
     try:
         folder.write_text(CONFIG_FILE, dump_yaml(components.config))

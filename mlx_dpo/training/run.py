@@ -40,8 +40,8 @@ def train(
 ) -> TrainResult:
     """Train a policy on preference pairs and leave a run's folder at `config.adapter_path`.
 
-    Where a launcher has started several processes, each calls this, and together they train one adapter; the listener
-    of each receives the run's events, and only rank 0 writes.
+    If a launcher has started several processes, each calls this function, and together they train one adapter. The
+    listener of each receives the run's events; only rank 0 writes.
 
     Args:
         config: all settings. `config.model` is loaded unless `model` and `tokenizer` are given.
@@ -53,7 +53,7 @@ def train(
         resume: resume from the last checkpoint in the folder. An unfinished run with this very config, model and data
             is resumed in any case.
         resume_anyway: resume even if config, model or data have changed.
-        oom_fallback: how much less memory to use than there is.
+        oom_fallback: memory reductions to apply; used by the supervisor after an out-of-memory crash.
         stop: set it to end the run; finished steps are saved. With several ranks, after the current step.
 
     Returns:
@@ -81,23 +81,23 @@ def train(
 
 
 def _check_ranks(communicator: Communicator, config: TrainConfig) -> None:
-    """Raises `UserError` where a setting does not go with the number of ranks."""
+    """Raise `UserError` if a setting does not fit the number of ranks."""
     for field in ("data", "valid_data"):
         if communicator.size > 1 and getattr(config, field) == "-":
             hint = "Name a file that every machine has."
-            raise UserError("several processes can't read one stdin", field=field, hint=hint)
+            raise UserError("stdin can't be used with several processes", field=field, hint=hint)
     if not config.tensor_parallel:
         return
     if communicator.size == 1:
-        hint = "Start several, by mlx.launch or with --workers."
-        raise UserError("one process has no other to share a model with", field="tensor_parallel", hint=hint)
+        hint = "Start several with mlx.launch or --workers."
+        raise UserError("--tensor-parallel needs at least two processes", field="tensor_parallel", hint=hint)
     if config.reference not in POLICY_REFERENCES:
         hint = "Use --reference initial, base or none."
-        raise UserError("another model is not sharded, and would be whole in memory", field="reference", hint=hint)
+        raise UserError("--tensor-parallel can't shard a reference that is another model", field="reference", hint=hint)
 
 
 def _run(trainer: Trainer, components: TrainComponents) -> TrainResult:
-    """Trains, with notes on the data before and after."""
+    """Train, with notes on the data before and after."""
     began, listener, sets = time.perf_counter(), trainer.listener, components.example_sets
     listener.handle(RunStart(_run_plan(trainer, components)))
     sharing = components.policy.network.sharing

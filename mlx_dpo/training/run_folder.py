@@ -1,4 +1,4 @@
-"""The files of a run: the adapter at the top of its folder, and checkpoints that hold what resuming exactly needs.
+"""The files of a run: the adapter at the top of its folder, and checkpoints with all that an exact resume needs.
 
 Files are written to a temporary name, flushed to disk and renamed: at any instant a reader, or a crash, finds the old
 one or the new one and never half of one.
@@ -45,7 +45,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Name a folder, which need not exist."""
+        """Create the object; the folder need not exist.
+
+        Args:
+            path: the run's folder.
+        """
         self.path = Path(path)
         self._lock: IO[str] | None = None
 
@@ -77,7 +81,7 @@ class RunFolder:
         self.lock()
 
     def _require_folders(self) -> None:
-        """Raises `UserError` where the path leads through something that is not a folder, saying what it is."""
+        """Raise `UserError` if a part of the path is not a folder."""
         for path in (self.path, *self.path.parents):
             if path.is_symlink() and not path.exists():
                 message = f"{path} is a link to {path.readlink()}, which does not exist"
@@ -113,7 +117,7 @@ class RunFolder:
             self.lock()  # the run that had the lock has just ended, and deleted the file
             return
         self._lock = file
-        with suppress(OSError):  # the process id is for people
+        with suppress(OSError):  # the process id is for display
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -135,7 +139,7 @@ class RunFolder:
             self._lock = None
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the folder, whole or not at all.
+        """Write a file of the folder atomically.
 
         Raises:
             SaveError: it can't be written.
@@ -144,7 +148,11 @@ class RunFolder:
             partial.write_text(text, encoding="utf-8")
 
     def append_line(self, name: str, line: str) -> None:
-        """Append a line to a file of the folder, whole or not at all.
+        """Append a line to a file of the folder atomically.
+
+        Args:
+            name: the file's name.
+            line: the line, without its end.
 
         Raises:
             SaveError: it can't be written.
@@ -156,8 +164,8 @@ class RunFolder:
         """Write the adapter for mlx-lm to load.
 
         Args:
-            tensors: what is trained.
-            spec: what is trained, by kind and layers.
+            tensors: trainable tensors by name.
+            spec: settings of the adapter.
             model: the model's name.
 
         Raises:
@@ -190,7 +198,7 @@ class RunFolder:
         return latest
 
     def unfinished_checkpoint(self) -> Path | None:
-        """Return the last checkpoint, where its run is not finished.
+        """Return the last checkpoint; None if there is none or its run is finished.
 
         Raises:
             UserError: it is damaged.
@@ -201,12 +209,12 @@ class RunFolder:
     def save_checkpoint(
         self, state: TrainingState, tensors: Tensors, spec: AdapterSpec, model: str, config: str
     ) -> Path:
-        """Write a checkpoint, whole or not at all.
+        """Write a checkpoint atomically.
 
         Args:
-            state: what it holds beside the adapter.
-            tensors: what is trained.
-            spec: what is trained, by kind and layers.
+            state: state that it holds beside the adapter.
+            tensors: trainable tensors by name.
+            spec: settings of the adapter.
             model: the model's name.
             config: the run's config as YAML; with it a checkpoint alone is enough to resume.
 
@@ -246,7 +254,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"{step:07d}"
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Delete all but the last `keep` checkpoints and the best; none where `keep` is 0."""
+        """Delete all but the last `keep` checkpoints and the best; none if `keep` is 0."""
         best = self.best_checkpoint()
         for folder in self.checkpoints()[: -keep or None] if keep else []:
             if folder != best:
@@ -268,7 +276,7 @@ class RunFolder:
         self.write_text(BEST_FILE, json.dumps({"step": step, "loss": loss, "folder": folder}) + "\n")
 
     def best_checkpoint(self) -> Path | None:
-        """Return the folder of the best checkpoint, where one is marked."""
+        """Return the folder of the best checkpoint; None if none is marked."""
         try:
             record = json.loads((self.path / BEST_FILE).read_text(encoding="utf-8"))
             return self.path / str(record["folder"])

@@ -1,4 +1,4 @@
-"""`plan`: how long a run takes and how much memory, from the data's lengths and a few trial steps."""
+"""Estimate the time and memory of a run (`mlx-dpo plan`) from the lengths of the data and a few trial steps."""
 
 from __future__ import annotations
 
@@ -43,26 +43,26 @@ _JSON_KEYS = {  # of attributes that have another name
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run will take.
+    """The estimated time and memory of a run, and the lengths of its data.
 
     Attributes:
         pairs: examples to train on.
         held_out: examples held out.
         steps: optimizer steps.
         pairs_read: examples whose lengths were read; all, unless there are very many.
-        prompt_tokens: median and maximum.
-        completion_tokens: median and maximum.
+        prompt_tokens: median and maximum length.
+        completion_tokens: median and maximum length.
         tokens_per_pair: median and maximum of the tokens that go through the model for an example.
         micro_batches: mean number in a step.
         useful_share: share of the tokens through the model that are not padding.
         shapes: number of distinct shapes of micro-batches. Nothing is compiled by shape, so a new one costs no time.
         num_checkpointable: feed-forwards and blocks that can be recomputed in the backward pass.
         num_checkpointed: how many of them the largest micro-batch recomputes.
-        prompt_sharing: how prompts go through the model, for people.
+        prompt_sharing: how prompts go through the model, for display.
         memory: bytes: `limit`, `held` (weights, optimizer state and gradients) and `peak`.
         is_measured: whether the peak was measured by trial steps; else it is an estimate of what does not fit.
-        seconds: `reference` (once, unless it is cached), `training`, `evaluations`; empty where it does not fit.
-        max_length_that_fits: the --max-length under which all would fit, where the longest pair does not.
+        seconds: `reference` (once, unless it is cached), `training`, `evaluations`; empty if it does not fit.
+        max_length_that_fits: the --max-length with which all pairs would fit; None if the longest one fits.
     """
 
     pairs: int
@@ -102,7 +102,7 @@ def estimate_run(
     valid_rows: Rows | None = None,
     listener: Listener | None = None,
 ) -> RunEstimate:
-    """Measure what `train` with the same arguments will take. Writes nothing but the reference's cache.
+    """Estimate the time and memory of `train` with the same arguments. Writes nothing but the cache.
 
     Args:
         config: the run's settings.
@@ -168,7 +168,7 @@ def _steps_per_epoch(trainer: Trainer) -> int:
 
 
 def _first_epoch(trainer: Trainer) -> list[OptimizerBatch]:
-    """The optimizer batches of the first epoch, as far as the run goes; of very many, every n-th."""
+    """The optimizer batches of the first epoch, up to the last step; if there are very many, every n-th."""
     steps = min(trainer.steps, _steps_per_epoch(trainer))
     stride = max(1, steps * trainer.config.batch_size // MAX_PAIRS_READ)
     scorer, source, communicator = trainer.scorer, trainer.source, trainer.communicator
@@ -178,9 +178,9 @@ def _first_epoch(trainer: Trainer) -> list[OptimizerBatch]:
 def _time_steps(
     trainer: Trainer, memory_model: MemoryModel, batches: list[OptimizerBatch], largest: MicroBatch, listener: Listener
 ) -> tuple[float, float, int]:
-    """Try the largest micro-batch, which warms up and has the peak, then some of middling size.
+    """Try the largest micro-batch, which warms up and has the peak, then some of medium size.
 
-    Returns seconds a token of a forward pass and of a step with the reference known, and the peak memory in bytes.
+    Returns seconds per token of a forward pass and of a step with the reference known, and the peak memory in bytes.
     """
     sharing, began = memory_model.network.sharing, time.perf_counter()
     listener.handle(Preparing("Trying the largest micro-batch"))
@@ -236,7 +236,7 @@ def _run_seconds(
     num_held_out: int,
     reference_is_policy: bool,
 ) -> dict[str, float]:
-    """What the parts of the run take, from seconds a token and the tokens of an epoch."""
+    """Estimated seconds of reference, training and evaluations, from seconds per token and the tokens of an epoch."""
     interval, steps = trainer.config.steps_per_eval, trainer.steps
     evaluations = 2 + ((steps - 1) // interval if interval else 0)
     passes = num_held_out * (evaluations + (not reference_is_policy))  # the first evaluation gives the reference

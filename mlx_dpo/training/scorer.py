@@ -1,4 +1,4 @@
-"""How a batch is scored: the `Scorer` protocol, and completion log-probabilities as its first implementation."""
+"""The `Scorer` protocol, and its implementation by completion log-probabilities."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ForwardPass(Protocol):
     """A micro-batch's forward pass, ready for its backward pass.
 
     Attributes:
-        outputs: what the loss is computed from, by name, each [sequences, ...].
+        outputs: inputs of the loss, by name, each [sequences, ...].
     """
 
     outputs: Arrays
 
     def backward(self, gradients: Arrays) -> Any:
-        """Compute the gradient of what is trained.
+        """Compute the gradient of the trainable parameters.
 
         Args:
             gradients: the loss's gradient with respect to `outputs`, by name, with their shapes.
@@ -47,7 +47,7 @@ class ForwardPass(Protocol):
 
 
 class Scorer(Protocol):
-    """Runs the model that is trained over micro-batches. Subclass it for the defaults.
+    """Runs the trained model over micro-batches. Subclass it for the defaults.
 
     Attributes:
         model: the model; its trainable parameters are what the optimizer updates.
@@ -58,9 +58,9 @@ class Scorer(Protocol):
     reference_seconds: float = 0.0
 
     def make_batch(self, examples: Sequence[IndexedExample], communicator: Communicator) -> OptimizerBatch:
-        """Cut this rank's share of an optimizer batch into micro-batches; all in one by default.
+        """Split this rank's share of an optimizer batch into micro-batches; a single one by default.
 
-        Runs ahead in a thread where the batch source can be prefetched.
+        Runs ahead in a thread if the batch source can be prefetched.
 
         Args:
             examples: those of the whole optimizer batch.
@@ -71,23 +71,36 @@ class Scorer(Protocol):
         return OptimizerBatch(len(examples), local, micro_batches)
 
     def batch_statistics(self, batch: OptimizerBatch, communicator: Communicator) -> Any:
-        """Return what the loss must know of the whole optimizer batch before any of it is run; None by default."""
+        """Return the statistics of the whole optimizer batch that the loss needs; None by default.
+
+        Args:
+            batch: this rank's share of the examples; none of them has been run.
+            communicator: ranks that share the batch.
+        """
 
     def outputs(self, micro_batch: MicroBatch, indices: np.ndarray) -> Arrays:
         """Run a micro-batch without keeping what a gradient needs.
 
         Args:
             micro_batch: the sequences.
-            indices: [examples], of its examples.
+            indices: [examples], positions of its examples in the dataset.
+
+        Returns:
+            Inputs of the loss, by name, each [sequences, ...].
         """
         ...
 
     def forward(self, micro_batch: MicroBatch, indices: np.ndarray) -> ForwardPass:
-        """Run a micro-batch and keep what its gradient needs; arguments as of `outputs`."""
+        """Run a micro-batch and keep what its gradient needs.
+
+        Args:
+            micro_batch: the sequences.
+            indices: [examples], positions of its examples in the dataset.
+        """
         ...
 
     def shared_values(self, indices: np.ndarray) -> Arrays:
-        """Return what other ranks must know of this rank's examples, each [examples, ...]; nothing by default."""
+        """Return per-example values to share with other ranks, each [examples, ...]; nothing by default."""
         return {}
 
     def receive_values(self, indices: np.ndarray, values: Arrays) -> None:
@@ -100,7 +113,7 @@ class Scorer(Protocol):
         return
 
     def after_step(self, step: int) -> None:
-        """Is called after each optimizer step.
+        """Update the scorer after an optimizer step; does nothing by default.
 
         Args:
             step: optimizer steps done.
@@ -108,7 +121,7 @@ class Scorer(Protocol):
         return
 
     def state(self) -> ComponentState:
-        """Return what a checkpoint must hold beside the trainable parameters."""
+        """Return the state that a checkpoint stores beside the trainable parameters; empty by default."""
         return ComponentState()
 
     def restore(self, state: ComponentState) -> None:
@@ -124,11 +137,16 @@ class CompletionForward(ForwardPass):
     """A forward pass whose outputs are completion log-probabilities."""
 
     def __init__(self, trace: ForwardTrace, outputs: Arrays) -> None:
-        """Args: trace: the network's forward pass. outputs: what the loss is computed from."""
+        """Create it.
+
+        Args:
+            trace: the network's forward pass.
+            outputs: inputs of the loss, by name, each [completions].
+        """
         self.trace, self.outputs = trace, outputs
 
     def backward(self, gradients: Arrays) -> Any:
-        """Compute the gradient of what is trained; see `ForwardPass`."""
+        """Compute the gradient of the trainable parameters; see `ForwardPass`."""
         return self.trace.gradient(gradients["logps"], gradients.get("plain"), gradients.get("kls"))
 
 
@@ -138,7 +156,7 @@ class ReferenceSync:
 
     Attributes:
         steps: optimizer steps between its updates.
-        mixup: the policy's share in the updated reference; the rest is what it was.
+        mixup: alpha in reference = alpha * policy + (1 - alpha) * reference.
     """
 
     steps: int
@@ -163,12 +181,12 @@ class CompletionLogProbScorer(Scorer):
         """Make a scorer.
 
         Args:
-            policy: what is trained.
-            memory_model: decides how large a micro-batch may be, and how many of its layers are checkpointed.
+            policy: the policy.
+            memory_model: decides how large a micro-batch may be, and how many of its layers are recomputed.
             loss: decides which outputs are needed.
             references: reference log-probs by example set; those to train on are "train".
             max_length: longest prompt + completion, in tokens.
-            sync: how the reference follows the policy; None where it stays.
+            sync: how the reference follows the policy; None if it is fixed.
         """
         self.network, self.model, self.memory_model = policy.network, policy.model, memory_model
         self.loss, self.references, self.max_length, self.sync = loss, references, max_length, sync
@@ -181,16 +199,16 @@ class CompletionLogProbScorer(Scorer):
 
     @property
     def moving_reference(self) -> SharedNetworkReference | None:
-        """The reference, where it follows the policy."""
+        """The reference if it follows the policy, else None."""
         reference = self.reference.reference_policy
         return reference if self.sync and isinstance(reference, SharedNetworkReference) else None
 
     def make_batch(self, examples: Sequence[IndexedExample], communicator: Communicator) -> OptimizerBatch:
-        """Cut this rank's share of an optimizer batch into micro-batches that fit in memory."""
+        """Split this rank's share of an optimizer batch into micro-batches that fit in memory."""
         return make_optimizer_batch(examples, self.memory_model, self.loss, self.max_length, communicator)
 
     def batch_statistics(self, batch: OptimizerBatch, communicator: Communicator) -> BatchStatistics:
-        """Compute mean lengths and, where the loss needs it, the batch's KL."""
+        """Compute mean lengths and, if the loss needs it, the batch's KL."""
         return BatchStatistics.compute(batch, self.network, self.reference, communicator)
 
     def outputs(self, micro_batch: MicroBatch, indices: np.ndarray) -> Arrays:
@@ -215,19 +233,19 @@ class CompletionLogProbScorer(Scorer):
         self.reference.fill(indices, values["reference"])
 
     def after_step(self, step: int) -> None:
-        """Move the reference towards the policy where it is time to; its log-probs are computed anew then."""
+        """Move the reference towards the policy when due; its log-probs are then computed again."""
         if self.sync and self.moving_reference and step % self.sync.steps == 0:
             self.moving_reference.soft_update(trainable_tensors(self.model), self.sync.mixup)
             for reference in self.references.values():
                 reference.clear()
 
     def state(self) -> ComponentState:
-        """Return the reference log-probs known so far, and the reference's tensors where it moves."""
+        """Return the reference log-probs known so far, and the reference's tensors if it moves."""
         tables = {name: reference.table for name, reference in self.references.items()}
         return ComponentState(arrays=tables, tensors=self.moving_reference.tensors if self.moving_reference else {})
 
     def restore(self, state: ComponentState) -> None:
-        """Continue with the reference log-probs that are known, and with the reference's tensors where it moves."""
+        """Continue with the reference log-probs that are known, and with the reference's tensors if it moves."""
         for name, table in state.arrays.items():
             self.references[name].table = table
         if self.moving_reference and state.tensors:

@@ -1,4 +1,4 @@
-"""How much work a run does in a second."""
+"""Throughput of training: pairs, tokens and bytes per second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from mlx_dpo.training.events import Metrics
 
 @dataclass
 class ThroughputMeter:
-    """Time, examples, tokens and bytes sent of the steps since the last report; evaluations and saves don't count."""
+    """Time and work of the steps since the last report; evaluations and saves don't count.
+
+    Attributes:
+        communicator: ranks that train together.
+        seconds: time spent in `measure`.
+        examples: examples of all ranks.
+        tokens: tokens of all ranks' micro-batches.
+        steps: optimizer steps.
+        bytes_sent: bytes that this rank sent.
+    """
 
     communicator: Communicator
     seconds: float = 0.0
@@ -31,7 +40,7 @@ class ThroughputMeter:
         self.bytes_sent += self.communicator.bytes_sent - bytes_before
 
     def metrics(self) -> Metrics:
-        """Return the rates of a report, and the bytes that each step sent where several ranks share a batch."""
+        """Return the rates of a report and, if several ranks share a batch, the bytes sent per step."""
         seconds = max(self.seconds, 1e-9)
         rates = {"pairs_per_second": self.examples / seconds, "tokens_per_second": self.tokens / seconds}
         if self.communicator.size > 1 and self.communicator.data_parallel:

@@ -36,7 +36,7 @@ from mlx_dpo.training.scorer import Scorer
 from mlx_dpo.training.throughput import ThroughputMeter
 from mlx_dpo.utils.stop_flag import StopRequested, stop_on
 
-# Measures the held-out examples at a step, under running statistics of the loss; reports (examples done, total).
+# Measures the held-out examples at a step, with a running state of the loss; reports (examples done, total).
 Evaluate = Callable[[int, LossStates, Callable[[int, int], None]], tuple[Metrics, EvalSnapshot]]
 
 
@@ -44,9 +44,8 @@ class Trainer:
     """The training loop; `run` takes all steps.
 
     Attributes:
-        steps: optimizer steps in all.
-        progress: how far it has come.
-        stop: set it to end the run; finished steps are saved.
+        steps: optimizer steps of the whole run.
+        progress: step, pending metrics and counters.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class Trainer:
         stop: threading.Event,
         communicator: Communicator = SINGLE_PROCESS,
     ) -> None:
-        """Make a trainer that stands before its first step.
+        """Create a trainer at step 0.
 
         Args:
             config: the run's settings, resolved.
             source: provides the examples of each step.
             scorer: runs the model over them.
             loss: turns the scorer's outputs into losses and gradients.
-            evaluate: measures held-out examples; None where there are none.
+            evaluate: measures held-out examples; None if there are none.
             saver: writes checkpoints.
             listener: receives events.
             stop: set it to end the run; finished steps are saved.
@@ -86,15 +85,18 @@ class Trainer:
         self._peak_memory_gb = self._sampling_seconds = 0.0
 
     def restore(self, state: TrainingState, provenance: dict[str, str]) -> None:
-        """Continue from a checkpoint's state, whose adapter the caller has put on the model, under a new provenance.
+        """Continue from a checkpoint's state. The caller has already loaded the adapter.
+
+        Args:
+            state: the checkpoint's state.
+            provenance: versions and digests of this process.
 
         Raises:
-            UserError: nothing is left to do.
+            UserError: all steps are done.
         """
         step, finished = state.progress.step, state.progress.finished
         if step > self.steps or (finished and (step == self.steps or self.config.patience)):
-            hint = "Give more --epochs or --iters, and --resume-anyway, to train further."
-            where = Where(str(self.saver.folder.path))
+            where, hint = Where(str(self.saver.folder.path)), "Give more --epochs or --iters, and --resume-anyway."
             raise UserError(f"this run has done all its {step} steps", where=where, hint=hint)
         self.progress, self.optimizer.state = state.progress, state.optimizer
         self.progress.provenance, self.progress.finished = provenance, False
@@ -104,7 +106,7 @@ class Trainer:
         self.saver.saved_step = state.progress.step
 
     def state(self) -> TrainingState:
-        """What a checkpoint must hold beside the adapter."""
+        """Return the state that a checkpoint holds beside the adapter."""
         return TrainingState(self.progress, self.optimizer.state, self.scorer.state(), self.source.state())
 
     def run(self) -> Metrics:
@@ -115,8 +117,8 @@ class Trainer:
 
         Raises:
             Interrupted: `stop` was set; the last finished step is saved.
-            UserError: the user must change something; what was done is saved.
-            Diverged: the numbers are no longer finite; earlier checkpoints stay.
+            UserError: the input must be changed; finished steps are saved.
+            Diverged: loss or gradient are no longer finite; earlier checkpoints stay.
         """
         try:
             # Ranks stop together, after a step: one that stopped by itself would leave the others waiting.
@@ -127,10 +129,8 @@ class Trainer:
                 metrics = self._train()
         except StopRequested:
             raise self._interrupted() from None
-        except Diverged:
-            raise
-        except UserError:
-            if self.progress.step:
+        except UserError as error:
+            if self.progress.step and not isinstance(error, Diverged):
                 self._save()
             raise
         finally:
@@ -148,7 +148,7 @@ class Trainer:
         return Interrupted(self.progress.step, str(self.saver.folder.latest_checkpoint() or self.saver.folder.path))
 
     def _train(self) -> Metrics:
-        """Take all steps; returns the held-out metrics after the last one."""
+        """Take all steps; return the held-out metrics after the last one."""
         metrics: Metrics = {}
         if self.progress.evaluation_is_pending(self.steps, self.config.steps_per_eval):
             metrics = self._evaluate()  # an earlier process ended during this evaluation
@@ -186,7 +186,7 @@ class Trainer:
             batch: this rank's share of the examples.
 
         Raises:
-            Diverged: too many steps in a row were skipped, since their numbers were not finite.
+            Diverged: too many steps in a row were skipped because loss or gradient was not finite.
         """
         progress, states_before = self.progress, self.progress.loss_states
         with self._throughput.measure():
@@ -208,11 +208,11 @@ class Trainer:
             self.scorer.after_step(progress.step)
         self._throughput.examples += batch.size
         self._throughput.steps += 1
-        totals = {"peak_memory_gb": self._peak_memory_gb, "reference_seconds": self.scorer.reference_seconds}
-        self.listener.handle(events.Step(progress.step, {**metrics, **totals}))
+        metrics |= {"peak_memory_gb": self._peak_memory_gb, "reference_seconds": self.scorer.reference_seconds}
+        self.listener.handle(events.Step(progress.step, metrics))
 
     def _update(self, gradients: Any) -> float:
-        """Apply the gradients where they are finite; returns their norm before clipping."""
+        """Apply the gradients if they are finite; return their norm before clipping."""
         gradients, norm = clip_grad_norm(gradients, self.config.max_grad_norm or float("inf"))
         if np.isfinite(norm.item()):
             self.optimizer.learning_rate = learning_rate_at(self.config, self.progress.step, self.steps)
@@ -221,7 +221,7 @@ class Trainer:
         return norm.item()
 
     def _after_step(self) -> Metrics:
-        """Reports, evaluates and saves where it is time to; returns the held-out metrics, if they were measured."""
+        """Report, evaluate and save when due; return the held-out metrics if they were measured."""
         config, step, is_last = self.config, self.progress.step, self.progress.step == self.steps
         report_due = step % config.steps_per_report == 0 or is_last
         if report_due:
@@ -236,7 +236,7 @@ class Trainer:
         return metrics
 
     def _stop_requested(self) -> bool:
-        """Whether any rank was asked to stop."""
+        """Whether a stop was requested on any rank."""
         bytes_before = self.communicator.bytes_sent
         is_requested = any(self.communicator.all_gather_json(self.stop.is_set()))
         self._throughput.bytes_sent += self.communicator.bytes_sent - bytes_before
@@ -253,9 +253,8 @@ class Trainer:
             "learning_rate": learning_rate_at(self.config, progress.step - 1, self.steps),
             **self._throughput.metrics(),
             "peak_memory_gb": self._peak_memory_gb,
+            **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
         }
-        if progress.skipped_steps:
-            metrics["skipped_steps"] = progress.skipped_steps
         progress.pending_metrics, progress.grad_norms = [], []
         self._throughput = ThroughputMeter(self.communicator)
         self.listener.handle(events.MetricsReport(metrics))
@@ -291,8 +290,7 @@ class Trainer:
             self.saver.save_best(self.state(), trainable_tensors(self.model), metrics["loss"])
         handle(events.SnapshotTaken(snapshot))
         self._sampling_seconds += snapshot.sampling_seconds
-        reference_seconds = snapshot.example_set.reference.seconds
-        handle(events.EvaluationRecorded(reference_seconds, self._sampling_seconds))
+        handle(events.EvaluationRecorded(snapshot.example_set.reference.seconds, self._sampling_seconds))
         self.progress.evaluated_step = self.progress.step
         return metrics
 

@@ -1,4 +1,4 @@
-"""With how many items sequences begin alike."""
+"""Length of the common prefix of sequences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 
 def common_prefix_length(*sequences: Sequence[int] | str) -> int:
-    """The number of items, characters of texts or token ids, with which all sequences begin alike."""
+    """Return the length of the longest common prefix.
+
+    Args:
+        sequences: token ids or strings.
+
+    Returns:
+        Number of token ids or characters.
+    """
     first, *others = sequences
     low, high = 0, min(map(len, sequences))
     while low < high:

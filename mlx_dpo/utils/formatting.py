@@ -1,4 +1,4 @@
-"""Numbers and names for people."""
+"""Human-readable numbers, durations, commands and suggestions of names."""
 
 from __future__ import annotations
 
@@ -40,18 +40,36 @@ def plural(count: int, noun: str) -> str:
 
 
 def shell_command(*arguments: object) -> str:
-    """A command to copy into a shell; words are quoted where they need it."""
+    """A command to copy into a shell; words are quoted if necessary."""
     return shlex.join(map(str, arguments))
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like `name`, or None if none is like it."""
+    """Find the known name that is most similar to a name.
+
+    Args:
+        name: the name.
+        known: names to choose from.
+        cutoff: smallest similarity, from 0 to 1.
+
+    Returns:
+        The name; None if none is similar.
+    """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question that names the known name most like `name`, or an empty string if none is like it."""
+    """Suggest the known name that is most similar to a name.
+
+    Args:
+        name: the name.
+        known: names to choose from.
+        cutoff: smallest similarity, from 0 to 1.
+
+    Returns:
+        A question; empty if no name is similar.
+    """
     match = closest(name, known, cutoff)
     return f"Did you mean `{match}`?" if match else ""
 

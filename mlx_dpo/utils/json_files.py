@@ -1,4 +1,4 @@
-"""JSON files of one object."""
+"""JSON files that hold one object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from mlx_dpo.errors import UserError, Where
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` where it is not one."""
+    """Read the JSON object in a file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file is missing, unreadable, or does not hold a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -193,7 +193,10 @@ def test_tensor_parallelism_trains_the_same_adapter(tmp_path: Path, twenty: tupl
 
 def test_what_tensor_parallelism_refuses(tmp_path: Path) -> None:
     shared = {**TWENTY, "tensor_parallel": True}
-    assert "`tensor_parallel`: one process has no other" in run_training(tmp_path, "run", shared)["ended"]
+    assert (
+        "`tensor_parallel`: --tensor-parallel needs at least two processes"
+        in run_training(tmp_path, "run", shared)["ended"]
+    )
     refused = {
         "another model": {**shared, "reference": str(CHECKPOINT)},
         "dora": {**shared, "fine_tune_type": "dora"},

@@ -88,7 +88,7 @@ def test_it_says_what_the_files_say(run: Path) -> None:
         "adapter_path": run.name,
     } == settings
     assert fenced(text, "")[0] == "mlx-dpo train --model checkpoint --data pairs.jsonl --iters 6\n"
-    assert "8 validation pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
+    assert "8 held-out pairs" in text and "8 rows of `pairs.jsonl`" in text and "seed 0" in text.lower()
     for package, number in record.package_versions().items():
         assert f"{package} {number}" in text
     assert "mlx_lm.generate" in text and "PeftModel" in text and "llama.cpp" in text and "LM Studio" in text
@@ -170,7 +170,7 @@ def test_the_base_of_a_folder(tmp_path: Path, hub: Hub) -> None:
 def test_of_a_fused_model(fused: Path) -> None:
     text = (fused / "README.md").read_text()
     card = parsed(text)
-    assert GENERATED_MARKER in text and "A model: an adapter fused into" in text
+    assert GENERATED_MARKER in text and "An adapter merged into" in text
     assert "lora" not in card.data.tags and card.data.eval_results
     assert f"mlx_lm.generate --model USER/{fused.name}" in text and "AutoModelForCausalLM" in text
     inputs = collect_card_inputs(fused)

@@ -19,7 +19,7 @@ from mlx_dpo.forward.vocabulary import check_vocabulary, num_embeddings
 from mlx_dpo.sampling.generation import SamplingParams, generate_responses
 from tests.conftest import CHECKPOINT, PAIRS
 
-BOTH_NUMBERS = "the tokenizer has ids up to 301, and the model's embedding has 300 rows, ids 0 to 299"
+BOTH_NUMBERS = "the tokenizer has ids up to 301, but the model's embedding has 300 rows, ids 0 to 299"
 
 
 def with_added_tokens(folder: Path, **options: Any) -> str:

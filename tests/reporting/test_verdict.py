@@ -42,9 +42,9 @@ def run(chosen: float, rejected: float, spread: float = 0.1) -> RunStatistics:
     ("chosen", "rejected", "answer"),
     [
         (0.2, -0.5, None),
-        (-0.05, -0.5, "No: the loss only asks that the chosen completion falls less"),
-        (-0.9, -2.0, "In part: the order is right, but the chosen completions lost"),
-        (-2.0, -0.9, "Yes: the chosen ones fell further"),
+        (-0.05, -0.5, "This is expected: the loss only requires the reward of the chosen completion to fall less"),
+        (-0.9, -2.0, "The order is right, but the chosen completions lost"),
+        (-2.0, -0.9, "This is wrong: the chosen ones fell further"),
     ],
 )
 def test_falling_rewards_are_explained(chosen: float, rejected: float, answer: str | None) -> None:

@@ -168,7 +168,7 @@ def test_a_disk_that_is_full_from_the_start(disk: Path, room: int) -> None:
     fill(disk)
     with (disk / "ballast").open("r+b") as file:
         file.truncate((disk / "ballast").stat().st_size - room * 1024)
-    with pytest.raises(UserError, match=r"can't be written|could not be saved|no room for a checkpoint"):
+    with pytest.raises(UserError, match=r"can't be written|could not be saved|not enough disk space for a checkpoint"):
         train(config(disk / "run", save_every=2, rank=4), listener=Talk())
     if (disk / "run").exists():
         assert_all_load(disk / "run")
@@ -202,7 +202,7 @@ def test_room_for_checkpoints_is_checked_at_the_start(tmp_path: Path, monkeypatc
         listener, run = Talk(), tmp_path / str(free)
         free_bytes(monkeypatch, free * checkpoint + adapter)
         if expected is None:
-            with pytest.raises(UserError, match=r"no room for a checkpoint: it takes .* are free"):
+            with pytest.raises(UserError, match=r"not enough disk space for a checkpoint: it takes .* are free"):
                 train(config(run, **settings), listener=listener)
             assert not read_metrics(run)
         else:

@@ -156,7 +156,7 @@ def test_a_margin_column_is_asked_for(tmp_path: Path) -> None:
     margins = [plain.metrics(policy, base, tokenizer, [row], BETA)["rewards/margins"] for row in rows]
     expected = np.mean([np.logaddexp(0, 0.1 * i - margin) for i, margin in enumerate(margins)])
     assert read_metrics(run)[0]["loss"] == pytest.approx(expected, rel=1e-5)
-    assert any("`margin` is used" in note for note in notes)
+    assert any("`margin` column is used" in note for note in notes)
     train(config(tmp_path / "other", data=str(file), loss="nca_pair"), listener=Notes())
     assert any("`margin` is ignored by the loss nca_pair" in note for note in notes)
 

@@ -15,10 +15,10 @@ METRIC_LABELS = {
     "logps/accuracies": "log-probability accuracy",
     "rewards/accuracies": "reward accuracy",
     "rewards/margins": "reward margin",
-    "rewards/chosen": "reward of the chosen answer",
-    "rewards/rejected": "reward of the rejected answer",
-    "logps/chosen": "log-probability of the chosen answer",
-    "logps/rejected": "log-probability of the rejected answer",
+    "rewards/chosen": "reward of the chosen completion",
+    "rewards/rejected": "reward of the rejected completion",
+    "logps/chosen": "log-probability of the chosen completion",
+    "logps/rejected": "log-probability of the rejected completion",
     "loss": "loss",
 }
 _INDEXED_METRICS = ("rewards/accuracies", "rewards/margins", "logps/accuracies", "loss")

@@ -110,10 +110,12 @@ def render_card(inputs: CardInputs) -> str:
 
 def _summary(inputs: CardInputs) -> str:
     config, base, dataset = inputs.config, inputs.base, inputs.hub_dataset
-    adapters = {"lora": "A LoRA adapter of", "dora": "A DoRA adapter of", "full": "All weights of the last layers of"}
-    subject = adapters.get(str(config.get("fine_tune_type") or "lora"), "An adapter of")
+    blocks = config.get("num_layers") or -1
+    full = "All block weights of" if blocks < 0 else f"The weights of the last {plural(blocks, 'block')} of"
+    subjects = {"lora": "A LoRA adapter for", "dora": "A DoRA adapter for", "full": full}
+    subject = subjects.get(str(config.get("fine_tune_type") or "lora"), "An adapter for")
     if inputs.kind == "model":
-        subject = "A model: an adapter fused into"
+        subject = "An adapter merged into"
     subject += " " + (_link(base.repo_id, base.repo_id) if base.repo_id else inline_code(base.display_name))
     if base.revision:
         subject += f" at revision {inline_code(base.revision)}"
@@ -129,7 +131,7 @@ def _summary(inputs: CardInputs) -> str:
 
 
 def _lineage(inputs: CardInputs) -> Iterator[str]:
-    """What it is derived from, and that a base model which was fine-tuned is not on the Hub."""
+    """The lineage in one line, and a sentence if the base model is a local fine-tune."""
     if inputs.lineage:
         yield f"Lineage: {inline_code(inputs.lineage)}."
     base = inputs.base
@@ -154,16 +156,16 @@ def _results(inputs: CardInputs) -> Iterator[str]:
     before, after = inputs.metrics_before, inputs.metrics_after
     yield "## Results"
     if not after:
-        yield "The run had no validation pairs, so the effect of training was not measured."
+        yield "The run had no held-out pairs, so the effect of training was not measured."
         return
     num_pairs = (inputs.record.get("pairs") or {}).get("held_out")
-    pairs = plural(num_pairs, "validation pair") if num_pairs else "validation pairs"
+    pairs = plural(num_pairs, "held-out pair") if num_pairs else "held-out pairs"
     metrics = [name for name in METRIC_LABELS if name in after]
     rows = [(METRIC_LABELS[name], _number(before.get(name)), _number(after[name])) for name in metrics]
     yield table([f"on {pairs}", "before", "after"], rows)
     yield (
-        "Accuracies are shares of pairs whose chosen answer has the higher reward or log-probability. Rewards are beta "
-        "times the log-ratio of the policy to the reference, summed over an answer's tokens."
+        "Accuracies are shares of pairs whose chosen completion has the higher reward or log-probability. Rewards are "
+        "beta times the log-ratio of the policy to the reference, summed over a completion's tokens."
     )
     if inputs.has_curves:
         yield f"![Loss and rewards by step]({CURVES_FILE})"
@@ -215,20 +217,24 @@ def _training(inputs: CardInputs) -> Iterator[str]:
 
 def _limitations(inputs: CardInputs) -> Iterator[str]:
     yield "## Limitations"
-    items = [f"The license, the languages and the limitations of {inputs.base.display_name} apply here too."]
+    noun = "model" if inputs.kind == "model" else "adapter"
+    items = [f"The license, languages and limitations of {inputs.base.display_name} also apply to this {noun}."]
     if inputs.metrics_after:
         items.append(
             "The results are on pairs like those of the training data. They show how well the preference was learned, "
-            "not how good the answers are; no other benchmark was run."
+            "not how good the completions are; no other benchmark was run."
         )
     logps = [metrics.get("logps/chosen", math.nan) for metrics in (inputs.metrics_before, inputs.metrics_after)]
     if (drop := logps[0] - logps[1]) > 1:
         items.append(
-            f"The chosen answers became less likely (their log-probability fell by {drop:.1f} on average), which "
-            "preference training can cause; check the answers."
+            f"The chosen completions became less likely (their log-probability fell by {drop:.1f} on average), which "
+            "preference training can cause; check the model's completions."
         )
     items.append("Preference training teaches neither new facts nor safety unless the pairs show them.")
     if inputs.kind != "model" and inputs.base.repo_id is None:
-        others = ", not even with what that was fine-tuned from" if inputs.base.lineage else ""
-        items.append(f"The base model is not known to be on the Hub; the adapter works with no other model{others}.")
+        ancestors = ", and not with the model which that was fine-tuned from" if inputs.base.lineage else ""
+        items.append(
+            "The base model has no known Hub id. The adapter works only with the model that it was trained on"
+            f"{ancestors}."
+        )
     yield "\n".join(f"- {item}" for item in items)

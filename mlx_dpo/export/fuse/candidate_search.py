@@ -1,4 +1,4 @@
-"""Measure the base, the adapter and fused models on validation pairs, with one model in memory at a time."""
+"""Measure the base, the adapter and fused models on held-out pairs, with one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CandidateSearch:
 
         Args:
             adapted_model: the model with its adapter.
-            calibration: the validation pairs.
+            calibration: the held-out pairs.
             progress: receives what is being measured.
         """
         self._adapted_model, self._progress = adapted_model, progress

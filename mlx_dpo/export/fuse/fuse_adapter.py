@@ -49,11 +49,11 @@ def fuse_adapter(
 
     Args:
         model: folder or Hub id of the model that the adapter was trained on.
-        adapter_path: mlx-lm adapter folder; the fused model is measured on its run's validation pairs.
+        adapter_path: mlx-lm adapter folder; the fused model is measured on its run's held-out pairs.
         save_path: the new folder, which must not exist or be empty.
         bits: of the adapted layers. auto: as few as keep `MIN_KEPT_MARGIN` of the margin, chosen by block; same: the
             base's own; none: the whole model in the base's float type.
-        calibrate: file of preference pairs to measure on, instead of the run's validation pairs.
+        calibrate: file of preference pairs to measure on, instead of the run's held-out pairs.
         force: save the model even if it keeps less than `MIN_KEPT_MARGIN`.
         progress: receives what is being done.
         on_written: called with the folder before it takes its place, to write further files into it, so that they are

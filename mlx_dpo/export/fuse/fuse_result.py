@@ -18,7 +18,7 @@ FUSE_TABLE_COLUMNS = ("model", "bits", "MB", "margin", "kept", "accuracy", "KL/t
 
 @dataclass(frozen=True)
 class ModelMeasurement:
-    """A model's size and, if there are validation pairs, what was measured on them. The fields are keys of the JSON.
+    """A model's size and, if there are held-out pairs, what was measured on them. The fields are keys of the JSON.
 
     Attributes:
         model: base, adapter, tried or fused.
