@@ -1,1 +1,1 @@
-"""LoRA, DoRA and full fine-tuning: what is trained of a model, and its files."""
+"""LoRA, DoRA and full fine-tuning: trainable tensors, adapter files, merging."""

@@ -74,7 +74,7 @@ def compute_dtype(module: nn.Module) -> mx.Dtype:
 
 
 def weight_bytes(module: nn.Module, precision: Precision) -> float:
-    """What the weights of a layer take at a precision, scales and offsets included."""
+    """Bytes of a layer's weights at a precision, scales and offsets included."""
     size = compute_dtype(module).size
     if precision.bits is None:
         return _count(module) * size
@@ -83,13 +83,20 @@ def weight_bytes(module: nn.Module, precision: Precision) -> float:
 
 
 def merge_layer(module: nn.Module, precision: Precision) -> nn.Module:
-    """The layer that an adapted one amounts to, or a quantized one, evaluated.
+    """Merge a layer and its adapter, if it has one, and quantize the result.
 
-    At the base's own precision an adapter on the grid moves the base's scales and offsets, and no weight is rounded
-    anew. All else is added up in float32 and rounded once.
+    A QA-LoRA adapter merged at the base's own precision only changes scales and offsets, so no weight is requantized.
+    Otherwise the update is added in float32 and rounded once.
+
+    Args:
+        module: an adapted layer, or a plain one.
+        precision: the merged layer's precision.
+
+    Returns:
+        A plain layer, evaluated.
     """
     if is_qa_lora(module) and precision == layer_precision(module):
-        folded = _regridded(module)
+        folded = _with_fused_scales(module)
         mx.eval(folded.parameters())
         return folded
     parts, stretch = [], _stretch(layer_precision(module), precision)
@@ -105,7 +112,7 @@ def merge_layer(module: nn.Module, precision: Precision) -> nn.Module:
 
 
 def rounding_error(module: nn.Module, precision: Precision) -> float:
-    """What folding at a precision changes the weights by, squared, against their own squares."""
+    """Relative squared rounding error of a layer's merged weights at a precision."""
     error = whole = mx.array(0.0)
     for piece in _pieces(module):
         exact, rounded = _in_float32(piece).weight, _dequantized(merge_layer(piece, precision)).weight
@@ -120,7 +127,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _pieces(module: nn.Module) -> Iterator[nn.Module]:
-    """A layer cut into layers of fewer rows, or of fewer experts; one that has several adapters stays whole."""
+    """A layer split into layers of fewer rows, or of fewer experts; one that has several adapters is not split."""
     if isinstance(module.get("lora_a"), list):  # afm7's projections of one input
         yield module
         return
@@ -148,16 +155,16 @@ def _cut(module: nn.Module, part: slice) -> nn.Module:
     return piece
 
 
-def _regridded(module: nn.Module) -> nn.Module:
+def _with_fused_scales(module: nn.Module) -> nn.Module:
     layer = copy(base_layer(module))
     layer.scales, layer.biases = fused_group_parameters(module)
     return layer
 
 
 def _in_float32(module: nn.Module) -> nn.Module:
-    """The layer that an adapted one amounts to, unrounded; or the layer itself."""
+    """A layer with its adapter merged, if it has one, in float32."""
     if is_qa_lora(module):
-        return _dequantized(_regridded(module))
+        return _dequantized(_with_fused_scales(module))
     base = base_layer(module)
     if base is module:
         return _dequantized(module)
@@ -176,8 +183,8 @@ def _dequantized(layer: nn.Module) -> nn.Module:
     scales, biases = layer.scales, layer.get("biases")
     if biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-    how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-    plain.weight = mx.dequantize(layer.weight, scales, biases, **how).astype(mx.float32)
+    quantization = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+    plain.weight = mx.dequantize(layer.weight, scales, biases, **quantization).astype(mx.float32)
     if "bias" in layer:
         plain.bias = layer.bias
     return plain

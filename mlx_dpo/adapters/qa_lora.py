@@ -1,12 +1,12 @@
-"""Adapters that a quantized layer can hold without rounding its weights anew: training that knows it will be fused.
+"""QA-LoRA (Xu et al. 2023, arXiv 2309.14717): adapters that can be fused into a quantized layer without requantizing.
 
 In mlx's affine mode the weights of a group are scale * code + offset. An adapter whose A is the same for all inputs of
 a group adds one number to all weights of that group, and that goes into the offset: codes, scales and size stay the
-base's (QA-LoRA, Xu et al. 2023, arXiv 2309.14717, section 3.3). What rounding is left, of offsets to their float type,
-is in the forward pass, straight through in the backward pass. With B zero nothing is rounded anew, so the reference is
-the base to the bit, which `quantize(dequantize(w))` is not. docs/benchmarks/fuse.md has what else was tried.
+base's (section 3.3). The remaining rounding, of offsets to their float type, is in the forward pass, and the gradient
+passes straight through it. With B zero the layer is bit-identical to the base, which `quantize(dequantize(w))` is not,
+so the reference is exact. docs/benchmarks/fuse.md lists what else was tried.
 
-Such an adapter is a LoRA or DoRA adapter like others: mlx-lm runs it too, without that last rounding.
+Such an adapter is an ordinary LoRA or DoRA adapter: mlx-lm runs it too, without that last rounding.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 
 from mlx_dpo.errors import UserError
 
-# A group's one number has a little less to act on than weights of their own. With A's first values so many times
-# mlx-lm's, a learning rate brings no less margin than without --fuse-bits (on pairs set aside of the bundled ones).
+# One value per group is less expressive than one per weight. With A's initial values multiplied by this, the same
+# learning rate gives at least the margin that it gives without --fuse-bits (on held-out pairs of the bundled set).
 INIT_SCALE = 1.4
 
 
@@ -97,7 +97,7 @@ def convert_to_qa_lora(model: nn.Module, bits: int) -> None:
 
 
 def fused_group_parameters(module: nn.Module) -> tuple[mx.array, mx.array]:
-    """(scales, offsets) of the layer that is fused of an adapter on the grid; its codes are the base's.
+    """(scales, offsets) of the layer that a QA-LoRA adapter is fused to; its codes are the base's.
 
     In the base's float type and shape: [out, groups], or [experts, out, groups].
     """
@@ -152,7 +152,7 @@ def _a(module: nn.Module) -> mx.array:
 
 
 def _moved(module: nn.Module) -> mx.array:
-    """What the adapter adds to the weights of each group, shaped as the offsets, float32."""
+    """Per-group weight update of the adapter, shaped like the offsets, float32."""
     b = module.lora_b if module.lora_b.ndim == 3 else module.lora_b.T
     return module.scale * (b @ _a(module).swapaxes(-1, -2)).astype(mx.float32)
 

@@ -1,4 +1,4 @@
-"""What is trained of a model: the contents of adapter_config.json."""
+"""LoRA, DoRA or full fine-tuning settings, as stored in adapter_config.json."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ Tensors = dict[str, mx.array]
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """How a model is adapted; what adapter_config.json says, under mlx-lm's names, and one of ours.
+    """The settings in adapter_config.json: mlx-lm's, under its names, and `fuse_bits`.
 
     Attributes:
-        fuse_bits: not None where the adapter is trained as it will be fused, see `on_grid`; mlx-lm doesn't look at it.
+        fine_tune_type: "lora", "dora" or "full".
+        num_layers: how many of the last blocks are adapted; -1: all.
+        rank: of the LoRA factors.
+        scale: factor of A B in the forward pass (alpha / rank in PEFT's terms).
+        dropout: probability of dropping an input of the adapter.
+        keys: names of the adapted layers within a block; None: all linear layers, as in mlx-lm.
+        fuse_bits: bits of the base's quantized layers if the adapter is trained as it will be fused (see
+            `adapters/qa_lora.py`), else None. mlx-lm ignores it.
     """
 
     fine_tune_type: str

@@ -1,4 +1,4 @@
-"""One model in memory as several policies: its adapter tensors are exchanged for a while."""
+"""One model in memory as several policies: its adapter tensors are replaced temporarily."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 @contextmanager
 def swap_adapter(model: nn.Module, tensors: Mapping[str, mx.array]) -> Iterator[None]:
-    """Within, these tensors of the model are other ones; so one model in memory is policy and reference both."""
+    """Replace adapter tensors of a model inside a `with` block, e.g. to run the reference policy; restore them after.
+
+    Args:
+        model: the model.
+        tensors: the values to use, by parameter name.
+    """
     current = {k: v for k, v in tree_flatten(model.parameters()) if k in tensors}
     model.update(tree_unflatten(list(tensors.items())))
     try:

@@ -1,1 +1,1 @@
-"""Rows of a user's file to pairs of token ids: records -> sources -> chat -> batches."""
+"""Rows of a user's file to pairs of token ids: row formats -> Pair -> EncodedExample -> MicroBatch."""

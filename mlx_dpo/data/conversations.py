@@ -1,7 +1,7 @@
 """A prompt and one or two answers to it, from whatever form these have in a row.
 
-Texts stay texts where all are; anything else becomes lists of messages. Complaints are `RowError`s without a
-place; `pairs_of` adds it.
+Texts stay texts where all are; anything else becomes lists of messages. Errors are `RowError`s without a
+location; `parse_examples` adds it.
 """
 
 from __future__ import annotations

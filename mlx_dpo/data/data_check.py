@@ -36,7 +36,10 @@ class TokenLengths:
     """Token lengths of the examples under a model's tokenizer, and what its template does to them.
 
     Attributes:
-        columns: of prompts, and of answers by their name in the rows.
+        max_length: the limit to which examples are truncated, tokens.
+        by_column: token lengths before truncation, by column: prompt, chosen, rejected or completion.
+        truncated: examples that were truncated.
+        prefix_mismatches: examples whose rendered prompt is not a prefix of the rendered conversation.
     """
 
     max_length: int

@@ -24,10 +24,11 @@ class Pair:
         prompt, chosen, rejected: all texts, or all lists of messages (each at least `role` and `content`).
         tools: what the model could call, as the chat template takes it.
         template_kwargs: more variables for the chat template.
-        hh: the messages were written as one text in HH's form, and can be again where there is no chat template.
-        margin: how much more reward the chosen answer is to get than the rejected one, of the row's `margin` column.
-        scores: the two answers' scores, where the row has some.
-        warnings: about the row; of several pairs of a row the first has them.
+        is_hh_dialogue: whether the messages came from one text in Anthropic HH's form; without a chat template they
+            are written in that form again.
+        margin: the target reward margin, from the row's `margin` column.
+        scores: (chosen, rejected) scores of the row, if it has them.
+        warnings: about the row; if it holds several pairs, the first one has them.
     """
 
     prompt: TextOrMessages
@@ -103,7 +104,7 @@ class Candidates:
 
     Attributes:
         row: what they were read from.
-        good: how many of them, the first ones, are known to be better than all the others; None where it is not known.
+        num_preferred: how many completions, from the first, are known to be better than all others; None if unknown.
     """
 
     row: dict[str, Any] = field(compare=False)

@@ -1,6 +1,6 @@
 """Chat messages as people write them, made one thing: a list of {"role": ..., "content": ..., and what else it had}.
 
-Every complaint here is a `RowError` without a place; `pairs_of` adds it.
+Errors are `RowError`s without a location; `parse_examples` adds it.
 """
 
 from __future__ import annotations

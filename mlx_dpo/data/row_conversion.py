@@ -25,9 +25,9 @@ def convert_rows(
 
     Args:
         source: a file of rows, or `-` for stdin.
-        out: the new file, packed if its name ends in .gz, or `-` for stdout. It is there whole or not at all.
+        out: the new file, gzip-compressed if its name ends in .gz, or `-` for stdout. It is written atomically.
         skip_bad: leave bad rows out instead of raising at the first.
-        columns: names of the rows' columns; see `renaming`.
+        columns: names of the rows' columns; see `with_renamed_columns`.
         progress: receives the bytes read so far.
 
     Returns:

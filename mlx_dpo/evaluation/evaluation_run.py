@@ -1,4 +1,4 @@
-"""All that `mlx-dpo evaluate` does: metrics on pairs, judged answers, and benchmark tasks."""
+"""All that `mlx-dpo evaluate` does: metrics on held-out examples, judged answers, and benchmark tasks."""
 
 from __future__ import annotations
 

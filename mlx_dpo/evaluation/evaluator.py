@@ -47,7 +47,7 @@ def evaluate(
         model: a model in memory instead of `config.model`; adapters that it has are the policy.
         tokenizer: of the model in memory.
         rows: preference rows in memory instead of `config.data`.
-        progress: is called with the number of pairs done and the number of all pairs.
+        progress: is called with the number of pairs done and of all pairs, first before any is run.
 
     Returns:
         Mean metrics with TRL's names, and `pairs`, or `completions`, their number.
@@ -108,7 +108,7 @@ class Evaluator:
         Args:
             adapter_path: mlx-lm adapter folder to load onto the model.
             model: a model in memory instead of `config.model`.
-            progress: is called with the number of examples done and the number of all examples.
+            progress: is called with the number of examples done and of all examples, first before any is run.
             on_status: receives what is being done before.
         """
         config, examples = self.config, self.examples

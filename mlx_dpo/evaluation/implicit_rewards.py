@@ -84,7 +84,7 @@ def score(
         model: a model in memory instead of `config.model`; adapters that it has are the policy.
         tokenizer: of the model in memory.
         rows: rows in memory instead of `config.data`.
-        progress: is called with the number of rows done and the number of all rows.
+        progress: is called with the number of rows done and of all rows, first before any is run.
         on_status: receives what is being done before.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Optimizer batches: cut into micro-batches, and scored by log-probabilities of policy and reference."""
+"""An optimizer batch with the log-probs of policy and reference: the inputs of a loss, and the metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from mlx_dpo.reference.reference_policy import ReferenceLogps
 
 
 def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
-    """Return what a loss needs of a network beside log-probs, as arguments of `Network.logps`."""
+    """Return keyword arguments for `Network.logps`: the extra outputs that a loss needs.
+
+    Args:
+        loss: the loss.
+        reference: the reference; its hidden states are included if the loss needs KLs per token.
+        micro: the micro-batch that `Network.logps` will run.
+    """
     return {
         "collision_logps": loss.use_weighting,
         "reference_hidden_states": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
@@ -81,7 +87,7 @@ def _is_desirable(example: Example) -> bool:
 
 
 def completion_outputs(logps: CompletionLogps, reference: np.ndarray, loss: WeightedLoss) -> Arrays:
-    """Return what a loss needs of a micro-batch, each [completions], by the names of `ScoredBatch.columns`.
+    """Return the outputs of a micro-batch that a loss needs, each [completions], named as in `ScoredBatch.columns`.
 
     Args:
         logps: of the policy.
@@ -129,11 +135,11 @@ class ScoredBatch:
         columns: arrays of [examples] or [examples, completions], of pairs chosen and rejected, by name:
             `logps`, `reference`: float64 nats, summed over the completion's tokens.
             `tokens`: the completion's length, trained tokens only.
-            `plain`: log-probs that weigh all tokens alike, where `logps` does not.
-            `kls`: nats, KL(policy || reference) summed over positions, where the loss needs it.
-            `alignments`: WPO's weights, where pairs are weighted.
-            `margins`, `score_gaps`: of pairs, the margin that the row asks for, or 0; the difference of the
-                completions' scores, or NaN.
+            `plain`: log-probs with equal weights for all tokens; only if `logps` weights tokens (LD-DPO).
+            `kls`: KL(reference || policy) summed over positions, nats; only if the loss needs it.
+            `alignments`: WPO's weights; only if pairs are weighted.
+            `margins`, `score_gaps`: of pairs, the row's target reward margin, or 0; chosen - rejected score of the
+                row, or NaN.
             `desirable`: of single completions, their label.
         statistics: of the whole optimizer batch.
         loss: the loss.

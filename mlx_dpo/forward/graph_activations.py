@@ -138,30 +138,31 @@ class _Graph:
     def kept_bytes(self, num_results: int) -> int:
         """Bytes that stay when the first results are evaluated and the others are not."""
         forward = self.ancestors(self.results[:num_results])
-        kept = set(self.results[:num_results])
-        for i, operation in enumerate(self.operations):
-            if i not in forward:
-                kept |= set(operation.inputs)
-        dropped = set[int]()
-        for i in filter(self._ends_module, sorted(forward)):
+        backward_inputs = {
+            name for i, operation in enumerate(self.operations) if i not in forward for name in operation.inputs
+        }
+        kept, dropped = backward_inputs | set(self.results[:num_results]), set[int]()
+        for i in filter(self._ends_module, forward):
             outputs = self.operations[i].outputs
             starts = {self.producer[name] for name in self.operations[i].inputs[len(outputs) :]}
-            inside = self._between(starts, self.operations[i].inputs[: len(outputs)])
-            if any(name in kept for j in inside for name in self.operations[j].outputs):  # a gradient goes through it
+            inputs = {self.operations[start].inputs[0] for start in starts}
+            before = self.ancestors(inputs)
+            inside = self.ancestors(self.operations[i].inputs[: len(outputs)], stop=before | starts) | starts
+            if self._depend_on(starts, inside) & backward_inputs:  # a gradient goes through it
                 dropped |= inside
-                kept |= {self.operations[start].inputs[0] for start in starts} | set(outputs)  # mlx keeps both
+                kept |= inputs | set(outputs)  # mlx keeps both
         buffers = self._buffers()
         computed = forward - dropped
         own = {name for name in kept if self.producer.get(name) in computed}
         return sum(dict(buffers[name] for name in own).values())
 
-    def _between(self, starts: set[int], ends: Iterable[str]) -> set[int]:
-        """The operations that arrays are computed by from the outputs of others, these included."""
-        inside = set(starts)
-        for i in sorted(self.ancestors(ends, stop=starts)):  # inputs come first
-            if any(self.producer.get(name) in inside for name in self.operations[i].inputs):
-                inside.add(i)
-        return inside
+    def _depend_on(self, starts: set[int], operations: set[int]) -> set[str]:
+        """The outputs of some operations, and of those among others that take them, directly or not."""
+        dependent = {name for start in starts for name in self.operations[start].outputs}
+        for i in sorted(operations):  # inputs come first
+            if not dependent.isdisjoint(self.operations[i].inputs):
+                dependent |= set(self.operations[i].outputs)
+        return dependent
 
     def _ends_module(self, index: int) -> bool:
         """Whether an operation is the mark of a checkpointed module's outputs."""
@@ -208,7 +209,7 @@ def _traceable_operations() -> Iterator[None]:
 
 
 def _marked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A checkpointed function without a second forward pass; its inputs and outputs are marked in the graph."""
+    """A checkpointed function that is run once; its inputs and outputs are marked in the graph."""
 
     def call(*args: Any) -> Any:
         inputs = [mx.depends([array], [])[0] for _, array in tree_flatten(args)]

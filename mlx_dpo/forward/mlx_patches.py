@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 
 from mlx_dpo.forward.attention import blockwise_attention
 from mlx_dpo.forward.gated_delta_rule import chunked_gated_delta
+from mlx_dpo.forward.lightning_attention import chunked_lightning_attention
 from mlx_dpo.forward.lora_products import single_product_lora
 
-PATCHES = (blockwise_attention, single_product_lora, chunked_gated_delta)
+PATCHES = (blockwise_attention, single_product_lora, chunked_gated_delta, chunked_lightning_attention)
 
 
 @contextmanager

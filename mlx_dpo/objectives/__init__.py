@@ -7,7 +7,7 @@ from mlx_dpo.objectives.loss_inputs import LabelledLogps, LossState, PairLogps
 from mlx_dpo.objectives.loss_registry import LOSS_ALIASES, LOSS_FUNCTIONS, LOSS_SETTINGS, find_loss_function
 from mlx_dpo.objectives.weighted_loss import LossStates, WeightedLoss
 
-objective = declare_loss  # its earlier name, which users' files import
+objective = declare_loss  # deprecated alias, which users' files import
 
 __all__ = [
     "LOSS_ALIASES",

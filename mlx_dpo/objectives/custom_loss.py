@@ -11,7 +11,9 @@ from mlx_dpo.objectives.loss_function import LossFunction, declared_loss
 from mlx_dpo.objectives.loss_inputs import example_pairs
 from mlx_dpo.utils.user_code import load_from_file
 
-HINT = "A custom loss is `def name(pairs, *, beta=0.1)` in that file, and returns one loss per pair; see the README."
+HINT = (
+    "A custom loss is `def name(pairs, *, beta=0.1)` in that file, and returns one loss per pair; see docs/losses.md."
+)
 
 
 def load_custom_loss(text: str) -> LossFunction:

@@ -88,7 +88,7 @@ class MainRankLogpCache:
         self.known = LogpCache(name, model) if shards.group.rank() == 0 else None
 
     def get_or_compute(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
-        """See `LogpCache.of`."""
+        """See `LogpCache.get_or_compute`."""
         known = self.shards.all_min(self.known is None or batch in self.known)
         values = np.zeros(len(batch.sequences)) if known else compute(batch)
         if self.known is not None:

@@ -63,6 +63,13 @@ class TrainingProgress:
         is_due = bool(steps_per_eval and self.step % steps_per_eval == 0)
         return is_due and self.evaluated_step is not None and self.evaluated_step < self.step
 
+    def drop_other_metrics(self, count: int) -> None:
+        """Drop pending metrics whose rows do not have `count` columns: a version with other metrics wrote them.
+
+        The next report is then about the steps after the checkpoint only.
+        """
+        self.pending_metrics = [row for row in self.pending_metrics if len(row) == count]
+
     def has_stopped_improving(self, patience: int) -> bool:
         """Whether `patience` evaluations in a row were not better than the best; never where it is 0."""
         return 0 < patience <= self.evaluations_since_best

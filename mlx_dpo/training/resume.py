@@ -88,6 +88,7 @@ def start_trainer(
             if state.progress.provenance.get(key) != provenance.get(key):
                 state.scorer.arrays.pop(name, None)  # reference log-probs of other rows
         set_tensors(trainer.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
+        state.progress.drop_other_metrics(len(trainer.loss.metric_names))
         trainer.restore(state, provenance)
         listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))
     if communicator.is_main:

@@ -159,7 +159,8 @@ def test_a_killed_run_resumes_to_the_same_file(tmp_path: Path) -> None:
     seen: list[int] = []
     assert score(config, killed, adapter_path=ADAPTER, by=["n"], progress=lambda n, _: seen.append(n)) == summary
     assert killed.read_bytes() == whole.read_bytes()
-    assert seen[0] == done // 4 * 4 + 4 and seen[-1] == len(MANY), "what was there whole was not computed again"
+    assert seen[:2] == [done // 4 * 4, done // 4 * 4 + 4], "what was there whole was not computed again"
+    assert seen[-1] == len(MANY)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.31, 0.77, 0.999])
@@ -177,7 +178,7 @@ def test_a_complete_file_is_not_computed_again(tmp_path: Path) -> None:
     first, content = score(CONFIG, file, adapter_path=ADAPTER), file.read_bytes()
     seen: list[int] = []
     again = score(CONFIG, file, adapter_path=ADAPTER, progress=lambda done, _: seen.append(done))
-    assert (again, file.read_bytes(), seen) == (first, content, [])
+    assert (again, file.read_bytes(), seen) == (first, content, [content.count(b"\n")])
 
 
 @pytest.mark.parametrize(

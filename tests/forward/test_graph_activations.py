@@ -36,11 +36,11 @@ def test_the_count_is_what_a_forward_pass_keeps(family: str) -> None:
         assert counted == pytest.approx(network.activation_bytes(PAIR, num_checkpointed), rel=tolerance)
 
 
-@pytest.mark.parametrize("num_checkpointed", [0, 2, 4])
+@pytest.mark.parametrize("num_checkpointed", [0, 2, 3, 4])
 def test_blocks_below_the_first_adapter_keep_nothing(num_checkpointed: int) -> None:
     network = adapted("qwen3", num_layers=1)
     counted = count_activation_bytes(network, PAIR, num_checkpointed)
-    assert counted == pytest.approx(network.activation_bytes(PAIR, num_checkpointed), rel=0.25)
+    assert counted == pytest.approx(network.activation_bytes(PAIR, num_checkpointed), rel=0.05)
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -188,3 +188,11 @@ def test_a_loss_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "added.py").write_text(SORTING.format(decorator="declare_loss"))
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
     assert list(declared_losses()) == [*LOSS_FUNCTIONS, "sorting"]
+
+
+def test_a_setting_of_a_loss_must_be_a_field_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SORTING.format(decorator="declare_loss").replace("beta=0.1", "beta=0.1, sharpness=2.0")
+    (tmp_path / "with_setting.py").write_text(text)
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    with pytest.raises(TypeError, match=r"loss sorting .*TrainConfig: sharpness\. Add them to mlx_dpo/config\.py"):
+        declared_losses()

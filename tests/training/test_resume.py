@@ -165,6 +165,18 @@ def test_a_checkpoint_is_enough_to_go_on(tmp_path: Path) -> None:
     assert adapter(tmp_path / "moved") == adapter(whole)
 
 
+def test_pending_metrics_of_a_version_with_fewer_metrics_are_dropped(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stopped(run, steps_per_report=10)
+    progress_file = RunFolder(run).require_latest_checkpoint() / "progress.json"
+    content = json.loads(progress_file.read_text())
+    assert content["pending"]
+    content["pending"] = [row[:-1] for row in content["pending"]]
+    progress_file.write_text(json.dumps(content))
+    train(config(run, steps_per_report=10), listener=MetricsLog(), resume=True)
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == [7]
+
+
 def test_the_checkpoint_of_a_run_with_all_in_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stopped(run, loss="kto")

@@ -1,6 +1,7 @@
 """Row formats, one module each; `row_formats` discovers them.
 
-To add a format, add a module with a `RowFormat` subclass here and a test in tests/data.
+To add a format, add a module here with a subclass of `RowFormat` or of one of its base classes (see there), and a test
+in tests/data.
 """
 
 from __future__ import annotations

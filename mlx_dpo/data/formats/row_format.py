@@ -1,4 +1,4 @@
-"""What a row format is, and what formats of pairs and of single completions share."""
+"""`RowFormat`, the interface of a row format, and base classes for pairs and for single completions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from mlx_dpo.data.formats.row_columns import ColumnSets, Row
 from mlx_dpo.data.messages import is_hh_dialogue
 from mlx_dpo.errors import RowError
 
-_MAX_PAIRS = 4096  # of lists of answers in one row
+_MAX_PAIRS = 4096  # of lists of completions in one row
 
 
 class RowFormat(ABC):
     """A way to write examples as a row. Null values count as absent columns.
 
+    Derive from `PairFormat` (chosen and rejected columns), `CompletionFormat` (one completion), `PublicDataset` (a
+    known set of columns) or `AnnotationExport` (an annotation tool's JSON), or from this class if none of them applies.
+
     Attributes:
-        order: formats are tried in ascending order, and the first that matches parses the row. Public data sets, which
-            are recognised by a set of columns, stand below 100.
-        column_sets: sets of columns, one of which a row must have for `matches` to be asked.
+        order: formats are tried in ascending order, and the first that matches parses the row. Public datasets, which
+            are recognized by a set of columns, have orders below 100; a format without an order is tried last.
+        column_sets: sets of columns, one of which a row must have for `matches` to be called.
     """
 
-    order: ClassVar[int]
+    order: ClassVar[int] = 1000
     column_sets: ClassVar[ColumnSets] = ((),)
 
     @abstractmethod
@@ -38,7 +41,7 @@ class RowFormat(ABC):
         """The examples in a row that matches.
 
         Raises:
-            RowError: a value is not what the format asks for; without a location, which the caller adds.
+            RowError: a value is invalid in this format; without a location, which the caller adds.
         """
 
     @abstractmethod
@@ -50,7 +53,7 @@ class RowFormat(ABC):
         return row
 
     def check_paired(self, row: Row) -> None:  # noqa: B027
-        """Raise `RowError` where a row that matches holds a single completion instead of pairs."""
+        """Raise `RowError` if a row that matches holds a single completion instead of pairs."""
 
 
 class PairFormat(RowFormat):
@@ -60,7 +63,7 @@ class PairFormat(RowFormat):
     is_hh_dialogue: ClassVar[bool] = False
 
     def parse(self, row: Row) -> list[Pair]:
-        """The pair of a row; where a side is a list of answers, a pair for each of them."""
+        """The pair of a row; if chosen or rejected is a list of completions, a pair for each of them."""
         tools, template_kwargs = row_fields.parse_tools(row), row_fields.parse_template_kwargs(row)
         prompt, (chosen, rejected) = columns.prompt(row), columns.pair(row)
         if prompt is None:
@@ -81,7 +84,7 @@ class PairFormat(RowFormat):
         ]
 
     def columns_read(self, row: Row) -> Iterable[str]:
-        """The prompt, its input, and the two sides."""
+        """The prompt, its input, and the chosen and rejected columns."""
         prompt = columns.prompt_column(row)
         return [*(columns.pair_columns(row) or ()), *prompt_columns_read(prompt)]
 
@@ -93,10 +96,10 @@ class CompletionFormat(RowFormat):
 
     @abstractmethod
     def column(self, row: Row) -> str | None:
-        """The column with the completion, or with the conversation that it ends; None where there is none."""
+        """The column with the completion, or with the conversation that it ends; None if there is none."""
 
     def prompt(self, row: Row) -> NamedValue | None:
-        """The prompt; None where it is the conversation before the completion."""
+        """The prompt; None if it is the conversation before the completion."""
         return None
 
     def matches(self, row: Row) -> bool:
@@ -119,7 +122,7 @@ class CompletionFormat(RowFormat):
         return f"{self.column(row)}{', label' if has_label else ''}"
 
     def columns_read(self, row: Row) -> Iterable[str]:
-        """The completion, and the prompt where it has a column of its own."""
+        """The completion, and the prompt if it has its own column."""
         prompt = self.prompt(row)
         return [str(self.column(row)), *prompt_columns_read(prompt[0] if prompt else None)]
 
@@ -129,7 +132,7 @@ class CompletionFormat(RowFormat):
             f"a single {self.noun} is not a pair",
             kind="unpaired",
             field=self.column(row),
-            hint="Train on it with --loss sft, or, where it has a `label`, with --loss kto, bco or apo_zero_unpaired; "
+            hint="Train on it with --loss sft, or, if it has a `label`, with --loss kto, bco or apo_zero_unpaired; "
             "a pair has `prompt`, `chosen` and `rejected`. Columns of other names are given by --chosen-column and "
             "--rejected-column.",
         )
