@@ -19,7 +19,7 @@ from mlx_dpo.utils.json_files import read_json
 
 
 def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
-    """An mlx-lm adapter folder. Raises `UserError` where it is not one."""
+    """An mlx-lm adapter folder. Raises `UserError` if it is not one."""
     return read_adapter_spec(folder), read_safetensors(Path(folder) / "adapters.safetensors")
 
 
@@ -61,7 +61,7 @@ def read_adapter_spec(folder: str | Path) -> AdapterSpec:
 
 
 def _existing_folder(name: str | Path) -> Path:
-    """An adapter's folder. Raises `UserError` where there is none of that name."""
+    """An adapter's folder. Raises `UserError` if there is none of that name."""
     path = Path(name)
     if not path.is_dir():
         state = "this is a file" if path.exists() else "there is no such folder"
@@ -71,7 +71,7 @@ def _existing_folder(name: str | Path) -> Path:
 
 
 def _require_fields(file: Path, config: Mapping[str, Any], lora: Any, kind: str) -> None:
-    """Raises `UserError` where what decides the numbers is not in the file."""
+    """Raises `UserError` if what decides the numbers is not in the file."""
     where = Where(str(file))
     if not isinstance(lora, Mapping):
         raise UserError("expected an object", where=where, field="lora_parameters")
@@ -85,7 +85,7 @@ def _require_fields(file: Path, config: Mapping[str, Any], lora: Any, kind: str)
 
 
 def adapter_base_model(adapter_path: str | Path) -> str:
-    """The model that an adapter folder says it was trained on. Raises `UserError` where it says none."""
+    """The model that an adapter folder says it was trained on. Raises `UserError` if it says none."""
     file = _existing_folder(adapter_path) / "adapter_config.json"
     model = read_json(file).get("model")
     if not isinstance(model, str) or not model:
@@ -95,7 +95,7 @@ def adapter_base_model(adapter_path: str | Path) -> str:
 
 
 def read_safetensors(file: Path) -> Tensors:
-    """A safetensors file, read whole. Raises `UserError` where it is damaged."""
+    """A safetensors file, read whole. Raises `UserError` if it is damaged."""
     try:
         tensors = cast(Tensors, mx.load(str(file)))
         mx.eval(tensors)

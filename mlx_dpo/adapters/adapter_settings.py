@@ -1,4 +1,4 @@
-"""Settings of what is trained, where an initial adapter or full fine-tuning leaves them nothing to set."""
+"""Check LoRA settings against an initial adapter or full fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RESOLVED_BY_MODEL = ("num_layers", "lora_keys")
 
 
 def adapter_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings of what is trained, by name, as far as they are not at their defaults."""
+    """The LoRA settings that differ from their defaults, by name."""
     names = ("lora_keys" if field.name == "keys" else field.name for field in fields(AdapterSpec))
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(TrainConfig, name)}
 
@@ -28,7 +28,7 @@ def fine_tune_type(config: TrainConfig) -> str:
 
 
 def require_settings_of_adapter(config: TrainConfig, requested: Mapping[str, Any]) -> None:
-    """Check that the settings of a run agree with its initial adapter, as far as the model is not needed for it.
+    """Check that the settings of a run agree with its initial adapter, except for those that need the model.
 
     Args:
         config: the run's settings.
@@ -51,12 +51,12 @@ def require_equal_settings(requested: Mapping[str, Any], spec: AdapterSpec, fold
     """Check that settings are those of an adapter.
 
     Args:
-        requested: settings by name; others than those of an adapter are passed over.
+        requested: settings by name; settings that an adapter does not have are ignored.
         spec: what the adapter folder holds.
         folder: its name.
 
     Raises:
-        UserError: one is another, and would have no effect.
+        UserError: a setting differs from the adapter's, so it would have no effect.
     """
     own = {**{field.name: getattr(spec, field.name) for field in fields(spec)}, "lora_keys": spec.keys}
     for name, value in requested.items():

@@ -62,7 +62,7 @@ def trainable_tensors(model: nn.Module) -> Tensors:
 
 
 def neutral_tensors(model: nn.Module) -> Tensors:
-    """The adapter tensors that would make the adapters on a model do nothing; empty where it has none."""
+    """The adapter tensors that would make the adapters on a model do nothing; empty if it has none."""
     tensors = {}
     for name, module in model.named_modules():
         if "lora_b" in module:

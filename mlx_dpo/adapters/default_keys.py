@@ -35,7 +35,7 @@ def default_keys(model: nn.Module, fine_tune_type: str) -> tuple[tuple[str, ...]
     """The layers that a run adapts where it names none.
 
     Left out are routers of experts, whose update no loss here keeps balanced, and layers whose weights the model reads
-    itself instead of calling them, where an adapter would be passed by or break the model.
+    itself instead of calling them, so that an adapter would be bypassed or break the model.
 
     Args:
         model: without adapters.

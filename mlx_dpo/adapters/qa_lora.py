@@ -77,7 +77,7 @@ def convert_to_qa_lora(model: nn.Module, bits: int) -> None:
 
     Args:
         model: its mlx-lm adapters are converted in place.
-        bits: those of the adapted layers (the fewest, where some have more).
+        bits: those of the adapted layers (the fewest, if some have more).
 
     Raises:
         UserError: a layer has no offsets to move, or other bits.

@@ -3,7 +3,7 @@
 A template renders prompt and answer together. Where that begins with the prompt as it is rendered for generation, the
 rest is the answer. Some templates render the two differently: a generation prompt may open a block of thinking that a
 finished answer does not have, or earlier turns may change once they are answered. The prompt then stays as it is
-generated from, and the answer is what the template renders behind the assistant's header. The header is found by
+generated from, and the answer is what the template renders after the assistant's header. The header is found by
 rendering the conversation again with other text in the answer's place: what both have in common is not the answer's.
 """
 
@@ -26,10 +26,10 @@ Span = tuple[int, int]  # start and end in a rendering
 
 @dataclass(frozen=True, slots=True)
 class AlignedAnswer:
-    """An answer as token ids behind its prompt.
+    """An answer as token ids after its prompt.
 
     Attributes:
-        ids: all tokens behind the prompt.
+        ids: all tokens after the prompt.
         mask: which of them are the assistant's; None where all are.
         prompt_is_prefix: prompt and answer rendered together begin with the prompt's ids.
         rendered: prompt and answer rendered together, as text.
@@ -65,7 +65,7 @@ class AnswerAligner:
         self.prompt_ids = renderer.token_ids(self.prompt)
 
     def align(self, answer: list[Message]) -> AlignedAnswer:
-        """The tokens of an answer. Raises `RowError` where the template hides which are the assistant's."""
+        """The tokens of an answer. Raises `RowError` if the template hides which are the assistant's."""
         chat, renderer = self._chat, self._renderer
         if chat.continues_turn:
             turns, first = [*chat.prompt[:-1], *_continue_turn(chat.prompt[-1], answer)], len(chat.prompt) - 1
@@ -109,7 +109,7 @@ class AnswerAligner:
         return start, max(start, end)
 
     def _turn_start(self, whole: Rendering, turns: Sequence[Message], i: int, generation: Rendering | None) -> int:
-        """Where turn `i`, of the assistant, begins behind its header.
+        """Where turn `i`, of the assistant, begins after its header.
 
         Args:
             whole: all turns rendered.
@@ -137,7 +137,7 @@ class AnswerAligner:
         return same
 
     def _before_thinking(self, whole: Rendering, generation: Rendering, header: int, start: int) -> int:
-        """A start that leaves an answer its own thinking, where the generation prompt has an empty block of it."""
+        """A start that leaves an answer its own thinking, if the generation prompt has an empty block of it."""
         if not isinstance(whole, str) or not isinstance(generation, str):
             return start
         begin, end = self._special.thinking_tags
@@ -163,7 +163,7 @@ class AnswerAligner:
     def _end_token_length(
         self, whole: Rendering, turns: Sequence[Message], i: int, span: Span, closing: Rendering | None
     ) -> int:
-        """The length of the token behind a turn where it ends the turn, else 0."""
+        """The length of the token after a turn if it ends the turn, else 0."""
         start, end = span
         if not isinstance(whole, str):
             ends = self._special.ends
@@ -177,7 +177,7 @@ class AnswerAligner:
         return len(token) if token in self._special.eos_texts or closes else 0
 
     def _closing(self, turns: Sequence[Message], i: int) -> Rendering | None:
-        """What the template puts behind the text of turn `i` as the last one."""
+        """What the template puts after the text of turn `i` as the last one."""
         placeholder = _placeholder(turns[i])
         rendered = self._try_render([*turns[:i], placeholder])
         at = -1 if not isinstance(rendered, str) else rendered.rfind(placeholder["content"])
@@ -211,7 +211,7 @@ class AnswerAligner:
 
 
 def _placeholder(turn: Message) -> Message:
-    """An assistant turn whose text begins and ends otherwise than that of `turn`."""
+    """An assistant turn whose text begins and ends differently from that of `turn`."""
     content = turn["content"].strip()
     letter = next(letter for letter in "QZX" if letter not in (content[:1], content[-1:]))
     return {"role": "assistant", "content": f"{letter}placeholder{letter}"}

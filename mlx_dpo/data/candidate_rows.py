@@ -15,10 +15,10 @@ _LIST_COLUMNS = ("completions", "scores", "rankings", "chosen", "rejected")
 
 
 def parse_candidates(row: Any, where: Where) -> list[Example]:
-    """A row as one prompt and all its answers. Raises `RowError`.
+    """Parse a row as one prompt and all its completions. Raises `RowError`.
 
-    Taken are pairs and single completions in every shape that training takes, `completions` with or without a judgement
-    of them, and lists of texts as `chosen` and `rejected`, as RewardBench 2 has them.
+    Accepts pairs and single completions in every format of training, `completions` with or without scores, and
+    lists of texts as `chosen` and `rejected`, as in RewardBench 2.
     """
     if isinstance(row, dict):
         completions = _decoded(row, where).get("completions")

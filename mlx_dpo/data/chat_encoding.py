@@ -1,6 +1,6 @@
-"""Examples to token ids under a model's chat template, and what is cut where they are too long.
+"""Examples to token ids under a model's chat template, and what is cut if they are too long.
 
-The prompt's ids are those that a completion is generated from (`ChatRenderer`); the completions stand behind them, the
+The prompt's ids are those that a completion is generated from (`ChatRenderer`); the completions follow them, the
 end-of-turn token included. Everything that is trained is the assistant's (`AnswerAligner`).
 """
 
@@ -24,7 +24,7 @@ from mlx_dpo.errors import RowError, Where
 
 __all__ = ["EncodedExample", "ExampleEncoder", "TokenIds", "end_token_ids"]
 
-_MAX_TOKENS_AFTER_END = 3  # tokens a template may put behind the end of a turn, like ChatML's line break
+_MAX_TOKENS_AFTER_END = 3  # tokens a template may put after the end of a turn, like ChatML's line break
 
 
 class ExampleEncoder:
@@ -34,7 +34,7 @@ class ExampleEncoder:
         max_length: the most tokens of prompt and longer completion together; at least 2.
         overlong: what becomes of a longer one. "truncate": a prompt keeps what the completions leave room for, and at
             least half of the limit; beyond that it loses its oldest turns, then text (`shorten_prompt`). A completion
-            that does not fit behind it loses its end. "drop": it becomes None. "error": a `RowError`.
+            that does not fit after it loses its end. "drop": it becomes None. "error": a `RowError`.
         raw: take texts as they are, though there is a chat template.
         train_on: which assistant turns of a completion are trained, all or the last one.
         template_kwargs: variables for the chat template; those of a row take precedence.
@@ -127,7 +127,7 @@ class ExampleEncoder:
         return EncodedExample(self.renderer.or_start_token(prompt), ids, example, held, masks, findings=findings)
 
     def _with_end_token(self, answer: TokenIds, mask: TokenMask | None) -> tuple[TokenIds, TokenMask | None]:
-        """An answer with EOS behind it, unless it ends its turn already."""
+        """An answer with EOS after it, unless it already ends its turn."""
         special = self.renderer.special_tokens
         if special.eos is not None and special.ends.isdisjoint(answer[-1 - _MAX_TOKENS_AFTER_END :]):
             answer, mask = (*answer, special.eos), None if mask is None else (*mask, True)
@@ -168,7 +168,7 @@ class ExampleEncoder:
         return replace(encoded, findings=whole.findings)
 
     def _cut_prompt(self, prompt: TokenIds, room: int) -> TokenIds:
-        """The last tokens of a prompt, behind its BOS."""
+        """The last tokens of a prompt, after its BOS."""
         if len(prompt) <= room:
             return prompt
         if room > 1 and prompt[0] == self.renderer.special_tokens.bos:

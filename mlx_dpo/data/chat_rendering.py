@@ -1,7 +1,7 @@
 """Examples rendered by a model's chat template: the one place where a prompt becomes token ids.
 
 Training, evaluation, sampling and scoring all take a prompt's ids from `ChatRenderer.prompt_ids`, so that a policy is
-trained behind the ids that it will generate from.
+trained after the ids that it will generate from.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlx_dpo.utils.time_limit import TimeLimitExceeded, time_limit
 
 RENDER_SECONDS = 5.0  # a row takes about a millisecond; a template with an endless loop would never end
 
-# What a template makes of messages: text, or token ids where the tokenizer's ids are not those of the text.
+# What a template makes of messages: text, or token ids if the tokenizer's ids are not those of the text.
 Rendering = str | TokenIds
 
 
@@ -176,7 +176,7 @@ class ChatRenderer:
         return tuple(self._encode(rendering)) if isinstance(rendering, str) else rendering
 
     def continuation_ids(self, rendering: Rendering) -> TokenIds:
-        """The token ids of a piece of a rendering that stands behind other text: nothing is put in front of it."""
+        """The token ids of a piece of a rendering that follows other text: nothing is put in front of it."""
         if not isinstance(rendering, str):
             return rendering
         anchor = self._encode(self.special_tokens.anchor)
@@ -208,7 +208,7 @@ class ChatRenderer:
         return rendering if isinstance(rendering, str) else self.tokenizer.decode(list(rendering))
 
     def tokenize_text(self, text: str) -> TokenIds:
-        """The token ids of a plain text, with BOS once where the tokenizer begins texts with it. Raises `RowError`."""
+        """The token ids of a plain text, with BOS once if the tokenizer begins texts with it. Raises `RowError`."""
         try:
             ids = list(self.tokenizer.encode(text))
         except Exception as error:
@@ -222,7 +222,7 @@ class ChatRenderer:
         return tuple(ids)
 
     def or_start_token(self, prompt: TokenIds) -> TokenIds:
-        """The prompt, or where it has no tokens one to predict the first token from. Raises `RowError`."""
+        """The prompt, or if it has no tokens one to predict the first token from. Raises `RowError`."""
         start = self.special_tokens.start
         if not prompt and start is None:
             raise RowError("the prompt has no tokens", kind="empty", field="prompt")

@@ -19,7 +19,7 @@ class PaddedSequences:
     Attributes:
         inputs: [sequences, tokens] int32.
         targets: [sequences, tokens] int32; the token after each input.
-        completion_mask: [sequences, tokens] bool; true where the target is a completion token that is trained.
+        completion_mask: [sequences, tokens] bool; true if the target is a completion token that is trained.
     """
 
     inputs: np.ndarray
@@ -36,7 +36,7 @@ class CompletionGroup:
         prompt_indices: the row of each completion's prompt.
         inputs: [completions, tokens] int32; the first is the last prompt token.
         targets: [completions, tokens] int32; the token after each input.
-        completion_mask: [completions, tokens] bool; true where there is a target that is trained.
+        completion_mask: [completions, tokens] bool; true if there is a target that is trained.
     """
 
     sequence_indices: list[int]

@@ -33,7 +33,7 @@ def with_renamed_columns(columns: Mapping[str, str], parse: Callable[[Any, Where
 
 
 def rename_columns(row: Any, columns: Mapping[str, str]) -> Any:
-    """A row with its columns under their usual names. Raises `RowError`, without a location, where one is missing."""
+    """A row with its columns under their usual names. Raises `RowError`, without a location, if one is missing."""
     if not columns or not isinstance(row, dict):
         return row
     renamed = {name: _column_value(row, column) for name, column in columns.items()}

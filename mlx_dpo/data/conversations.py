@@ -1,6 +1,6 @@
 """A prompt and one or two answers to it, from whatever form these have in a row.
 
-Texts stay texts where all are; anything else becomes lists of messages. Errors are `RowError`s without a
+Texts stay texts if all are; anything else becomes lists of messages. Errors are `RowError`s without a
 location; `parse_examples` adds it.
 """
 
@@ -60,7 +60,7 @@ def split_completion(prompt: NamedValue | None, completion: NamedValue) -> tuple
 
 
 def check_text_or_messages(name: str, value: Any) -> None:
-    """Raise `RowError` where a value is neither text nor messages, or is empty."""
+    """Raise `RowError` if a value is neither text nor messages, or is empty."""
     if isinstance(value, str):
         if not value or value.isspace():
             raise RowError("is empty", kind="empty", field=name)
@@ -160,5 +160,5 @@ def _split_implicit_text(chosen: NamedValue, rejected: NamedValue) -> PromptAndP
         raise RowError(message, kind="no prompt", hint=hint)
     for name, text in (chosen, rejected):
         if not text[start:].strip():
-            raise RowError("is empty behind what it shares with the other side", kind="empty", field=name)
+            raise RowError("is empty after the part that it shares with the other completion", kind="empty", field=name)
     return first[:start], first[start:], second[start:]

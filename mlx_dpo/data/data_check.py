@@ -95,7 +95,7 @@ class DataCheck:
         self._hashes, self._lines, self._files = array("q"), _uint32(), array("H")
 
     def add_file(self, path: str, on_progress: OnProgress | None = None) -> None:
-        """Take in a file. Raises `UserError` where it can't be read at all."""
+        """Take in a file. Raises `UserError` if it can't be read at all."""
         self.files.append("stdin" if path == "-" else path)
         before = self.rows
         for row in read_rows(

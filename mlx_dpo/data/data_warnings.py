@@ -35,7 +35,7 @@ class RowWarning:
 
     Attributes:
         kind: what is the case.
-        names: the columns that it is about, where it is about some.
+        names: the columns that it is about, if it is about some.
     """
 
     kind: WarningKind

@@ -14,7 +14,7 @@ from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.errors import RowError
 
 ENCODING_FLAGS = ("dropped", *ENCODING_WARNINGS)
-MAX_CHECKED_UP_FRONT = 1_000  # examples that are encoded before training, where none is to be left out
+MAX_CHECKED_UP_FRONT = 1_000  # examples that are encoded before training, if none may be skipped
 MAX_CACHED_TOKENS = 1_000_000  # some 40 MB
 
 
@@ -81,6 +81,6 @@ class EncodedExamples:
             return False
 
     def counts(self) -> dict[str, int]:
-        """By flag of `ENCODING_FLAGS`, how many of the examples encoded so far have it, where any has."""
+        """By flag of `ENCODING_FLAGS`, how many of the examples encoded so far have it, if any has."""
         counts = self.flags.sum(axis=0).tolist()
         return {flag: count for flag, count in zip(ENCODING_FLAGS, counts, strict=True) if count}

@@ -23,7 +23,7 @@ class FindingsDetector:
         self._renderer, self._special = renderer, renderer.special_tokens
         begin, end = map(re.escape, self._special.thinking_tags)
         self._empty_thinking = re.compile(rf"{begin}\s*{end}")
-        # by the fields that rows have and one of them: rows it was tried on, and whether all of them came out alike
+        # by (fields of the rows, one of them): rows it was tried on, and whether all of them gave the same result
         self._ignored: dict[tuple[tuple[str, ...], str], tuple[int, bool]] = {}
 
     def of_texts(self, prompt_is_prefix: bool) -> frozenset[str]:
@@ -88,7 +88,7 @@ class FindingsDetector:
         return next((text.strip() for text in texts if text.strip()), "")
 
     def _check_rendered(self, chat: ChatExample, turns: Sequence[Message], answer: AlignedAnswer) -> None:
-        """Raise `RowError` where the template renders nothing of an answer."""
+        """Raise `RowError` if the template renders nothing of an answer."""
         text = self._empty_thinking.sub("", self._special.strip_from(answer.assistant_text))
         if text.strip():
             if turns[-1]["content"].strip() or chat.continues_turn:

@@ -29,7 +29,7 @@ SPECIAL_TOKENS = WarningKind(
 EMPTY_THINKING = WarningKind(
     "empty_thinking",
     "the template puts an empty block of thinking before the answer, and it is trained",
-    "Where the model is to answer without thinking, --chat-template-kwargs '{\"enable_thinking\": false}' makes the "
+    "If the model should answer without thinking, --chat-template-kwargs '{\"enable_thinking\": false}' makes the "
     "block part of the prompt.",
 )
 THINKING_LOST = WarningKind(
@@ -44,7 +44,7 @@ EARLIER_THINKING_LOST = WarningKind(
 )
 THINKING_CONTRADICTION = WarningKind(
     "thinking_contradiction",
-    "enable_thinking is false, but the answer has thinking: it is trained behind a prompt without it",
+    "enable_thinking is false, but the answer has thinking: it is trained after a prompt without it",
     "Remove `enable_thinking` or the thinking.",
 )
 UNCLOSED_THINKING = WarningKind(

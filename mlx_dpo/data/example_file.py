@@ -30,7 +30,7 @@ RowCache = BoundedCache[int, tuple[int, Sequence[Example]]]  # byte offset: hash
 class ExampleFile:
     """The examples of a file by number.
 
-    In memory are 14 bytes an example that say where it is, and a cache of parsed rows of limited size. Safe to read
+    In memory are 14 bytes per example that say where it is, and a cache of parsed rows of limited size. Safe to read
     from several threads.
 
     Attributes:
@@ -66,7 +66,7 @@ class ExampleFile:
         on_progress: OnProgress | None = None,
         parse: RowParser = parse_pairs,
     ) -> ExampleFile:
-        """Parse every row of a file, of a data set of the Hub, or of stdin; arguments and errors as for `read_rows`."""
+        """Parse every row of a file, of a Hub dataset, or of stdin; arguments and errors as for `read_rows`."""
         offsets, lines, positions = array("q"), array("I"), array("H")
         digest, cache, warnings = hashlib.blake2b(digest_size=16), RowCache(MAX_CACHED_BYTES), DataWarnings()
         with open_rows(path) as stream:
@@ -128,7 +128,7 @@ class ExampleFile:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises `UserError` where the file was changed."""
+        """Raises `UserError` if the file was changed."""
         if _file_state(self._file) != self._state:
             raise _changed_error(self.name)
         offset = int(self._offsets[index])
@@ -202,5 +202,7 @@ def _append(file: BinaryIO, line: bytes, name: str) -> None:
 
 
 def _no_space_error(error: OSError, name: str) -> UserError:
-    hint = "Set TMPDIR to a folder with room for it, or give an unpacked .jsonl file, which needs no copy."
-    return UserError(f"can't be unpacked into {tempfile.gettempdir()}: {error.strerror}", where=Where(name), hint=hint)
+    hint = "Set TMPDIR to a folder with room for it, or give an uncompressed .jsonl file, which needs no copy."
+    return UserError(
+        f"can't be decompressed into {tempfile.gettempdir()}: {error.strerror}", where=Where(name), hint=hint
+    )

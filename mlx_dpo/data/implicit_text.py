@@ -13,8 +13,8 @@ _UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYA
 def common_prompt_length(first: str, second: str) -> int:
     """The length of the prompt that two texts share.
 
-    It is the common prefix back to the last white space, where that ends inside a word of one of them. A space before
-    the border belongs to the word behind it, as in TRL.
+    It is the common prefix back to the last white space, if that ends inside a word of one of them. A space before
+    the border belongs to the word after it, as in TRL.
 
     Args:
         first: a text, prompt and answer.

@@ -31,7 +31,7 @@ def printable(text: object, limit: int = 60) -> str:
 
 
 def check_text(text: str, field: str) -> None:
-    """Raise `RowError` where a text can't be written as UTF-8, and so not be tokenized."""
+    """Raise `RowError` if a text can't be written as UTF-8, and so not be tokenized."""
     if not text.isascii():
         try:
             text.encode()
@@ -46,7 +46,7 @@ def check_text(text: str, field: str) -> None:
 
 
 def check_json(value: Any, field: str, depth: int = 0) -> None:
-    """Raise `RowError` where a value that a template may be given is not plain JSON, or nested beyond reason."""
+    """Raise `RowError` if a value that a template may be given is not plain JSON, or nested beyond reason."""
     if depth > _MAX_DEPTH:
         raise RowError(f"is nested more than {_MAX_DEPTH} levels deep", kind="nesting", field=field)
     if isinstance(value, str):

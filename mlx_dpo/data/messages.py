@@ -16,7 +16,7 @@ from mlx_dpo.utils.common_prefix import common_prefix_length
 Message = dict[str, Any]
 SYSTEM_ROLES = ("system", "developer")
 
-# Names that no chat template knows, and the role they stand for: as a `role`, and as ShareGPT's `from`.
+# Names that no chat template knows, and the role they mean: as a `role`, and as ShareGPT's `from`.
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "ai": "assistant"}
 _SHAREGPT_ROLES = {
     **_ROLES,
@@ -93,7 +93,7 @@ def _sharegpt_role(name: Any, field: str) -> str:
     if role is None:
         shown = f"`{printable(name)}`" if isinstance(name, str) else json_type_name(name)
         hint = "Known are human, user, gpt, assistant, model, bot, system, tool, observation and function."
-        raise RowError(f"{shown} is no speaker's name", kind="role", field=f"{field}.from", hint=hint)
+        raise RowError(f"{shown} is not a speaker's name", kind="role", field=f"{field}.from", hint=hint)
     return role
 
 
@@ -180,7 +180,7 @@ def is_hh_dialogue(text: str) -> bool:
 
 
 def parse_hh_dialogue(text: str) -> list[Message]:
-    """The turns of an HH dialogue. A last `Assistant:` with nothing behind it is kept, with empty content."""
+    """The turns of an HH dialogue. A last `Assistant:` with nothing after it is kept, with empty content."""
     _, *parts = _HH_TURN.split(text.strip())
     names, contents = parts[::2], parts[1::2]
     roles = [_ROLES.get(name.lower(), "assistant") for name in names]

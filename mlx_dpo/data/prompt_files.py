@@ -49,7 +49,7 @@ def _prompts_from_rows(file: str) -> list[Prompt | Example]:
 
 
 def parse_prompt(row: Any, where: Where) -> Prompt | Example:
-    """The first example of a row, or where it has none that can be used, its prompt with tools and template arguments.
+    """The first example of a row, or if it has none that can be used, its prompt with tools and template arguments.
 
     Raises:
         RowError: there is no prompt either.

@@ -40,7 +40,7 @@ class RenderedTextParser:
     def parse(self, example: Pair | Completion) -> Pair | Completion | None:
         """The example as it was before it was rendered; None where that can't be recovered.
 
-        A prompt is parsed where the template renders the parsed one to the very text. At its end and that of an answer
+        A prompt is parsed if the template renders the parsed one to the very text. At its end and that of an answer
         special tokens are left out.
         """
         prompt = example.prompt if isinstance(example.prompt, str) else None
@@ -104,7 +104,7 @@ class RenderedTextParser:
         return None
 
     def _renders_to(self, messages: Sequence[Message], text: str) -> bool:
-        """Whether the template renders messages to a text, or to one that ends in it: behind BOS or a system turn."""
+        """Whether the template renders messages to a text, or to one that ends in it: after BOS or a system turn."""
         with suppress(RowError):
             chat = self._renderer.as_chat(Prompt(list(messages)))
             if chat is not None:
@@ -112,7 +112,7 @@ class RenderedTextParser:
         return False
 
     def _find_separators(self) -> None:
-        """Find what stands before the first turn, by its role, and between two turns, by their roles."""
+        """Find the text before the first turn, by its role, and between two turns, by their roles."""
         for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user")):
             messages = [{"role": role, "content": f"mlxdpo{role}{i}"} for i, role in enumerate(roles)]
             with suppress(RowError):

@@ -75,7 +75,7 @@ def parse_number(value: Any, name: str) -> float:
 
 
 def _number_of_text(text: str) -> float | str:
-    """The number that a text, such as a cell of a table, stands for; the text where it stands for none."""
+    """The number that a text, such as a cell of a table, represents; the text itself if it is not a number."""
     try:
         return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
     except ValueError:

@@ -84,11 +84,11 @@ def fix_rows(
     columns: Mapping[str, str] = MappingProxyType({}),
     on_progress: OnProgress | None = None,
 ) -> FixReport:
-    """Write a file's rows as JSON lines, fixed. A row that needs nothing is written as it is, to the byte.
+    """Write a file's rows as JSON lines, fixed. A row that needs nothing is copied byte for byte.
 
     Args:
         source: a file of rows, or `-` for stdin.
-        out: the new file, packed if its name ends in .gz, or `-` for stdout. It is there whole or not at all.
+        out: the new file, gzip-compressed if its name ends in .gz, or `-` for stdout. It is written atomically.
         renderer: of the model; without it, what depends on its chat template is not looked at.
         columns: names of columns, see `with_renamed_columns`.
         on_progress: called at most every quarter of a second with the fraction that is read.
@@ -137,7 +137,7 @@ class RowFixer:
         self._first_lines: dict[int, int] = {}  # by the hash of a row's examples
 
     def fix(self, line: bytes, where: Where) -> list[bytes]:
-        """The lines that take the place of a row: the row itself where it needs nothing, and none to leave it out."""
+        """The lines that take the place of a row: the row itself if it needs nothing, and none to leave it out."""
         try:
             row = parse_json_line(line, where)
             stripped = strip_table_nulls(row) if isinstance(row, dict) else row
@@ -179,7 +179,7 @@ class RowFixer:
         return []
 
     def _fix_example(self, example: Example, where: Where) -> Example:
-        """The example as the model's template takes it; the example itself where it does already."""
+        """The example as the model's template takes it; the example itself if it does already."""
         if self._parser is None or self._renderer is None or not isinstance(example, (Pair, Completion)):
             return example
         if self._parser.has_special_tokens(example):

@@ -19,7 +19,7 @@ RowParser = Callable[[Any, Where], Sequence[Example]]
 
 
 def parse_examples(row: Any, where: Where) -> list[Example]:
-    """The pairs of a row, or its single completion; empty where all completions have equal scores.
+    """The pairs of a row, or its single completion; empty if all completions have equal scores.
 
     Args:
         row: the row's JSON value.
@@ -37,7 +37,7 @@ def parse_pairs(row: Any, where: Where) -> list[Pair]:
 
 
 def parse_labelled_examples(row: Any, where: Where) -> list[Example]:
-    """The examples of a row, where a single completion must have a label. Raises `RowError`."""
+    """The examples of a row; a single completion must have a label. Raises `RowError`."""
     examples = parse_examples(row, where)
     if any(isinstance(example, Completion) and example.desirable is None for example in examples):
         hint = (

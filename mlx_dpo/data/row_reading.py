@@ -48,7 +48,7 @@ def read_rows(
     """Yield the valid rows of a file in order.
 
     Args:
-        path: a file, a data set of the Hub, or `-` for stdin.
+        path: a file, a Hub dataset, or `-` for stdin.
         on_bad_row: called with the error of each invalid row, which is then skipped; without it the first one raises.
         on_progress: called at most every quarter of a second with the fraction that is read, and at the end with 1.
         parse: gives the examples of a row.
@@ -106,7 +106,7 @@ class ExampleKindCheck:
         self.first: tuple[type[Example], Where] | None = None
 
     def check(self, examples: Sequence[Example], where: Where) -> Sequence[Example]:
-        """The examples of a row. Raises `RowError` where they are of another kind than those of the first row."""
+        """The examples of a row. Raises `RowError` if they are of another kind than those of the first row."""
         if not examples:
             return examples
         kind, first = self.first = self.first or (type(examples[0]), where)

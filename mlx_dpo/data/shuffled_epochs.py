@@ -9,7 +9,7 @@ import numpy as np
 
 
 class ShuffledEpochs:
-    """Batches of examples, shuffled anew each epoch; the last batch of an epoch may be smaller.
+    """Batches of examples, reshuffled each epoch; the last batch of an epoch may be smaller.
 
     Args:
         examples: the indices to draw from, or their number.

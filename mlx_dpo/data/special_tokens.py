@@ -11,10 +11,10 @@ class SpecialTokens:
 
     Attributes:
         bos, eos: ids; None where there is none.
-        start: the id that stands for a prompt without tokens.
+        start: the id used as the prompt if the prompt has no tokens.
         ends: ids that end a turn or a text: EOS, and the special tokens, one of which the template ends a turn with.
         eos_texts: the texts of the tokens that end generation.
-        anchor: a text that what is tokenized behind it does not merge with.
+        anchor: a text that does not merge with the tokens of the text after it.
         thinking_tags: texts that begin and end the model's thinking.
     """
 
@@ -65,7 +65,7 @@ class SpecialTokens:
         return position
 
     def _find_anchor(self) -> str:
-        """A special token that strips nothing behind it; a line break where a blank would be put after that."""
+        """A special token that strips nothing after it; a line break if a blank would be put after it."""
         for name in ("eos", "bos", "pad"):
             text, token_id = (getattr(self._tokenizer, f"{name}_token{suffix}", None) for suffix in ("", "_id"))
             added = self._added.get(token_id)

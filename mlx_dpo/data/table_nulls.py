@@ -24,7 +24,7 @@ def without_nulls(value: Any, depth: int = 0) -> Any:
 
 
 def strip_table_nulls(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without the nulls inside `tools` and `tool_calls`, where they are a table format's; else the row itself.
+    """A row without the nulls inside `tools` and `tool_calls`, if they are a table format's; else the row itself.
 
     A null that its author may have meant, such as `"default": null` in a schema, stays where nothing else shows that
     the row was in a table.

@@ -19,7 +19,7 @@ def template_error(
         accepts: whether the template takes other messages.
 
     Returns:
-        A `UserError` where the template itself is broken, else a `RowError`.
+        A `UserError` if the template itself is broken, else a `RowError`.
     """
     from jinja2 import TemplateSyntaxError
 
@@ -44,7 +44,7 @@ def _hint(messages: Sequence[Message], accepts: Callable[[list[Message]], bool])
 def merge_system_turns(messages: Sequence[Message]) -> list[Message]:
     """The messages with the text of leading system turns put in front of the first user turn.
 
-    Unchanged where there is no system turn, or no user turn behind it.
+    Unchanged if there is no system turn, or no user turn after it.
     """
     count = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM_ROLES), len(messages))
     rest = list(messages[count:])

@@ -15,7 +15,7 @@ RESERVED_TEMPLATE_KWARGS = {  # parameters of apply_chat_template that rows and 
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any], field: str) -> None:
-    """Raise `UserError` where a setting, `field`, would set what rendering sets itself."""
+    """Raise `UserError` if a setting, `field`, would set what rendering sets itself."""
     if reserved := RESERVED_TEMPLATE_KWARGS & kwargs.keys():
         raise UserError(f"can't set {', '.join(sorted(reserved))}", field=field)
 

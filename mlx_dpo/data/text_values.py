@@ -23,7 +23,7 @@ _MAX_REPR = 1_000_000  # characters; Python's parser takes some 100 times as man
 
 
 def decode_text_values(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose texts of messages and of lists are parsed; the row itself where there are none. Raises `RowError`."""
+    """A row whose texts of messages and of lists are parsed; the row itself if there are none. Raises `RowError`."""
     decoded = {}
     for column, value in row.items():
         if isinstance(value, str) and value[:1] in _OPENING:
@@ -40,7 +40,7 @@ def _parse_list(column: str, text: str) -> Any:
 
 
 def _parse_messages_text(column: str, text: str) -> Any:
-    """Messages, or the text where it is data that only looks like them."""
+    """Messages, or the text if it is data that only looks like them."""
     value = _parse(text)
     if value is not None:
         messages = value if isinstance(value, list) else [value]

@@ -12,7 +12,7 @@ ToolCall = dict[str, Any]
 
 
 def decode_arguments(calls: Any) -> Any:
-    """Tool calls whose `arguments` are objects where they were JSON text of one; anything else as it is."""
+    """Tool calls with `arguments` parsed if they are the JSON text of an object; anything else unchanged."""
     if not isinstance(calls, (list, tuple)):
         return calls
     return [_decode_call(call) if isinstance(call, dict) else call for call in calls]
@@ -49,6 +49,6 @@ def _decode_function(function: dict[str, Any]) -> dict[str, Any]:
         return function
     try:
         decoded = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):  # what a model wrote that is no JSON stays text
+    except (ValueError, RecursionError):  # what a model wrote that is not JSON stays text
         return function
     return {**function, "arguments": decoded} if isinstance(decoded, dict) else function

@@ -22,7 +22,7 @@ class EvaluationRun:
 
     Attributes:
         config: names the model, data, reference and loss.
-        adapters: adapter folders, evaluated one after the other; None stands for the model without an adapter.
+        adapters: adapter folders, evaluated one after the other; None is the model without an adapter.
         by: columns of the rows to group the metrics by.
         judge: compares answers of each policy with its base model's; None for no answers.
         num_prompts: how many prompts to answer for the judge.
@@ -44,7 +44,7 @@ class EvaluationRun:
         """Check what would otherwise fail only after the metrics are computed.
 
         Raises:
-            UserError: there are no two models to compare, the judge does not work, or a package is missing.
+            UserError: a base and a tuned model are needed, the judge does not work, or a package is missing.
         """
         if self.judge:
             require_two_models(self.config, self.adapters[0])

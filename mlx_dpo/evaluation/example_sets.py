@@ -28,7 +28,7 @@ from mlx_dpo.utils.progress import Progress
 
 Rows = Iterable[Any]  # preference rows in memory, in any accepted format
 TRAIN, HELD_OUT = "train", "held_out"
-ExampleSets = dict[str, "ExampleSet"]  # by TRAIN and, where examples are held out, HELD_OUT
+ExampleSets = dict[str, "ExampleSet"]  # by TRAIN and, if examples are held out, HELD_OUT
 ExampleSourcePair = tuple[ExampleSource, ExampleSource | None]  # to train on, and held out
 
 
@@ -63,7 +63,7 @@ class ExampleSet:
 
 
 def example_reader(loss: WeightedLoss) -> RowParser:
-    """Return how rows are parsed for a loss: to pairs, with scores where it needs them, or to single completions."""
+    """Return how rows are parsed for a loss: to pairs, with scores if it needs them, or to single completions."""
     if any(function.needs_scores for function in loss.loss_functions):
         return parse_scored_pairs
     if not loss.unpaired:

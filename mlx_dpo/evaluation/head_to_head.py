@@ -22,7 +22,7 @@ class HeadToHeadResult:
         judge: its name.
         comparisons: with the tuned model's answer first.
         scores: [comparisons] from 0, the base model wins, to 1, the tuned model wins; the mean over both orders of the
-            answers. NaN where a verdict could not be read.
+            answers. NaN if a verdict could not be read.
         order_flipped: [comparisons] whether the winner depends on the order.
     """
 

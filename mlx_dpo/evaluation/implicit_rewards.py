@@ -65,14 +65,14 @@ def score(
     progress: ProgressCallback | None = None,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Write the implicit reward of every answer of a file to a JSONL file, one line a row, as they are computed.
+    """Write the implicit reward of every answer of a file to a JSONL file, one line per row, as they are computed.
 
     A line is the row's own keys with `rewards`, [answers] in the row's order (chosen before rejected), null if the row
     was dropped for its length; with `completions` also `best`, the answer of the highest reward, and `ranking`, the
     numbers of the answers from 0, best first. `scorer` is a digest of everything that the rewards depend on.
 
     If the file exists and begins as this call would write it, only what is missing is computed. Rewards are computed a
-    batch of rows at a time, and an incomplete batch is computed again, so that the file ends the same, to the bit,
+    batch of rows at a time, and an incomplete batch is computed again, so that the file is bit-identical at the end,
     however often it was interrupted.
 
     Args:
@@ -227,7 +227,7 @@ class RewardScorer:
 
 
 def _rendering_settings(config: TrainConfig) -> dict[str, Any]:
-    """Settings that change tokens, where they are not the defaults: the digest is that of earlier versions."""
+    """Settings that change tokens, if they are not the defaults: the digest is that of earlier versions."""
     settings = {"chat_template_kwargs": config.chat_template_kwargs, "train_on": config.train_on}
     defaults = TrainConfig()
     return {name: value for name, value in settings.items() if value != getattr(defaults, name)}

@@ -1,4 +1,4 @@
-"""The loss that a `TrainConfig` describes, and the config with the settings that the loss resolves."""
+"""Build the loss of a `TrainConfig`, and fill in the settings that depend on the loss."""
 
 from __future__ import annotations
 
@@ -44,7 +44,15 @@ def resolve_loss_settings(config: TrainConfig, loss: WeightedLoss) -> TrainConfi
 
 
 def resolve_for_examples(config: TrainConfig, loss: WeightedLoss, examples: ExampleSet) -> TrainConfig:
-    """Set `reference="none"` where single completions are only imitated.
+    """Set `reference="none"` if the loss is SFT on single completions, which needs none.
+
+    Args:
+        config: the run's settings.
+        loss: its loss.
+        examples: the examples to train on.
+
+    Returns:
+        The settings to train with.
 
     Raises:
         UserError: a setting for pairs was given, and the examples are single completions.
@@ -53,5 +61,5 @@ def resolve_for_examples(config: TrainConfig, loss: WeightedLoss, examples: Exam
         return config
     for name, is_set in (("ld_alpha", config.ld_alpha is not None), ("use_weighting", config.use_weighting)):
         if is_set:
-            raise UserError("this applies to pairs, and the rows are single completions", field=name)
+            raise UserError("this applies to pairs, but the rows are single completions", field=name)
     return config.replace(reference="none") if loss.likelihood_only else config

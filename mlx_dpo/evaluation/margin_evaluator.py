@@ -51,7 +51,7 @@ class MarginEvaluator:
         batches: the pairs.
         base: the base model's measurements, which are the reference.
         adapter_hidden_states: of the adapter, [tokens, hidden] for each of the first micro-batches; logits, [tokens,
-            vocabulary], where the adapter's network has no head split.
+            vocabulary], if the adapter's network has no head split.
         adapter_sharing: how the adapter was run; None until it is measured.
         adapter_has_split: whether the adapter was run as body and head.
         progress: receives the number of pairs measured so far.

@@ -25,7 +25,7 @@ class EvaluationResult:
 
     Attributes:
         unit: what an example is, in the plural: pairs, completions or rows.
-        table: [examples, metrics], NaN where an example lacks a metric.
+        table: [examples, metrics], NaN if an example lacks a metric.
         row_ids: [examples] the row of each example; examples of the same row are not independent.
         labels: by column, [examples] the value of their rows in it.
         metric_names: [metrics].

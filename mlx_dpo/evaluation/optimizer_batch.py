@@ -51,7 +51,7 @@ class OptimizerBatch:
         size: number of examples in the whole optimizer batch, those of other processes included.
         examples: this process's examples.
         micro_batches: these examples, cut to go through the model.
-        mismatched_micro_batches: their prompts with other examples' completions, where the loss needs their KL.
+        mismatched_micro_batches: their prompts with other examples' completions, if the loss needs their KL.
     """
 
     size: int

@@ -30,7 +30,7 @@ def pairwise_evaluation(
     """Compare the answers of the model with and without an adapter.
 
     Args:
-        config: its model is used, and its reference where there is no adapter: the folder of the base model.
+        config: its model is used, and its reference if there is no adapter: the folder of the base model.
         adapter_path: adapter folder to load onto the model.
         source: rows with the prompts.
         num_prompts: how many of the source's distinct prompts to answer, from the first on.
@@ -62,7 +62,7 @@ def require_two_models(config: TrainConfig, adapter_path: str | Path | None) -> 
     """
     if adapter_path is None and config.reference in POLICY_REFERENCES:
         hint = "Give an --adapter-path, or the base model's folder as --reference."
-        raise UserError("there are no two models to compare", field="generate", hint=hint)
+        raise UserError("a base and a tuned model are needed", field="generate", hint=hint)
 
 
 def distinct_prompts(source: ExampleSource, limit: int) -> list[Example]:

@@ -22,7 +22,7 @@ from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy, SharedNetworkReference
 
-POLICY_REFERENCES = ("initial", "base", "none")  # the policy's own network, or no reference; all else is a model
+POLICY_REFERENCES = ("initial", "base", "none")  # the policy's own network, or no reference; everything else is a model
 
 
 def require_reference_in_memory(config: TrainConfig, loss: WeightedLoss) -> None:
@@ -144,7 +144,7 @@ def _policy_reference(config: TrainConfig, policy: Policy) -> ReferencePolicy:
 def _fill_table(
     example_set: ExampleSet, loss: WeightedLoss, batch_size: int, budget: MemoryModel, communicator: Communicator
 ) -> None:
-    """Compute the log-probs that are missing, ranks taking batches in turn, and let go of the model."""
+    """Compute the log-probs that are missing, ranks taking batches in turn, and release the model."""
     indices, reference = example_set.indices, example_set.reference
     missing = indices[np.isnan(reference.table[indices]).any(axis=1)]
     order = communicator.round_robin(list(index_batches(missing, batch_size)))

@@ -1,4 +1,4 @@
-"""The JSONL file that `score` writes, one line a row, and resumes after an interruption."""
+"""The JSONL file that `score` writes, one line per row, and resumes after an interruption."""
 
 from __future__ import annotations
 

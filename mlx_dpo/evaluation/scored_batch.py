@@ -191,7 +191,7 @@ class ScoredBatch:
             losses: [examples].
 
         Returns:
-            [examples, METRICS], NaN where an example has no such number.
+            [examples, METRICS], NaN if an example has no such number.
         """
         logps, reference, tokens = self._completions
         rewards = self.loss.rewards(logps, reference, tokens)

@@ -1,1 +1,1 @@
-"""Judges, which say which of two answers to a prompt is better. One module a judge; `judge_registry` finds them all."""
+"""Judges: which of two completions of a prompt is better. One module per judge; `judge_registry` discovers them."""

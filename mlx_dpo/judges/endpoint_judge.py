@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: POST {url}/chat/completions."""
+"""A judge at an OpenAI-compatible endpoint: POST {url}/chat/completions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_RETRY_DELAY = 120.0
 
 @dataclass(frozen=True)
 class EndpointJudge(Judge):
-    """A chat model behind an OpenAI-compatible API.
+    """A chat model at an OpenAI-compatible API.
 
     Attributes:
         url: with or without /chat/completions; a user and password in it are sent, and so is its query.
@@ -54,7 +54,7 @@ class EndpointJudge(Judge):
         """Check that a model is named."""
         if not spec.model:
             hint = "Name the model with --judge-model, as the endpoint calls it."
-            raise UserError("an endpoint has several models", field="judge", hint=hint)
+            raise UserError("--judge-model is required for an endpoint", field="judge", hint=hint)
         return cls(spec.text, spec.model, spec.api_key_env)
 
     @property
@@ -139,7 +139,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    """An error in one line, with the endpoint's own message where it sent one."""
+    """An error in one line, with the endpoint's own message if it sent one."""
     if not isinstance(error, httpx.HTTPStatusError):
         return str(error) or type(error).__name__
     response = error.response

@@ -39,7 +39,7 @@ class FunctionJudge(Judge):
         return cls(function, spec.text, where)
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """Call the function once a comparison."""
+        """Call the function once per comparison."""
         return [self._verdict(comparison) for comparison in comparisons]
 
     def _verdict(self, comparison: Comparison) -> float | None:

@@ -1,4 +1,4 @@
-"""The interface of a judge, which says which of two answers to a prompt is better."""
+"""The interface of a judge, which says which of two completions of a prompt is better."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ AdapterRewards = Callable[[str, str, Sequence[dict[str, Any]]], Sequence[np.ndar
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two answers to one prompt, in the order in which a judge sees them."""
+    """Two completions of one prompt, in the order in which a judge sees them.
+
+    Attributes:
+        prompt: a text, or messages.
+        first: the completion shown first; a verdict of 1 means that it is better.
+        second: the other one; a verdict of 0 means that it is better.
+    """
 
     prompt: TextOrMessages
     first: str
@@ -25,12 +31,12 @@ class Comparison:
 
     @property
     def swapped(self) -> Comparison:
-        """The same answers in the other order."""
+        """The same completions in the other order."""
         return Comparison(self.prompt, self.second, self.first)
 
     @property
     def prompt_text(self) -> str:
-        """The prompt as one text; the turns of a conversation stand under their roles."""
+        """The prompt as one text; the turns of a conversation follow their roles."""
         if isinstance(self.prompt, str):
             return self.prompt
         turns = [(str(turn["role"]), str(turn.get("content") or "")) for turn in self.prompt]
@@ -57,11 +63,12 @@ class JudgeSpec:
 class Judge(ABC):
     """Base class of judges.
 
-    A subclass in a module of this package is available to --judge for the values that its `accepts` takes.
+    A subclass in a module of this package is used for the values of --judge for which its `accepts` returns True; of
+    several such classes, for the first in the order of module names.
 
     Attributes:
         name: shown in tables and messages.
-        order_sensitive: whether a verdict may depend on which answer comes first, so that both orders are judged.
+        order_sensitive: whether a verdict may depend on which completion comes first; if so, both orders are judged.
     """
 
     name: str
@@ -92,9 +99,14 @@ class Judge(ABC):
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Judge comparisons.
 
+        A verdict is not an index, as TRL's pairwise judges return: 1 means that the first completion is better.
+
+        Args:
+            comparisons: the completions to compare.
+
         Returns:
-            For each comparison a number from 0, the second answer is better, to 1, the first is; 0.5 is a tie. None if
-            the judge gave no readable verdict.
+            [comparisons], in their order: from 0 (the second completion is better) to 1 (the first is better), 0.5 for
+            a tie; None if the judge gave no readable verdict.
 
         Raises:
             UserError: the judge fails.

@@ -18,7 +18,7 @@ HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or
 
 
 class ModelJudge(Judge):
-    """Asks a chat model for a verdict, decoded greedily. What no other judge accepts is taken for a model.
+    """Asks a chat model for a verdict, decoded greedily. Values that no other judge accepts are treated as a model.
 
     Args:
         model: folder or Hub id; loaded for each call of `verdicts`, and released after it.

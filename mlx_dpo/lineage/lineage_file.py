@@ -79,10 +79,10 @@ class Lineage:
 
     Attributes:
         kind: adapter (of a run, or imported), peft (an adapter in PEFT's format), or fused (a model).
-        base: the model that the adapter is for, or was fused into. In `starts_from`, None stands for the same model.
+        base: the model that the adapter is for, or was fused into. In `starts_from`, None is the same model.
         methods: names of the losses that it was trained with; empty if unknown.
         starts_from: the adapter that training started from.
-        trained_on: the model that the adapter was trained on, where that is another than `base`.
+        trained_on: the model that the adapter was trained on, if that is another than `base`.
         published: where a model was pushed to; never pushed itself.
     """
 
@@ -116,7 +116,7 @@ def read_lineage(folder: str | Path) -> Lineage | None:
 
 
 def write_lineage(folder: str | Path, lineage: Lineage) -> None:
-    """Write the lineage.json of a folder, whole or not at all.
+    """Write the lineage.json of a folder atomically.
 
     Raises:
         OSError: it can't be written.

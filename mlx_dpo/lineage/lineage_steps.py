@@ -57,7 +57,7 @@ def converted_lineage(adapter: Lineage, base: BaseModel, kind: Any) -> Lineage:
 
 
 def _onto(adapter: Lineage, result: Lineage, base: BaseModel) -> Lineage:
-    """`result` with a new base, and the one that the adapter was trained on, where that is another."""
+    """`result` with a new base, and the one that the adapter was trained on, if that is another."""
     trained_on = adapter.trained_on or adapter.base
     if trained_on is not None and base.is_same(trained_on):
         # The same weights under another name: what is known of either holds for both.
@@ -70,7 +70,7 @@ def read_adapter_lineage(folder: str | Path, *, may_be_hub_id: bool = True) -> L
 
     Args:
         folder: of a run, a checkpoint, or an adapter of mlx-lm.
-        may_be_hub_id: whether a model's name that is no folder here may be taken for a Hub id, if there is no
+        may_be_hub_id: whether a model's name that is not a folder here may be treated as a Hub id, if there is no
             lineage.json.
 
     Returns:

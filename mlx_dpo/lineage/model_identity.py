@@ -25,7 +25,7 @@ def identify_model(name: str, folder: Path | None = None, *, may_be_hub_id: bool
     Args:
         name: the value of --model: a folder or a Hub id.
         folder: where a Hub id was downloaded to; None if that is not known.
-        may_be_hub_id: whether a name that is no folder may be taken for a Hub id.
+        may_be_hub_id: whether a name that is not a folder may be treated as a Hub id.
 
     Raises:
         UserError: its lineage.json can't be read.

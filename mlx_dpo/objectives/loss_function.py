@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_dpo.objectives.loss_inputs import LossState
 
-# Settings that stand in no signature: rewards are scaled by beta whatever the loss is.
+# Settings that are not in a signature: rewards are scaled by beta whatever the loss is.
 DEFAULT_BETA = 0.1
 DIVERGENCE_DEFAULTS = {"f_divergence": "reverse_kl", "f_alpha_divergence_coef": 0.5}
 ATTRIBUTE = "mlx_dpo_loss"  # where a decorated function keeps its `LossFunction`
@@ -104,7 +104,7 @@ class LossFunction:
 
     @property
     def _sections(self) -> dict[str, str]:
-        """The docstring's Google-style sections, each on one line; what stands before the first one is ""."""
+        """The docstring's Google-style sections, each on one line; the text before the first one is ""."""
         summary, *rest = re.split(r"^(\w[\w ]*):\n", inspect.getdoc(self.function) or "", flags=re.MULTILINE)
         sections = zip(rest[::2], rest[1::2], strict=True)
         return {"": summary.strip(), **{name: " ".join(text.split()) for name, text in sections}}

@@ -26,10 +26,10 @@ class PairLogps:
         mean_chosen_tokens: mean length of the chosen completions of the whole optimizer batch, of which these pairs
             may be a part.
         score_function: from log-ratios to rewards without beta; not the identity under another f-divergence.
-        target_margins: the reward margin that each pair is to reach, from the rows' `margin` column; 0 without one.
+        target_margins: the target reward margin of each pair, from the rows' `margin` column; 0 without one.
         score_gaps: chosen score - rejected score of the rows; NaN without scores.
         chosen_kls, rejected_kls: KL(pi_ref || pi) summed over a completion's positions; None unless needed.
-        chosen_unweighted, rejected_unweighted: log pi with every token weighted alike, where the log-ratios weight
+        chosen_unweighted, rejected_unweighted: log pi with equal weights for all tokens, if the log-ratios weight
             tokens (LD-DPO); else None.
         kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 unless needed.
         state: the loss's state after this batch's update; empty for a loss without one.
@@ -122,7 +122,7 @@ class PairLogps:
 
     @property
     def chosen_unweighted_logps(self) -> mx.array:
-        """Values of log pi(completion | prompt) of the chosen completions with every token weighted alike."""
+        """Values of log pi(completion | prompt) of the chosen completions with equal weights for all tokens."""
         return self.chosen_logps if self.chosen_unweighted is None else self.chosen_unweighted
 
     @property
@@ -132,7 +132,7 @@ class PairLogps:
         return self.chosen_kls, self.rejected_kls
 
     def reward_margins(self, beta: float) -> mx.array:
-        """Return beta * margins - target margins: positive where a pair's margin is reached."""
+        """Return beta * margins - target margins: positive if a pair's margin is reached."""
         return beta * self.margins - self.target_margins
 
     def as_labelled(self) -> LabelledLogps:
@@ -158,9 +158,9 @@ class LabelledLogps:
         logratios: log pi - log pi_ref, with respect to which gradients are taken.
         reference: log pi_ref; zero without a reference.
         tokens: lengths of the completions.
-        desirable: 1 where the label is true, 0 where it is false.
+        desirable: 1 if the label is true, 0 if it is false.
         mean_desirable_tokens: tokens of desirable completions, per completion of either label, in the optimizer batch.
-        unweighted: log pi with every token weighted alike, where it is not the sum of the first two; else None.
+        unweighted: log pi with equal weights for all tokens, if it is not the sum of the first two; else None.
         kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 unless needed.
         state: the loss's state after this batch's update; empty for a loss without one.
     """
@@ -195,7 +195,7 @@ class LabelledLogps:
 
     @property
     def unweighted_logps(self) -> mx.array:
-        """Values of log pi(completion | prompt) with every token weighted alike."""
+        """Values of log pi(completion | prompt) with equal weights for all tokens."""
         return self.logratios + self.reference if self.unweighted is None else self.unweighted
 
 

@@ -23,7 +23,7 @@ def chosen_nll(pairs: PairLogps) -> mx.array:
 
 
 def label_signs(batch: LabelledLogps) -> mx.array:
-    """[completions], 1 where the label is true, -1 where it is false."""
+    """[completions], 1 if the label is true, -1 if it is false."""
     return 2 * batch.desirable - 1
 
 

@@ -28,7 +28,7 @@ class WeightedLoss:
         terms: (weight, loss function).
         settings: of all loss functions, with defaults filled in; loss functions with a setting in common share it.
         use_weighting: whether pairs are weighted by how likely their answers are under the policy (WPO).
-        ld_alpha: weight of tokens beyond the length of a pair's shorter answer (LD-DPO); 1 weights all alike.
+        ld_alpha: weight of tokens beyond the length of a pair's shorter completion (LD-DPO); 1: equal weights.
     """
 
     terms: tuple[tuple[float, LossFunction], ...]
@@ -44,7 +44,7 @@ class WeightedLoss:
 
         Args:
             text: what `--loss` was given.
-            settings: every setting that any loss has; None stands for the default of the first loss that has it.
+            settings: every setting that any loss has; None means the default of the first loss that has it.
             use_weighting: see the attribute.
             ld_alpha: see the attribute.
 
@@ -186,7 +186,7 @@ class WeightedLoss:
 
 
 def _as_expected(function: LossFunction, inputs: LossInputs) -> LossInputs:
-    """Pairs as labelled completions where the loss function takes those."""
+    """Pairs as labelled completions if the loss function takes those."""
     return inputs.as_labelled() if function.unpaired and isinstance(inputs, PairLogps) else inputs
 
 

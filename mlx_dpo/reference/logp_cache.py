@@ -1,10 +1,10 @@
 """Reference log-probs on disk, so that a second run on the same pairs, with another loss or beta, computes none.
 
-One file for one reference policy (`fingerprint`), in ~/.cache/mlx-dpo/references. A line of JSON says whose it is; then
-come records, one a micro-batch: a digest of its token ids, the number of its sequences, their log-probs in float64, and
-a checksum. A micro-batch is the unit since a sum's last digits depend on what a sequence is padded beside: what comes
-out of the cache is to the bit what would be computed. Records are only ever added; after a torn or damaged one the rest
-of the file is dropped.
+One file per reference policy (`fingerprint`), in ~/.cache/mlx-dpo/references. It begins with a line of JSON that names
+the model, followed by one record per micro-batch: a digest of its token ids, the number of its sequences, their
+log-probs in float64, and a checksum. The unit is a micro-batch because the last digits of a log-prob depend on the
+sequences that it is batched with; so cached values are bit-identical to computed ones. Records are only ever added;
+after a torn or damaged record the rest of the file is dropped.
 """
 
 from __future__ import annotations
@@ -29,46 +29,59 @@ from mlx_dpo.utils.cache_folder import cache_folder
 if TYPE_CHECKING:
     from mlx_dpo.distributed.tensor_parallel import TensorParallelism
 
-KEY, COUNT, CHECK = 16, struct.Struct("<I"), struct.Struct("<I")
-MOST = 1 << 16  # sequences in a micro-batch; more is damage
+DIGEST_BYTES, COUNT_FORMAT, CHECKSUM_FORMAT = 16, struct.Struct("<I"), struct.Struct("<I")
+MAX_SEQUENCES = 1 << 16  # sequences in a micro-batch; more is damage
 
 
 def logp_cache_folder() -> Path:
-    """Where the files are."""
+    """The folder of the cache files."""
     return cache_folder("references")
 
 
 class LogpCache:
-    """The log-probs of one reference policy, in memory and, where its folder can be written to, on disk."""
+    """The log-probs of one reference policy, in memory and, if its folder is writable, on disk."""
 
     def __init__(self, fingerprint: str, model: str) -> None:
-        """model: its name, for people."""
+        """Open the cache, and read what it holds.
+
+        Args:
+            fingerprint: identifies the reference policy.
+            model: its name, for display.
+        """
         self.fingerprint = fingerprint
         self.path = logp_cache_folder() / f"{fingerprint}.logps"
         self.header = json.dumps({"format": 1, "model": model}).encode() + b"\n"
-        self.known: dict[bytes, np.ndarray] = {}
+        self.records: dict[bytes, np.ndarray] = {}
         with suppress(OSError):
             content = self.path.read_bytes()
             records = list(_records(content))
-            self.known = {key: values for key, values, _ in records}
+            self.records = {key: values for key, values, _ in records}
             good = records[-1][2] if records else 0
             if good < len(content):
                 os.truncate(self.path, good)
 
     def __contains__(self, batch: MicroBatch) -> bool:
-        return _key(batch) in self.known
+        return _key(batch) in self.records
 
     def get_or_compute(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
-        """[sequences] log-probs, nats: those known, or else computed, and known from now on."""
+        """Return a micro-batch's log-probs, from the cache if possible; otherwise compute and store them.
+
+        Args:
+            batch: the micro-batch.
+            compute: returns [sequences] log-probs, nats, of a micro-batch.
+
+        Returns:
+            [sequences] log-probs, nats.
+        """
         key = _key(batch)
-        if key not in self.known:
-            self.known[key] = compute(batch)
-            self._add(key, self.known[key])
-        return self.known[key]
+        if key not in self.records:
+            self.records[key] = compute(batch)
+            self._add(key, self.records[key])
+        return self.records[key]
 
     def _add(self, key: bytes, values: np.ndarray) -> None:
-        record = key + COUNT.pack(len(values)) + values.astype("<f8").tobytes()
-        record += CHECK.pack(zlib.crc32(record))
+        record = key + COUNT_FORMAT.pack(len(values)) + values.astype("<f8").tobytes()
+        record += CHECKSUM_FORMAT.pack(zlib.crc32(record))
         with suppress(OSError):  # a full disk or a folder that is not ours costs the cache, not the run
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -79,38 +92,44 @@ class LogpCache:
 
 
 class MainRankLogpCache:
-    """The first rank's cache for all ranks of a model that is shared out: they compute together, or not at all."""
+    """The first rank's cache for all ranks of a sharded model: either all of them compute or none."""
 
     def __init__(self, shards: TensorParallelism, fingerprint: str, model: str) -> None:
-        """model: its name, for people."""
-        name = f"{fingerprint}-{shards.group.size()}"  # sums over so many ranks are rounded otherwise
+        """Open the cache on the first rank.
+
+        Args:
+            shards: the ranks among which the model is sharded.
+            fingerprint: identifies the reference policy.
+            model: its name, for display.
+        """
+        name = f"{fingerprint}-{shards.group.size()}"  # rounding depends on the number of ranks
         self.shards, self.fingerprint = shards, fingerprint
-        self.known = LogpCache(name, model) if shards.group.rank() == 0 else None
+        self.main_cache = LogpCache(name, model) if shards.group.rank() == 0 else None
 
     def get_or_compute(self, batch: MicroBatch, compute: Callable[[MicroBatch], np.ndarray]) -> np.ndarray:
         """See `LogpCache.get_or_compute`."""
-        known = self.shards.all_min(self.known is None or batch in self.known)
+        known = self.shards.all_min(self.main_cache is None or batch in self.main_cache)
         values = np.zeros(len(batch.sequences)) if known else compute(batch)
-        if self.known is not None:
+        if self.main_cache is not None:
             computed = values
-            values = self.known.get_or_compute(batch, lambda _: computed)
+            values = self.main_cache.get_or_compute(batch, lambda _: computed)
         return self.shards.broadcast(values)
 
 
 def _key(batch: MicroBatch) -> bytes:
-    digest = hashlib.blake2b(digest_size=KEY)
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for prompt, completion in batch.sequences:
         for ids in (prompt, completion):
-            digest.update(COUNT.pack(len(ids)) + np.array(ids, "<i4").tobytes())
+            digest.update(COUNT_FORMAT.pack(len(ids)) + np.array(ids, "<i4").tobytes())
     for mask in batch.completion_masks or ():
-        digest.update(COUNT.pack(len(mask)) + bytes(mask))
+        digest.update(COUNT_FORMAT.pack(len(mask)) + bytes(mask))
     if batch.ld_alpha != 1:
         digest.update(struct.pack("<d", batch.ld_alpha))
     return digest.digest()
 
 
 def _header(content: bytes) -> tuple[str, int]:
-    """The model's name, and the offset of the first record. Raises `ValueError` where it is not a cache file."""
+    """The model's name, and the offset of the first record. Raises `ValueError` if it is not a cache file."""
     line, newline, _ = content[:4096].partition(b"\n")
     header = json.loads(line)
     if not newline or not isinstance(header, dict) or header.get("format") != 1:
@@ -123,19 +142,27 @@ def _records(content: bytes) -> Iterator[tuple[bytes, np.ndarray, int]]:
     with suppress(ValueError, struct.error):
         _, at = _header(content)
         while at < len(content):
-            (count,) = COUNT.unpack_from(content, at + KEY)
-            end = at + KEY + COUNT.size + 8 * count
-            (check,) = CHECK.unpack_from(content, end)
-            if count > MOST or check != zlib.crc32(content[at:end]):
+            (count,) = COUNT_FORMAT.unpack_from(content, at + DIGEST_BYTES)
+            end = at + DIGEST_BYTES + COUNT_FORMAT.size + 8 * count
+            (check,) = CHECKSUM_FORMAT.unpack_from(content, end)
+            if count > MAX_SEQUENCES or check != zlib.crc32(content[at:end]):
                 return
-            values = np.frombuffer(content[at + KEY + COUNT.size : end], "<f8").astype(np.float64)
-            key, at = content[at : at + KEY], end + CHECK.size
+            values = np.frombuffer(content[at + DIGEST_BYTES + COUNT_FORMAT.size : end], "<f8").astype(np.float64)
+            key, at = content[at : at + DIGEST_BYTES], end + CHECKSUM_FORMAT.size
             yield key, values, at
 
 
 @dataclass(frozen=True)
 class LogpCacheFile:
-    """A file of the cache, as `mlx-dpo cache` shows it."""
+    """A file of the cache, as `mlx-dpo cache` shows it.
+
+    Attributes:
+        path: the file.
+        model: name of the reference model; "damaged" if its header can't be read.
+        pairs: half the number of sequences in it.
+        bytes: its size.
+        modified: time of the last write, in seconds since the epoch.
+    """
 
     path: Path
     model: str

@@ -127,7 +127,7 @@ class ReferenceLogps:
     """The reference's log-probs of every example's completions, computed when an example is first looked up.
 
     Attributes:
-        table: [examples, completions of each] float64, nats; NaN where not computed yet.
+        table: [examples, completions of each] float64, nats; NaN if not computed yet.
         reference_policy: computes the log-probs of a micro-batch.
         seconds: the time spent computing them.
     """

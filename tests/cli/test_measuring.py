@@ -124,7 +124,7 @@ def test_what_judging_needs(mlx_dpo: Cli) -> None:
     ran = mlx_dpo("evaluate", *flags, "--generate", 5)
     assert ran.code == 2 and "need each other" in ran.err
     ran = mlx_dpo("evaluate", *flags, "--generate", 5, "--judge", CHECKPOINT)
-    assert ran.code == 2 and "no two models" in ran.err and "--adapter-path" in ran.err
+    assert ran.code == 2 and "a tuned model are needed" in ran.err and "--adapter-path" in ran.err
 
 
 def test_a_model_against_another(mlx_dpo: Cli) -> None:

@@ -93,7 +93,7 @@ KINDS = {
     "lfs": ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:4\nsize 9\n", "pointer of Git LFS"),
     "lfs csv": ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:4\nsize 9\n", "pointer of Git LFS"),
     "zip": ("a.jsonl", b"PK\x03\x04rest", "is a zip archive"),
-    "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfdrest", "packed by zstd"),
+    "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfdrest", "compressed by zstd"),
     "utf-16": ("a.csv", table(CELLS, ",").decode().encode("utf-16"), "UTF-16"),
     "jsonl named csv": ("a.csv", json.dumps(ROWS[0]).encode(), "holds JSON objects, not a table"),
     "columns": ("a.json", json.dumps({k: [r[k] for r in ROWS] for k in ROWS[0]}).encode(), "one object of columns"),

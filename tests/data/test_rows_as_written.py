@@ -237,13 +237,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "`prompt`: is text that begins like a list of messages",
     ),
     "messages cut off": ({**OK, "chosen": '[{"role": "assistant", "content": "A'}, "messages as text", "`chosen`"),
-    "history of texts": ({**OK, "history": ["First?"]}, "history", r"`history\[0\]`: is no pair of texts"),
+    "history of texts": ({**OK, "history": ["First?"]}, "history", r"`history\[0\]`: must be a pair of strings"),
     "rejected beside the user": (
         {"messages": [{**user("q"), "rejected": "B."}, assistant("A.")]},
         "roles",
-        "no other answer",
+        "not an alternative",
     ),
-    "rejected beside the first turn": ({"messages": [assistant("A.", rejected="B.")]}, "roles", "no other answer"),
+    "rejected beside the first turn": ({"messages": [assistant("A.", rejected="B.")]}, "roles", "not an alternative"),
     "LLaVA": (
         {"id": 1, "image": "a.jpg", "conversations": [human("<image>\nq")], "chosen": "A.", "rejected": "B."},
         "media",

@@ -120,7 +120,7 @@ def test_the_judge_follows_from_the_text(tmp_path: Path) -> None:
         (str(tmp_path / "mine.py:judge"), "no such file"),
         (str(tmp_path), "not a model folder"),
         ("gpt-4", "no such folder"),
-        ("http://127.0.0.1:1/v1", "an endpoint has several models"),
+        ("http://127.0.0.1:1/v1", "--judge-model is required for an endpoint"),
         (str(TRL / "adapter"), "which model the adapter is for"),
     ):
         with pytest.raises(UserError, match=message):

@@ -64,14 +64,14 @@ def test_a_damaged_file_is_dropped_from_the_damage_on_and_made_again(kept: int |
     for batch, value in zip((BATCH, OTHER), values, strict=True):
         assert damaged.get_or_compute(batch, lambda _, value=value: value) is not None
     repaired = LogpCache("a", "model")
-    assert len(repaired.known) == 2 and repaired.path.read_bytes() == whole
+    assert len(repaired.records) == 2 and repaired.path.read_bytes() == whole
 
 
 def test_something_else_in_its_place_is_replaced() -> None:
     logp_cache_folder().mkdir(parents=True)
     (logp_cache_folder() / "a.logps").write_bytes(b"\x00\xff not ours\n" * 9)
     LogpCache("a", "model").get_or_compute(BATCH, Counted())
-    assert len(LogpCache("a", "model").known) == 1
+    assert len(LogpCache("a", "model").records) == 1
 
 
 def test_a_file_in_the_folders_place_costs_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where that is not lines of JSON: the errors name it."""
+"""What a file is by its first bytes, if it is not lines of JSON; errors name it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mlx_dpo.errors import UserError, Where
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC = {
     b"PK\x03\x04": ("is a zip archive", "Unpack it first."),
-    b"\x28\xb5\x2f\xfd": ("is packed by zstd", "Unpack it first: zstd -d FILE"),
-    b"BZh": ("is packed by bzip2", "Unpack it first: bunzip2 FILE"),
-    b"\xfd7zXZ\x00": ("is packed by xz", "Unpack it first: unxz FILE"),
+    b"\x28\xb5\x2f\xfd": ("is compressed by zstd", "Decompress it first: zstd -d FILE"),
+    b"BZh": ("is compressed by bzip2", "Decompress it first: bunzip2 FILE"),
+    b"\xfd7zXZ\x00": ("is compressed by xz", "Decompress it first: unxz FILE"),
     b"ARROW1": ("is an Arrow file", "Write it as parquet or JSON lines: to_parquet or to_json of datasets."),
     codecs.BOM_UTF16_LE: ("is text in UTF-16", "Save it as UTF-8."),
     codecs.BOM_UTF16_BE: ("is text in UTF-16", "Save it as UTF-8."),
@@ -34,7 +34,7 @@ def is_parquet(start: bytes) -> bool:
 
 
 def check_is_text_of_rows(start: bytes, name: str, *, is_table: bool) -> None:
-    """Raise `UserError` where a file's first bytes show that it holds no rows.
+    """Raise `UserError` if a file's first bytes show that it holds no rows.
 
     Args:
         start: the first bytes.
@@ -86,7 +86,7 @@ def _table_delimiter(text: bytes) -> str | None:
         return None
     try:
         json.loads(line)
-        return None  # a row that is no object
+        return None  # a row that is not an object
     except ValueError:
         pass
     counts = {delimiter: line.count(delimiter) for delimiter in "\t,;"}

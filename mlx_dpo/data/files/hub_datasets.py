@@ -29,7 +29,7 @@ _NOT_LOCAL = "no such file or folder here, and "
 
 
 def parse_hub_name(name: str) -> HubRepoRef | None:
-    """The data set that a name refers to; None where it is a local file or folder, or looks like one."""
+    """The dataset that a name refers to; None if it is a local file or folder, or looks like one."""
     repo = HubRepoRef.parse(name)
     try:
         local = name.endswith(READABLE_SUFFIXES) or Path(name).exists() or Path(name).parent.is_dir()
@@ -58,13 +58,13 @@ def open_hub_rows(name: str, repo: HubRepoRef) -> Iterator[RowStream]:
 
 
 class HubDataset:
-    """A data set repository at a revision.
+    """A dataset repository at a revision.
 
     Attributes:
         commit: the revision's commit.
         files: all files of the repository; offline, those in the cache.
         splits: its splits.
-        default_config: the configuration that is read where none is named.
+        default_config: the configuration that is read if none is named.
     """
 
     def __init__(self, name: str, repo: HubRepoRef) -> None:
@@ -112,7 +112,7 @@ class HubDataset:
 
 
 def _read_card(readme: Path) -> dict[str, Any]:
-    """The YAML header of a README.md; empty where it has none, or none that can be parsed."""
+    """The YAML header of a README.md; empty if it has none, or none that can be parsed."""
     try:
         text = readme.read_text(encoding="utf-8")
         header = re.match(r"\s*---\r?\n(.*?)\n---", text, re.DOTALL)

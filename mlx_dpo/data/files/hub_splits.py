@@ -1,4 +1,4 @@
-"""Which files of a data set repository make up which split: as its card says, else by their names."""
+"""Which files of a dataset repository make up which split: as its card says, else by their names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DatasetSplit:
 
 
 def find_splits(files: Sequence[str], card: Mapping[str, Any]) -> tuple[list[DatasetSplit], str | None]:
-    """All splits of a repository, and its default configuration where it has one.
+    """All splits of a repository, and its default configuration if it has one.
 
     Args:
         files: the path of every file in the repository.
@@ -64,7 +64,7 @@ def choose_split(
         default: its default configuration.
         part: `config/split`, `split`, `config`, or None for train; a * in the configuration merges all that match.
         files: all files of the repository.
-        where: the data set's name.
+        where: the dataset's name.
 
     Raises:
         UserError: there is no such split, or none is readable, or several configurations and none is named.
@@ -72,7 +72,7 @@ def choose_split(
     if not splits:
         raise _nothing_readable(files, where)
     available = ", ".join(map(str, splits[:20])) + (", ..." if len(splits) > 20 else "")
-    hint = f"It has: {available}. Name one behind a colon: {where.file.partition(':')[0]}:{splits[0]}"
+    hint = f"It has: {available}. Name one after a colon: {where.file.partition(':')[0]}:{splits[0]}"
     if part is None and default is None:
         raise UserError("holds several sets; name one", where=where, hint=hint)
     requested = [(default, part or "train"), (part, "train")]
@@ -86,7 +86,7 @@ def choose_split(
 
 
 def find_validation_split(splits: Sequence[DatasetSplit], config: str) -> str | None:
-    """The name of a configuration's validation split, where it has one; a test split is left for testing."""
+    """The name of a configuration's validation split, if it has one; a test split is left for testing."""
     names = {split.name for split in splits if split.config == config}
     return next((name for name in VALIDATION_NAMES if name in names), None)
 

@@ -25,7 +25,7 @@ def array_elements(stream: IO[bytes], name: str, skip: int = 0) -> Iterator[tupl
     Args:
         stream: its bytes, from the start.
         name: what errors call it.
-        skip: characters before the array, of an object whose value it is; what the object has behind it is not read.
+        skip: characters before the array, of an object whose value it is; what follows it in the object is not read.
 
     Raises:
         RowError: the text is not UTF-8, or not an array.
@@ -67,7 +67,7 @@ def _element_line(text: _TextReader) -> tuple[int, int, bytes]:
 
 
 def _check_wrapper_end(text: _TextReader) -> None:
-    """Read the other keys of an object around rows. Raises `RowError` where it does not end, or more follows."""
+    """Read the other keys of an object around rows. Raises `RowError` if it does not end, or more follows."""
     while text.peek() == ",":
         text.advance(text.position + 1)
         text.peek()

@@ -38,7 +38,7 @@ def has_duplicate_keys(line: bytes, value: Any) -> bool:
         line: the line.
         value: what `parse_json_line` made of it, with the last value of such a key.
     """
-    # first the colons behind quotes are counted, which is much faster than parsing again
+    # first the colons after quotes are counted, which is much faster than parsing again
     num_keys, num_colons = _count_keys(value), line.count(b'":')
     if num_keys == num_colons or num_keys == num_colons - line.count(b'\\":'):  # without those inside texts
         return False

@@ -1,4 +1,4 @@
-"""Local files of rows, and stdin: JSON lines, a JSON array, CSV or TSV, all also packed by gzip, or parquet.
+"""Local files of rows, and stdin: JSON lines, a JSON array, CSV or TSV, all also as .gz, or parquet.
 
 Read as a stream.
 """
@@ -26,11 +26,11 @@ from mlx_dpo.errors import UserError, Where
 
 _UNSUPPORTED = {
     **dict.fromkeys((".arrow", ".xlsx"), "of tables, .csv, .tsv and .parquet are read"),
-    **dict.fromkeys((".zip", ".tar", ".zst", ".bz2", ".xz", ".7z"), "of packed files only .gz is read"),
+    **dict.fromkeys((".zip", ".tar", ".zst", ".bz2", ".xz", ".7z"), "of compressed files only .gz is read"),
 }
 _SUPPORTED = (
     "Supported are .jsonl, .json (an array of rows), .csv and .tsv, all also as .gz, .parquet, folders with "
-    "train.jsonl, data sets of the Hub (user/name), and - for stdin."
+    "train.jsonl, datasets on the Hub (user/name), and - for stdin."
 )
 
 
@@ -40,10 +40,10 @@ class RowStream:
 
     Attributes:
         name: what errors call it.
-        lines: (line number from 1, byte offset, JSON) of every row, to be read once. Raises `RowError` where an array
+        lines: (line number from 1, byte offset, JSON) of every row, to be read once. Raises `RowError` if an array
             breaks off.
         seekable: whether it is a file of plain JSON lines, whose lines can be read again by their offsets.
-        fraction_read: how much is read, 0 to 1; 0 where the size is unknown.
+        fraction_read: how much is read, 0 to 1; 0 if the size is unknown.
     """
 
     name: str
@@ -73,10 +73,10 @@ def open_local_rows(path: str, name: str | None = None) -> Iterator[RowStream]:
             raw = _stdin() if path == "-" else _open_file(path)
             if path != "-":
                 stack.callback(raw.close)
-            size, packed = _file_size(raw), _is_gzip(raw, name)
-            stream: Any = io.BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES) if packed else raw
+            size, is_gzip = _file_size(raw), _is_gzip(raw, name)
+            stream: Any = io.BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES) if is_gzip else raw
             lines, is_json_lines = _row_lines(stream, name)
-            seekable = bool(size) and path != "-" and not packed and is_json_lines
+            seekable = bool(size) and path != "-" and not is_gzip and is_json_lines
             yield RowStream(name, lines, seekable, lambda: min(raw.tell() / size, 1.0) if size else 0.0)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             reason = "is cut short" if isinstance(error, EOFError) else f"is damaged ({error})"
@@ -136,7 +136,7 @@ def _file_size(stream: Any) -> int:
     """The bytes of a regular file; 0 for a pipe or a stream in memory."""
     try:
         status = os.fstat(stream.fileno())
-    except OSError:  # io.UnsupportedOperation, where a test or a notebook replaces stdin
+    except OSError:  # io.UnsupportedOperation, if a test or a notebook replaces stdin
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
 

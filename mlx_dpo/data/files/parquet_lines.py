@@ -25,7 +25,7 @@ class ParquetLines:
         self.file, self.name, self.fraction_read = file, name, 0.0
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises `UserError` where it is not a parquet file, or pyarrow is not installed."""
+        """Raises `UserError` if it is not a parquet file, or pyarrow is not installed."""
         try:
             import pyarrow
             import pyarrow.parquet

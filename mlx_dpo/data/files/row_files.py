@@ -1,4 +1,4 @@
-"""What a user may name as data: files, folders, stdin, and data sets of the Hub."""
+"""What a user may name as data: files, folders, stdin, and Hub datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", *TABLE_SUFF
 
 
 def open_rows(path: str) -> AbstractContextManager[RowStream]:
-    """Open a file of rows, a data set of the Hub, or stdin for `-`.
+    """Open a file of rows, a Hub dataset, or stdin for `-`.
 
     Raises:
         UserError: it can't be read; also raised inside the context for errors while reading.
@@ -72,7 +72,7 @@ def find_in_folder(folder: str, names: Sequence[str]) -> str | None:
 
 
 def _is_folder(name: str) -> bool:
-    """Whether it is a folder rather than a file. Raises `UserError` where it is neither."""
+    """Whether it is a folder rather than a file. Raises `UserError` if it is neither."""
     path = expand_path(name)
     try:
         if name == "-" or path.exists():

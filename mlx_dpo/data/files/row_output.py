@@ -1,4 +1,4 @@
-"""Where commands write rows: a file that is there whole or not at all, packed if its name ends in .gz, or stdout."""
+"""Output of rows: a file that is written atomically, gzip-compressed if its name ends in .gz, or stdout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_output(name: str, source: str) -> AbstractContextManager[Write]:
     """Open a new file, or stdout for `-`.
 
     Args:
-        name: the new file, packed if its name ends in .gz. On failure it is left as it was.
+        name: the new file, gzip-compressed if its name ends in .gz. On failure it is left as it was.
         source: the file that is read, which must not be overwritten.
 
     Returns:

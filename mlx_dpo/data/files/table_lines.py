@@ -79,7 +79,7 @@ class TableLines:
 
     def _error(self, message: str, number: int) -> RowError:
         delimiter = _DELIMITERS[self._delimiter]
-        hint = f'Text with {delimiter}, a quote or a line break stands in "quotes", and a quote in it is doubled.'
+        hint = f'Text with {delimiter}, a quote or a line break must be in "quotes", and a quote in it is doubled.'
         return RowError(message, kind="bad table", where=Where(self._name, number), hint=hint)
 
 

@@ -13,16 +13,16 @@ from mlx_dpo.data.formats.row_format import RowFormat
 from mlx_dpo.errors import RowError
 
 PROMPT_NAMES = ("prompt", "instruction", "question", "query", "text", "input", "messages", "conversations")
-_OTHER_NAMES = ("system", "system_prompt", "context", "id", "history", "tools")  # of texts that are no answer
+_OTHER_NAMES = ("system", "system_prompt", "context", "id", "history", "tools")  # of texts that are not answers
 
 
-class Judgement(NamedTuple):
+class Annotation(NamedTuple):
     """A prompt, answers to it, and how much people liked each of them.
 
     Attributes:
         prompt: columns with the prompt, such as `prompt`, or `instruction` and `input`.
         answers: texts or messages.
-        scores: of each, higher is better; all equal where nobody has judged.
+        scores: of each, higher is better; all equal if nobody has judged.
     """
 
     prompt: Row
@@ -31,17 +31,17 @@ class Judgement(NamedTuple):
 
 
 class AnnotationExport(RowFormat):
-    """A row of an annotation tool's export: a pair for every two answers of which one is liked better."""
+    """A row of an annotation tool's export: a pair for every two answers of which one is preferred."""
 
     tool: str
 
     @abstractmethod
-    def judgement(self, row: Row) -> Judgement:
+    def annotation(self, row: Row) -> Annotation:
         """What is in a row that matches. Raises `RowError`."""
 
     def parse(self, row: Row) -> list[Pair]:
-        """The pairs, whose scores are no ratings; none where nobody has judged, or the answers are liked alike."""
-        prompt, answers, scores = self.judgement(row)
+        """The pairs, whose scores are no ratings; none if nobody has judged, or all answers are liked equally."""
+        prompt, answers, scores = self.annotation(row)
         if len(set(scores)) < 2:
             return []
         return parse_scored(row, prompt, answers, scores)
@@ -51,7 +51,7 @@ class AnnotationExport(RowFormat):
         return self.tool
 
     def columns_read(self, row: Row) -> Iterable[str]:
-        """All: what a tool writes beside the judgement is about the annotation."""
+        """All: what a tool writes beside the choice is about the annotation."""
         return row
 
 

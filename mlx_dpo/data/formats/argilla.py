@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_dpo.data.formats.annotation_export import AnnotationExport, Judgement, answer_names, prompt_of_fields
+from mlx_dpo.data.formats.annotation_export import Annotation, AnnotationExport, answer_names, prompt_of_fields
 from mlx_dpo.data.formats.row_columns import Row
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import RowError
@@ -18,7 +18,7 @@ _NO_PREFERENCE = ("tie", "both", "neither", "none", "equal", "draw", "same", "di
 
 
 class Argilla(AnnotationExport):
-    """A record whose label or ranking question names its answers; suggestions are no judgement."""
+    """A record whose label or ranking question names its answers; suggestions do not count."""
 
     order = 94
     column_sets = (("fields", "responses"),)
@@ -28,7 +28,7 @@ class Argilla(AnnotationExport):
         """Whether fields and responses are objects."""
         return isinstance(row["fields"], dict) and isinstance(row["responses"], dict)
 
-    def judgement(self, row: Row) -> Judgement:
+    def annotation(self, row: Row) -> Annotation:
         """One point for an answer that is chosen, and of a ranking for each answer that it is ranked before."""
         fields = row["fields"]
         prompt = prompt_of_fields(fields, "fields")
@@ -38,7 +38,7 @@ class Argilla(AnnotationExport):
         for question, value in _submitted(row["responses"]):
             for name, score in _points(question, value, by_key):
                 points[name] += score
-        return Judgement(prompt, [fields[name] for name in names], list(points.values()))
+        return Annotation(prompt, [fields[name] for name in names], list(points.values()))
 
 
 def _submitted(responses: Row) -> Iterator[tuple[str, Any]]:
@@ -51,7 +51,7 @@ def _submitted(responses: Row) -> Iterator[tuple[str, Any]]:
 
 
 def _points(question: str, value: Any, by_key: dict[str, str]) -> Iterator[tuple[str, float]]:
-    """The points that a response gives to answers. Raises `RowError` where it names something else."""
+    """The points that a response gives to answers. Raises `RowError` if it names something else."""
     if isinstance(value, list):
         ranks = dict(_ranks(question, value, by_key))
         yield from ((name, float(sum(rank < other for other in ranks.values()))) for name, rank in ranks.items())

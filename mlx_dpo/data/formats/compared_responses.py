@@ -26,7 +26,7 @@ class PandaLM(PublicDataset):
 
 
 class AutoJ(PublicDataset):
-    """GAIR-NLP/auto-j: `label` is 0 where the first response is better, 1 where the second is, 2 for a tie."""
+    """GAIR-NLP/auto-j: `label` is 0 if the first response is better, 1 if the second is, 2 for a tie."""
 
     order = 81
     columns = ("prompt", "response 1", "response 2", "label")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_dpo.data.formats.annotation_export import AnnotationExport, Judgement, answer_names, prompt_of_fields
+from mlx_dpo.data.formats.annotation_export import Annotation, AnnotationExport, answer_names, prompt_of_fields
 from mlx_dpo.data.formats.row_columns import Row
 from mlx_dpo.errors import RowError
 
@@ -30,17 +30,17 @@ class LabelStudio(AnnotationExport):
             return False
         return all(isinstance(annotation, dict) and "result" in annotation for annotation in annotations)
 
-    def judgement(self, row: Row) -> Judgement:
+    def annotation(self, row: Row) -> Annotation:
         """One point for each annotation that selects an answer."""
         fields = row["data"]
         prompt = prompt_of_fields(fields, "data")
         results = list(_pairwise_results(row["annotations"]))
         if not results:
-            return Judgement(prompt, [], [])
+            return Annotation(prompt, [], [])
         left, right = _compared(fields, prompt, results[0])
         selected = [result["value"].get("selected") for result in results]
         scores = [float(selected.count(side)) for side in (_LEFT, _RIGHT)]
-        return Judgement(prompt, [fields[left], fields[right]], scores)
+        return Annotation(prompt, [fields[left], fields[right]], scores)
 
 
 def _pairwise_results(annotations: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -55,7 +55,7 @@ def _pairwise_results(annotations: list[dict[str, Any]]) -> Iterator[dict[str, A
 
 
 def _compared(fields: Row, prompt: Row, result: dict[str, Any]) -> list[str]:
-    """The names of the left and the right answer, by `to_name` where the data has them. Raises `RowError`."""
+    """The names of the left and the right answer, by `to_name` if the data has them. Raises `RowError`."""
     names = [name.strip() for name in str(result.get("to_name", "")).split(",")]
     if len(names) != 2 or not all(fields.get(name) for name in names):
         names = answer_names(fields, prompt)

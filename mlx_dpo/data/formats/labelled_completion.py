@@ -28,7 +28,7 @@ class LabelledCompletion(CompletionFormat):
         return next((column for column in _ANSWER_COLUMNS if row_fields.has_columns(row, column)), None)
 
     def prompt(self, row: Row) -> NamedValue | None:
-        """The prompt. Raises `RowError` where a completion is a text without a prompt."""
+        """The prompt. Raises `RowError` if a completion is a text without a prompt."""
         prompt, column = columns.prompt(row), str(self.column(row))
         if prompt is None and isinstance(row[column], str):
             raise missing_column(row, "prompt")

@@ -1,4 +1,4 @@
-"""Rows with images, sounds or films beside their texts, which are refused: a model would be trained without them."""
+"""Rows with images, audio or video beside their texts, which are refused: a model would be trained without them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 
 
 class MediaRow(RowFormat):
-    """A row with an image, a film or a sound."""
+    """A row with an image, video or audio."""
 
     order = 1
     column_sets = tuple((column,) for column in _COLUMNS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_dpo.data.formats.annotation_export import AnnotationExport, Judgement, prompt_of_fields
+from mlx_dpo.data.formats.annotation_export import Annotation, AnnotationExport, prompt_of_fields
 from mlx_dpo.data.formats.row_columns import Row
 from mlx_dpo.errors import RowError
 
@@ -27,14 +27,14 @@ class ProdigyChoice(AnnotationExport):
             return False
         return all(isinstance(option, dict) and "id" in option for option in options)
 
-    def judgement(self, row: Row) -> Judgement:
-        """1 for the selected options; all 0 where the task was rejected or ignored."""
+    def annotation(self, row: Row) -> Annotation:
+        """1 for the selected options; all 0 if the task was rejected or ignored."""
         selected = row.get("accept") if row["answer"] == "accept" else None
         if selected is not None and not isinstance(selected, list):
             raise RowError("must be a list of the ids of options", kind="annotation", field="accept")
         texts = [_text(option, f"options[{i}]") for i, option in enumerate(row["options"])]
         scores = [float(option["id"] in (selected or [])) for option in row["options"]]
-        return Judgement(prompt_of_fields(row, "options"), texts, scores)
+        return Annotation(prompt_of_fields(row, "options"), texts, scores)
 
 
 class ProdigyCompare(AnnotationExport):
@@ -48,11 +48,11 @@ class ProdigyCompare(AnnotationExport):
         """Whether input and outputs are objects."""
         return all(isinstance(row[column], dict) for column in ("input", "accept", "reject"))
 
-    def judgement(self, row: Row) -> Judgement:
-        """1 for the preferred output; both 0 where the task was ignored."""
+    def annotation(self, row: Row) -> Annotation:
+        """1 for the preferred output; both 0 if the task was ignored."""
         answers = [_text(row[column], column) for column in ("accept", "reject")]
         scores = [float(row["answer"] == side) for side in ("accept", "reject")]
-        return Judgement({"prompt": _text(row["input"], "input")}, answers, scores)
+        return Annotation({"prompt": _text(row["input"], "input")}, answers, scores)
 
 
 def _text(value: dict[str, Any], field: str) -> str:

@@ -1,4 +1,4 @@
-"""What formats of public data sets share."""
+"""What formats of public datasets share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mlx_dpo.data.formats.scored_completions import ScoredCompletions
 
 
 class PublicDataset(RowFormat):
-    """A public data set: recognised by its columns, parsed as completions with scores.
+    """A public dataset: recognized by its columns, parsed as completions with scores.
 
     Attributes:
-        columns: the columns that it is recognised by.
+        columns: the columns that it is recognized by.
         prompt_column: the column with the prompt.
     """
 

@@ -60,7 +60,7 @@ def pair(row: Row) -> tuple[NamedValue, NamedValue]:
 
 
 def alternatives(side: NamedValue) -> list[NamedValue]:
-    """The answers of a side: several where it is a list of texts, or of lists of messages; else the side itself."""
+    """The answers of a side: several if it is a list of texts, or of lists of messages; else the side itself."""
     name, value = side
     if not isinstance(value, (list, tuple)) or not value:
         return [side]
@@ -110,14 +110,14 @@ def _is_column(value: Any) -> bool:
 def whole_column_error(column: str) -> RowError:
     """An error about a value that is a whole column."""
     hint = (
-        "If the file is one object of columns, write one object a row: pandas' to_json(orient='records', lines=True), "
-        "or to_json of datasets."
+        "If the file is one object of columns, write one object per row: pandas' to_json(orient='records', "
+        "lines=True), or to_json of datasets."
     )
-    return RowError("holds several values, where a row has one", kind="columns", field=column, hint=hint)
+    return RowError("holds several values, but a row has one", kind="columns", field=column, hint=hint)
 
 
 def check_no_whole_column(*answers: NamedValue) -> None:
-    """Raise `RowError` where a side of a pair without a prompt holds several texts."""
+    """Raise `RowError` if a side of a pair without a prompt holds several texts."""
     for name, value in answers:
         if _is_column(value) and len(value) > 1:
             raise whole_column_error(name)
@@ -136,7 +136,7 @@ def _history(turns: Any) -> Iterator[Any]:
                 yield {"role": "assistant", "content": answer}
         else:
             hint = "Each earlier turn is [question, answer], or a message."
-            raise RowError("is no pair of texts", kind="history", field=f"history[{i}]", hint=hint)
+            raise RowError("must be a pair of strings", kind="history", field=f"history[{i}]", hint=hint)
 
 
 def without_answer(prompt: NamedValue, *answers: NamedValue) -> NamedValue:
@@ -165,7 +165,7 @@ def without_answer(prompt: NamedValue, *answers: NamedValue) -> NamedValue:
 
 
 def _last_content(side: Any) -> str | None:
-    """The text of an answer's last turn, where it has one."""
+    """The text of an answer's last turn, if it has one."""
     last = side[-1] if isinstance(side, (list, tuple)) and side else side
     if isinstance(last, dict):
         last = last.get("content", last.get("value"))
@@ -190,7 +190,7 @@ def system_text(row: Row) -> str:
 
 
 def with_system(row: Row, prompt: TextOrMessages, chosen: TextOrMessages, rejected: TextOrMessages) -> PromptAndPair:
-    """Prompt and completions; all as messages after the row's system prompt, where it has one. Raises `RowError`.
+    """Prompt and completions; all as messages after the row's system prompt, if it has one. Raises `RowError`.
 
     A conversation that has a system turn keeps it.
     """

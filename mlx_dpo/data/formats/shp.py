@@ -1,4 +1,4 @@
-"""stanfordnlp/SHP: `labels` is 1 where the comment A is preferred."""
+"""stanfordnlp/SHP: `labels` is 1 if the comment A is preferred."""
 
 from __future__ import annotations
 

@@ -43,8 +43,8 @@ class TurnPreferences(RowFormat):
                 continue
             name = f"{column}[{i}].{_KEY}"
             if turns[i]["role"] != "assistant" or not i:
-                hint = "It stands beside an assistant turn, which is the chosen answer to the turns before it."
-                raise RowError("is no other answer", kind="roles", field=name, hint=hint)
+                hint = "It belongs to an assistant turn, which is the chosen completion of the turns before it."
+                raise RowError("is not an alternative to an assistant turn", kind="roles", field=name, hint=hint)
             for other in columns.alternatives((name, turn[_KEY])):
                 texts = split_pair((column, turns[:i]), (f"{column}[{i}]", [turns[i]]), other)
                 pairs.append(Pair(*columns.with_system(row, *texts), tools, template_kwargs))

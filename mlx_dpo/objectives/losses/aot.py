@@ -21,7 +21,7 @@ def aot(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) ->
         2406.05882 Melnyk et al.
 
     When to use:
-        Margins are to be better as a distribution, not pair by pair; large batches (32 and more)
+        Margins should improve as a distribution, not pair by pair; large batches (32 and more)
 
     Args:
         pairs: log-probs of a whole optimizer batch; every array is [pairs].

@@ -70,8 +70,8 @@ def apo_zero_unpaired(
     """Anchored preference optimization, up, on single completions.
 
     Formula:
-        v (1 - sigmoid(s beta r)); s = 1 and v = desirable_weight where the label is true, s = -1 and v =
-        undesirable_weight where it is false
+        v (1 - sigmoid(s beta r)); s = 1 and v = desirable_weight if the label is true, s = -1 and v =
+        undesirable_weight if it is false
 
     Paper:
         2408.06266 D'Oosterlinck et al., eq. 7

@@ -22,7 +22,7 @@ def bco_pair(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2404.04656 Jung et al.
 
     When to use:
-        Good and bad answers are recognisable one by one; a part of MPO (sigmoid=0.8,bco_pair=0.2,sft=1)
+        Good and bad completions are recognizable one by one; a part of MPO (sigmoid=0.8,bco_pair=0.2,sft=1)
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].
@@ -53,8 +53,8 @@ def bco(
     """Binary classifier optimization on single completions, with its reward shift.
 
     Formula:
-        -v log sigmoid(s (beta r - delta)); s = 1 and v = desirable_weight where the label is true, s = -1 and v =
-        undesirable_weight where it is false; delta = the mean of beta r over all completions so far
+        -v log sigmoid(s (beta r - delta)); s = 1 and v = desirable_weight if the label is true, s = -1 and v =
+        undesirable_weight if it is false; delta = the mean of beta r over all completions so far
 
     Paper:
         2404.04656 Jung et al., eq. 10

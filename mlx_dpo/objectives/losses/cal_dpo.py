@@ -20,7 +20,7 @@ def cal_dpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2412.14516 Xiao et al.
 
     When to use:
-        Rewards are to have an absolute scale, and the chosen answers are to become more likely
+        Rewards should have an absolute scale, and the chosen completions should become more likely
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

@@ -21,7 +21,7 @@ def discopop(pairs: PairLogps, *, beta: float = 0.1, discopop_tau: float = 0.05)
 
     When to use:
         An alternative to sigmoid that was found by search. With a discopop_tau below 0.11 a pair that starts at a
-        margin of 0 is pulled the wrong way, to a reward margin of -0.12: raise it where held-out accuracy falls
+        margin of 0 is pulled the wrong way, to a reward margin of -0.12: raise it if held-out accuracy falls
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

@@ -19,7 +19,7 @@ def hinge(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2305.10425 Zhao et al. (SLiC); 2309.06657 Liu et al.
 
     When to use:
-        A pair is to stop contributing once its margin is 1 / beta
+        A pair should stop contributing once its margin is 1 / beta
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

@@ -16,8 +16,8 @@ def kto(
     """KTO, without its constant.
 
     Formula:
-        v (1 - sigmoid(s beta (r - KL))); s = 1 and v = desirable_weight where the label is true, s = -1 and v =
-        undesirable_weight where it is false; KL = the batch's mean of r over mismatched prompts and answers, at least 0
+        v (1 - sigmoid(s beta (r - KL))); s = 1 and v = desirable_weight if the label is true, s = -1 and v =
+        undesirable_weight if it is false; KL = the batch's mean of r over mismatched prompts and answers, at least 0
 
     Paper:
         2402.01306 Ethayarajh et al., eq. 7 and 8

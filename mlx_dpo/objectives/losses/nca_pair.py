@@ -20,7 +20,7 @@ def nca_pair(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2402.05369 Chen et al.
 
     When to use:
-        The chosen answers are to stay likely: each answer's likelihood is trained by itself
+        The chosen completions should stay likely: each completion's likelihood is trained by itself
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

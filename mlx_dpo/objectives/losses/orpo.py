@@ -8,7 +8,7 @@ from mlx_dpo.objectives.loss_function import RewardKind, declare_loss
 from mlx_dpo.objectives.loss_inputs import PairLogps
 from mlx_dpo.objectives.loss_math import chosen_nll, log_sigmoid
 
-MAX_LOGP = -1e-6  # nats a token; an answer likelier than that counts as certain, where its odds would be infinite
+MAX_LOGP = -1e-6  # nats per token; a completion with a higher log-prob counts as certain, as its odds would be infinite
 
 
 @declare_loss(rewards=RewardKind.MEAN_LOGP, uses_reference=False)

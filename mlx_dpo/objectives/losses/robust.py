@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import log_sigmoid
 
 @declare_loss(supports_f_divergence=True, uses_margins=True)
 def robust(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> mx.array:
-    """Robust DPO: unbiased where labels are flipped at a known rate.
+    """Robust DPO: unbiased if labels are flipped at a known rate.
 
     Formula:
         [-(1 - e) log sigmoid(beta (r_w - r_l)) + e log sigmoid(-beta (r_w - r_l))] / (1 - 2 e); e = label_smoothing

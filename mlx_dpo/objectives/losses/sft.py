@@ -13,7 +13,7 @@ def sft(batch: LabelledLogps) -> mx.array:
     """Supervised fine-tuning on desirable completions; a batch's mean is over tokens, as in TRL.
 
     Formula:
-        -log pi(y) where the label is true or there is none, 0 where it is false; a batch's mean is over tokens
+        -log pi(y) if the label is true or there is none, 0 if it is false; a batch's mean is over tokens
 
     Paper:
         2203.02155 Ouyang et al.

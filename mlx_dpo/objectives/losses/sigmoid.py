@@ -20,7 +20,7 @@ def sigmoid(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0
         2305.18290 Rafailov et al., eq. 7
 
     When to use:
-        First. With label_smoothing (conservative DPO) where some labels are wrong or there are few pairs
+        First. With label_smoothing (conservative DPO) if some labels are wrong or there are few pairs
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

@@ -1,4 +1,4 @@
-"""Length-normalised DPO."""
+"""Length-normalized DPO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import log_sigmoid
 
 @declare_loss(supports_f_divergence=True)
 def sigmoid_norm(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
-    """Length-normalised DPO, the loss of Tülu 3.
+    """Length-normalized DPO, the loss of Tülu 3.
 
     Formula:
         -log sigmoid(beta (r_w / |y_w| - r_l / |y_l|))
