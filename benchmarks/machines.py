@@ -172,7 +172,7 @@ def page(measurements: dict[int, dict[str, float]]) -> str:
         "",
         "Made by `python benchmarks/machines.py --out docs/benchmarks/machines.md`.",
         "",
-        f"Measured on 127.0.0.1, {CASE.layers} layers of hidden {CASE.hidden}, {BATCH} pairs a step, float32:",
+        f"Measured on 127.0.0.1, {CASE.layers} layers of hidden {CASE.hidden}, {BATCH} pairs per step, float32:",
         "",
         "| ranks | gradients a rank sends a step, predicted | all it sends, measured |",
         "| --- | --- | --- |",
@@ -190,7 +190,7 @@ def page(measurements: dict[int, dict[str, float]]) -> str:
         + "; ".join(f"{link.name} {link.bandwidth / 1e9:.3g} GB/s, {link.latency * 1e6:.0f} µs" for link in LINKS)
         + ". These are other people's figures: no Mac was at hand.",
         "",
-        "| model | adapter | seconds a pair | pairs a step | " + " | ".join(link.name for link in LINKS) + " |",
+        "| model | adapter | seconds per pair | pairs per step | " + " | ".join(link.name for link in LINKS) + " |",
         "| --- | --- | --- | --- | " + " | ".join("---" for _ in LINKS) + " |",
     ]
     for name, config in MODELS.items():

@@ -4,7 +4,7 @@
 
 Makes the case where it is missing (`case.py` and its flags) and a virtual environment for the peers in .cache/peers,
 with this environment's mlx and mlx-lm. Then trains, each in a process of its own and on the same pairs: this project at
-4 pairs a step, mlx-lm-lora 5.10.2 at batch 4, mlx-tune 0.6.0 at batch 4 and at batch 1. Prints the numbers, and the
+4 pairs per step, mlx-lm-lora 5.10.2 at batch 4, mlx-tune 0.6.0 at batch 4 and at batch 1. Prints the numbers, and the
 ratios against what this project sets out to reach; writes all to a JSON file. Exits with 1 where a process failed.
 
 A step's seconds are divided by its pairs; the figure is the median over the steps, without the first, which warms up.
@@ -35,7 +35,7 @@ OURS, LORA, TUNE, TUNE_1 = "mlx-dpo", "mlx-lm-lora, batch 4", "mlx-tune, batch 4
 
 @dataclass(frozen=True)
 class PeerRun:
-    """One process to measure: its name in the tables, whose it is (--only), and its pairs a step."""
+    """One process to measure: its name in the tables, whose it is (--only), and its pairs per step."""
 
     name: str
     project: str
@@ -55,7 +55,7 @@ class RunFigures:
     """Measurements of a run.
 
     Attributes:
-        first_epoch, later_epochs: seconds a pair; the first with the reference.
+        first_epoch, later_epochs: seconds per pair; the first with the reference.
         peak_mb: of mlx's allocations, weights included.
     """
 
@@ -212,7 +212,7 @@ def compare(figures: dict[str, RunFigures]) -> list[dict[str, Any]]:
 def show(figures: dict[str, RunFigures], failed: list[str], compared: list[dict[str, Any]]) -> None:
     """Both tables, on stdout."""
     console = Console(highlight=False)
-    table = Table("", "first epoch", "later epochs", "peak MB", title="seconds a pair, and memory")
+    table = Table("", "first epoch", "later epochs", "peak MB", title="seconds per pair, and memory")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, run in figures.items():

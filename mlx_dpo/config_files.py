@@ -11,6 +11,8 @@ import yaml
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError, Where
 
+CONFIG_FILE = "config.yaml"  # in the folder of a run and of a checkpoint
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML config file.

@@ -1,4 +1,4 @@
-"""Exceptions. A `UserError` says in one message what is wrong, where, and what to do next.
+"""Exceptions. The message of a `UserError` says what is wrong, where, and what to do next.
 
 The command line prints a `UserError` as its message and exits with code 2; other exceptions are faults of the program.
 """
@@ -12,7 +12,12 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A location in a user's file: its name, and the line (from 1) if known."""
+    """A location in a user's file.
+
+    Attributes:
+        file: name of the file.
+        line: number of the line, from 1; None if unknown.
+    """
 
     file: str
     line: int | None = None
@@ -44,13 +49,13 @@ class UserError(Exception):
         return f"{place}{field}{self.message}{hint}"
 
     def to_mapping(self) -> dict[str, Any]:
-        """As plain values, to send to another process."""
+        """Return the error as plain values, to send to another process."""
         where = None if self.where is None else asdict(self.where)
         return {"message": self.message, "where": where, "field": self.field, "hint": self.hint}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_mapping`."""
+        """Make an error from the result of `to_mapping`."""
         return cls(**{**values, "where": values["where"] and Where(**values["where"])})
 
 
@@ -68,7 +73,7 @@ class RowError(UserError):
         super().__init__(message, where=where, field=field, hint=hint)
 
     def to_mapping(self) -> dict[str, Any]:
-        """The error as JSON values, with its kind."""
+        """Return the error as plain values, with its kind."""
         return {**super().to_mapping(), "kind": self.kind}
 
 
@@ -85,12 +90,12 @@ class RankLost(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, finished its step, and saved everything.
+    """A stop was requested; the run finished its step and saved everything.
 
     Args:
         step: optimizer steps done.
         checkpoint: folder of the last checkpoint.
-        exit_code: 128 plus the number of the signal that asked to stop.
+        exit_code: 128 plus the number of the signal that requested the stop.
     """
 
     def __init__(self, step: int, checkpoint: str, exit_code: int = 130) -> None:

@@ -18,11 +18,11 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete the cache.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Show or clear the cache of reference log-probs, and of how models can be run.
+    """Show or clear the cache of reference log-probs and of the models' forward paths.
 
     Training and evaluation cache the reference's log-probs of each pair, so that further runs on the same pairs, with
-    another loss, beta or learning rate, don't compute them again. How a model can be run is found out when it is first
-    used. Whatever is missing is computed when it is needed.
+    another loss, beta or learning rate, don't compute them again. The fastest correct forward path of a model is
+    determined when it is first used. Missing values are computed when they are needed.
 
     [bold]Examples[/]
 

@@ -45,7 +45,7 @@ def compare(
     """Show completions of the model without and with the adapter, side by side.
 
     Without --prompt and --prompts, prompts are read from the keyboard, one per line. They are rendered as in the run
-    that trained the adapter, where its folder has a config.yaml.
+    that trained the adapter, if its folder has a config.yaml.
 
     [bold]Examples[/]
 
@@ -85,10 +85,10 @@ def compare(
 
 
 def _rendering_config(adapter_path: Path, flags: dict[str, Any]) -> TrainConfig:
-    """The settings of the adapter's run, as far as there are any, and of the command line: how prompts are rendered."""
-    from mlx_dpo.config_files import read_yaml
+    """The settings that render prompts: those of the adapter's run, if it has any, overridden by flags."""
+    from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 
-    file = adapter_path / "config.yaml"
+    file = adapter_path / CONFIG_FILE
     values = read_yaml(file) if file.is_file() else {}
     own = {name: values[name] for name in RENDERING_SETTINGS if name in values}
     return TrainConfig.from_mapping({**TrainConfig.from_mapping(own, Where(str(file))).to_mapping(), **flags})
@@ -99,5 +99,5 @@ def _read_stdin() -> list[str]:
         stderr_console.print("Type prompts, one per line, and end with Ctrl-D.")
     lines = [line.strip() for line in sys.stdin if line.strip()]
     if not lines:
-        raise UserError("there are no prompts", hint="Use --prompt TEXT or --prompts FILE.")
+        raise UserError("there are no prompts to complete", hint="Use --prompt TEXT or --prompts FILE.")
     return lines

@@ -32,7 +32,9 @@ ConfigFile = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
-TopP = Annotated[float, typer.Option(min=0, max=1, help="Sample from the likeliest tokens of this total probability.")]
+TopP = Annotated[
+    float, typer.Option(min=0, max=1, help="Sample from the most likely tokens of this total probability.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
 
 
@@ -49,7 +51,7 @@ def with_config_options(
     Args:
         names: the settings; by default all.
         helps: help texts that replace those of `TrainConfig`.
-        defaults: values to show in the help as the default, where the command's differs from that of `TrainConfig`.
+        defaults: values to show in the help as the default, if the command's differs from that of `TrainConfig`.
     """
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     hints = typing.get_type_hints(TrainConfig)
@@ -90,7 +92,7 @@ def check_adapter_flags(config: TrainConfig, flags: Mapping[str, Any]) -> None:
 
 
 class LossDefaultsCommand(TyperCommand):
-    """A command whose help shows the defaults of loss settings, which stand in the signatures of the losses."""
+    """A command whose help shows the defaults of loss settings, which are in the signatures of the losses."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Add the defaults and print the help. Only --help pays for importing the losses."""

@@ -64,7 +64,7 @@ def evaluate(
     top_p: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Sample from the likeliest tokens of this probability.", rich_help_panel=JUDGE_PANEL
+            min=0, max=1, help="Sample from the most likely tokens of this probability.", rich_help_panel=JUDGE_PANEL
         ),
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and tasks.", rich_help_panel=JUDGE_PANEL)] = 0,
@@ -105,7 +105,7 @@ def evaluate(
     config = TrainConfig.from_mapping(flags)
     if (generate is None) != (judge is None):
         hint = "For example: --generate 50 --judge ./Qwen3-4B-4bit."
-        raise UserError("--generate and --judge need each other", field="generate", hint=hint)
+        raise UserError("--generate and --judge must be used together", field="generate", hint=hint)
     from mlx_dpo.evaluation.evaluation_run import EvaluationRun
     from mlx_dpo.evaluation.evaluator import find_adapters
     from mlx_dpo.evaluation.implicit_rewards import adapter_rewards

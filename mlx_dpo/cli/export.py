@@ -25,7 +25,7 @@ class ExportFormat(str, Enum):
 
 
 class GGUFType(str, Enum):
-    """How a GGUF file stores matrices."""
+    """The values of --gguf-type: the types of matrices in a GGUF file."""
 
     f16 = "f16"
     q8_0 = "q8_0"
@@ -70,7 +70,7 @@ def export(
         str | None,
         typer.Option(
             help="peft: the base model in transformers. Default: the model that the adapter was trained on, or that "
-            "this was quantized from, where that is known."
+            "this was quantized from, if that is known."
         ),
     ] = None,
     json: JsonFlag = False,

@@ -12,7 +12,7 @@ def loss_default_text(setting: str) -> str:
         setting: a field of `TrainConfig` that losses take by keyword.
 
     Returns:
-        The default that most losses share, with the exceptions by loss; empty where no loss takes it.
+        The default that most losses share, with the exceptions by loss; empty if no loss takes it.
     """
     from mlx_dpo.objectives import LOSS_FUNCTIONS
 

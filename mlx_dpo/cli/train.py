@@ -15,7 +15,7 @@ from mlx_dpo.cli.config_options import ConfigFile, check_adapter_flags, with_con
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.push import push_location, push_result_json
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.config_files import load_config, read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, load_config, read_yaml
 from mlx_dpo.distributed.launcher import launch_workers
 from mlx_dpo.distributed.rank_environment import is_main_process, launcher_rank
 from mlx_dpo.errors import Interrupted, UserError
@@ -49,7 +49,9 @@ def train(
     ] = True,
     workers: Annotated[
         int,
-        typer.Option(min=1, help="Processes on this machine to train with, by mlx.launch.", rich_help_panel="Run"),
+        typer.Option(
+            min=1, help="Number of processes on this machine, started with mlx.launch.", rich_help_panel="Run"
+        ),
     ] = 1,
     live_report: Annotated[
         bool,
@@ -62,7 +64,7 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="Held-out prompts to sample completions for, before and after, for the report.",
+            help="Number of held-out prompts to sample completions for, before and after, for the report.",
             rich_help_panel="Run",
         ),
     ] = DEFAULT_NUM_SAMPLES,
@@ -169,8 +171,10 @@ def _train_here(
 def _resolve_config(file: Path | None, flags: dict[str, Any], resume: bool) -> TrainConfig:
     """The config in the file, or of the run to resume, overridden by the flags."""
     if resume and file is None:
-        run = Path(flags.get("adapter_path", TrainConfig.adapter_path))
-        files = [run / "config.yaml", *sorted(run.glob("checkpoints/[0-9]*/config.yaml"), reverse=True)]
+        from mlx_dpo.training.run_folder import RunFolder
+
+        run = RunFolder(flags.get("adapter_path", TrainConfig.adapter_path))
+        files = [folder / CONFIG_FILE for folder in (run.path, *reversed(run.checkpoints()))]
         file = next((path for path in files if path.exists()), None)
     return load_config(file, flags)
 
@@ -180,7 +184,7 @@ class StopOnInterrupt(Listener):
 
     Attributes:
         stop: set when the run should stop.
-        exit_code: of a process that the signal has ended.
+        exit_code: exit code of a process that the signal has ended.
     """
 
     def __init__(self) -> None:

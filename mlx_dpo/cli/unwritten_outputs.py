@@ -6,23 +6,23 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.config_files import read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.card.training_record import record_from_run_files
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.training.checkpoint import read_progress
 from mlx_dpo.training.events import RunPlan, TrainResult
 from mlx_dpo.training.provenance import changed_settings
-from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder
+from mlx_dpo.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class UnwrittenRun:
-    """What the outputs of a finished run are written from, beside its files.
+    """A finished run whose model card and report are not written.
 
     Attributes:
-        plan: what the run was about to do; as if it had not been resumed.
-        result: of the run, in no time and without notes.
+        plan: the size of the run, as if it had not been resumed.
+        result: its result, with 0 seconds and without notes.
     """
 
     plan: RunPlan
@@ -30,14 +30,14 @@ class UnwrittenRun:
 
 
 def find_unwritten_run(config: TrainConfig, names: Collection[str]) -> UnwrittenRun | None:
-    """The finished run in `config.adapter_path`, where its process has not come to the end of `write_run_outputs`.
+    """Find a finished run in `config.adapter_path` whose process ended before `write_run_outputs` was done.
 
     Args:
-        config: the run's settings, as far as the user gave them.
-        names: of the settings that the user gave. Where one of them is not the run's, another run is meant.
+        config: settings that the user gave, and defaults.
+        names: names of the settings that the user gave. If one of them differs from the run's, another run is meant.
 
     Returns:
-        The run; None where there is no such run, or no command or an earlier version has trained it.
+        The run; None if there is none, or if the library or an earlier version trained it.
     """
     folder = RunFolder(config.adapter_path)
     checkpoint = folder.latest_checkpoint()

@@ -1,1 +1,1 @@
-"""Several processes, on one machine or more, that train one adapter together over mlx's distributed engine."""
+"""Data and tensor parallelism: several processes train one adapter together over mlx's distributed engine."""

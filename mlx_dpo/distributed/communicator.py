@@ -45,8 +45,8 @@ class Communicator:
         mlx_group: mlx's group of ranks; None with a single process.
         data_parallel: whether each rank trains on its own part of the examples; else all ranks see all of them (tensor
             parallelism).
-        bytes_sent: what this rank has sent, as a ring does it: for an all-gather its array to size - 1 ranks, for an
-            all-reduce see `ring_all_reduce_bytes`.
+        bytes_sent: bytes that this rank has sent, for a ring: in an all-gather its array to size - 1 ranks, for
+            an all-reduce see `ring_all_reduce_bytes`.
     """
 
     mlx_group: mx.distributed.Group | None = None
@@ -63,7 +63,7 @@ class Communicator:
         if launcher_rank() is None:
             return cls(data_parallel=data_parallel)
         is_main_thread = threading.current_thread() is threading.main_thread()
-        # While mlx waits for the others it reacts to no signal handler, so a signal is to end the process.
+        # While mlx waits for the others it calls no signal handler, so a signal has to end the process.
         with handle_stop_signals(signal.SIG_DFL) if is_main_thread else nullcontext():
             return cls(_connect(), data_parallel)
 
@@ -87,7 +87,7 @@ class Communicator:
         return items[self.rank :: self.size] if self.data_parallel else items
 
     def round_robin(self, batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """This rank's batches, if ranks take turns; an empty one where the last round has none left for it."""
+        """This rank's batches, if ranks take turns; the last is empty if there is none left for this rank."""
         if not self.data_parallel:
             return list(batches)
         num_rounds = -(-len(batches) // self.size)
@@ -114,10 +114,10 @@ class Communicator:
         """Concatenate arrays of all ranks' examples.
 
         Args:
-            arrays: of this rank's examples, [examples here, ...]; empty on a rank without examples.
+            arrays: arrays of this rank's examples, [examples here, ...]; empty on a rank without examples.
 
         Returns:
-            The arrays as [all examples, ...], and where this rank's examples are in them.
+            The arrays as [all examples, ...], and the slice of this rank's examples.
         """
         gathered = self.gather_shards(arrays)
         counts = [len(next(iter(shard.values()), ())) for shard in gathered]
@@ -240,14 +240,14 @@ def _evaluated(result: mx.array) -> mx.array:
 
 
 def _stream() -> mx.DeviceType | None:
-    """Where to wait for other ranks: not on Metal's GPU, whose watchdog ends a command that waits for some seconds."""
+    """The stream to wait for other ranks on: not Metal's GPU, whose watchdog ends a command that waits for seconds."""
     return None if is_nccl() else mx.cpu
 
 
 def ring_all_reduce_bytes(size: int, arrays: Sequence[mx.array]) -> int:
     """Bytes that each of `size` ranks sends to sum arrays around a ring, each dtype's in one flat buffer.
 
-    The buffer is cut into `size` parts, all but one of which each rank sends twice (reduce-scatter, all-gather).
+    The buffer is split into `size` parts, all but one of which each rank sends twice (reduce-scatter, all-gather).
     """
     counts = Counter[mx.Dtype]()
     for array in arrays:

@@ -54,7 +54,7 @@ WeightSplits = dict[int, tuple[mx.array, int, IndexRanges]]
 
 @dataclass(frozen=True)
 class TensorParallelism:
-    """What is known about a model whose weights are split over ranks.
+    """The state of a model whose weights are sharded across ranks.
 
     Attributes:
         group: the ranks.
@@ -93,7 +93,7 @@ def shard_model(model: nn.Module, spec: AdapterSpec, group: mx.distributed.Group
 
     Args:
         model: with its adapters attached; changed in place, and unusable after an error.
-        spec: of the adapters.
+        spec: settings of the adapters.
         group: the ranks.
 
     Raises:
@@ -131,7 +131,7 @@ def _check_supported(model: nn.Module, spec: AdapterSpec, size: int) -> None:
         raise UserError(message, field=FIELD, hint="Use --fine-tune-type lora, or leave --tensor-parallel out.")
     if spec.fuse_bits is not None:
         hint = "Leave one of the two out; `mlx-dpo fuse` finds the bits that keep the margin."
-        raise UserError("it can't be combined with --fuse-bits", field=FIELD, hint=hint)
+        raise UserError("--tensor-parallel can't be combined with --fuse-bits", field=FIELD, hint=hint)
     if not hasattr(model, "shard"):
         raise UserError(
             f"mlx-lm can't split a model of this type ({_model_type(model)})", field=FIELD, hint=ALTERNATIVE
@@ -149,7 +149,7 @@ def _model_type(model: nn.Module) -> str:
 
 
 def _head_counts(model: nn.Module) -> dict[str, int]:
-    """Numbers of heads by kind, as far as the model's config states them."""
+    """Numbers of heads by kind that the model's config states."""
     config = vars(model.args) if hasattr(model, "args") else {}
     text_config = config.get("text_config") or {}
     config = {**config, **(text_config if isinstance(text_config, dict) else vars(text_config))}
@@ -222,7 +222,7 @@ def _layer_shard(
 
 
 def _replicated_adapters(model: nn.Module, adapted: Mapping[str, nn.Module]) -> list[str]:
-    """Names of adapted layers that all ranks compute alike, with the same gradient of their outputs.
+    """Names of adapted layers that all ranks compute identically, with the same gradient of their outputs.
 
     A whole layer inside a block that does the all-reduce itself, as a mixture of experts does, is not among them: the
     router gets only part of its gradient on each rank, from that rank's experts.

@@ -1,4 +1,4 @@
-"""What a folder that is to be published holds: an adapter of mlx-lm's or PEFT's, or a model."""
+"""Detect what a folder holds: an adapter of mlx-lm or PEFT, or a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.training.run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 
 FolderKind = Literal["adapter", "peft", "model"]
 
@@ -19,8 +20,8 @@ def detect_folder_kind(folder: str | Path) -> FolderKind:
         UserError: it is neither an adapter nor a model.
     """
     path = Path(folder)
-    if (path / "adapter_config.json").is_file():
-        if (path / "adapters.safetensors").is_file():
+    if (path / ADAPTER_CONFIG_FILE).is_file():
+        if (path / ADAPTER_WEIGHTS_FILE).is_file():
             return "adapter"
         if (path / "adapter_model.safetensors").is_file():
             return "peft"

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.export.folder_kind import read_mapping_file
 from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, lineage_json, read_lineage, shareable_lineage
 from mlx_dpo.lineage.lineage_steps import current_lineage
+from mlx_dpo.training.run_folder import ADAPTER_CONFIG_FILE
 
 _FOLDERS = re.compile(r"(?<![^\s,=])(?:~|\.\.)?/(?:[^\s,=/]*/)*")  # of absolute paths, and of those from ~ or ..
 _PATH_SETTINGS = {
@@ -44,7 +46,7 @@ def shareable_content(file: Path | bytes) -> Path | bytes:
         return file
     if file.name == LINEAGE_FILE and (lineage := read_lineage(file.parent)):
         return lineage_json(shareable_lineage(current_lineage(lineage))).encode()
-    if file.name not in ("config.yaml", "adapter_config.json"):
+    if file.name not in (CONFIG_FILE, ADAPTER_CONFIG_FILE):
         return file
     values = strip_local_paths(read_mapping_file(file))
     if file.suffix == ".json":

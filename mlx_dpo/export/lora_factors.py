@@ -73,7 +73,9 @@ def load_adapter_factors(
     where = Where(str(adapter_path))
     if spec.fine_tune_type == "full":
         hint = "`mlx-dpo fuse` writes a model folder from it."
-        raise UserError("this run trained the model's own weights and has no adapter", where=where, hint=hint)
+        raise UserError(
+            "this run trained the model's own weights, so there is no adapter to convert", where=where, hint=hint
+        )
     loaded = load_model(model, lazy=True)
     try:
         require_supported(loaded)
@@ -91,7 +93,7 @@ def load_adapter_factors(
 
 
 def alternatives_hint(adapter_path: str | Path, exportable: Iterable[str]) -> str:
-    """What to do with an adapter that has layers a format can't hold.
+    """Return a hint for an adapter with layers that a format can't hold.
 
     Args:
         adapter_path: the adapter's folder.

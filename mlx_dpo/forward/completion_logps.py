@@ -93,7 +93,8 @@ class CompletionLogps:
 
         exp of the mean over tokens of log p - log sum(p^2); Zhou et al. 2024 (arXiv 2406.11827).
         """
-        assert self.collision_logps is not None, "not requested"
+        if self.collision_logps is None:
+            raise ValueError("collision_logps were not requested of the forward pass")
         return np.exp(
             self._sum_by_sequence(self.token_logps.astype(np.float64) - self.collision_logps)
             / self._sum_by_sequence(np.ones_like(self.token_logps))
@@ -102,7 +103,8 @@ class CompletionLogps:
     @property
     def kls(self) -> np.ndarray:
         """[sequences] nats: KL(reference || this policy), summed over the positions of a completion."""
-        assert self.token_kls is not None, "not requested"
+        if self.token_kls is None:
+            raise ValueError("KLs were not requested of the forward pass: it had no reference_hidden_states")
         return self._sum_by_sequence(self.token_kls.astype(np.float64))
 
     def token_grads(self, weights: np.ndarray, plain: np.ndarray | None = None) -> mx.array:

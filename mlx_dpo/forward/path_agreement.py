@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.data.chat_encoding import TokenIds
+from mlx_dpo.data.encoded_example import TokenIds
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.oom_fallback import is_out_of_memory

@@ -43,7 +43,11 @@ class Chart:
 
     Attributes:
         name: its key in the page and its file name as an image.
+        title: its heading.
         kind: "line", "scatter", "path" or "bar".
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        series: what is drawn.
         description: how to read it; empty if the title says it.
     """
 
@@ -62,7 +66,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class CurveSpec:
-    """A chart of metrics over steps. Several metrics of one run get a color each."""
+    """A chart of metrics over steps. Several metrics of one run get a color each.
+
+    Attributes:
+        name: see `Chart`.
+        title: see `Chart`.
+        y_label: see `Chart`.
+        metrics: keys of metrics.jsonl.
+        description: see `Chart`.
+    """
 
     name: str
     title: str
@@ -153,8 +165,8 @@ def _reward_kl(runs: Sequence[RunStatistics]) -> Chart:
         ]
         series.append(Series(run.name, points, i))
     description = (
-        "One point per evaluation. If the path bends down, training went too far. KL is that of the next-token "
-        "distributions over held-out completions."
+        "One point per evaluation. If the path bends down, training went too far. KL(policy || reference) of the "
+        "next-token distributions over held-out completions."
     )
     is_paired = all(record.is_paired for run in runs for record in run.eval_records)
     y_label = "reward margin" if is_paired else "reward of desirable completions"
@@ -193,7 +205,7 @@ def _pair_charts(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
             "beta x nats",
             "pairs",
             [],
-            "How far training moved each pair. Left of 0, it went the wrong way.",
+            "Change of each pair by training. Left of 0, the rejected completion gained more.",
         ),
         paired,
         lambda record: None if record.is_reference else record.margins,

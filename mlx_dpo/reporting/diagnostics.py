@@ -1,4 +1,4 @@
-"""Known failure modes of preference training, a function each, which reads a run's numbers and may return a warning.
+"""Known failure modes of preference training: one function per mode, which returns a warning if a run shows it.
 
 The constants are thresholds at which a person would start to look. All numbers are of held-out examples, since on its
 training examples a policy always looks good.
@@ -28,7 +28,7 @@ MIN_KL_SHARE = 0.8  # of the KL at the best margin; below it, the policy is retu
 MIN_EXAMPLES = 20  # below it, a share has too wide an interval
 CHANCE_START = 0.5  # share of the steps before which accuracy may still rise
 STALLED_STEPS, STALLED_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have changed
-STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, taken for none
+STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, that count as none
 REPETITION_SHARE, REPETITION_INCREASE = 0.2, 0.1  # share of repeated 4-grams in samples, and its increase
 CONFIDENT_SHARE = 0.5  # share of the pairs, by size of margin, on which label noise is estimated
 LABEL_NOISE_SHARE = 0.05  # share of flipped labels
@@ -42,10 +42,10 @@ class Diagnostic:
     """A failure mode.
 
     Attributes:
-        name: its key in JSON.
-        title: its name for people.
+        name: its key in JSON; keys of earlier versions stay, so some differ from the titles.
+        title: its name for display.
         advice: what to try.
-        check: returns what the numbers of a run show, or None if they don't show it or there are too few.
+        check: returns a message on a run's numbers; None if they don't show the mode or there are too few.
         requires: what a run must have recorded for the check.
     """
 
@@ -66,7 +66,7 @@ DIAGNOSTICS: list[Diagnostic] = []  # in the order of their functions
 
 
 def diagnostic(name: str, title: str, advice: str, requires: Requirement = "pairs") -> Callable[[Check], Check]:
-    """Decorate a check to add it to `DIAGNOSTICS`; the arguments are those of `Diagnostic`."""
+    """Decorate a check to add it to `DIAGNOSTICS`; the arguments are the fields of a `Diagnostic`."""
 
     def register(check: Check) -> Check:
         DIAGNOSTICS.append(Diagnostic(name, title, advice, check, requires))

@@ -41,7 +41,7 @@ class Finding:
 
 
 def diagnose(run: RunStatistics) -> list[Finding]:
-    """Run all diagnostics on a run as far as it was recorded."""
+    """Run all diagnostics on the recorded part of a run."""
     messages = [(diagnostic, diagnostic.check(run)) for diagnostic in DIAGNOSTICS]
     return [Finding(d.name, d.title, message, d.advice, run.step) for d, message in messages if message]
 

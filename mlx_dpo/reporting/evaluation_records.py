@@ -1,4 +1,4 @@
-"""The files in a run's report/ folder: what its page is made of, besides metrics.jsonl and config.yaml."""
+"""The files in a run's report/ folder, from which its page is made together with metrics.jsonl and config.yaml."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mark_outputs_written(run: Path) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """The value in a JSON file, or None if it is missing or not valid JSON."""
+    """Return the value in a JSON file; None if it is missing or not valid (`utils.json_files.read_json` raises)."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,7 +16,14 @@ from mlx_dpo.utils.statistics import Interval, paired_test, ratio_interval, win_
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval, from `count` examples."""
+    """A number with its 95% interval.
+
+    Attributes:
+        value: the number.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        count: number of examples.
+    """
 
     value: float
     low: float
@@ -25,7 +32,13 @@ class Estimate:
 
     @classmethod
     def from_interval(cls, value: float, interval: Interval, count: int) -> Estimate:
-        """An estimate whose undefined interval ends (too few examples) are its value."""
+        """Make an estimate; undefined ends of the interval (too few examples) become the value.
+
+        Args:
+            value: the number.
+            interval: its interval.
+            count: number of examples.
+        """
         low, high = (value if math.isnan(end) else end for end in interval)
         return cls(value, low, high, count)
 

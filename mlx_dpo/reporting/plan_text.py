@@ -1,4 +1,4 @@
-"""The estimate of what a run will take, in the terminal."""
+"""Print the estimated time and memory of a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _memory_verdict(plan: RunEstimate) -> Iterator[str]:
         if plan.num_checkpointed:
             yield "A higher --memory-limit means less gradient checkpointing, which makes long pairs faster."
         return
-    yield f"It does not fit: it takes {peak}, and the limit is {limit}. What helps:"
+    yield f"It does not fit: it takes {peak}, but the limit is {limit}. What helps:"
     if plan.max_length_that_fits:
         yield f"  --max-length {plan.max_length_that_fits}: longer pairs are truncated or dropped (see --overlong)"
     yield "  a model with fewer bits or parameters, a lower --rank, or closing other programs and a higher limit"
@@ -81,9 +81,9 @@ def _config_verdict(plan: ConfigEstimate) -> Iterator[str]:
     if plan.longest_pair:
         yield f"Pairs of up to {plan.longest_pair:,} tokens of prompt and completion surely fit (--max-length)."
     else:
-        yield "No pair fits surely. What helps: fewer bits or parameters, a lower --rank, or a higher --memory-limit."
+        yield "No pair is certain to fit. What helps: fewer bits or parameters, lower --rank, higher --memory-limit."
     yield (
-        "A pair is taken to have a prompt twice as long as each completion. The peak is an estimate: within 10% for "
-        "models whose weights outweigh it, and up to 40% too low for long pairs on tiny models. With the weights and "
-        "--data, `mlx-dpo plan` measures it."
+        "The prompt of a pair is assumed to be twice as long as each completion. The peak is an estimate: within 10% "
+        "for models whose weights outweigh it, and up to 40% too low for long pairs on tiny models. With the weights "
+        "and --data, `mlx-dpo plan` measures it."
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.reporting.diagnostics import DIAGNOSTICS, estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import Finding, diagnose
 from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
@@ -189,7 +190,7 @@ def _sample(first: SampledCompletions, last: SampledCompletions, i: int) -> str:
 
 def _config(run: RunStatistics) -> Iterator[str]:
     metadata = run.metadata
-    again = shlex.join(["mlx-dpo", "train", "-c", str(run.path / "config.yaml"), "--adapter-path", f"{run.path}-again"])
+    again = shlex.join(["mlx-dpo", "train", "-c", str(run.path / CONFIG_FILE), "--adapter-path", f"{run.path}-again"])
     commands = [metadata["command"]] if metadata.get("command") else []
     yield f"<pre>{escape(chr(10).join([*commands, again]))}</pre>"
     versions = ", ".join(f"{name} {number}" for name, number in metadata.get("versions", {}).items())

@@ -1,4 +1,4 @@
-"""Records what a run's page shows beyond metrics.jsonl: single held-out examples, their tokens, and samples."""
+"""Record single held-out examples, their tokens and samples, which a run's page shows besides metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class RunRecorder(Listener):
             self.pending_writes.pop(0)
 
     def _try_to_write(self, write: Callable[[], None]) -> bool:
-        """Whether a write went well; the first one that did not is reported."""
+        """Make a write and return whether it succeeded; the first failure is reported."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write()
@@ -193,7 +193,7 @@ def extreme_examples(snapshot: EvalSnapshot, token_logps_before: list[Any] | Non
 
 
 def _score(measurement: ExampleMeasurement, examples: EncodedExamples) -> float:
-    """How right the policy is: a pair's margin, the reward signed by the label, or log-prob per token without label."""
+    """The score of an example: a pair's margin, the reward signed by the label, or log-prob per token without label."""
     metrics = dict(zip(METRICS, measurement.metrics.tolist(), strict=True))
     example = examples.source[measurement.index]
     if not isinstance(example, Completion):
@@ -261,7 +261,7 @@ def _metadata(plan: RunPlan, command: str | None) -> dict[str, Any]:
         "pairs": plan.num_examples,
         "what": plan.example_kind,
         "memory_limit": plan.memory_limit,
-        "trained_parameters": plan.trainable_parameters,
+        "trained_parameters": plan.trainable_parameters,  # of these two, `find_unwritten_run` makes a plan again
         "all_parameters": plan.total_parameters,
     }
 

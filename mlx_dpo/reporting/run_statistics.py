@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_dpo.config_files import read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.lineage.lineage_steps import read_adapter_lineage
 from mlx_dpo.lineage.lineage_text import describe_lineage
@@ -26,7 +26,7 @@ class EvalRecord:
 
     Attributes:
         step: optimizer steps done before it.
-        metrics: [examples] by metric name; NaN where an example has no such metric.
+        metrics: [examples] by metric name; NaN if an example has no such metric.
         lengths: [examples, completions], completion lengths in tokens. A pair has columns chosen and rejected.
         logps: [examples, completions], the policy's log-probabilities in nats.
         kl: [first examples, completions], KL(policy || reference) in nats; None if it could not be measured.
@@ -77,6 +77,9 @@ class SampledCompletions:
     """Completions sampled from the policy at one step.
 
     Attributes:
+        step: optimizer steps done before it.
+        prompts: the prompts as text.
+        completions: a completion of each prompt.
         lengths: tokens of each completion.
         repeated_shares: share of the 4-grams of tokens in each completion that occur earlier in it.
     """
@@ -95,15 +98,18 @@ class SampledCompletions:
 
 @dataclass(frozen=True)
 class RunStatistics:
-    """What a run's folder records of it.
+    """The numbers that a run's folder records.
 
     Attributes:
+        path: the folder.
+        config: the run's settings.
         train_metrics: means over training examples since the last report.
         eval_metrics: means over held-out examples, under the same names.
         eval_records: the evaluations whose single examples were recorded.
-        extreme_examples: as `run_recorder.extreme_examples` describes them.
+        extreme_examples: the result of `run_recorder.extreme_examples`.
+        samples: completions sampled before and after training.
         metadata: command, versions, machine, number of steps and limits.
-        lineage: what the adapter is derived from, in one line.
+        lineage: description of the lineage, in one line.
     """
 
     path: Path
@@ -124,15 +130,15 @@ class RunStatistics:
             UserError: the folder holds no run.
         """
         path = Path(path)
-        if not (path / "config.yaml").exists():
+        if not (path / CONFIG_FILE).exists():
             hint = "Name a folder that `mlx-dpo train` wrote (its --adapter-path)."
-            raise UserError("there is no run here: no config.yaml", where=Where(str(path)), hint=hint)
+            raise UserError(f"there is no run here: no {CONFIG_FILE}", where=Where(str(path)), hint=hint)
         lines, folder = read_metrics(path), path / records.REPORT_FOLDER
         evaluations = records.read_jsonl(folder / records.EVALUATIONS_FILE)
         lineage = read_adapter_lineage(path)
         return cls(
             path=path,
-            config=read_yaml(path / "config.yaml"),
+            config=read_yaml(path / CONFIG_FILE),
             train_metrics=[line for line in lines if "loss" in line],
             eval_metrics=[strip_eval_prefix(line) for line in lines if "eval_loss" in line],
             eval_records=list(map(EvalRecord.from_json, evaluations)),

@@ -1,4 +1,4 @@
-"""An estimate of the time that a run still takes."""
+"""Estimate the remaining time of a run."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from mlx_dpo.config_files import read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.evaluation_records import write_text_atomically
 from mlx_dpo.training.events import Metrics, RunPlan
@@ -84,7 +84,7 @@ class Tracker(Listener):
         """Start or resume the run in the tracker."""
         if not self.active:  # a run that was restarted after a crash continues in the same tracker run
             with self._off_on_error("could not be started"):
-                self.open(plan, read_yaml(plan.run / "config.yaml"))
+                self.open(plan, read_yaml(plan.run / CONFIG_FILE))
                 self.active = True
 
     def on_metrics(self, metrics: Metrics) -> None:

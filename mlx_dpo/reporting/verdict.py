@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from mlx_dpo.reporting.diagnostics import SIGNIFICANCE_LEVEL
 from mlx_dpo.reporting.diagnostics_listener import Finding
 from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
 from mlx_dpo.reporting.metric_intervals import Estimate
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.utils.formatting import plural
-
-SIGNIFICANCE_LEVEL = 0.05
 
 
 def verdict(run: RunStatistics, changes: list[MetricChange], findings: list[Finding]) -> str:

@@ -1,1 +1,1 @@
-"""Training in a child process, so that what ends a process does not end a run."""
+"""Training in a child process, which is restarted if it crashes."""

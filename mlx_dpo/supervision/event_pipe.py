@@ -22,7 +22,7 @@ class ProcessFinished:
 
 @dataclass(frozen=True)
 class ProcessInterrupted:
-    """The run was asked to stop, and is saved."""
+    """The run was stopped on request, and is saved."""
 
     step: int
     checkpoint: str
@@ -30,7 +30,7 @@ class ProcessInterrupted:
 
 @dataclass(frozen=True)
 class ProcessFailed:
-    """The run ended by a `UserError`, as its `to_mapping` gives it."""
+    """The run ended with a `UserError`, here the result of its `to_mapping`."""
 
     error: dict[str, Any]
 
@@ -51,7 +51,7 @@ class ProcessLostRank:
 
 @dataclass(frozen=True)
 class OnlyMainHasWork:
-    """This rank's work is done; the main rank needs it no more."""
+    """This rank's work is done; the main rank no longer needs it."""
 
 
 ProcessEnd = ProcessFinished | ProcessInterrupted | ProcessFailed | ProcessOutOfMemory | ProcessLostRank
@@ -63,7 +63,7 @@ class EventSender(Listener):
 
     Args:
         pipe_fd: file descriptor of the pipe.
-        on_lost: called where the pipe can't be written to, since the supervisor is gone.
+        on_lost: called if the pipe can't be written to because the supervisor has ended.
     """
 
     def __init__(self, pipe_fd: int, on_lost: Callable[[], None]) -> None:

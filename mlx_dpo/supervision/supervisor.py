@@ -1,4 +1,4 @@
-"""The parent of a training process: shows what it does, and restarts it from its last checkpoint when it crashes.
+"""The parent of a training process: forwards its events, and restarts it from its last checkpoint if it crashes.
 
 Metal ends a process with SIGABRT when memory runs out and when its watchdog finds a command too long while the display
 is on; the system ends one with SIGKILL when memory runs out. Python can catch neither: only another process can.
@@ -58,8 +58,8 @@ def supervise(
 ) -> TrainResult:
     """Run `train` in a child process, and restart it from the last checkpoint when the system ends it.
 
-    Where a launcher has started several processes, each supervises its own. When one crashes the others end too, and
-    all restart; rank 0 counts the crashes, since it has the checkpoints. Only ranks on a TCP ring can join again.
+    If a launcher has started several processes, each supervises its own. When one crashes the others end too, and all
+    restart; rank 0 counts the crashes, since it has the checkpoints. Only ranks on a TCP ring can join again.
 
     Args:
         config: the run's settings.
@@ -77,7 +77,7 @@ def supervise(
         UserError: as `train` does.
         Interrupted: as `train` does.
         GaveUp: the process crashed `MAX_CRASHES` times without a checkpoint between them.
-        subprocess.CalledProcessError: the training process ended by a fault of its own.
+        subprocess.CalledProcessError: the training process ended with a traceback.
     """
     folder, fallback, crashes = RunFolder(config.adapter_path), NO_FALLBACK, list[str]()
     latest = folder.latest_checkpoint()
@@ -117,7 +117,7 @@ def supervise(
 
 
 def next_fallback(fallback: OomFallback) -> OomFallback:
-    """Return what needs less memory: micro-batches of half the size first, then full gradient checkpointing."""
+    """Return the next memory reduction: micro-batches of half the size first, then full gradient checkpointing."""
     if fallback == NO_FALLBACK:
         return OomFallback(fallback.micro_batch_share / 2)
     return OomFallback(fallback.micro_batch_share, grad_checkpoint=True)
@@ -149,11 +149,11 @@ class TrainingProcess:
     """A child process that trains.
 
     Attributes:
-        crash_reason: why the system ended it, for people; None where it ended by itself.
+        crash_reason: why the system ended it, for display; None if it ended by itself.
         out_of_memory: whether memory may have run out.
-        lost_other_rank: whether it ended since the connection to another rank was lost.
+        lost_other_rank: whether it ended because the connection to another rank was lost.
         only_main_has_work: whether nothing is left to do for this rank.
-        stop_signal: the signal that asked it to stop; 0 where there was none.
+        stop_signal: the signal that requested a stop; 0 if there was none.
     """
 
     def __init__(self, job: dict[str, Any], listener: Listener) -> None:
@@ -177,7 +177,7 @@ class TrainingProcess:
         self.pipe = os.fdopen(read_fd, encoding="utf-8")
 
     def follow(self) -> None:
-        """Pass the process's events on until it ends, and find out why it did."""
+        """Forward the process's events until it ends, and determine why it did."""
         with self.pipe:
             for line in self.pipe:
                 self._receive(parse_message(line))
@@ -202,7 +202,7 @@ class TrainingProcess:
             self.listener.handle(message)
 
     def outcome(self) -> TrainResult:
-        """Return the result of a process that ended by itself, or raises what `train` raised there."""
+        """Return the result of a process that ended by itself, or raise what `train` raised there."""
         match self.end:
             case ProcessFinished(result):
                 return result

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_dpo.adapters.adapter_settings import adapter_settings, require_equal_settings, require_settings_of_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.config_files import read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -45,7 +45,7 @@ from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics, Note
 from mlx_dpo.training.listener import Listener, ListenerProgress
 from mlx_dpo.training.provenance import DATA_KEYS
-from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder
+from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
 from mlx_dpo.training.trainer import Trainer
 from mlx_dpo.utils.progress import Progress

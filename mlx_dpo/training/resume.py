@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_dpo.adapters.adapter_folder import read_adapter, set_tensors
 from mlx_dpo.adapters.attach import trainable_tensors
-from mlx_dpo.config_files import dump_yaml, read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.evaluation.example_sets import TRAIN
@@ -21,7 +21,7 @@ from mlx_dpo.training.components import TrainComponents
 from mlx_dpo.training.events import Note
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.provenance import DATA_KEYS, changed_settings, compute_provenance, provenance_changes
-from mlx_dpo.training.run_folder import CONFIG_FILE, RunFolder, SaveError
+from mlx_dpo.training.run_folder import RunFolder, SaveError
 from mlx_dpo.training.trainer import Trainer
 
 SKIPPED_ROWS_FILE = "skipped.jsonl"  # in the run's folder: rows that were skipped

@@ -19,6 +19,7 @@ import mlx.core as mx
 from safetensors import SafetensorError
 
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.training.checkpoint import (
     PROGRESS_FILE,
@@ -30,7 +31,8 @@ from mlx_dpo.training.checkpoint import (
 from mlx_dpo.utils.atomic_write import append_line, atomic_write, delete
 
 ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
-BEST_FILE, CONFIG_FILE, LOCK_FILE = "best.json", "config.yaml", ".lock"
+BEST_FILE, LOCK_FILE = "best.json", ".lock"
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
 class SaveError(Exception):
@@ -179,7 +181,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of complete checkpoints, oldest first."""
-        folders = [path for path in self.path.glob("checkpoints/[0-9]*") if path.is_dir()]
+        folders = [path for path in self.path.glob(f"{CHECKPOINTS_FOLDER}/[0-9]*") if path.is_dir()]
         return sorted(folders, key=lambda path: int(path.name))
 
     def latest_checkpoint(self) -> Path | None:
@@ -251,7 +253,7 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of a step's checkpoint."""
-        return self.path / "checkpoints" / f"{step:07d}"
+        return self.path / CHECKPOINTS_FOLDER / f"{step:07d}"
 
     def prune_checkpoints(self, keep: int) -> None:
         """Delete all but the last `keep` checkpoints and the best; none if `keep` is 0."""
@@ -259,7 +261,7 @@ class RunFolder:
         for folder in self.checkpoints()[: -keep or None] if keep else []:
             if folder != best:
                 delete(folder)
-        for unfinished in self.path.glob("checkpoints/.*.partial"):
+        for unfinished in self.path.glob(f"{CHECKPOINTS_FOLDER}/.*.partial"):
             delete(unfinished)
 
     def mark_best(self, step: int, loss: float) -> None:
@@ -272,7 +274,7 @@ class RunFolder:
         Raises:
             SaveError: it can't be written.
         """
-        folder = f"checkpoints/{step:07d}"
+        folder = f"{CHECKPOINTS_FOLDER}/{step:07d}"
         self.write_text(BEST_FILE, json.dumps({"step": step, "loss": loss, "folder": folder}) + "\n")
 
     def best_checkpoint(self) -> Path | None:

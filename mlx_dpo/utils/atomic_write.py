@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and lines that are appended whole or not at all."""
+"""Write files and folders atomically, and append lines atomically."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx_dpo.errors import UserError, Where
 
 @contextmanager
 def atomic_write(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` for a file or a folder, which takes the target's place at the end.
+    """Yield a temporary path next to `target` for a file or a folder, which replaces the target at the end.
 
     What was written is flushed to disk before it is renamed. An existing target is replaced. If the body raises, the
     temporary is deleted and the target stays as it was.
@@ -60,11 +60,11 @@ def require_new(target: Path) -> None:
         UserError: it exists.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("this exists already", where=Where(str(target)), hint="Name another place to write to.")
+        raise UserError("it exists already", where=Where(str(target)), hint="Name another place to write to.")
 
 
 def append_line(file: Path, line: str) -> None:
-    """Append a line to a file. Where that fails half-way, the file is left as it was.
+    """Append a line to a file. If that fails half-way, the file is restored.
 
     Raises:
         OSError: it can't be written.

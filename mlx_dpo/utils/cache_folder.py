@@ -1,4 +1,4 @@
-"""Where caches are: files that may be deleted at any time, since what is missing is computed when it is needed."""
+"""Folders of caches. Their files may be deleted at any time: missing values are computed when they are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that are tried again when they fail for a reason that may pass."""
+"""Retry calls that fail for a transient reason."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def retry(
     """Call until it succeeds, with delays that double.
 
     Args:
-        call: takes nothing.
+        call: a function without arguments.
         is_transient: whether an exception is worth another attempt.
-        attempts: how often to call at most.
+        attempts: largest number of calls.
         first_delay: seconds before the second attempt.
         longest_delay: seconds; a longer delay is shortened to this.
         retry_after: seconds that the failed server asks to wait, instead of the doubling delay; None if it doesn't.

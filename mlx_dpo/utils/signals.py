@@ -1,4 +1,4 @@
-"""Handlers for the signals that ask a process to stop."""
+"""Handlers for the signals that request a stop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Confidence intervals of means over examples, and a paired test, in numpy.
 
-Examples from one row, such as all pairs of a ranked list, are not independent. Where `groups` gives the row of each
-example, whole rows are resampled (a cluster bootstrap), and intervals are wider accordingly.
+Examples from one row, such as all pairs of a ranked list, are not independent. If `groups` gives the row of each
+example, whole rows are resampled (a cluster bootstrap), and intervals are accordingly wider.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Groups = Sequence[Hashable] | np.ndarray
 
 
 class Interval(NamedTuple):
-    """A confidence interval; both ends are NaN where there are too few examples, of means below `MIN_GROUPS`."""
+    """A confidence interval; both ends are NaN if there are too few examples; for means, fewer than `MIN_GROUPS`."""
 
     low: float
     high: float
@@ -33,7 +33,13 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The mean of after - before, its 95% interval, and the two-sided p-value of no change."""
+    """A paired comparison of two sets of values.
+
+    Attributes:
+        difference: mean of after - before.
+        interval: 95% interval of the difference.
+        p: two-sided p-value of no change.
+    """
 
     difference: float
     interval: Interval
@@ -65,7 +71,13 @@ def bootstrap_interval(
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray, *, seed: int = 0) -> Interval:
-    """95% interval of sum(numerators) / sum(denominators), such as nats per token; both are [examples]."""
+    """95% interval of a ratio of sums, such as nats per token.
+
+    Args:
+        numerators: [examples].
+        denominators: [examples].
+        seed: seed of the resampling.
+    """
     totals = _Totals(np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
     return _studentized(totals, 0.95, RESAMPLES, seed)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class StopRequested(Exception):
-    """The work was asked to stop; what it had not finished is to be discarded."""
+    """A stop was requested; unfinished work must be discarded."""
 
 
 _active: list[threading.Event] = []
@@ -25,6 +25,6 @@ def stop_on(event: threading.Event) -> Iterator[None]:
 
 
 def check_stop() -> None:
-    """Raise `StopRequested` where the work was asked to stop; cheap enough for inner loops."""
+    """Raise `StopRequested` if a stop was requested; cheap enough for inner loops."""
     if any(event.is_set() for event in _active):
         raise StopRequested

@@ -14,11 +14,11 @@ def load_from_file(spec: str, *, field: str, hint: str) -> tuple[Any, Where]:
 
     Args:
         spec: `path/to/file.py:name`.
-        field: the setting it was given for, for error messages.
-        hint: what to do next where the file does not exist.
+        field: the setting whose value it is, for error messages.
+        hint: what to do next if the file does not exist.
 
     Returns:
-        The object, None where the file defines no such name; and the file's location.
+        The object, or None if the file defines no such name; and the file's location.
 
     Raises:
         UserError: the file does not exist or can't be run.

@@ -122,7 +122,7 @@ def test_answers_are_judged(mlx_dpo: Cli, tmp_path: Path) -> None:
 def test_what_judging_needs(mlx_dpo: Cli) -> None:
     flags = (*MODEL, "--data", PAIRS)
     ran = mlx_dpo("evaluate", *flags, "--generate", 5)
-    assert ran.code == 2 and "need each other" in ran.err
+    assert ran.code == 2 and "must be used together" in ran.err
     ran = mlx_dpo("evaluate", *flags, "--generate", 5, "--judge", CHECKPOINT)
     assert ran.code == 2 and "a tuned model are needed" in ran.err and "--adapter-path" in ran.err
 

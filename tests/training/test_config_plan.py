@@ -125,7 +125,7 @@ def test_the_command(mlx_dpo: Callable[..., CommandResult], bare: str, tmp_path:
     flags = ["--config-only", "--model", bare, "--length", 100, "--length", 4000]
     table = mlx_dpo("plan", *flags)
     assert table.code == 0 and "surely fit" in table.out and "4,000" in table.out
-    assert "No pair fits" in mlx_dpo("plan", *flags, "--memory-limit", "1MB").out
+    assert "No pair is certain to fit" in mlx_dpo("plan", *flags, "--memory-limit", "1MB").out
     planned = json.loads(mlx_dpo("plan", *flags, "--json").out)
     assert [row["tokens"] for row in planned["lengths"]] == [100, 4000] and planned["longest_pair"] > 0
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])

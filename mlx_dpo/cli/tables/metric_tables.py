@@ -13,7 +13,7 @@ from rich.text import Text
 from mlx_dpo.cli.console import print_message
 from mlx_dpo.cli.tables.pairwise_tables import pairwise_table, tasks_table
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.config_files import read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.data.json_values import printable
 from mlx_dpo.errors import UserError
 
@@ -37,7 +37,7 @@ def warn_about_training_settings(
     defaults = TrainConfig().to_mapping() | find_loss_function(TrainConfig.loss).settings
     for adapter in filter(None, adapters):
         try:
-            run_config = read_yaml(adapter / "config.yaml")
+            run_config = read_yaml(adapter / CONFIG_FILE)
         except UserError:
             continue  # the adapter is not from mlx-dpo
         differences = [

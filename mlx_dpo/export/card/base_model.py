@@ -1,4 +1,4 @@
-"""The base model as a card describes it: its Hub id, license and languages."""
+"""The facts about the base model in a card: its Hub id, license, languages and lineage."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class BaseModelInfo:
 
 
 def describe_base_model(base: BaseModel, *, fetch_card: bool = False) -> BaseModelInfo:
-    """Describe a base model by what is known of it.
+    """Collect the facts about a base model: Hub id, license, languages and lineage.
 
     Only a model of the Hub or a quantized and otherwise unmodified copy of one has a Hub id: an adapter of a
-    fine-tuned model does not work with what that was fine-tuned from.
+    fine-tuned model does not work with the model which that was fine-tuned from.
 
     Args:
         base: the model.

@@ -1,4 +1,4 @@
-"""What a model card is rendered from."""
+"""The inputs of a model card: the training record, the base model and the lineage of a folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class CardInputs:
 
     Attributes:
         kind: what the folder holds.
-        name: of the repository or folder.
+        name: name of the repository or folder.
         repo_id: the repository that it is or will be pushed to.
         base: the model that was trained.
         record: the run's training record, see `training_record`.
-        lineage: what it is derived from, in one line.
+        lineage: description of the lineage, in one line.
         has_curves: whether curves.png is next to the card.
         is_quantized: whether a model's weights are quantized by MLX.
     """
@@ -61,12 +61,12 @@ class CardInputs:
 
     @property
     def metrics_before(self) -> Mapping[str, float]:
-        """Validation metrics before the first step; empty if there are none."""
+        """Held-out metrics before the first step; empty if there are none."""
         return self.record.get("before") or {}
 
     @property
     def metrics_after(self) -> Mapping[str, float]:
-        """Validation metrics after the last step; empty if there are none."""
+        """Held-out metrics after the last step; empty if there are none."""
         return self.record.get("after") or {}
 
 
@@ -79,7 +79,7 @@ def collect_card_inputs(
         folder: an adapter's or a model's folder.
         repo_id: the repository it is pushed to, if known.
         fetch_base_card: download the base model's card if it is not on this machine.
-        base_model: Hub id of the base model; default: what is recorded of it.
+        base_model: Hub id of the base model; default: the recorded one.
 
     Raises:
         UserError: the folder holds neither an adapter nor a model, or `base_model` is not a Hub id.

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 
-from mlx_dpo.training.listener import Metrics
+from mlx_dpo.training.events import Metrics
 from mlx_dpo.utils.formatting import EVAL_PREFIX
 
 CURVES_FILE = "curves.png"

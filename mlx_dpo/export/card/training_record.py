@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.config_files import read_yaml
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.data.files.hub_datasets import parse_hub_name
 from mlx_dpo.errors import UserError
 from mlx_dpo.reporting.metrics_log import read_metrics
@@ -55,6 +55,7 @@ class TrainingRecorder(Listener):
             "first_step": self.plan.first_step,
             "seconds": result.seconds,
             "pairs": self.plan.num_examples,
+            # Not on the card; for scripts that read the record.
             "trained_parameters": self.plan.trainable_parameters,
             "all_parameters": self.plan.total_parameters,
             "notes": result.notes,
@@ -90,7 +91,7 @@ def record_from_run_files(run: Path) -> dict[str, Any]:
         last step. Empty if a file can't be read.
     """
     try:
-        lines, config = read_metrics(run), read_yaml(run / "config.yaml")
+        lines, config = read_metrics(run), read_yaml(run / CONFIG_FILE)
     except (UserError, ValueError, OSError):
         return {}
     evaluations = [strip_eval_prefix(line) for line in lines if "eval_loss" in line]

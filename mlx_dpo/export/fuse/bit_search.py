@@ -1,4 +1,4 @@
-"""Choose the bits of each layer of a fused model: as few as keep the margin, more where rounding hurts most.
+"""Choose the bits of each layer of a fused model: as few as keep the margin, more for sensitive blocks.
 
 1. For each block, measure once how rounding it to the base's bits, with everything else unrounded, changes the pairs'
    reward margins (mean squared change). With more bits, this change is assumed to fall in proportion to the squared
@@ -31,7 +31,7 @@ class BitOption:
     Attributes:
         plan: the precision of each layer.
         relative_error: squared error of the weights relative to their squares, the mean over layers.
-        size_bytes: of the weights.
+        size_bytes: bytes of the weights.
     """
 
     plan: PrecisionPlan

@@ -51,8 +51,8 @@ def fuse_adapter(
         model: folder or Hub id of the model that the adapter was trained on.
         adapter_path: mlx-lm adapter folder; the fused model is measured on its run's held-out pairs.
         save_path: the new folder, which must not exist or be empty.
-        bits: of the adapted layers. auto: as few as keep `MIN_KEPT_MARGIN` of the margin, chosen by block; same: the
-            base's own; none: the whole model in the base's float type.
+        bits: bits of the adapted layers. auto: as few as keep `MIN_KEPT_MARGIN` of the margin, chosen by block; same:
+            the base's own; none: the whole model in the base's float type.
         calibrate: file of preference pairs to measure on, instead of the run's held-out pairs.
         force: save the model even if it keeps less than `MIN_KEPT_MARGIN`.
         progress: receives what is being done.
@@ -60,7 +60,7 @@ def fuse_adapter(
             there with the model or not at all; and with what is returned.
 
     Returns:
-        What was saved and measured.
+        The saved plan and all measurements.
 
     Raises:
         UserError: an argument is wrong.
@@ -103,7 +103,7 @@ def _report_without_pairs(
         raise UserError(
             f"there are no pairs to measure the fused model on: {missing_reason}",
             where=Where(str(adapted_model.adapter_path)),
-            hint="Give pairs that it was not trained on with --calibrate FILE, or choose the bits with --bits.",
+            hint="Give pairs that were not used in training with --calibrate FILE, or choose the bits with --bits.",
         )
     plan = _plan_for_bits(model, bits)
     note = f"Not measured: {missing_reason}. Use --calibrate FILE to measure on other pairs."
@@ -111,7 +111,7 @@ def _report_without_pairs(
 
 
 def _plan_for_bits(model: nn.Module, bits: FuseBits) -> PrecisionPlan:
-    """The plan for a value of `bits`; `auto` only where layers have no choice."""
+    """The plan for a value of `bits`; `auto` only if layers have no choice."""
     layers = adapted_layers(model)
     if bits == "none":
         return unquantized_plan(model)
@@ -121,5 +121,5 @@ def _plan_for_bits(model: nn.Module, bits: FuseBits) -> PrecisionPlan:
     if all(precision.bits is None for precision in precisions.values()):
         hint = "Fuse it as it is, and quantize the result with `mlx_lm.convert -q`."
         raise UserError("the model is not quantized, so there are no bits to choose", field="bits", hint=hint)
-    # A quantized model has layers in float too: those whose inputs are no whole number of groups.
+    # A quantized model has layers in float too: those whose input size is not a multiple of the group size.
     return {n: p if p.bits in (None, int(bits)) else p.with_bits(int(bits)) for n, p in precisions.items()}

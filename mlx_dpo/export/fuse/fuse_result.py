@@ -18,12 +18,12 @@ FUSE_TABLE_COLUMNS = ("model", "bits", "MB", "margin", "kept", "accuracy", "KL/t
 
 @dataclass(frozen=True)
 class ModelMeasurement:
-    """A model's size and, if there are held-out pairs, what was measured on them. The fields are keys of the JSON.
+    """A model's size and, if there are held-out pairs, its metrics on them. The fields are keys of the JSON.
 
     Attributes:
         model: base, adapter, tried or fused.
-        bits: of the adapted layers, as text.
-        bytes: of all tensors.
+        bits: bits of the adapted layers, as text.
+        bytes: bytes of all tensors.
         margin: mean reward margin.
         kept: share of the adapter's gain in margin over the base.
         kept_error: standard error of `kept`.
@@ -60,7 +60,7 @@ class FusedModelReport:
     Attributes:
         path: the model's folder.
         plan: precision of each adapted layer.
-        measurements: of the base, the adapter, the candidates that were tried, and last the fused model.
+        measurements: those of the base, the adapter, the candidates that were tried, and last the fused model.
         note: a sentence for the user; empty if there is none.
     """
 
@@ -93,7 +93,7 @@ class MarginLostError(UserError):
     """A fused model keeps too little of the adapter's margin and was not saved.
 
     Attributes:
-        report: what was measured.
+        report: the measurements.
     """
 
     def __init__(self, report: FusedModelReport, adapter_path: Path) -> None:

@@ -25,7 +25,7 @@ def require_same_when_loaded(folder: Path, merged: Iterable[str]) -> None:
         merged: names of the layers that were merged or dequantized.
 
     Raises:
-        UserError: it can't be loaded, or a layer has other weights then.
+        UserError: it can't be loaded, or a loaded layer has other weights.
     """
     loaded = load_model(str(folder), lazy=True)
     checked = _outside_and_outer_blocks(merged)
@@ -40,7 +40,7 @@ def require_same_when_loaded(folder: Path, merged: Iterable[str]) -> None:
             if original is None or not mx.array_equal(original, tensor):
                 raise UserError(
                     f"mlx-lm changes {name} as it loads models of type {loaded.config['model_type']!r}, so the fused "
-                    "model would not be what was trained",
+                    "model would differ from the trained one",
                     hint="Use --bits 8, which keeps a layer quantized that no adapter is on; "
                     "and train without this layer, if --lora-keys names it.",
                 )

@@ -88,7 +88,7 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
     adapter = load_adapter_factors(str(model), adapter_path, GGUFModelDescription.from_loaded_model)
     if adapter.spec.fine_tune_type == "dora":
         hint = "Fuse it into the model, and export the model with --format gguf."
-        raise UserError("llama.cpp's adapters are LoRA only, and this is DoRA", where=where, hint=hint)
+        raise UserError("llama.cpp supports LoRA adapters only, but this one is DoRA", where=where, hint=hint)
     description = GGUFModelDescription.from_loaded_model(adapter.loaded_model)
     names = _gguf_names([f"{name}.weight" for name in adapter.layers], description, adapter_path)
     tensors = {}

@@ -1,4 +1,4 @@
-"""llama.cpp's names for mlx-lm's model types, and where its conventions differ from mlx-lm's.
+"""llama.cpp's names for mlx-lm's model types, and the differences between their conventions.
 
 The conventions are those of llama.cpp's convert_hf_to_gguf.py (conversion/llama.py, qwen.py, gemma.py in its sources).
 """
@@ -22,7 +22,7 @@ class GGUFFamily:
 
     Attributes:
         architecture: llama.cpp's name of the architecture.
-        interleaved_rope: rotary embeddings rotate adjacent rows of q and k, where mlx-lm rotates row i with row
+        interleaved_rope: rotary embeddings rotate adjacent rows of q and k; mlx-lm rotates row i with row
             i + head_dim / 2.
         adds_one_to_norms: a norm's stored weight includes the 1 that mlx-lm adds at run time.
     """
@@ -54,8 +54,8 @@ class GGUFModelDescription:
         family: how GGUF files hold such models.
         model_args: the parameters as mlx-lm resolved them from config.json.
         head_dim: dimensions of an attention head.
-        context_length: tokens.
-        sliding_window: tokens.
+        context_length: longest context, in tokens.
+        sliding_window: size of the attention window, in tokens.
         where: the model's folder, for messages.
     """
 
@@ -161,7 +161,16 @@ def rope_factors(model: nn.Module, description: GGUFModelDescription) -> mx.arra
 
 
 def rope_row_permutation(name: str, num_rows: int, description: GGUFModelDescription) -> np.ndarray | None:
-    """llama.cpp's order [num_rows] of the rows of a q or k tensor; None if it is mlx-lm's."""
+    """Return llama.cpp's order of the rows of a q or k tensor.
+
+    Args:
+        name: the tensor's name in mlx-lm.
+        num_rows: number of its rows.
+        description: the model.
+
+    Returns:
+        [num_rows] indices of mlx-lm's rows; None if the order is the same.
+    """
     args = description.model_args
     num_heads = {"q_proj": args.num_attention_heads, "k_proj": args.num_key_value_heads}.get(name.split(".")[-2])
     if num_heads is None or not description.permutes_rope_rows:

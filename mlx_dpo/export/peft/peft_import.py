@@ -56,7 +56,7 @@ class _PeftAdapter:
     Attributes:
         base_model: the model it was trained on; empty if unknown.
         is_dora: whether it is DoRA.
-        dropout: on the input of A, in training.
+        dropout: dropout on the input of A, in training.
         layers: factors by layer name.
         scales: scale by layer name.
     """
@@ -68,7 +68,16 @@ class _PeftAdapter:
     scales: dict[str, float]
 
     def with_mlx_names(self, model: nn.Module, model_type: str, where: Where) -> _PeftAdapter:
-        """Rename its layers to mlx-lm's names. Raises `UserError` if the model lacks some."""
+        """Rename the layers to mlx-lm's names.
+
+        Args:
+            model: the model.
+            model_type: its type in config.json.
+            where: the adapter's folder, for messages.
+
+        Raises:
+            UserError: the model lacks some of the layers.
+        """
         mlx_names = list(_linear_layers(model))
         names = {name: name for name in mlx_names}  # older versions of PEFT wrote these for some model types
         names |= {transformers_layer_name(model_type, name): name for name in mlx_names}
@@ -85,8 +94,8 @@ class _PeftAdapter:
 def import_peft(folder: str | Path, save_path: str | Path, *, model: str | None = None) -> AdapterSpec:
     """Write a PEFT adapter (LoRA, rsLoRA, DoRA) as an mlx-lm adapter folder.
 
-    Where ranks vary, factors are padded with zeros to the largest rank; a layer that PEFT did not adapt gets zeros.
-    Both are exact, and padding stays zero in training because its gradients are zero. Where scales vary, B is
+    If ranks vary, factors are padded with zeros to the largest rank; a layer that PEFT did not adapt gets zeros.
+    Both are exact, and padding stays zero in training because its gradients are zero. If scales vary, B is
     multiplied by the layer's scale over the largest scale. Factors become float32, as in PEFT.
 
     Args:

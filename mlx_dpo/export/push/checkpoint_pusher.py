@@ -20,11 +20,12 @@ from mlx_dpo.export.push.hub_push import (
     push_folder,
     qualified_repo_id,
 )
-from mlx_dpo.training.listener import Listener, RunPlan
+from mlx_dpo.training.events import RunPlan
+from mlx_dpo.training.listener import Listener
 
 
 def target_repository(config: TrainConfig) -> str:
-    """The repository of a run: --hub-model-id, or its folder's name; the name of the user may be missing."""
+    """The repository of a run: --hub-model-id, or its folder's name; possibly without the user name."""
     return config.hub_model_id or Path(config.adapter_path).resolve().name
 
 
@@ -39,13 +40,13 @@ def check_push_settings(config: TrainConfig) -> None:
 
 
 class CheckpointPusher(Listener):
-    """Uploads checkpoints in a thread while training continues; of those that wait, only the newest."""
+    """Uploads checkpoints in a thread while training continues; skips those that a newer one replaces."""
 
     def __init__(self, config: TrainConfig, on_message: Callable[[str], None]) -> None:
         """Prepare for a run.
 
         Args:
-            config: the run's.
+            config: the run's settings.
             on_message: called from the thread with a sentence about each checkpoint.
         """
         self.config, self.on_message = config, on_message
@@ -90,7 +91,7 @@ def push_finished_run(config: TrainConfig, run: Path, on_message: Callable[[str]
     """Push a finished run.
 
     Args:
-        config: the run's.
+        config: the run's settings.
         run: its folder.
         on_message: called with warnings; if the push fails, with the reason and the command for a later attempt.
 

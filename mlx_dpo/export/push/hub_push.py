@@ -12,6 +12,7 @@ from mlx_dpo.export.card.model_card import render_card_files
 from mlx_dpo.export.local_paths import shareable_content
 from mlx_dpo.export.push.upload_files import UploadFile, select_upload_files
 from mlx_dpo.lineage.lineage_steps import record_publication
+from mlx_dpo.training.run_folder import CHECKPOINTS_FOLDER
 from mlx_dpo.utils.hub_client import (
     HubRepoRef,
     hub_api,
@@ -32,7 +33,7 @@ MAX_ATTEMPTS = 3  # of requests that huggingface_hub sends once; file uploads ha
 FIRST_RETRY_DELAY = 2.0  # seconds
 MAX_RETRY_DELAY = 300.0  # seconds; if a server asks for more, the push fails at once
 DEFAULT_COMMIT_MESSAGE = "Upload with mlx-dpo"
-CHECKPOINT_BRANCH = "checkpoints"  # the branch that checkpoints are pushed to, and their folder on it
+CHECKPOINT_BRANCH = CHECKPOINTS_FOLDER  # the branch that checkpoints are pushed to, and their folder on it
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def check_push_allowed(repo_id: str | None) -> None:
     """Check what can be known before an upload: a token is there, and the repository's name is valid.
 
     Raises:
-        UserError: one of these is not so.
+        UserError: nobody is logged in, or the name is not valid.
     """
     repo = None if repo_id is None else HubRepoRef.parse(repo_id)
     if repo_id is not None and (repo is None or repo.revision or repo.config_and_split):
-        raise UserError("not a valid repository name; names look like user/name", where=Where(repo_id))
+        raise UserError("this is not a valid repository name; names look like user/name", where=Where(repo_id))
     require_login()
 
 
@@ -115,7 +116,7 @@ def push_folder(
         try:
             record_publication(folder, repo_id, result.commit)
         except OSError as error:
-            on_message(f"{folder} can't be written: {error.strerror or error}, so it does not record where it is.")
+            on_message(f"{folder} can't be written: {error.strerror or error}, so it does not record its repository.")
     return result
 
 
@@ -134,7 +135,7 @@ def push_files(
     all files or is not made. If an attempt fails after its commit was made, the next one has nothing left to change.
 
     Args:
-        files: what to upload.
+        files: files to upload.
         repo_id: `user/name`.
         private: whether a new repository is private; an existing one stays as it is.
         branch: created if needed; None for main.

@@ -1,4 +1,4 @@
-"""Which files of a folder are uploaded to the Hub: a list of patterns that are allowed.
+"""The files of a folder that are uploaded to the Hub: a list of allowed patterns.
 
 Checkpoints, caches, logs, reports and data match none of them; `include` adds more.
 """
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
 from mlx_dpo.export.local_paths import shareable_content
+from mlx_dpo.export.peft.peft_format import PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE
 from mlx_dpo.forward.model_loading import NAMED_TEMPLATES_FOLDER
 from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, read_lineage
+from mlx_dpo.training.run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from mlx_dpo.utils.hub_client import redact_secrets
 
 _LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -25,8 +28,8 @@ _TOKENIZER = (
 )
 _CARD = ("README.md", "curves.png", *_LICENSES)
 UPLOAD_PATTERNS: dict[FolderKind, tuple[str, ...]] = {
-    "adapter": ("adapters.safetensors", "adapter_config.json", "config.yaml", LINEAGE_FILE, *_CARD),
-    "peft": ("adapter_model.safetensors", "adapter_config.json", "config.yaml", LINEAGE_FILE, *_TOKENIZER, *_CARD),
+    "adapter": (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, CONFIG_FILE, LINEAGE_FILE, *_CARD),
+    "peft": (PEFT_WEIGHTS_FILE, PEFT_CONFIG_FILE, CONFIG_FILE, LINEAGE_FILE, *_TOKENIZER, *_CARD),
     "model": (
         *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", LINEAGE_FILE),
         *("model*.safetensors", "model.safetensors.index.json", "*.gguf", *_TOKENIZER, *_CARD),
