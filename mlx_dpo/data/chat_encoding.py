@@ -96,35 +96,37 @@ class ExampleEncoder:
         answers = [aligner.align(answer) for answer in chat.answers]
         findings = self._findings.of_chat(chat, self.renderer.text(aligner.prompt), answers)
         completions = [self._with_end_token(answer.ids, answer.mask) for answer in answers]
-        held = all(answer.prompt_is_prefix for answer in answers)
-        return self._make_example(example, aligner.prompt_ids, completions, held, findings)
+        prompt_is_prefix = all(answer.prompt_is_prefix for answer in answers)
+        return self._make_example(example, aligner.prompt_ids, completions, prompt_is_prefix, findings)
 
     def _encode_texts(self, example: Example) -> EncodedExample:
         """Plain texts: each answer tokenized together with the prompt, as it would be read, and ended by EOS."""
         renderer, (prompt_text, *answers) = self.renderer, plain_texts(example)
-        prompt, held, completions = renderer.tokenize_text(prompt_text), True, []
+        prompt, prompt_is_prefix, completions = renderer.tokenize_text(prompt_text), True, []
         for answer in answers:
             whole = renderer.tokenize_text(prompt_text + answer)
             is_prefix = whole[: len(prompt)] == prompt
             ids = whole[len(prompt) :] if is_prefix else renderer.continuation_ids(answer)
             completions.append(self._with_end_token(ids, None))
-            held = held and is_prefix
-        findings = self._findings.of_texts(held)
-        return self._make_example(example, prompt, completions, held, findings)
+            prompt_is_prefix = prompt_is_prefix and is_prefix
+        findings = self._findings.of_texts(prompt_is_prefix)
+        return self._make_example(example, prompt, completions, prompt_is_prefix, findings)
 
     def _make_example(
         self,
         example: Example,
         prompt: TokenIds,
         completions: Sequence[tuple[TokenIds, TokenMask | None]],
-        held: bool,
+        prompt_is_prefix: bool,
         findings: frozenset[str],
     ) -> EncodedExample:
         ids = tuple(ids for ids, _ in completions)
         masks = None
         if any(mask is not None for _, mask in completions):
             masks = tuple(mask or (True,) * len(ids) for ids, mask in completions)
-        return EncodedExample(self.renderer.or_start_token(prompt), ids, example, held, masks, findings=findings)
+        return EncodedExample(
+            self.renderer.or_start_token(prompt), ids, example, prompt_is_prefix, masks, findings=findings
+        )
 
     def _with_end_token(self, answer: TokenIds, mask: TokenMask | None) -> tuple[TokenIds, TokenMask | None]:
         """An answer with EOS after it, unless it already ends its turn."""

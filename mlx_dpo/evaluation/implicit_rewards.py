@@ -112,7 +112,13 @@ def score(
 def adapter_rewards(
     adapter_path: str, model: str, rows: Sequence[dict[str, Any]], config: TrainConfig | None = None
 ) -> list[np.ndarray | None]:
-    """Implicit rewards of an adapter for rows with `prompt` and `completions`.
+    """Compute the implicit rewards of an adapter for rows with `prompt` and `completions`.
+
+    Args:
+        adapter_path: the adapter folder.
+        model: its base model.
+        rows: the rows.
+        config: other settings, such as `max_length`; None: the defaults.
 
     Returns:
         For each row its rewards, [completions]; None if it was dropped for its length.
