@@ -18,7 +18,7 @@ from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask, cu
 from mlx_dpo.data.encoding_findings import FindingsDetector
 from mlx_dpo.data.examples import Example
 from mlx_dpo.data.messages import Message
-from mlx_dpo.data.prompt_truncation import prompt_room, shorten_prompt
+from mlx_dpo.data.prompt_truncation import max_prompt_tokens, shorten_prompt
 from mlx_dpo.data.special_tokens import end_token_ids
 from mlx_dpo.errors import RowError, Where
 
@@ -138,7 +138,7 @@ class ExampleEncoder:
         return answer, mask
 
     def _truncate(self, example: Example, chat: ChatExample | None, whole: EncodedExample) -> EncodedExample:
-        room = prompt_room(self.max_length, max(map(len, whole.completions)))
+        room = max_prompt_tokens(self.max_length, max(map(len, whole.completions)))
         encoded = whole
         if chat is not None and len(whole.prompt) > room:
             encoded = self._with_shorter_prompt(example, chat, whole, room)
