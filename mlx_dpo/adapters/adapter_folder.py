@@ -19,7 +19,11 @@ from mlx_dpo.utils.json_files import read_json
 
 
 def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
-    """An mlx-lm adapter folder. Raises `UserError` if it is not one."""
+    """Read an mlx-lm adapter folder; return its spec and tensors.
+
+    Raises:
+        UserError: it is not an adapter folder, or is damaged.
+    """
     return read_adapter_spec(folder), read_safetensors(Path(folder) / "adapters.safetensors")
 
 
@@ -105,7 +109,16 @@ def read_safetensors(file: Path) -> Tensors:
 
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where) -> None:
-    """Put an adapter's tensors into the attached model. Raises `UserError` if they are another model's."""
+    """Copy an adapter's tensors into a model with attached adapters.
+
+    Args:
+        model: the model.
+        tensors: the adapter's, by parameter name.
+        where: the adapter's folder, for messages.
+
+    Raises:
+        UserError: names or shapes differ: the adapter is for another model.
+    """
     own = trainable_tensors(model)
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -118,10 +131,19 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) -> tuple[AdapterSpec, Tensors]:
-    """Attach an adapter folder's layers and tensors. Returns its spec, and the tensors that undo it.
+    """Attach an adapter folder's layers to a model and load its tensors.
 
-    The latter are the fresh adapter's (lora_b zero, DoRA's magnitude the weights' own norm) or, for full fine-tuning,
-    the model's own weights: with them in place it is the base model.
+    Args:
+        model: the base model, changed in place.
+        folder: the adapter folder.
+        lazy: do not evaluate the model's parameters.
+
+    Returns:
+        The adapter's spec, and tensors that restore the base model when they replace the adapter's: a fresh adapter's
+        (lora_b zero, DoRA's magnitude the norm of the weights) or, for full fine-tuning, the model's own weights.
+
+    Raises:
+        UserError: it is not an adapter of this model.
     """
     spec, tensors = read_adapter(folder)
     spec = attach_adapter(model, spec)
@@ -133,5 +155,5 @@ def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) ->
 
 
 def apply_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
-    """Put an adapter on, if any; returns the tensors that stand for the model without what is on it."""
+    """Load an adapter if a folder is given; return the tensors that restore the base model."""
     return neutral_tensors(model) if folder is None else load_adapter(model, folder)[1]

@@ -67,4 +67,4 @@ def require_equal_settings(requested: Mapping[str, Any], spec: AdapterSpec, fold
             theirs = ", ".join(own[name]) if isinstance(own[name], tuple) else own[name]
             state = f"has {theirs}" if theirs is not None else "was trained without it"
             hint = "An initial adapter brings its own: leave the setting out, or train without --init-adapter."
-            raise UserError(f"{value} was asked for, and {folder} {state}", field=name, hint=hint)
+            raise UserError(f"{value} conflicts with the adapter in {folder}, which {state}", field=name, hint=hint)

@@ -21,7 +21,13 @@ SLICE_WEIGHTS = 1 << 24  # weights of a layer that are worked on in float32 at a
 
 @dataclass(frozen=True)
 class Precision:
-    """How a layer's weights are kept: quantized, as config.json says it, or (bits None) in the base's float type."""
+    """The precision of a layer's weights, as in `quantization` of config.json.
+
+    Attributes:
+        bits: per weight; None: not quantized, in the base's float type.
+        group_size: weights that share a scale.
+        mode: mlx's quantization mode.
+    """
 
     bits: int | None = None
     group_size: int = 64

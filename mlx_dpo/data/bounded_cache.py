@@ -30,7 +30,13 @@ class BoundedCache(Generic[K, V]):
             return self._entries[key][0]
 
     def put(self, key: K, value: V, cost: int) -> None:
-        """Add a value, and drop those not used for longest until the total cost fits."""
+        """Add a value, and evict the least recently used ones until the total cost fits.
+
+        Args:
+            key: of the value; an earlier value is replaced.
+            value: to store.
+            cost: in the unit of the cache's limit.
+        """
         with self._lock:
             if key in self._entries:
                 self.cost -= self._entries.pop(key)[1]

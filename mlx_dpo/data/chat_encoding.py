@@ -18,7 +18,7 @@ from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask, cu
 from mlx_dpo.data.encoding_findings import FindingsDetector
 from mlx_dpo.data.examples import Example
 from mlx_dpo.data.messages import Message
-from mlx_dpo.data.prompt_truncation import prompt_room, shorten_prompt
+from mlx_dpo.data.prompt_truncation import max_prompt_tokens, shorten_prompt
 from mlx_dpo.data.special_tokens import end_token_ids
 from mlx_dpo.errors import RowError, Where
 
@@ -96,35 +96,37 @@ class ExampleEncoder:
         answers = [aligner.align(answer) for answer in chat.answers]
         findings = self._findings.of_chat(chat, self.renderer.text(aligner.prompt), answers)
         completions = [self._with_end_token(answer.ids, answer.mask) for answer in answers]
-        held = all(answer.prompt_is_prefix for answer in answers)
-        return self._make_example(example, aligner.prompt_ids, completions, held, findings)
+        prompt_is_prefix = all(answer.prompt_is_prefix for answer in answers)
+        return self._make_example(example, aligner.prompt_ids, completions, prompt_is_prefix, findings)
 
     def _encode_texts(self, example: Example) -> EncodedExample:
         """Plain texts: each answer tokenized together with the prompt, as it would be read, and ended by EOS."""
         renderer, (prompt_text, *answers) = self.renderer, plain_texts(example)
-        prompt, held, completions = renderer.tokenize_text(prompt_text), True, []
+        prompt, prompt_is_prefix, completions = renderer.tokenize_text(prompt_text), True, []
         for answer in answers:
             whole = renderer.tokenize_text(prompt_text + answer)
             is_prefix = whole[: len(prompt)] == prompt
             ids = whole[len(prompt) :] if is_prefix else renderer.continuation_ids(answer)
             completions.append(self._with_end_token(ids, None))
-            held = held and is_prefix
-        findings = self._findings.of_texts(held)
-        return self._make_example(example, prompt, completions, held, findings)
+            prompt_is_prefix = prompt_is_prefix and is_prefix
+        findings = self._findings.of_texts(prompt_is_prefix)
+        return self._make_example(example, prompt, completions, prompt_is_prefix, findings)
 
     def _make_example(
         self,
         example: Example,
         prompt: TokenIds,
         completions: Sequence[tuple[TokenIds, TokenMask | None]],
-        held: bool,
+        prompt_is_prefix: bool,
         findings: frozenset[str],
     ) -> EncodedExample:
         ids = tuple(ids for ids, _ in completions)
         masks = None
         if any(mask is not None for _, mask in completions):
             masks = tuple(mask or (True,) * len(ids) for ids, mask in completions)
-        return EncodedExample(self.renderer.or_start_token(prompt), ids, example, held, masks, findings=findings)
+        return EncodedExample(
+            self.renderer.or_start_token(prompt), ids, example, prompt_is_prefix, masks, findings=findings
+        )
 
     def _with_end_token(self, answer: TokenIds, mask: TokenMask | None) -> tuple[TokenIds, TokenMask | None]:
         """An answer with EOS after it, unless it already ends its turn."""
@@ -136,7 +138,7 @@ class ExampleEncoder:
         return answer, mask
 
     def _truncate(self, example: Example, chat: ChatExample | None, whole: EncodedExample) -> EncodedExample:
-        room = prompt_room(self.max_length, max(map(len, whole.completions)))
+        room = max_prompt_tokens(self.max_length, max(map(len, whole.completions)))
         encoded = whole
         if chat is not None and len(whole.prompt) > room:
             encoded = self._with_shorter_prompt(example, chat, whole, room)

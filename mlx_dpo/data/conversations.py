@@ -27,7 +27,16 @@ PromptAndPair = tuple[TextOrMessages, TextOrMessages, TextOrMessages]
 
 
 def split_pair(prompt: NamedValue | None, chosen: NamedValue, rejected: NamedValue) -> PromptAndPair:
-    """(prompt, chosen, rejected), all texts or all messages. Without a prompt, it is the common start of both."""
+    """Return (prompt, chosen, rejected), all texts or all messages.
+
+    Args:
+        prompt: (column, value); None if it is the common start of both completions.
+        chosen: (column, value).
+        rejected: (column, value).
+
+    Raises:
+        RowError: a value is invalid or empty, or there is no prompt.
+    """
     for name, value in (chosen, rejected) if prompt is None else (prompt, chosen, rejected):
         check_text_or_messages(name, value)
     if all(isinstance(value, str) and is_hh_dialogue(value) for _, value in (prompt or chosen, chosen, rejected)):

@@ -52,9 +52,11 @@ class HasWarnings(Protocol):
 
 @dataclass
 class Occurrences:
-    """How many there were of something, and where the first few are.
+    """How many rows something was found in, and where the first few are.
 
     Attributes:
+        count: rows.
+        first: locations of the first ones, at most `NUM_FIRST_LOCATIONS`.
         names: of those that are about columns, how many are about each of them.
     """
 
@@ -63,7 +65,7 @@ class Occurrences:
     names: Counter[str] = field(default_factory=Counter)
 
     def add(self, where: Where, names: tuple[str, ...] = ()) -> None:
-        """Count one more."""
+        """Count a row at `where`, and the columns `names` that the finding is about."""
         self.count += 1
         if len(self.first) < NUM_FIRST_LOCATIONS:
             self.first.append(where)
@@ -84,7 +86,13 @@ class DataWarnings:
     by_kind: dict[WarningKind, Occurrences] = field(default_factory=dict)
 
     def add(self, kind: WarningKind, where: Where, names: tuple[str, ...] = ()) -> None:
-        """Count a row, with the columns that the warning is about."""
+        """Count a row with a warning.
+
+        Args:
+            kind: of the warning.
+            where: the row's location.
+            names: the columns that the warning is about.
+        """
         self.by_kind.setdefault(kind, Occurrences()).add(where, names)
 
     def add_examples(self, examples: Iterable[HasWarnings], where: Where) -> None:

@@ -58,7 +58,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer to a prompt, by itself; attributes as those of `Pair`.
+    """One completion of a prompt; other attributes as those of `Pair`.
 
     Attributes:
         desirable: its label; None where it has none, since it is shown as an example to follow (a demonstration).
@@ -94,13 +94,13 @@ class Prompt:
 
     @property
     def completions(self) -> tuple[TextOrMessages, ...]:
-        """None."""
+        """Return an empty tuple."""
         return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Any number of answers to a prompt, to be scored; attributes as those of `Pair`.
+    """Any number of completions of a prompt, to be scored; other attributes as those of `Pair`.
 
     Attributes:
         row: what they were read from.

@@ -46,7 +46,16 @@ def check_text(text: str, field: str) -> None:
 
 
 def check_json(value: Any, field: str, depth: int = 0) -> None:
-    """Raise `RowError` if a value that a template may be given is not plain JSON, or nested beyond reason."""
+    """Check that a value passed to a chat template is plain JSON.
+
+    Args:
+        value: the value.
+        field: its name, for the message.
+        depth: levels above it.
+
+    Raises:
+        RowError: it is not, or is nested too deep.
+    """
     if depth > _MAX_DEPTH:
         raise RowError(f"is nested more than {_MAX_DEPTH} levels deep", kind="nesting", field=field)
     if isinstance(value, str):

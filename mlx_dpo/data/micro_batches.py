@@ -101,7 +101,13 @@ def split_into_micro_batches(
 def make_micro_batch(
     examples: Sequence[EncodedExample], batch_indices: tuple[int, ...], ld_alpha: float = 1.0
 ) -> MicroBatch:
-    """The micro-batch of some examples of an optimizer batch."""
+    """Build the micro-batch of some examples of an optimizer batch.
+
+    Args:
+        examples: all examples of the optimizer batch.
+        batch_indices: the examples to take, with equal numbers of completions.
+        ld_alpha: weight of tokens beyond the length of a pair's shorter completion; 1: equal weights.
+    """
     selected = [examples[i] for i in batch_indices]
     by_side = zip(*(example.completions for example in selected), strict=True)
     sequences = [
@@ -118,7 +124,13 @@ def make_micro_batch(
 def mismatched_example(
     prompt_source: EncodedExample, completion_source: EncodedExample, max_length: int
 ) -> EncodedExample:
-    """A prompt with the completions of another example, truncated to `max_length` tokens."""
+    """Combine a prompt with the completions of another example, on which KTO estimates the KL.
+
+    Args:
+        prompt_source: the example whose prompt is used.
+        completion_source: the example whose completions are used.
+        max_length: tokens to which prompt and completion are truncated together.
+    """
     limit, masks = max(1, max_length - len(prompt_source.prompt)), completion_source.completion_masks
     cut = [
         cut_completion(ids, None if masks is None else masks[i], limit)

@@ -1,4 +1,4 @@
-"""Prompts shortened to fit: their oldest turns go first, then text, oldest first; headers and system text stay."""
+"""Prompt truncation by messages: drop the oldest turns first, then text, oldest first; template headers stay."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from mlx_dpo.errors import RowError
 CountTokens = Callable[[list[Message]], int]  # of a prompt of these messages; raises `RowError`
 
 
-def prompt_room(max_length: int, longest_completion: int) -> int:
-    """The most tokens that a prompt keeps: half of the limit, and all that the completions leave room for."""
+def max_prompt_tokens(max_length: int, longest_completion: int) -> int:
+    """Return the number of tokens to which a prompt is truncated: half of the limit, or what the completions leave.
+
+    Args:
+        max_length: the limit for prompt and completion together, tokens.
+        longest_completion: tokens of the longest completion.
+    """
     return max(1, max_length // 2, max_length - longest_completion)
 
 
 def shorten_prompt(messages: Sequence[Message], room: int, count_tokens: CountTokens) -> list[Message]:
     """The messages of a prompt, shortened to at most `room` tokens if the template allows.
 
-    Turns are dropped, the oldest first, down to the last one of the user; the system message stays, and what is left
-    begins with a turn of the user, as templates want it. If that is not enough, texts lose their beginning, the oldest
+    Turns are dropped, the oldest first, down to the last user turn; the system message stays, and the remaining
+    messages begin with a user turn, as templates require. If that is not enough, texts lose their beginning, the oldest
     first and that of the last user turn last; then system text loses its end.
 
     Args:

@@ -135,7 +135,16 @@ def parse_values(row: dict[str, Any], column: str, key: str) -> list[Any]:
 
 
 def parse_integer(row: dict[str, Any], column: str, allowed: range) -> int:
-    """An integer of a range, also as text or as a float."""
+    """Return an integer, which may be written as text or as a float.
+
+    Args:
+        row: the row.
+        column: the integer's column.
+        allowed: its valid values.
+
+    Raises:
+        RowError: the value is not one of them.
+    """
     value = row[column]
     number = _number_of_text(value) if isinstance(value, str) else value
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number not in allowed:

@@ -42,7 +42,13 @@ NOT_FIXED = "not_fixed"  # kind of a row with a problem that is written as it wa
 
 @dataclass(frozen=True)
 class RowChange:
-    """A change of a row, or of kind `NOT_FIXED` a row that has a problem and was not changed."""
+    """A change of a row, or a problem that was not fixed.
+
+    Attributes:
+        where: the row's location.
+        kind: of the change; `NOT_FIXED` if the row was not changed.
+        message: what was changed, or why it was not.
+    """
 
     where: Where
     kind: str

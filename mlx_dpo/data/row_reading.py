@@ -91,7 +91,16 @@ def parse_rows(
 
 
 def parse_line(line: bytes, where: Where, parse: RowParser) -> tuple[Any, Sequence[Example]]:
-    """The JSON value of a line and the examples in it. Raises `RowError`."""
+    """Return the JSON value of a line and the examples in it.
+
+    Args:
+        line: UTF-8.
+        where: its location, for messages.
+        parse: makes the examples.
+
+    Raises:
+        RowError: the line is not valid JSON, or not a valid row.
+    """
     value = parse_json_line(line, where)
     examples = parse(value, where)
     if has_duplicate_keys(line, value):

@@ -56,7 +56,13 @@ class SpecialTokens:
         return bool(ends) and ends[-1] == len(stripped)
 
     def snap(self, text: str, position: int, *, forward: bool = False) -> int:
-        """A position that does not split a token of the vocabulary's added ones: at its start, or at its end."""
+        """Move a position out of an added token that it would split.
+
+        Args:
+            text: the text.
+            position: in characters.
+            forward: move to the end of the token instead of its start.
+        """
         for match in self._any.finditer(text) if self._any else ():
             if match.start() >= position:
                 break

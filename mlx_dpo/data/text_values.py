@@ -28,13 +28,13 @@ def decode_text_values(row: dict[str, Any]) -> dict[str, Any]:
     for column, value in row.items():
         if isinstance(value, str) and value[:1] in _OPENING:
             if column in _LIST_COLUMNS:
-                decoded[column] = _parse_list(column, value)
+                decoded[column] = _parse_list(value)
             elif _MESSAGES.match(value) and _NAMES_ROLE.search(value):
                 decoded[column] = _parse_messages_text(column, value)
     return {**row, **decoded} if decoded else row
 
 
-def _parse_list(column: str, text: str) -> Any:
+def _parse_list(text: str) -> Any:
     value = _parse(text)
     return text if value is None else value
 

@@ -29,7 +29,7 @@ class EvalSnapshot:
         measurements: of the held-out examples.
         example_set: the held-out examples.
         policy: as it was measured.
-        budget: memory model of the policy.
+        memory_model: of the policy.
         sampling_seconds: time spent on generating completions for it; a listener that does so adds its own.
     """
 
@@ -37,7 +37,7 @@ class EvalSnapshot:
     measurements: list[ExampleMeasurement]
     example_set: ExampleSet
     policy: Policy
-    budget: MemoryModel
+    memory_model: MemoryModel
     sampling_seconds: float = 0.0
 
     @property
@@ -63,7 +63,7 @@ class EvalSnapshot:
         policy = SharedNetworkReference(network, trainable_tensors(network.model))
         with swap_adapter(network.model, tensors):
             (measurements,) = measure(
-                row_batches(self.example_set.examples, [indices], self.budget),
+                row_batches(self.example_set.examples, [indices], self.memory_model),
                 network,
                 options=lambda micro: {"reference_hidden_states": policy.hidden_states(micro)},
             )

@@ -65,11 +65,11 @@ def score(
     progress: ProgressCallback | None = None,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Write the implicit reward of every answer of a file to a JSONL file, one line per row, as they are computed.
+    """Write the implicit reward of every completion in a file to a JSONL file, one line per row, as they are computed.
 
-    A line is the row's own keys with `rewards`, [answers] in the row's order (chosen before rejected), null if the row
-    was dropped for its length; with `completions` also `best`, the answer of the highest reward, and `ranking`, the
-    numbers of the answers from 0, best first. `scorer` is a digest of everything that the rewards depend on.
+    A line is the row's own keys with `rewards`, [completions] in the row's order (chosen before rejected), null if the
+    row was dropped for its length; with `completions` also `best`, the completion with the highest reward, and
+    `ranking`, the indices of the completions, best first. `scorer` is a digest of everything that rewards depend on.
 
     If the file exists and begins as this call would write it, only what is missing is computed. Rewards are computed a
     batch of rows at a time, and an incomplete batch is computed again, so that the file is bit-identical at the end,
@@ -79,7 +79,7 @@ def score(
         config: its model, data, length, reference, beta and batch size are used.
         output: the file to write.
         adapter_path: adapter folder to load onto the model.
-        length_normalise: divide rewards by the answer's number of tokens.
+        length_normalise: divide rewards by the completion's number of tokens.
         by: columns of the rows to group the summary by.
         model: a model in memory instead of `config.model`; adapters that it has are the policy.
         tokenizer: of the model in memory.
@@ -88,8 +88,9 @@ def score(
         on_status: receives what is being done before.
 
     Returns:
-        `rows`, their number, and means with `intervals`: for pairs, and rows that say which answers are preferred,
-        rewards/accuracies, margins, chosen and rejected; for others rewards/best and rewards/mean, over their answers.
+        `rows`, their number, and means with `intervals`: for pairs, and rows that say which completions are preferred,
+        rewards/accuracies, margins, chosen and rejected; for others rewards/best and rewards/mean, over a row's
+        completions.
 
     Raises:
         UserError: an argument is wrong, or the file at `output` has other rows or was written by another scorer.
@@ -114,7 +115,13 @@ def score(
 def adapter_rewards(
     adapter_path: str, model: str, rows: Sequence[dict[str, Any]], config: TrainConfig | None = None
 ) -> list[np.ndarray | None]:
-    """Implicit rewards of an adapter for rows with `prompt` and `completions`.
+    """Compute the implicit rewards of an adapter for rows with `prompt` and `completions`.
+
+    Args:
+        adapter_path: the adapter folder.
+        model: its base model.
+        rows: the rows.
+        config: other settings, such as `max_length`; None: the defaults.
 
     Returns:
         For each row its rewards, [completions]; None if it was dropped for its length.

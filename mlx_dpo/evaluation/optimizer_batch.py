@@ -72,7 +72,7 @@ class OptimizerBatch:
 def optimizer_batches(
     examples: EncodedExamples,
     order: Iterable[np.ndarray],
-    budget: MemoryModel,
+    memory_model: MemoryModel,
     loss: WeightedLoss,
     communicator: Communicator = SINGLE_PROCESS,
 ) -> Iterator[OptimizerBatch]:
@@ -81,20 +81,20 @@ def optimizer_batches(
     Args:
         examples: the source.
         order: indices of each batch's examples.
-        budget: how large a micro-batch may be.
+        memory_model: decides which micro-batches fit.
         loss: the loss that they are for.
         communicator: ranks that share each batch.
     """
     limit = examples.encoder.max_length
     return prefetch(
-        make_optimizer_batch(indexed_examples(examples, indices), budget, loss, limit, communicator)
+        make_optimizer_batch(indexed_examples(examples, indices), memory_model, loss, limit, communicator)
         for indices in order
     )
 
 
 def make_optimizer_batch(
     examples: Sequence[IndexedExample],
-    budget: MemoryModel,
+    memory_model: MemoryModel,
     loss: WeightedLoss,
     max_length: int,
     communicator: Communicator = SINGLE_PROCESS,
@@ -103,7 +103,7 @@ def make_optimizer_batch(
 
     Args:
         examples: all examples of the batch, on every rank.
-        budget: how large a micro-batch may be.
+        memory_model: decides which micro-batches fit.
         loss: the loss that they are for.
         max_length: longest prompt + completion, in tokens.
         communicator: ranks that share the batch.
@@ -119,6 +119,6 @@ def make_optimizer_batch(
             for example, previous in zip(in_order, [in_order[-1], *in_order[:-1]], strict=True)
             if example.index in local_indices
         ]
-        mismatched = split_into_micro_batches(pairs, budget.fits)
-    micro_batches = split_into_micro_batches(encoded, budget.fits, loss.ld_alpha)
+        mismatched = split_into_micro_batches(pairs, memory_model.fits)
+    micro_batches = split_into_micro_batches(encoded, memory_model.fits, loss.ld_alpha)
     return OptimizerBatch(len(examples), local, micro_batches, mismatched)

@@ -78,10 +78,10 @@ def precompute_with_reference_model(
         UserError: the model has another vocabulary than the policy.
     """
     reference = load_reference_model(config, tokenizer)
-    budget = MemoryModel(reference.network)
+    memory_model = MemoryModel(reference.network)
     for example_set in example_sets.values():
         example_set.reference.reference_policy = reference
-        _fill_table(example_set, loss, config.batch_size, budget, communicator)
+        _fill_table(example_set, loss, config.batch_size, memory_model, communicator)
     mx.clear_cache()
 
 
@@ -104,7 +104,7 @@ def attach_reference(
     config: TrainConfig,
     loss: WeightedLoss,
     policy: Policy,
-    budget: MemoryModel,
+    memory_model: MemoryModel,
     example_sets: ExampleSets,
     communicator: Communicator,
 ) -> None:
@@ -117,7 +117,7 @@ def attach_reference(
         config: the run's settings.
         loss: the loss that the log-probs are for.
         policy: what is trained.
-        budget: how large a micro-batch may be.
+        memory_model: decides which micro-batches fit.
         example_sets: examples whose reference is attached.
         communicator: ranks that share the work.
     """
@@ -128,7 +128,7 @@ def attach_reference(
     for example_set in example_sets.values():
         example_set.reference.reference_policy = reference
         if is_full:
-            _fill_table(example_set, loss, config.batch_size, budget, communicator)
+            _fill_table(example_set, loss, config.batch_size, memory_model, communicator)
 
 
 def _policy_reference(config: TrainConfig, policy: Policy) -> ReferencePolicy:
@@ -142,13 +142,13 @@ def _policy_reference(config: TrainConfig, policy: Policy) -> ReferencePolicy:
 
 
 def _fill_table(
-    example_set: ExampleSet, loss: WeightedLoss, batch_size: int, budget: MemoryModel, communicator: Communicator
+    example_set: ExampleSet, loss: WeightedLoss, batch_size: int, memory_model: MemoryModel, communicator: Communicator
 ) -> None:
     """Compute the log-probs that are missing, ranks taking batches in turn, and release the model."""
     indices, reference = example_set.indices, example_set.reference
     missing = indices[np.isnan(reference.table[indices]).any(axis=1)]
     order = communicator.round_robin(list(index_batches(missing, batch_size)))
-    for batch in optimizer_batches(example_set.examples, order, budget, loss):
+    for batch in optimizer_batches(example_set.examples, order, memory_model, loss):
         for micro in batch.micro_batches:
             reference.lookup(batch.example_indices(micro), micro)
         computed = {"indices": batch.indices_in_order, "logps": reference.table[batch.indices_in_order]}

@@ -25,10 +25,15 @@ def index_batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def row_batches(
     examples: EncodedExamples, order: Iterable[np.ndarray], memory_model: MemoryModel
 ) -> Iterator[OptimizerBatch]:
-    """Make a batch of each array of indices in a thread ahead of its use; rows dropped for their length are left out.
+    """Yield a batch for each array of indices, made in a thread ahead of its use.
 
     Pairs and single completions are split into micro-batches as in training. A row with many completions is split into
-    chunks; `OptimizerBatch.examples` then holds it once for each chunk.
+    chunks; `OptimizerBatch.examples` then holds it once for each chunk. Rows dropped for their length are skipped.
+
+    Args:
+        examples: the examples.
+        order: arrays of indices of examples, one per batch.
+        memory_model: decides which micro-batches fit.
     """
     return prefetch(
         make_row_batch({int(i): examples.encode(int(i)) for i in indices}, memory_model) for indices in order

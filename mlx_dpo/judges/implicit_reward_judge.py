@@ -35,7 +35,8 @@ class ImplicitRewardJudge(Judge):
     @classmethod
     def from_spec(cls, spec: JudgeSpec) -> ImplicitRewardJudge:
         """Find the adapter's base model."""
-        assert spec.adapter_rewards is not None, "load_judge needs `adapter_rewards` for an adapter"
+        if spec.adapter_rewards is None:
+            raise TypeError("load_judge needs `adapter_rewards` for an adapter")
         return cls(spec.text, spec.adapter_rewards, spec.model)
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:

@@ -23,9 +23,9 @@ ATTRIBUTE = "mlx_dpo_loss"  # where a decorated function keeps its `LossFunction
 class RewardKind(Enum):
     """What a completion's reward is under a loss, as TRL logs it; the values are printed."""
 
-    LOGRATIO = "beta * (log pi(y|x) - log pi_ref(y|x)), summed over the answer's tokens"
-    LOGP = "beta * log pi(y|x), summed over the answer's tokens"
-    MEAN_LOGP = "beta * log pi(y|x) / |y|, the mean over the answer's tokens"
+    LOGRATIO = "beta * (log pi(y|x) - log pi_ref(y|x)), summed over the completion's tokens"
+    LOGP = "beta * log pi(y|x), summed over the completion's tokens"
+    MEAN_LOGP = "beta * log pi(y|x) / |y|, the mean over the completion's tokens"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LossFunction:
         uses_reference: whether the loss is made of the reference's log-probs (its rewards can be even if not).
         whole_batch: whether a pair's loss depends on the other pairs of its optimizer batch.
         keeps_pair_order: whether losses[i] is the loss of pair i, so that pairs can be weighted.
-        supports_f_divergence: whether it holds where `PairLogps.score` is that of another f-divergence.
+        supports_f_divergence: whether it is also defined for other f-divergences (`PairLogps.score_function`).
         positive_settings: settings that can't be 0 for this loss, although they can for others.
         unpaired: whether it takes single completions; a pair is then two of them.
         needs_kl: whether it needs the batch's KL, estimated on mismatched completions.
@@ -89,7 +89,7 @@ class LossFunction:
 
     @property
     def formula(self) -> str:
-        """The docstring's `Formula`; r is a log-ratio log pi - log pi_ref, w the chosen answer, l the rejected one."""
+        """The docstring's `Formula`; r: log-ratio log pi - log pi_ref, w: chosen completion, l: rejected completion."""
         return self._sections.get("Formula", "")
 
     @property

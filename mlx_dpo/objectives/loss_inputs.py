@@ -1,4 +1,4 @@
-"""What a loss function is given: the log-probs of pairs, or of single completions with labels."""
+"""Inputs of a loss function: log-probs of pairs, or of single completions with labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ LossState: TypeAlias = tuple[float, ...]  # what a loss keeps from batch to batc
 @dataclass(frozen=True)
 class PairLogps:
     """Log-probs of pairs' completions. Arrays are [pairs], float32; a log-prob is in nats, summed over tokens.
+
+    In TRL's names: `chosen_logps` and `rejected_logps` are the same; `chosen_reference` is `ref_chosen_logps`, and
+    `rejected_reference` is `ref_rejected_logps`. `margins` is the difference of the log-ratios, without beta; the
+    metric rewards/margins includes beta. `chosen_scores` are rewards without beta, not the rows' `score_chosen`.
 
     Attributes:
         chosen_logratios, rejected_logratios: log pi - log pi_ref, with respect to which gradients are taken; times
@@ -92,7 +96,7 @@ class PairLogps:
 
     @property
     def margins(self) -> mx.array:
-        """Chosen - rejected scores."""
+        """Chosen - rejected scores, without beta; TRL's logits before beta."""
         return self.chosen_scores - self.rejected_scores
 
     @property
@@ -128,7 +132,8 @@ class PairLogps:
     @property
     def token_kls(self) -> tuple[mx.array, mx.array]:
         """`chosen_kls` and `rejected_kls` of a loss that is declared with `needs_token_kls`."""
-        assert self.chosen_kls is not None and self.rejected_kls is not None, "declare it with needs_token_kls=True"
+        if self.chosen_kls is None or self.rejected_kls is None:
+            raise TypeError("a loss that reads token_kls must be declared with needs_token_kls=True")
         return self.chosen_kls, self.rejected_kls
 
     def reward_margins(self, beta: float) -> mx.array:
@@ -184,7 +189,16 @@ class LabelledLogps:
         mean_desirable_tokens: float,
         **fields: Any,
     ) -> LabelledLogps:
-        """From float64 arrays of [completions]; the log-ratios are computed before anything becomes float32."""
+        """Build from float64 arrays; the log-ratios are computed before anything becomes float32.
+
+        Args:
+            policy: [completions] log-probs under the policy, nats.
+            reference: [completions] log-probs under the reference, nats.
+            tokens: [completions] lengths.
+            desirable: [completions] bool.
+            mean_desirable_tokens: see the attribute.
+            fields: further attributes.
+        """
         logratios, labels = _float32(policy - reference), _float32(desirable)
         return cls(logratios, _float32(reference), _float32(tokens), labels, mean_desirable_tokens, **fields)
 

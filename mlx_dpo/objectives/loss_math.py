@@ -28,5 +28,14 @@ def label_signs(batch: LabelledLogps) -> mx.array:
 
 
 def label_weights(batch: LabelledLogps, desirable_weight: float, undesirable_weight: float) -> mx.array:
-    """[completions], each completion's weight by its label."""
+    """Return each completion's weight by its label.
+
+    Args:
+        batch: the completions.
+        desirable_weight: weight of those labelled true.
+        undesirable_weight: weight of those labelled false.
+
+    Returns:
+        [completions].
+    """
     return mx.where(batch.desirable > 0, desirable_weight, undesirable_weight)

@@ -27,7 +27,7 @@ class WeightedLoss:
     Attributes:
         terms: (weight, loss function).
         settings: of all loss functions, with defaults filled in; loss functions with a setting in common share it.
-        use_weighting: whether pairs are weighted by how likely their answers are under the policy (WPO).
+        use_weighting: whether pairs are weighted by how likely their completions are under the policy (WPO).
         ld_alpha: weight of tokens beyond the length of a pair's shorter completion (LD-DPO); 1: equal weights.
     """
 

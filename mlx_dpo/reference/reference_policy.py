@@ -20,7 +20,7 @@ from mlx_dpo.reference.logp_cache import LogpCache, MainRankLogpCache
 
 
 class ReferencePolicy:
-    """A source of reference log-probs. This base class is a reference that is not in memory, so it has none."""
+    """A source of reference log-probs. The base class is a reference that is not in memory: its methods raise."""
 
     def sums(self, batch: MicroBatch, policy_sums: np.ndarray | None = None) -> np.ndarray:
         """Log-probs of a micro-batch's completions.

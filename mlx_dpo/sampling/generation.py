@@ -60,7 +60,17 @@ def generate_responses(
 def generate_from_token_ids(
     model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingParams
 ) -> list[str]:
-    """Generate one response per prompt, where prompts are given as token ids."""
+    """Generate one completion per prompt.
+
+    Args:
+        model: the policy.
+        tokenizer: its mlx-lm tokenizer.
+        prompts: token ids of each prompt.
+        sampling: temperature, seed and limits.
+
+    Returns:
+        [prompts] texts.
+    """
     from mlx_lm import batch_generate
     from mlx_lm.sample_utils import make_sampler
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_dpo.data import formats
 from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.formats import find_row_format
 from mlx_dpo.data.formats.public_dataset import PublicDataset
 from mlx_dpo.data.row_parsing import parse_pairs, row_format_label
 from mlx_dpo.errors import RowError, Where
 
+QUESTION_PAIR = """
+from mlx_dpo.data.formats.row_format import PairFormat
+
+class QuestionPair(PairFormat):
+    def matches(self, row):
+        return "question_of_pair" in row
+
+    def label(self, row):
+        return "question pair"
+"""
 WHERE = Where("x.jsonl", 3)
 USER = {"role": "user", "content": "How do I boil an egg?"}
 GOOD, BAD = "Seven minutes in boiling water.", "Figure it out."
@@ -157,3 +169,9 @@ def test_named_columns() -> None:
     with pytest.raises(RowError, match="must be a JSON object"):
         read([1], WHERE)
     assert with_renamed_columns({}, parse_pairs) is parse_pairs
+
+
+def test_a_format_without_an_order_is_tried_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "question_pair.py").write_text(QUESTION_PAIR)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    assert type(formats.row_formats.__wrapped__()[-1]).__name__ == "QuestionPair"

@@ -27,7 +27,13 @@ _UNREADABLE_SUFFIXES = (".arrow", ".jsonl.zst", ".txt", ".zip", ".py")
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """A split of a configuration and its files, in order."""
+    """A split of a dataset on the Hub.
+
+    Attributes:
+        config: the name of its configuration.
+        name: the split's name.
+        files: paths in the repository, in order.
+    """
 
     config: str
     name: str

@@ -190,9 +190,18 @@ def system_text(row: Row) -> str:
 
 
 def with_system(row: Row, prompt: TextOrMessages, chosen: TextOrMessages, rejected: TextOrMessages) -> PromptAndPair:
-    """Prompt and completions; all as messages after the row's system prompt, if it has one. Raises `RowError`.
+    """Prepend the row's system prompt, if it has one; prompt and completions are then messages.
 
     A conversation that has a system turn keeps it.
+
+    Args:
+        row: the row.
+        prompt: text or messages.
+        chosen: text or messages.
+        rejected: text or messages.
+
+    Raises:
+        RowError: the system prompt is neither a text nor one system message.
     """
     system = system_text(row)
     if not system:

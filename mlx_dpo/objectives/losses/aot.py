@@ -54,7 +54,7 @@ def aot_unpaired(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float 
         2406.05882 Melnyk et al.
 
     When to use:
-        Chosen and rejected answers need not belong together; large batches (32 and more)
+        Chosen and rejected completions need not belong together; large batches (32 and more)
 
     Args:
         pairs: log-probs of a whole optimizer batch; every array is [pairs].

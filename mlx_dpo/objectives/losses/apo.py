@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import label_signs, label_weights
 
 @declare_loss()
 def apo_zero(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
-    """Anchored preference optimization, up: chosen answers become more likely, rejected ones less.
+    """Anchored preference optimization, up: chosen completions become more likely, rejected ones less.
 
     Formula:
         1 - sigmoid(beta r_w) + sigmoid(beta r_l)
@@ -20,7 +20,7 @@ def apo_zero(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2408.06266 D'Oosterlinck et al., eq. 7
 
     When to use:
-        The chosen answers are better than the model's own
+        The chosen completions are better than the model's own
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].
@@ -38,7 +38,7 @@ def apo_zero(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
 
 @declare_loss()
 def apo_down(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
-    """Anchored preference optimization, down: both answers become less likely, the rejected one more so.
+    """Anchored preference optimization, down: both completions become less likely, the rejected one more so.
 
     Formula:
         sigmoid(beta r_w) + 1 - sigmoid(beta (r_w - r_l))
@@ -47,7 +47,7 @@ def apo_down(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2408.06266 D'Oosterlinck et al., eq. 8
 
     When to use:
-        The model's own answers are better than the chosen ones: both go down, the rejected further
+        The model's own completions are better than the chosen ones: both go down, the rejected further
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].
@@ -77,7 +77,7 @@ def apo_zero_unpaired(
         2408.06266 D'Oosterlinck et al., eq. 7
 
     When to use:
-        As kto, with no KL to estimate: desirable answers are better than the model's own
+        As kto, with no KL to estimate: desirable completions are better than the model's own
 
     Args:
         batch: log-probs of labelled completions; every array is [completions].

@@ -60,7 +60,7 @@ def bco(
         2404.04656 Jung et al., eq. 10
 
     When to use:
-        As kto, as a classifier; needs no second answer to compare with. On pairs, bco_pair has no shift
+        As kto, as a classifier; needs no second completion to compare with. On pairs, bco_pair has no shift
 
     Args:
         batch: log-probs of a whole optimizer batch; every array is [completions]. `state` holds the shift.

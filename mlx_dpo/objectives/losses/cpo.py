@@ -21,12 +21,12 @@ def cpo(pairs: PairLogps, *, beta: float = 0.1, cpo_alpha: float = 1.0, label_sm
         2401.08417 Xu et al.
 
     When to use:
-        No reference is wanted, and the chosen answers are worth imitating (translation)
+        No reference is wanted, and the chosen completions are worth imitating (translation)
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].
         beta: scale of the difference of log-probs.
-        cpo_alpha: weight of the chosen answers' negative log-likelihood.
+        cpo_alpha: weight of the chosen completions' negative log-likelihood.
         label_smoothing: assumed share of pairs whose labels are flipped.
 
     Returns:

@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import log_sigmoid
 
 @declare_loss(uses_margins=True)
 def dpop(pairs: PairLogps, *, beta: float = 0.1, dpop_lambda: float = 50.0) -> mx.array:
-    """DPO-Positive: DPO with a penalty on chosen answers that become less likely than under the reference.
+    """DPO-Positive: DPO with a penalty on chosen completions that become less likely than under the reference.
 
     Formula:
         -log sigmoid(beta (r_w - r_l - dpop_lambda max(0, -r_w)))
@@ -20,7 +20,7 @@ def dpop(pairs: PairLogps, *, beta: float = 0.1, dpop_lambda: float = 50.0) -> m
         2402.13228 Pal et al.
 
     When to use:
-        The chosen answers become less likely in training, as with answers that differ by a few tokens
+        The chosen completions become less likely in training, as with completions that differ by a few tokens
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

@@ -1,4 +1,4 @@
-"""EXO for two answers."""
+"""EXO for two completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import log_sigmoid
 
 @declare_loss(supports_f_divergence=True, uses_margins=True, positive_settings=("label_smoothing",))
 def exo_pair(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> mx.array:
-    """EXO for two answers: the KL of the policy's preference from the smoothed label's.
+    """EXO for two completions: the KL of the policy's preference from the smoothed label's.
 
     Formula:
         q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e); q = sigmoid(beta (r_w - r_l)), e = label_smoothing
@@ -20,12 +20,12 @@ def exo_pair(pairs: PairLogps, *, beta: float = 0.1, label_smoothing: float = 1e
         2402.00856 Ji et al., eq. 16
 
     When to use:
-        DPO spreads over many answers: the reverse KL seeks modes. label_smoothing is above 0
+        DPO spreads over many completions: the reverse KL seeks modes. label_smoothing is above 0
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].
         beta: how closely the policy stays with the reference.
-        label_smoothing: probability that the label gives the rejected answer; above 0.
+        label_smoothing: probability that the label gives the rejected completion; above 0.
 
     Returns:
         [pairs], the loss of each pair.

@@ -17,7 +17,8 @@ def kto(
 
     Formula:
         v (1 - sigmoid(s beta (r - KL))); s = 1 and v = desirable_weight if the label is true, s = -1 and v =
-        undesirable_weight if it is false; KL = the batch's mean of r over mismatched prompts and answers, at least 0
+        undesirable_weight if it is false; KL = the batch's mean of r over mismatched prompts and completions, not below
+        0
 
     Paper:
         2402.01306 Ethayarajh et al., eq. 7 and 8

@@ -1,4 +1,4 @@
-"""NCA for two answers."""
+"""NCA for two completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import log_sigmoid
 
 @declare_loss()
 def nca_pair(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
-    """NCA (noise contrastive alignment) for two answers.
+    """NCA (noise contrastive alignment) for two completions.
 
     Formula:
         -log sigmoid(beta r_w) - log sigmoid(-beta r_w) / 2 - log sigmoid(-beta r_l) / 2

@@ -11,7 +11,7 @@ from mlx_dpo.objectives.loss_math import log_sigmoid
 
 @declare_loss(needs_scores=True, uses_margins=True)
 def odpo(pairs: PairLogps, *, beta: float = 0.1, odpo_alpha: float = 1.0) -> mx.array:
-    """DPO with an offset by the scores of both answers, with the logarithm as its scaling function.
+    """DPO with an offset by the scores of both completions, with the logarithm as its scaling function.
 
     Formula:
         -log sigmoid(beta (r_w - r_l) - odpo_alpha log(score_w - score_l))

@@ -13,7 +13,7 @@ MAX_LOGP = -1e-6  # nats per token; a completion with a higher log-prob counts a
 
 @declare_loss(rewards=RewardKind.MEAN_LOGP, uses_reference=False)
 def orpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
-    """ORPO; likelihoods are of the answers alone.
+    """ORPO; likelihoods are of the completions alone.
 
     TRL's ORPOTrainer includes the prompt's tokens in the first term.
 

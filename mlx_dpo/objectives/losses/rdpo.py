@@ -22,12 +22,12 @@ def rdpo(pairs: PairLogps, *, beta: float = 0.1, rdpo_alpha: float = 0.01) -> mx
         2403.19159 Park et al.
 
     When to use:
-        DPO makes answers longer than it should
+        DPO makes completions longer than it should
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].
         beta: how closely the policy stays with the reference.
-        rdpo_alpha: reward that each token of an answer is assumed to earn by length alone.
+        rdpo_alpha: reward that each token of a completion is assumed to earn by length alone.
 
     Returns:
         [pairs], the loss of each pair.

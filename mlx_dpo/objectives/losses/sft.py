@@ -19,7 +19,7 @@ def sft(batch: LabelledLogps) -> mx.array:
         2203.02155 Ouyang et al.
 
     When to use:
-        Before DPO, on the chosen answers or on rows of messages; or added to another loss to keep them likely.
+        Before DPO, on the chosen completions or on rows of messages; or added to another loss to keep them likely.
         Alone on pairs, it runs the reference for its reward metrics only: --reference none avoids that
 
     Args:

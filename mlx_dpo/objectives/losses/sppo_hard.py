@@ -19,7 +19,7 @@ def sppo_hard(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
         2405.00675 Wu et al., eq. 4.7
 
     When to use:
-        Rounds of self-play: the model's own answers, judged. 1 / beta is its eta
+        Rounds of self-play: the model's own completions, judged. 1 / beta is its eta
 
     Args:
         pairs: log-probs of the batch; every array is [pairs].

@@ -14,7 +14,7 @@ def tdpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
     """Token-level DPO, first form (TDPO1).
 
     Formula:
-        -log sigmoid(beta (r_w - r_l - (KL_l - KL_w))); KL = sum over the answer's positions of KL(pi_ref || pi)
+        -log sigmoid(beta (r_w - r_l - (KL_l - KL_w))); KL = sum over the completion's positions of KL(pi_ref || pi)
 
     Paper:
         2404.11999 Zeng et al., eq. 16
@@ -40,10 +40,10 @@ def tdpo(pairs: PairLogps, *, beta: float = 0.1) -> mx.array:
 
 @declare_loss(needs_token_kls=True, uses_margins=True)
 def tdpo2(pairs: PairLogps, *, beta: float = 0.1, tdpo_alpha: float = 0.5) -> mx.array:
-    """Token-level DPO, second form (TDPO2): no gradient through the chosen answer's KL.
+    """Token-level DPO, second form (TDPO2): no gradient through the chosen completion's KL.
 
     Formula:
-        -log sigmoid(beta (r_w - r_l - tdpo_alpha (KL_l - sg KL_w))); KL = sum over the answer's positions of
+        -log sigmoid(beta (r_w - r_l - tdpo_alpha (KL_l - sg KL_w))); KL = sum over the completion's positions of
         KL(pi_ref || pi), sg = no gradient
 
     Paper:
@@ -55,7 +55,7 @@ def tdpo2(pairs: PairLogps, *, beta: float = 0.1, tdpo_alpha: float = 0.5) -> mx
     Args:
         pairs: log-probs of the batch, with `chosen_kls` and `rejected_kls`; every array is [pairs].
         beta: how closely the policy stays with the reference.
-        tdpo_alpha: weight of the difference of both answers' KLs.
+        tdpo_alpha: weight of the difference of both completions' KLs.
 
     Returns:
         [pairs], the loss of each pair.
