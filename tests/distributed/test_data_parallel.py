@@ -203,7 +203,7 @@ def test_what_tensor_parallelism_refuses(tmp_path: Path) -> None:
     }
     results = run_job(tmp_path, 2, "run_several", runs=refused)
     for result in results:
-        assert "`reference`: another model is not sharded" in result["another model"]["ended"]
+        assert "`reference`: --tensor-parallel can't shard a reference" in result["another model"]["ended"]
         assert "supports lora, not dora" in result["dora"]["ended"]
 
 
