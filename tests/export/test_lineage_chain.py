@@ -66,7 +66,8 @@ def require_export_refused(mlx_dpo: Cli, run: str, lineage: str) -> None:
     """`export --format peft` names no base by itself, and says what to do."""
     ran = mlx_dpo("export", "--format", "peft", "--adapter-path", run, f"{run}-peft")
     assert ran.code == 2 and not Path(f"{run}-peft").exists()
-    assert lineage in ran.err and "--base-model" in ran.err and len(ran.err.strip().splitlines()) == 2, ran.err
+    message = ran.err[ran.err.index("error: ") :]  # after the progress lines
+    assert lineage in message and "--base-model" in message and len(message.strip().splitlines()) == 2, ran.err
 
 
 def test_the_whole_chain_twice(hub: Hub, base_on_hub: str, run_command: Callable[..., str], mlx_dpo: Cli) -> None:
