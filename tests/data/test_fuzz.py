@@ -39,7 +39,7 @@ values = st.recursive(
 )
 rows = st.dictionaries(st.sampled_from(KEYS), values, max_size=5)
 lenient = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-EXAMPLES = [500, pytest.param(5000, marks=pytest.mark.slow)]  # four tests, so 20,000
+EXAMPLES = [200, pytest.param(5000, marks=pytest.mark.slow)]  # four tests, so 20,000
 
 
 def fuzzed(*strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[[int], None]]:

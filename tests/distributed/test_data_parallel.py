@@ -218,7 +218,7 @@ def test_resumed_bit_for_bit_with_dropout(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_bytes_sent_are_as_predicted(tmp_path: Path, size: int) -> None:
     settings = {**TWENTY, "valid_data": None, "rank": 64, "iters": 6, "batch_size": 4, "save_every": 0}
     results = run_job(tmp_path, size, "run_training", name="run", settings=settings)

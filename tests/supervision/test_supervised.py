@@ -108,7 +108,11 @@ def test_it_gives_up_after_three_deaths_without_a_checkpoint(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)],
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     tmp_path: Path, whole: Path, number: signal.Signals, code: int

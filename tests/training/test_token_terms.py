@@ -158,7 +158,7 @@ def test_a_margin_column_is_asked_for(tmp_path: Path) -> None:
     assert read_metrics(run)[0]["loss"] == pytest.approx(expected, rel=1e-5)
     assert any("`margin` column is used" in note for note in notes)
     train(config(tmp_path / "other", data=str(file), loss="nca_pair"), listener=Notes())
-    assert any("`margin` is ignored by the loss nca_pair" in note for note in notes)
+    assert any("`margin` column is ignored by the loss nca_pair" in note for note in notes)
 
 
 def test_an_offset_of_scores(tmp_path: Path) -> None:
