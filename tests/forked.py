@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -53,6 +54,9 @@ def _run(
     try:
         main()
     finally:
+        # The command is over: a signal that comes now would end multiprocessing's own code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         after()
         sys.stdout.flush()
         sys.stderr.flush()
