@@ -96,7 +96,7 @@ class PhasedRuns:
     """
 
     def __init__(self) -> None:
-        self.current, self.is_after_last_step = context.Value("i"), context.Value("i")
+        self.current, self.is_after_last_step = context.Value("i", lock=False), context.Value("i", lock=False)
         self.queue = context.SimpleQueue()
         self.usual: dict[str, float] = {}
 
