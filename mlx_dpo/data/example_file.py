@@ -79,7 +79,8 @@ class ExampleFile:
                 if not stream.seekable:
                     start, end = end, end + len(line)
                     _append(file, line, stream.name)
-                _cache_row(cache, start, line, row.examples)
+                if cache.cost < MAX_CACHED_BYTES:  # a larger file's first rows are as good as its last
+                    _cache_row(cache, start, line, row.examples)
                 warnings.add_examples(row.examples, row.where)
                 for position in range(len(row.examples)):
                     offsets.append(start)

@@ -10,6 +10,7 @@ from mlx_dpo.data.examples import Completion, Example, Pair
 from mlx_dpo.data.formats import find_row_format
 from mlx_dpo.data.formats.column_errors import no_format_error
 from mlx_dpo.data.json_values import json_type_name
+from mlx_dpo.data.plain_pairs import parse_plain_pair
 from mlx_dpo.data.row_warnings import TABLE_NULLS, row_warnings
 from mlx_dpo.data.table_nulls import strip_table_nulls
 from mlx_dpo.data.text_values import decode_text_values
@@ -77,6 +78,9 @@ def _parse(row: Any, where: Where, *, paired: bool) -> list[Example]:
     try:
         if not isinstance(row, dict):
             raise RowError(f"a row must be a JSON object, not {json_type_name(row)}", kind="not an object")
+        plain = parse_plain_pair(row)
+        if plain is not None:
+            return [plain]
         decoded = decode_text_values(row)
         stripped = strip_table_nulls(decoded)
         row_format = find_row_format(stripped)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_dpo.data.data_warnings import RowWarning
 from mlx_dpo.data.examples import Example, Pair
@@ -20,8 +19,7 @@ OnBadRow = Callable[[RowError], None]
 OnProgress = Callable[[float], None]
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRow:
+class ParsedRow(NamedTuple):
     """A row.
 
     Attributes:
