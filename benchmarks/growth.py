@@ -57,7 +57,7 @@ BASE = GrowthSetting(SHAPE, batch_size=4)
 VARIED: dict[str, tuple[int, ...]] = {
     "prompt": (40, 80, 160, 320),
     "completion": (20, 40, 80, 160),
-    "vocabulary": (8192, 32768, 65536, 151936),
+    "vocabulary": (8192, 32768, 151936, 262144),
     "batch": (1, 4, 8, 16),
     "layers": (2, 4, 8, 16),
 }

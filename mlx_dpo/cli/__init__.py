@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 import sys
 
@@ -11,9 +10,9 @@ import sys
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 a fault of ours or the machine's, 2 a user error, 130 after Ctrl-C."""
     from mlx_dpo.distributed.launcher import report_exit_code
+    from mlx_dpo.utils.signals import exit_on_stop_signals
 
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, so that partial files are removed
+    exit_on_stop_signals()
     code = 1  # if there is a traceback
     try:
         code = _run_command()

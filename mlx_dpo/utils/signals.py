@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RESEND_SECONDS = 0.05
+
+
+def exit_on_stop_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this process by `SystemExit`, an exception, so that partial files are removed.
+
+    Python ignores an exception that is raised inside a destructor or a weak reference's callback, and the signal would
+    be lost: it is then sent again.
+    """
+    numbers = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}  # by exit code
+    for number in numbers.values():
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    report = sys.unraisablehook
+
+    def resend_signal(ignored: sys.UnraisableHookArgs) -> None:
+        number = numbers.get(ignored.exc_value.code) if isinstance(ignored.exc_value, SystemExit) else None
+        if number is not None:
+            # By a thread: a handler that runs in here would raise inside the same callback.
+            timer = threading.Timer(RESEND_SECONDS, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+        else:
+            report(ignored)
+
+    sys.unraisablehook = resend_signal
 
 
 @contextmanager

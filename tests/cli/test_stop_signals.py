@@ -87,6 +87,31 @@ def test_a_signal_ends_it(tmp_path: Path, name: str, number: signal.Signals) -> 
     check_end(process.exitcode, number, time.monotonic() - began, tmp_path / "output", out)
 
 
+IN_A_CALLBACK = """
+import os, sys, time, weakref
+from mlx_dpo.utils.signals import exit_on_stop_signals
+
+class Value: ...
+
+def callback(_):  # Python ignores an exception that is raised in here
+    os.kill(os.getpid(), int(sys.argv[1]))
+    sum(range(10))
+
+exit_on_stop_signals()
+value = Value()
+reference = weakref.ref(value, callback)
+del value
+time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_that_python_ignores_is_sent_again(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", IN_A_CALLBACK, str(int(number))]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (128 + number, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("name", COMMANDS)
