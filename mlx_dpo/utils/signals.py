@@ -20,7 +20,7 @@ def exit_on_stop_signals() -> None:
     Python ignores an exception that is raised inside a destructor or a weak reference's callback, and the signal would
     be lost: it is then sent again.
     """
-    numbers = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}  # by exit code
+    numbers: dict[object, int] = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}  # by exit code
     for number in numbers.values():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     report = sys.unraisablehook
