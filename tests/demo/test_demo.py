@@ -11,6 +11,7 @@ from mlx_dpo.demo import PAIRS, load_pairs
 from mlx_dpo.demo.demo_run import demo_config, run_demo
 
 
+@pytest.mark.slow  # `make demo` runs all of it
 def test_the_demo_begins_undecided_and_moves(tmp_path: Path) -> None:
     """Ten of its steps, measured on 32 pairs."""
     config = demo_config(str(tmp_path / "run")).replace(data=str(PAIRS / "train.jsonl"), valid_pairs=32, iters=10)

@@ -129,6 +129,7 @@ def test_the_documented_command_with_a_hosts_file(tmp_path: Path, start_process:
     check_line(command, tmp_path, start_process)
 
 
+@pytest.mark.slow
 def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, start_process: Any) -> None:
     run = tmp_path / "run"
     process = start_process([*train(run), "--iters", "5"])
@@ -179,6 +180,7 @@ def test_killed_training_process_is_restarted(tmp_path: Path, start_process: Any
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_rank_that_dies_when_rank_0_alone_has_work_left_is_not_missed(tmp_path: Path, start_process: Any) -> None:
     run = tmp_path / "run"
     process = start_process([*train(run), "--iters", "3", "--samples", "64"])

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mlx_dpo.demo import MODEL, PAIRS
 from tests.hub.fixture import environment
 from tests.hub.server import Hub
@@ -48,6 +50,7 @@ def process(server: Hub, cache: Path, *arguments: object) -> str:
     return ran.stdout
 
 
+@pytest.mark.slow  # each part has tests of its own
 def test_there_and_back(hub: Hub, tmp_path: Path) -> None:
     run, fused, here = tmp_path / "polite", tmp_path / "polite-fused", tmp_path / "here"
     cli = ("-m", "mlx_dpo")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import CHECKPOINT, PAIRS
 
-STEPS = 30
+STEPS = 20
 
 
 def command(run: Path, *more: object) -> list[str]:

@@ -38,7 +38,7 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("when", "number", "flags"),
     [
-        (0.0, signal.SIGINT, ()),
+        pytest.param(0.0, signal.SIGINT, (), marks=pytest.mark.slow),
         pytest.param(0.2, signal.SIGINT, (), marks=pytest.mark.slow),
         (0.0, signal.SIGTERM, ("--no-supervise",)),
     ],
