@@ -116,6 +116,7 @@ def _chunk(
     logp = mx.log(mx.take_along_axis(p, targets, axis=-1))
     mx.eval(logp, terms)
     if gradients:
+        check_stop()  # one product with the head of a real model takes a CPU up to a second
         terms["logp_grads"] = -_pull_back(logits, hidden, minus_one_hot(p, targets))
     del p
     mx.eval(terms)

@@ -21,6 +21,7 @@ from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.forward.test_architectures import QUANTIZATIONS, make_model
+from tests.marks import mostly_slow
 from tests.training.test_run import StopAfter
 
 IDS = mx.array([[5, 6, 7, 8, 9, 10, 11, 3, 4]])
@@ -118,7 +119,7 @@ def test_its_log_probs_are_cached_apart_from_a_plain_adapters(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", mostly_slow(["adamw", "muon"], 2))
 def test_a_run(tmp_path: Path, kind: str, optimizer: str) -> None:
     """The reference is the base, A stays one number a group, and mlx-lm takes the adapter for its own."""
     model, run = make_model(tmp_path / "model", "llama", BITS), tmp_path / "run"

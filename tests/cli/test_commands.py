@@ -17,6 +17,7 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import read_yaml
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
+from tests.marks import mostly_slow
 
 Cli = Callable[..., CommandResult]
 
@@ -92,7 +93,7 @@ def test_compare_is_mlx_lms_greedy_answer(mlx_dpo: Cli) -> None:
 
 
 @pytest.mark.parametrize("dequantize", [False, True])
-@pytest.mark.parametrize("bits", ["float32", "4bit", "8bit"])
+@pytest.mark.parametrize("bits", mostly_slow(["4bit", "float32", "8bit"], 3))
 def test_fuse(mlx_dpo: Cli, tmp_path: Path, bits: str, dequantize: bool) -> None:
     from tests.forward.test_architectures import QUANTIZATIONS, make_model
 

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo import Listener, TrainConfig, train
 from tests.conftest import CHECKPOINT, PAIRS
+from tests.marks import mostly_slow
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
@@ -142,7 +143,7 @@ def trains(model: Path, run: Path, **knobs: Any) -> None:
     assert not mx.array_equal(loaded(ids), base(ids))
 
 
-@pytest.mark.parametrize("bits", ["float32", "4bit"])
+@pytest.mark.parametrize("bits", mostly_slow(["4bit", "float32"], 2))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(tmp_path: Path, family: str, bits: str) -> None:
     trains(make_model(tmp_path / "model", family, QUANTIZATIONS[bits]), tmp_path / "run")

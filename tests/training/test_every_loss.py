@@ -15,6 +15,7 @@ from mlx_dpo.forward.network import Network
 from mlx_dpo.objectives import LOSS_FUNCTIONS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from tests.conftest import CHECKPOINT, PAIRS, TRL
+from tests.marks import mostly_slow
 
 SCORED = TRL / "scored.jsonl"
 KEEPING = [name for name, one in LOSS_FUNCTIONS.items() if one.next_state]  # of batches before: evaluate has seen none
@@ -49,7 +50,7 @@ def gradient(run: Path) -> np.ndarray:
     return np.concatenate([np.array(before[name] - after[name]).astype(np.float64).reshape(-1) for name in after])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", mostly_slow(LOSSES, 3))
 def test_a_step_is_the_same_however_the_batch_is_cut(tmp_path: Path, loss: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(config(whole, loss=loss, memory_limit="4GB"), listener=MetricsLog())
@@ -91,7 +92,7 @@ def test_the_second_pass_drops_what_the_first_did(tmp_path: Path, monkeypatch: p
     assert not np.allclose(first[8:], first[:8], atol=1e-2)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", mostly_slow(LOSSES, 3))
 def test_evaluate_is_what_training_measures(tmp_path: Path, loss: str) -> None:
     """The first step's metrics are of the starting adapter, and so are evaluate's."""
     run = tmp_path / "run"

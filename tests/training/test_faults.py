@@ -27,6 +27,7 @@ from mlx_dpo.training.non_finite import MAX_CONSECUTIVE_SKIPS
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
 from tests.conftest import PAIRS, rows_of, write_rows
+from tests.marks import mostly_slow
 from tests.training.test_resume import Notes
 from tests.training.test_run import config
 
@@ -210,7 +211,7 @@ def test_room_for_checkpoints_is_checked_at_the_start(tmp_path: Path, monkeypatc
             assert sum("checkpoints will take" in note for note in listener.notes) == expected
 
 
-@pytest.mark.parametrize("failing", range(12))
+@pytest.mark.parametrize("failing", mostly_slow(range(12), 4))
 def test_any_write_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     """The n-th file that is put in its place is not: the run goes on, and ends as if nothing had been."""
     whole, run = tmp_path / "whole", tmp_path / "run"

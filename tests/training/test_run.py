@@ -19,6 +19,7 @@ from mlx_dpo.evaluation.metrics import PAIR_METRICS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.listener import Metrics
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
+from tests.marks import mostly_slow
 
 
 def config(run: Path, **knobs: Any) -> TrainConfig:
@@ -95,7 +96,7 @@ def test_the_same_config_gives_the_same_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-@pytest.mark.parametrize("stop_at", [1, 3, 6])
+@pytest.mark.parametrize("stop_at", mostly_slow([3, 1, 6], 3))
 def test_stopped_and_resumed_is_the_same_to_the_byte(tmp_path: Path, stop_at: int, kind: str) -> None:
     knobs = {"optimizer": "adamw", "fine_tune_type": kind, "steps_per_report": 4}
     if kind != "full":

@@ -17,6 +17,7 @@ from mlx_dpo.forward.model_loading import load_tokenizer
 from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of
+from tests.marks import mostly_slow
 
 REFERENCE = json.loads((TRL / "reference.json").read_text())
 RAW_PAIRS = TRL / "raw_pairs.jsonl"
@@ -95,7 +96,7 @@ def test_twelve_steps(tmp_path: Path, name: str, memory_limit: str) -> None:
 
 
 @pytest.mark.parametrize("memory_limit", MEMORY_LIMITS)
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", mostly_slow(SHORT, 3))
 def test_every_loss(tmp_path: Path, name: str, memory_limit: str) -> None:
     ours = run(tmp_path, reference="base", memory_limit=memory_limit, **knobs(name))
     follows(ours, name, ("loss", *REWARDS, *LOGPS))
@@ -124,7 +125,7 @@ def test_orpo(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("memory_limit", MEMORY_LIMITS)
-@pytest.mark.parametrize("name", REFERENCE["weighting"])
+@pytest.mark.parametrize("name", mostly_slow(REFERENCE["weighting"], 3))
 def test_counting_tokens_and_pairs_unalike(tmp_path: Path, name: str, memory_limit: str) -> None:
     """LD-DPO and WPO, alone, together and in sums."""
     one = REFERENCE["weighting"][name]
@@ -135,7 +136,7 @@ def test_counting_tokens_and_pairs_unalike(tmp_path: Path, name: str, memory_lim
 
 
 @pytest.mark.parametrize("memory_limit", MEMORY_LIMITS)
-@pytest.mark.parametrize("name", REFERENCE["unpaired"])
+@pytest.mark.parametrize("name", mostly_slow(REFERENCE["unpaired"], 3))
 def test_unpaired(tmp_path: Path, name: str, memory_limit: str) -> None:
     """KTO and APO on pairs, which TRL makes sixteen rows of, and on nine labelled rows."""
     one = REFERENCE["unpaired"][name]

@@ -17,6 +17,7 @@ from mlx_dpo.training.checkpoint import read_training_state
 from mlx_dpo.training.listener import Listener
 from tests import plain
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
+from tests.marks import mostly_slow
 from tests.training.test_every_loss import config, gradient
 from tests.training.test_run import StopAfter
 
@@ -153,7 +154,7 @@ def test_a_reference_that_moves_half_way_is_half_way(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("stop_at", [1, 4])
+@pytest.mark.parametrize("stop_at", mostly_slow([1, 4], 2))
 @pytest.mark.parametrize(
     "knobs",
     [{"loss": "kto"}, {"loss": "bco"}, {"loss": "beta_dpo"}, {"reference_sync_steps": 2, "reference_mixup": 0.6}],
