@@ -74,7 +74,7 @@ class ExampleFile:
             state, end = _file_state(file), 0
             for row in parse_rows(stream, on_bad_row, on_progress, parse):
                 line = row.line if row.line.endswith(b"\n") else row.line + b"\n"
-                digest.update(line.rstrip() + b"\n")
+                digest.update(line if line.endswith(b"}\n") else line.rstrip() + b"\n")
                 start = row.offset
                 if not stream.seekable:
                     start, end = end, end + len(line)

@@ -38,7 +38,9 @@ def _is_plain(value: Any) -> TypeGuard[str]:
     """Whether a value is text, neither blank nor a list in disguise, and all of it can be encoded."""
     if value.__class__ is not str:
         return False
-    first = value.lstrip()[:1]
+    first = value[:1]
+    if first.isspace():
+        first = value.lstrip()[:1]
     if first not in _PLAIN_STARTS and not first.isalpha():
         return False
     if value.isascii():
