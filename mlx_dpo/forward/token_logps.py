@@ -129,8 +129,10 @@ def _kl_terms(
     hidden: mx.array, p: mx.array, reference: mx.array, logits: HeadFunction, gradients: bool
 ) -> dict[str, mx.array]:
     """KL(q || p), where q is the reference's distribution; its gradient with respect to the logits is p - q."""
+    check_stop()  # between products with the head, as in `_chunk`
     log_q = log_softmax(_new_logits(logits, reference))
     q = exp(log_q)
+    check_stop()
     terms = {"kls": (q * (log_q - log_softmax(_new_logits(logits, hidden)))).sum(axis=-1)}
     return terms | {"kl_grads": _pull_back(logits, hidden, p - q)} if gradients else terms
 
