@@ -1,4 +1,4 @@
-"""What all rooms' tests share: a tiny random float32 model with a tokenizer, and eight pairs TRL was run on."""
+"""What all tests share: a tiny random float32 model with a tokenizer, and eight pairs TRL was run on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.hub.fixture import hub as hub
+from tests.scheduling import ProcessesInOneWorker
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("COLUMNS", None)  # Rich keeps what it finds at import: a test that sets it would set it in vain
@@ -22,6 +23,10 @@ os.environ["XDG_CACHE_HOME"] = CACHE.name
 TRL = Path(__file__).parent / "trl"
 CHECKPOINT = TRL / "checkpoint"
 PAIRS = TRL / "pairs.jsonl"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ProcessesInOneWorker | None:
+    return ProcessesInOneWorker(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
