@@ -35,6 +35,7 @@ def test_a_loss_of_your_own_is_as_the_readme_has_it(tmp_path: Path) -> None:
     assert result.after["loss"] < 0.1 and result.after["rewards/accuracies"] > 0.7
 
 
+@pytest.mark.slow
 def test_the_papers_pipeline(tmp_path: Path) -> None:
     """SFT, then DPO from it: the second run starts where the first ended, and that start is its reference."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -53,6 +54,7 @@ def test_config() -> None:
     assert TrainConfig.from_mapping(read_yaml(EXAMPLES / "run.yaml")).epochs == 2
 
 
+@pytest.mark.slow
 def test_callbacks(tmp_path: Path) -> None:
     """One writes a table, another ends the run."""
     ran = subprocess.run([sys.executable, EXAMPLES / "callbacks.py", tmp_path], capture_output=True, text=True)

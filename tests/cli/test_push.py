@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import CommandResult
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.hub.server import READ, WRITE, Hub
+from tests.marks import mostly_slow
 
 Cli = Callable[..., CommandResult]
 
@@ -105,7 +106,7 @@ def test_of_checkpoints_that_wait_the_newest_goes(mlx_dpo: Cli, hub: Hub, tmp_pa
     assert newest == (tmp_path / "run" / "adapters.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("status", [403, 500, None])
+@pytest.mark.parametrize("status", mostly_slow([403, 500, None], 3))
 def test_a_failed_push_leaves_the_run_and_says_how_to_push_later(
     status: int | None, mlx_dpo: Cli, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def check_line(command: list[str], tmp_path: Path, start_process: Any) -> None:
     assert max_difference(run, tmp_path / "alone") <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_documented_command(tmp_path: Path, start_process: Any) -> None:
     command = documented_command("mlx.launch -n 2 --backend ring ")
     check_line(in_place_of(command, model=CHECKPOINT, data=PAIRS), tmp_path, start_process)
@@ -145,6 +146,7 @@ def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, start_pr
     assert err.count("this folder holds a finished run") == 1
 
 
+@pytest.mark.slow
 def test_rows_that_come_by_stdin_can_t_be_shared(tmp_path: Path, start_process: Any) -> None:
     process = start_process([*train(tmp_path / "run"), "--data", "-"])
     _, err = process.communicate(timeout=120)
@@ -164,7 +166,8 @@ def test_ctrl_c_saves_all(tmp_path: Path, start_process: Any) -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_killed_training_process_is_restarted(tmp_path: Path, start_process: Any, rank: int) -> None:
     run = tmp_path / "run"
     process = start_process(train(run))

@@ -133,6 +133,7 @@ def test_names_that_leave_their_folder(file: str, hub: Hub, tmp_path: Path) -> N
     assert not list(Path(constants.HF_HUB_CACHE).parent.rglob("evil.json")) and not Path("/tmp/evil.json").exists()
 
 
+@pytest.mark.slow
 def test_train_with_all_of_it_from_the_hub(hub: Hub, cli: Callable[..., CommandResult], tmp_path: Path) -> None:  # noqa: F811
     put(hub)
     rows = [{"ask": row["prompt"], "best": row["chosen"], "worst": row["rejected"]} for row in rows_of(PAIRS)]
