@@ -11,19 +11,17 @@ from typing import Any, Literal
 
 from mlx_dpo.config_fields import check_value, setting
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.settings.data_settings import DataSettings
+from mlx_dpo.settings.objective_settings import ObjectiveSettings
+from mlx_dpo.settings.on_policy_settings import OnPolicySettings
 from mlx_dpo.utils.formatting import did_you_mean
 
-FineTuneType = Literal["lora", "dora", "full"]
-Overlong = Literal["truncate", "drop", "error"]
-TrainOn = Literal["all", "last"]
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
-BadRows = Literal["error", "skip"]
 Schedule = Literal["constant", "linear", "cosine"]
-Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(OnPolicySettings, ObjectiveSettings, DataSettings):  # fields are in the reverse order of the bases
     """All settings of a run; `setting(...)` gives each field its default, help text and range.
 
     Values are checked and converted when it is constructed.
@@ -31,159 +29,6 @@ class TrainConfig:
     Raises:
         UserError: a value is of the wrong type or out of range.
     """
-
-    model: str = setting(
-        "",
-        "Model",
-        "Folder of an mlx-lm model, or its Hub id user/name[@revision], in any precision: 4-bit, mxfp4, bf16.",
-    )
-    fine_tune_type: FineTuneType = setting(
-        "lora",
-        "Model",
-        "lora: small and fast. dora: closer to full, about a third slower. full: all weights inside the blocks.",
-    )
-    num_layers: int = setting(
-        -1, "Model", "Train the last N layers; -1 for all. Fewer layers train faster and change less.", low=-1
-    )
-    rank: int = setting(8, "Model", "Rank of the adapters. For preferences, 8 to 32 is enough.", low=1)
-    scale: float = setting(20.0, "Model", "Factor on the adapters, as in mlx-lm; alpha / rank in PEFT.", low=0)
-    dropout: float = setting(0.0, "Model", "Dropout inside the adapters while training.", low=0, high=0.999)
-    lora_keys: list[str] | None = setting(
-        None,
-        "Model",
-        "Layers to adapt, as named inside a block (self_attn.q_proj,...). Default: all linear ones except MoE routers.",
-    )
-    fuse_bits: int | None = setting(
-        None,
-        "Model",
-        "Train adapters that can be fused at the base model's own bits (such as 4) without loss.",
-        low=2,
-        high=8,
-    )
-    tensor_parallel: bool = setting(
-        False,
-        "Model",
-        "Split the weights of a model too large for one machine over all ranks. Without it, pairs are split.",
-        free=True,
-    )
-    init_adapter: str | None = setting(
-        None, "Model", "Start from this adapter folder, which is then the reference too."
-    )
-
-    data: str = setting(
-        "",
-        "Data",
-        "Preference pairs: file, folder with train.jsonl, - (stdin), or Hub dataset user/name[@revision][:split].",
-    )
-    valid_data: str | None = setting(None, "Data", "Held-out pairs. Default: valid.jsonl in the --data folder.")
-    valid_pairs: int = setting(
-        64, "Data", "Without held-out pairs, hold out this many of --data (at most a tenth); 0 for none.", low=0
-    )
-    max_length: int = setting(
-        2048, "Data", "Longest prompt + completion, in tokens. It costs memory only for pairs that are so long.", low=2
-    )
-    overlong: Overlong = setting(
-        "truncate", "Data", "For pairs over --max-length: truncate (oldest turns first), drop, or error."
-    )
-    raw: bool = setting(False, "Data", "Use rows of strings unchanged, without the chat template.")
-    chat_template_kwargs: dict[str, Any] | None = setting(
-        None, "Data", "Variables for the chat template, as JSON. Those of a row take precedence."
-    )
-    train_on: TrainOn = setting(
-        "all", "Data", "Assistant turns of a completion that are trained, if it has several: all, or the last."
-    )
-    prompt_column: str | None = setting(None, "Data", "Column with the prompt, if it has another name.")
-    chosen_column: str | None = setting(None, "Data", "Column with the preferred completion.")
-    rejected_column: str | None = setting(None, "Data", "Column with the rejected completion.")
-    completion_column: str | None = setting(None, "Data", "Column with the completion, in rows with a single one.")
-    label_column: str | None = setting(None, "Data", "Column with the label of that completion (true: desirable).")
-    bad_rows: BadRows = setting(
-        "error", "Data", "Rows that can't be read: error stops before training; skip lists them in skipped.jsonl."
-    )
-
-    loss: str = setting(
-        "sigmoid",
-        "Objective",
-        "sigmoid is DPO; `mlx-dpo losses` lists all. A sum: sigmoid=0.8,bco_pair=0.2,sft=1. Your own: FILE.py:NAME.",
-    )
-    # None below: the default in the signature of the loss; `mlx-dpo losses` and --help print it.
-    beta: float | None = setting(
-        None, "Objective", "Scale of the rewards (0.01 to 0.5). With a smaller one the policy moves further.", low=1e-6
-    )
-    label_smoothing: float | None = setting(
-        None,
-        "Objective",
-        "Assumed share of flipped pairs, below 0.5; with sigmoid: conservative DPO.",
-        low=0,
-        high=0.4999,
-    )
-    f_divergence: Divergence | None = setting(
-        None, "Objective", "Divergence that keeps the policy close to the reference; reverse_kl is DPO's."
-    )
-    f_alpha_divergence_coef: float | None = setting(
-        None, "Objective", "Coefficient of the alpha divergence: 1 is the reverse KL, 0 the forward KL.", low=0, high=1
-    )
-    rpo_alpha: float = setting(
-        0.0,
-        "Objective",
-        "Weight of the chosen completions' negative log-likelihood, added to the loss (the same as ,sft=ALPHA).",
-        low=0,
-    )
-    discopop_tau: float | None = setting(None, "Objective", "discopop: temperature of its mixture.", low=1e-3, high=1)
-    dpop_lambda: float | None = setting(
-        None, "Objective", "dpop: weight of the penalty if the chosen completion becomes less likely.", low=0
-    )
-    rdpo_alpha: float | None = setting(
-        None, "Objective", "rdpo: reward that each token of length is assumed to earn by itself.", low=0
-    )
-    beta_dpo_alpha: float | None = setting(
-        None, "Objective", "beta_dpo: how much beta follows the batch's margin.", low=0
-    )
-    beta_dpo_momentum: float | None = setting(
-        None, "Objective", "beta_dpo: momentum of the moving mean margin.", low=0, high=0.9999
-    )
-    odpo_alpha: float | None = setting(None, "Objective", "odpo: weight of the log of the score difference.", low=0)
-    tdpo_alpha: float | None = setting(
-        None, "Objective", "tdpo2: weight of the difference of the two completions' KLs.", low=0
-    )
-    desirable_weight: float | None = setting(
-        None, "Objective", "kto, bco, apo_zero_unpaired: weight of completions labelled true.", low=0
-    )
-    undesirable_weight: float | None = setting(
-        None,
-        "Objective",
-        "Weight of completions labelled false. Balanced: weight times count is equal for both labels.",
-        low=0,
-    )
-    simpo_gamma: float | None = setting(
-        None, "Objective", "simpo: target reward margin (a quarter to half of beta).", low=0
-    )
-    cpo_alpha: float | None = setting(
-        None, "Objective", "cpo: weight of the likelihood of the chosen completions.", low=0
-    )
-    ld_alpha: float | None = setting(
-        None,
-        "Objective",
-        "LD-DPO: weight of tokens beyond the length of the pair's shorter completion; lower gives shorter completions.",
-        low=0,
-        high=1,
-    )
-    use_weighting: bool = setting(
-        False, "Objective", "WPO: weight each pair by how likely its completions are under the policy."
-    )
-    reference: str = setting(
-        "initial", "Objective", "initial: the starting policy. base: no adapter. none: no reference. Or a model."
-    )
-    reference_sync_steps: int = setting(
-        0, "Objective", "TR-DPO: steps between updates of the reference towards the policy; 0 for none.", low=0
-    )
-    reference_mixup: float | None = setting(
-        None,
-        "Objective",
-        "With --reference-sync-steps: weight of the policy in the updated reference. Default: 0.6.",
-        low=1e-6,
-        high=1,
-    )
 
     batch_size: int = setting(
         8, "Optimization", "Pairs in one optimizer step, however they are split into micro-batches.", low=1

@@ -12,8 +12,8 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.adapters.attach import attach_adapter, neutral_tensors, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
-from mlx_dpo.config import FineTuneType
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.settings.data_settings import FineTuneType
 from mlx_dpo.utils.formatting import shell_command
 from mlx_dpo.utils.json_files import read_json
 

@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_dpo.config import TrainOn
 from mlx_dpo.data.chat_rendering import ChatExample, ChatRenderer, Rendering
 from mlx_dpo.data.encoded_example import TokenIds, TokenMask
 from mlx_dpo.data.messages import Message
 from mlx_dpo.errors import RowError
+from mlx_dpo.settings.data_settings import TrainOn
 from mlx_dpo.utils.common_prefix import common_prefix_length
 
 Span = tuple[int, int]  # start and end in a rendering

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from mlx_dpo.config import Overlong, TrainConfig, TrainOn
+from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.answer_alignment import AnswerAligner
 from mlx_dpo.data.chat_rendering import ChatExample, ChatRenderer, plain_texts
 from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask, cut_completion
@@ -21,6 +21,7 @@ from mlx_dpo.data.messages import Message
 from mlx_dpo.data.prompt_truncation import max_prompt_tokens, shorten_prompt
 from mlx_dpo.data.special_tokens import end_token_ids
 from mlx_dpo.errors import RowError, Where
+from mlx_dpo.settings.data_settings import Overlong, TrainOn
 
 __all__ = ["EncodedExample", "ExampleEncoder", "TokenIds", "end_token_ids"]
 

@@ -34,7 +34,7 @@ def declared_losses() -> dict[str, LossFunction]:
         if unknown := sorted(set(loss.settings) - fields):
             raise TypeError(
                 f"the loss {loss.name} has settings that are not fields of TrainConfig: {', '.join(unknown)}. "
-                "Add them to mlx_dpo/config.py with the default None."
+                "Add them to mlx_dpo/settings/objective_settings.py with the default None."
             )
     rank = {name: i for i, name in enumerate(ORDER)}
     return {loss.name: loss for loss in sorted(declared, key=lambda loss: (rank.get(loss.name, len(ORDER)), loss.name))}

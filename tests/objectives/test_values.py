@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_dpo.config import Divergence
 from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS, PairLogps, WeightedLoss
+from mlx_dpo.settings.objective_settings import Divergence
 from tests.objectives.numpy_losses import LOSSES, Case, batch_beta, mean_loss, with_scores
 
 STEP = 1e-5  # of central differences in float64
