@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.adapters.adapter_settings import adapter_settings, require_equal_settings, require_settings_of_adapter
-from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.adapters.adapter_settings import require_settings_of_adapter
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
@@ -27,12 +25,10 @@ from mlx_dpo.evaluation.reference_setup import (
     precompute_with_reference_model,
     require_reference_in_memory,
 )
-from mlx_dpo.forward.device import keep_weights_resident, parse_memory, runs_on_cpu, usable_memory
-from mlx_dpo.forward.memory_model import SATURATING_TOKENS, MemoryModel
-from mlx_dpo.forward.micro_batch_size import choose_micro_batch_tokens
-from mlx_dpo.forward.model_loading import chat_template_note, load_model, load_tokenizer
+from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.forward.model_loading import chat_template_note, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
-from mlx_dpo.forward.policy import Policy, make_policy
+from mlx_dpo.forward.policy import Policy
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.lineage.lineage_file import Lineage
 from mlx_dpo.lineage.lineage_steps import run_lineage
@@ -44,11 +40,11 @@ from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics, Note
 from mlx_dpo.training.listener import Listener, ListenerProgress
+from mlx_dpo.training.policy_setup import common_fallback, load_policy, make_memory_model, resolved_adapter_settings
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
 from mlx_dpo.training.trainer import Trainer
-from mlx_dpo.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -206,36 +202,18 @@ def build_components(
     if config.reference not in POLICY_REFERENCES:
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     progress.begin("Loading the model")
-    policy, model_folder = _load_policy(config, inputs.model, communicator, progress)
+    policy, model_folder = load_policy(config, inputs.model, communicator, progress)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))
     progress.begin("Measuring the memory that the model needs")
     if checkpoint and config.micro_batch_tokens is None:  # another size would round otherwise
         config = config.replace(micro_batch_tokens=read_yaml(checkpoint / CONFIG_FILE).get("micro_batch_tokens"))
-    config, memory_model = _memory_model(config, policy, _common_fallback(inputs.oom_fallback, communicator))
+    config, memory_model = make_memory_model(config, policy, common_fallback(inputs.oom_fallback, communicator))
     attach_reference(config, loss, policy, memory_model, sets, communicator)
-    config = config.replace(**_resolved_adapter_settings(policy.spec, config))
+    config = config.replace(**resolved_adapter_settings(policy.spec, config))
     lineage = run_lineage(identify_model(config.model, model_folder), config.loss, config.init_adapter)
     return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator, lineage)
-
-
-def memory_limit(config: TrainConfig) -> int:
-    """Return the bytes that a run may use."""
-    return parse_memory(config.memory_limit) if config.memory_limit else usable_memory()
-
-
-def adapter_spec(config: TrainConfig) -> AdapterSpec:
-    """Return the adapter settings of a config, with layers and keys not resolved yet."""
-    return AdapterSpec(
-        fine_tune_type=config.fine_tune_type,
-        num_layers=config.num_layers,
-        rank=config.rank,
-        scale=config.scale,
-        dropout=config.dropout,
-        keys=None if config.lora_keys is None else tuple(config.lora_keys),
-        fuse_bits=config.fuse_bits,
-    )
 
 
 def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) -> None:
@@ -244,56 +222,3 @@ def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) ->
         digest = state.progress.provenance.get(DATA_KEYS[name])
         if name in example_sets and digest == example_sets[name].examples.source.digest:
             example_sets[name].reference.table = table
-
-
-def _common_fallback(fallback: OomFallback, communicator: Communicator) -> OomFallback:
-    """The reductions of all ranks combined, if all of them run the same micro-batches."""
-    if communicator.data_parallel:
-        return fallback
-    fallbacks = [OomFallback(**values) for values in communicator.all_gather_json(asdict(fallback))]
-    share = min(item.micro_batch_share for item in fallbacks)
-    return OomFallback(share, any(item.grad_checkpoint for item in fallbacks))
-
-
-def _memory_model(config: TrainConfig, policy: Policy, fallback: OomFallback) -> tuple[TrainConfig, MemoryModel]:
-    """The config, with the micro-batch size if that was measured, and the memory model."""
-    memory_model = MemoryModel.for_training(
-        policy.network,
-        usable_memory(),
-        parse_memory(config.memory_limit) if config.memory_limit else None,
-        config.grad_checkpoint or fallback.grad_checkpoint,
-        fallback.micro_batch_share,
-        config.micro_batch_tokens or SATURATING_TOKENS,
-    )
-    if config.micro_batch_tokens or runs_on_cpu():
-        return config, memory_model
-    tokens = choose_micro_batch_tokens(memory_model)
-    memory_model = replace(memory_model, max_tokens=int(fallback.micro_batch_share * tokens))
-    return config.replace(micro_batch_tokens=tokens), memory_model
-
-
-def _load_policy(
-    config: TrainConfig, model: nn.Module | None, communicator: Communicator, progress: Progress
-) -> tuple[Policy, Path | None]:
-    """The policy, and the folder that its model was loaded from; None for a model in memory."""
-    keep_weights_resident()
-    mx.reset_peak_memory()
-    mx.random.seed(config.seed)  # of the adapters' initial values
-    spec = adapter_spec(config)
-    shard_group = None if communicator.data_parallel else communicator.mlx_group
-    loaded = load_model(config.model, lazy=shard_group is not None) if model is None else None
-    model = loaded.model if loaded else model
-    limit, is_from_files = memory_limit(config), loaded is not None
-    policy = make_policy(model, spec, config.init_adapter, shard_group, limit, progress, use_cache=is_from_files)
-    if config.init_adapter:
-        requested = adapter_settings(config)
-        if config.num_layers > 0:
-            requested["num_layers"] = min(config.num_layers, len(policy.model.layers))
-        require_equal_settings(requested, policy.spec, config.init_adapter)
-    return policy, loaded.path if loaded else None
-
-
-def _resolved_adapter_settings(spec: AdapterSpec, config: TrainConfig) -> dict[str, Any]:
-    """The adapter settings as resolved by the model or read from an initial adapter."""
-    settings = {name: value for name, value in asdict(spec).items() if name in config.to_mapping()}
-    return settings if spec.keys is None else {**settings, "lora_keys": list(spec.keys)}

@@ -17,7 +17,7 @@ from mlx_dpo.forward.config_model import build_model, fetch_config
 from mlx_dpo.forward.graph_activations import count_activation_bytes, lazy_network
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import attach_new_adapter
-from mlx_dpo.training.components import adapter_spec, memory_limit
+from mlx_dpo.training.policy_setup import adapter_spec, memory_limit
 
 SHARES_OF_MAX_LENGTH = (1 / 8, 1 / 4, 1 / 2, 1)  # lengths that are estimated by default
 MIN_LENGTH = 6  # tokens of a pair with a prompt of four and completions of two

@@ -16,10 +16,11 @@ from mlx_dpo.evaluation.example_sets import Rows
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
-from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
+from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.data_notes import encoding_notes, parsing_notes, row_notes
 from mlx_dpo.training.events import Note, RunEnd, RunPlan, RunStart, TrainResult
 from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.policy_setup import memory_limit
 from mlx_dpo.training.resume import start_trainer, starting_checkpoint
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer

@@ -21,9 +21,10 @@ from mlx_dpo.forward.activation_memory import BatchCost
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.reference.reference_policy import SharedNetworkReference
-from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components, memory_limit
+from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.policy_setup import memory_limit
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
 

@@ -14,7 +14,7 @@ from mlx_dpo.config_files import read_yaml
 from mlx_dpo.forward import memory_model as memory_model_module
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.micro_batch_size import StepTime
-from mlx_dpo.training import components as components_module
+from mlx_dpo.training import policy_setup
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.listener import Listener
 from tests.training.test_run import StopAfter, adapter, config
@@ -47,7 +47,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, step_time: StepTime) -> list[Memor
         measured.append(memory_model)
         return step_time
 
-    monkeypatch.setattr(components_module, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(policy_setup, "runs_on_cpu", lambda: False)
     monkeypatch.setattr(memory_model_module, "runs_on_cpu", lambda: False)
     monkeypatch.setattr(StepTime, "measure", measure)
     return measured
