@@ -10,6 +10,7 @@ import numpy as np
 
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.evaluation.length_control import length_controlled_win_rate
+from mlx_dpo.judges.both_orders import judge_both_orders
 from mlx_dpo.judges.judge import Comparison, Judge
 from mlx_dpo.utils.statistics import win_rate_interval
 
@@ -81,13 +82,4 @@ def judge_head_to_head(
         UserError: the judge fails.
     """
     comparisons = [Comparison(*answers) for answers in zip(prompts, tuned, base, strict=True)]
-    scores, order_flipped = np.full(len(comparisons), 0.5), np.zeros(len(comparisons), bool)
-    differ = [i for i, comparison in enumerate(comparisons) if comparison.first != comparison.second]
-    in_order = [comparisons[i] for i in differ]
-    swapped = [comparison.swapped for comparison in in_order] if judge.order_sensitive else []
-    verdicts = np.array(judge.verdicts([*in_order, *swapped]), np.float64)
-    first = verdicts[: len(differ)]
-    second = 1 - verdicts[len(differ) :] if judge.order_sensitive else first
-    scores[differ] = (first + second) / 2
-    order_flipped[differ] = np.sign(first - 0.5) * np.sign(second - 0.5) < 0
-    return HeadToHeadResult(judge.name, comparisons, scores, order_flipped)
+    return HeadToHeadResult(judge.name, comparisons, *judge_both_orders(judge, comparisons))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
-from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
+from mlx_dpo.judges.judge import Comparison, IndexedValues, Judge, JudgeSpec
+from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict, rubric_digest
+from mlx_dpo.utils.parallel_map import map_as_completed
 from mlx_dpo.utils.retry import retry, retry_after_seconds
 from mlx_dpo.utils.safe_text import redact_url_secrets, url_origin
 
@@ -34,6 +34,7 @@ class EndpointJudge(Judge):
         max_attempts: requests for one comparison, where they fail for a reason that may pass.
         first_delay: seconds before the second attempt; doubles with each further one, unless the endpoint names it.
         max_concurrency: simultaneous requests.
+        rubric: the prompt; see `rubric_prompt`.
     """
 
     url: str
@@ -43,6 +44,8 @@ class EndpointJudge(Judge):
     max_attempts: int = 6
     first_delay: float = 1.0
     max_concurrency: int = 4
+    rubric: str | None = None
+    takes_rubric = True
 
     @classmethod
     def accepts(cls, text: str) -> bool:
@@ -55,12 +58,18 @@ class EndpointJudge(Judge):
         if not spec.model:
             hint = "Name the model with --judge-model, as the endpoint calls it."
             raise UserError("--judge-model is required for an endpoint", field="judge", hint=hint)
-        return cls(spec.text, spec.model, spec.api_key_env)
+        return cls(spec.text, spec.model, spec.api_key_env, rubric=spec.rubric)
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """The model and the endpoint, without what may be secret in its URL."""
         return f"{self.model} at {url_origin(self.url)}"
+
+    @property
+    def identity(self) -> str | None:
+        """The address, the model and a digest of the prompt, without what may be secret in the URL."""
+        parts = urlsplit(_completions_url(self.url))
+        return f"endpoint {url_origin(self.url)}{parts.path} {self.model} {rubric_digest(self.rubric)}"
 
     def check(self) -> None:
         """Judge one comparison."""
@@ -68,22 +77,25 @@ class EndpointJudge(Judge):
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Send a request for each comparison; after the first that fails for good, no more are sent."""
-        failed = threading.Event()
+        verdicts = IndexedValues()
+        for arrived in self.iter_verdicts(comparisons):
+            verdicts |= arrived
+        return [verdicts[i] for i in range(len(comparisons))]
 
-        def verdict(comparison: Comparison) -> float | None:
-            try:
-                return None if failed.is_set() else self._verdict(client, comparison)
-            except BaseException:
-                failed.set()
-                raise
+    def iter_verdicts(self, comparisons: Sequence[Comparison]) -> Iterator[IndexedValues]:
+        """Send a request for each comparison, and yield verdicts as they arrive."""
+        stopped = threading.Event()  # Ctrl-C waits for no request
+        with httpx.Client(timeout=self.timeout) as client:
+            arriving = map_as_completed(
+                lambda comparison: self._verdict(client, comparison, stopped),
+                comparisons,
+                num_threads=self.max_concurrency,
+                stopped=stopped,
+            )
+            for i, verdict in arriving:
+                yield {i: verdict}
 
-        with httpx.Client(timeout=self.timeout) as client, ThreadPoolExecutor(self.max_concurrency) as pool:
-            try:
-                return list(pool.map(verdict, comparisons))
-            finally:
-                failed.set()  # Ctrl-C does not wait for all requests
-
-    def _verdict(self, client: httpx.Client, comparison: Comparison) -> float | None:
+    def _verdict(self, client: httpx.Client, comparison: Comparison, stopped: threading.Event) -> float | None:
         def request() -> str | None:
             response = client.post(_completions_url(self.url), json=body, headers=headers).raise_for_status()
             return response.json()["choices"][0]["message"]["content"]
@@ -91,11 +103,11 @@ class EndpointJudge(Judge):
         headers = {"User-Agent": "mlx-dpo"}
         if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
-        body = {"model": self.model, "messages": judge_messages(comparison), "temperature": 0}
+        body = {"model": self.model, "messages": judge_messages(comparison, self.rubric), "temperature": 0}
         try:
             content = retry(
                 request,
-                _is_transient,
+                lambda error: _is_transient(error) and not stopped.is_set(),
                 attempts=self.max_attempts,
                 first_delay=self.first_delay,
                 longest_delay=MAX_RETRY_DELAY,

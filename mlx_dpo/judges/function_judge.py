@@ -1,15 +1,23 @@
-"""A judge that is a Python function, named as path/to/file.py:name."""
+"""Judges that are Python functions, named as path/to/file.py:name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
+from mlx_dpo.judges.judge import Answer, Comparison, IndexedValues, Judge, JudgeSpec, ScalarJudge
+from mlx_dpo.utils.stop_flag import check_stop
 from mlx_dpo.utils.user_code import load_from_file
 
-HINT = "A judge is `def name(prompt, first, second)`; it returns 1 if the first answer is better, 0 if not, or 0.5."
+HINT = (
+    "A judge is `def name(prompt, first, second)`, which returns 1 if the first answer is better, 0 if not, or 0.5; "
+    "or `def name(prompt, answer)`, which returns a score."
+)
 
 
 class FunctionJudge(Judge):
@@ -19,10 +27,13 @@ class FunctionJudge(Judge):
         function: returns a number from 0 to 1, or None for no verdict.
         name: shown in tables and messages.
         where: the function's file, for messages.
+        identity: all that the verdicts depend on; None if that is unknown.
     """
 
-    def __init__(self, function: Callable[[str, str, str], Any], name: str, where: Where | None = None) -> None:
-        self.function, self.name, self._where = function, name, where
+    def __init__(
+        self, function: Callable[..., Any], name: str, where: Where | None = None, identity: str | None = None
+    ) -> None:
+        self.name, self._call, self._identity = name, _UserFunction(function, name, where), identity
 
     @classmethod
     def accepts(cls, text: str) -> bool:
@@ -30,26 +41,97 @@ class FunctionJudge(Judge):
         return ".py:" in text
 
     @classmethod
-    def from_spec(cls, spec: JudgeSpec) -> FunctionJudge:
-        """Load the function from its file."""
+    def from_spec(cls, spec: JudgeSpec) -> Judge:
+        """Load the function from its file; what it takes decides between this class and `ScoringFunctionJudge`."""
         function, where = load_from_file(spec.text, field="judge", hint=HINT)
+        name = spec.text.rpartition(":")[2]
         if not callable(function):
-            name = spec.text.rpartition(":")[2]
             raise UserError(f"there is no function {name!r} in the file", where=where, field="judge", hint=HINT)
-        return cls(function, spec.text, where)
+        digest = hashlib.blake2b(Path(where.file).read_bytes(), digest_size=16).hexdigest()
+        judge_class = ScoringFunctionJudge if _takes_one_answer(function, name, where) else cls
+        return judge_class(function, spec.text, where, f"function {name} {digest}")
+
+    @property
+    def identity(self) -> str | None:
+        """The name of the function and a digest of its file."""
+        return self._identity
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Call the function once per comparison."""
-        return [self._verdict(comparison) for comparison in comparisons]
+        return [verdict for values in self.iter_verdicts(comparisons) for verdict in values.values()]
 
-    def _verdict(self, comparison: Comparison) -> float | None:
+    def iter_verdicts(self, comparisons: Sequence[Comparison]) -> Iterator[IndexedValues]:
+        """Call the function once per comparison, in their order."""
+        for i, comparison in enumerate(comparisons):
+            verdict = self._call(comparison.prompt_text, comparison.first, comparison.second)
+            if verdict is not None and not 0 <= verdict <= 1:
+                raise self._call.error(f"returns {verdict:g}, not a number from 0 to 1")
+            yield {i: verdict}
+
+
+class ScoringFunctionJudge(ScalarJudge):
+    """Calls a function with the prompt and an answer, both as text; arguments as those of `FunctionJudge`.
+
+    Args:
+        function: returns a finite number, or None for no score.
+        name: shown in tables and messages.
+        where: the function's file, for messages.
+        identity: all that the scores depend on; None if that is unknown.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, where: Where | None = None, identity: str | None = None
+    ) -> None:
+        self.name, self._call, self._identity = name, _UserFunction(function, name, where), identity
+
+    @property
+    def identity(self) -> str | None:
+        """The name of the function and a digest of its file."""
+        return self._identity
+
+    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
+        """Call the function once per answer."""
+        return [score for values in self.iter_scores(answers) for score in values.values()]
+
+    def iter_scores(self, answers: Sequence[Answer]) -> Iterator[IndexedValues]:
+        """Call the function once per answer, in their order."""
+        for i, answer in enumerate(answers):
+            score = self._call(answer.prompt_text, answer.completion)
+            if score is not None and not math.isfinite(score):
+                raise self._call.error(f"returns {score:g}, not a finite number")
+            yield {i: score}
+
+
+class _UserFunction:
+    """A function that is not ours: what goes wrong in it is a `UserError` that names it."""
+
+    def __init__(self, function: Callable[..., Any], name: str, where: Where | None) -> None:
+        self.function, self.name, self.where = function, name, where
+
+    def __call__(self, *texts: str) -> float | None:
+        check_stop()
         try:
-            result = self.function(comparison.prompt_text, comparison.first, comparison.second)
-            verdict = None if result is None else float(result)
+            result = self.function(*texts)
+            return None if result is None else float(result)
         except Exception as error:
-            message = f"{self.name} fails: {type(error).__name__}: {error}"
-            raise UserError(message, where=self._where, field="judge", hint=HINT) from error
-        if verdict is not None and not 0 <= verdict <= 1:
-            message = f"{self.name} returns {result!r}, not a number from 0 to 1"
-            raise UserError(message, where=self._where, field="judge", hint=HINT)
-        return verdict
+            raise self.error(f"fails: {type(error).__name__}: {error}") from error
+
+    def error(self, message: str) -> UserError:
+        return UserError(f"{self.name} {message}", where=self.where, field="judge", hint=HINT)
+
+
+def _takes_one_answer(function: Callable[..., Any], name: str, where: Where) -> bool:
+    """Whether a function takes a prompt and one answer, rather than two. Raises `UserError` if it takes neither."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in signature.parameters.values() if p.kind in positional and p.default is p.empty]
+    num_texts = 2 if len(required) == 2 else 3
+    try:
+        signature.bind(*[""] * num_texts)
+    except TypeError:
+        message = f"{name}{signature} takes neither (prompt, first, second) nor (prompt, answer)"
+        raise UserError(message, where=where, field="judge", hint=HINT) from None
+    return num_texts == 2

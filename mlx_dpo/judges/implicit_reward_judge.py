@@ -1,16 +1,21 @@
-"""A judge that is an adapter: the answer with the higher implicit reward is better."""
+"""A judge that is an adapter: the score of an answer is its implicit reward."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlx_dpo.adapters.adapter_folder import adapter_base_model
-from mlx_dpo.judges.judge import AdapterRewards, Comparison, Judge, JudgeSpec
+from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.forward.model_loading import find_model_folder
+from mlx_dpo.judges.judge import AdapterRewards, Answer, JudgeSpec, ScalarJudge
+from mlx_dpo.lineage.weights_digest import weights_digest
 
 
-class ImplicitRewardJudge(Judge):
-    """Compares beta * log-ratio of an adapter and its base model (Rafailov et al. 2023, section 5).
+class ImplicitRewardJudge(ScalarJudge):
+    """Scores by beta * log-ratio of an adapter and its base model (Rafailov et al. 2023, section 5).
 
     Args:
         adapter_path: folder of the adapter.
@@ -20,8 +25,6 @@ class ImplicitRewardJudge(Judge):
     Raises:
         UserError: the adapter does not name its base model, and none is given.
     """
-
-    order_sensitive = False
 
     def __init__(self, adapter_path: str | Path, adapter_rewards: AdapterRewards, model: str | None = None) -> None:
         self.name, self.adapter_rewards = str(adapter_path), adapter_rewards
@@ -39,17 +42,36 @@ class ImplicitRewardJudge(Judge):
             raise TypeError("load_judge needs `adapter_rewards` for an adapter")
         return cls(spec.text, spec.adapter_rewards, spec.model)
 
-    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """Compare the rewards; None where an answer is empty or was dropped for its length."""
-        verdicts: list[float | None] = [None] * len(comparisons)
-        answered = [i for i, pair in enumerate(comparisons) if pair.first.strip() and pair.second.strip()]
-        if not answered:
-            return verdicts
-        pairs = [comparisons[i] for i in answered]
-        rows = [{"prompt": pair.prompt, "completions": [pair.first, pair.second]} for pair in pairs]
-        for i, rewards in zip(answered, self.adapter_rewards(self.name, self.model, rows), strict=True):
-            if rewards is not None:
-                first, second = rewards
-                is_tie = first == second or comparisons[i].first == comparisons[i].second  # equal but for rounding
-                verdicts[i] = 0.5 if is_tie else float(first > second)
-        return verdicts
+    @property
+    def identity(self) -> str | None:
+        """A digest of the adapter's files, and of the weights of its base model."""
+        folder = Path(self.name)
+        files = [folder / "adapter_config.json", *sorted(folder.glob("*.safetensors"))]
+        digest = hashlib.blake2b(digest_size=16)
+        for file in files:
+            digest.update(file.read_bytes())
+        base = weights_digest(find_model_folder(self.model))
+        return f"implicit reward {digest.hexdigest()} {base}"
+
+    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
+        """The rewards; None where an answer is empty or was dropped for its length.
+
+        Answers to one prompt are one row, whose prompt is computed once.
+        """
+        rows: dict[str, tuple[TextOrMessages, list[str]]] = {}
+        keys = [json.dumps(answer.prompt) for answer in answers]
+        for key, answer in zip(keys, answers, strict=True):
+            completions = rows.setdefault(key, (answer.prompt, []))[1]
+            if answer.completion.strip() and answer.completion not in completions:
+                completions.append(answer.completion)
+        filled = {key: {"prompt": prompt, "completions": texts} for key, (prompt, texts) in rows.items() if texts}
+        if not filled:
+            return [None] * len(answers)
+        rewards = self.adapter_rewards(self.name, self.model, list(filled.values()))
+        scores = {
+            (key, text): float(reward)
+            for (key, row), row_rewards in zip(filled.items(), rewards, strict=True)
+            if row_rewards is not None
+            for text, reward in zip(row["completions"], row_rewards, strict=True)
+        }
+        return [scores.get((key, answer.completion)) for key, answer in zip(keys, answers, strict=True)]

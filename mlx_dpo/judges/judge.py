@@ -1,9 +1,10 @@
-"""The interface of a judge, which says which of two completions of a prompt is better."""
+"""The interfaces of judges: which of two completions is better, and, for scalar judges, a score for each."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from mlx_dpo.data.conversations import TextOrMessages
 
 # (adapter folder, base model, rows with `prompt` and `completions`) -> [completions] rewards of each row, or None
 AdapterRewards = Callable[[str, str, Sequence[dict[str, Any]]], Sequence[np.ndarray | None]]
+IndexedValues = dict[int, float | None]  # verdicts or scores by index; None: the judge gave none
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,34 @@ class Comparison:
 
     @property
     def prompt_text(self) -> str:
-        """The prompt as one text; the turns of a conversation follow their roles."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        turns = [(str(turn["role"]), str(turn.get("content") or "")) for turn in self.prompt]
-        return turns[0][1] if len(turns) == 1 else "\n\n".join(f"{role}: {content}" for role, content in turns)
+        """The prompt as one text."""
+        return plain_text(self.prompt)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion of a prompt, for a scalar judge.
+
+    Attributes:
+        prompt: a text, or messages.
+        completion: the completion.
+    """
+
+    prompt: TextOrMessages
+    completion: str
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt as one text."""
+        return plain_text(self.prompt)
+
+
+def plain_text(value: TextOrMessages) -> str:
+    """A prompt or a completion as one text; the turns of a longer conversation follow their roles."""
+    if isinstance(value, str):
+        return value
+    turns = [(str(turn["role"]), str(turn.get("content") or "")) for turn in value]
+    return turns[0][1] if len(turns) == 1 else "\n\n".join(f"{role}: {content}" for role, content in turns)
 
 
 @dataclass(frozen=True)
@@ -52,12 +77,14 @@ class JudgeSpec:
         model: the value of --judge-model, if any.
         api_key_env: environment variable that holds an endpoint's API key.
         adapter_rewards: computes the implicit rewards of an adapter; see `evaluation.implicit_rewards`.
+        rubric: the prompt for a judge that is a language model; see `rubric_prompt`. None: the built-in one.
     """
 
     text: str
     model: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     adapter_rewards: AdapterRewards | None = None
+    rubric: str | None = None
 
 
 class Judge(ABC):
@@ -69,10 +96,26 @@ class Judge(ABC):
     Attributes:
         name: shown in tables and messages.
         order_sensitive: whether a verdict may depend on which completion comes first; if so, both orders are judged.
+        is_scalar: whether it scores completions one by one; see `ScalarJudge`.
+        takes_rubric: whether it is a language model, whose prompt the user may write.
     """
 
     name: str
     order_sensitive: bool = True
+    is_scalar: bool = False
+    takes_rubric: bool = False
+
+    @property
+    def identity(self) -> str | None:
+        """All that its verdicts depend on beside the completions, as a text; None where that is unknown.
+
+        Verdicts of a judge with an identity may be cached on disk.
+        """
+        return None
+
+    def session(self) -> AbstractContextManager[None]:
+        """A context in which a judge that loads a model keeps it in memory, instead of loading it for every call."""
+        return nullcontext()
 
     @classmethod
     def accepts(cls, text: str) -> bool:
@@ -111,3 +154,60 @@ class Judge(ABC):
         Raises:
             UserError: the judge fails.
         """
+
+    def iter_verdicts(self, comparisons: Sequence[Comparison]) -> Iterator[IndexedValues]:
+        """Judge comparisons, and yield verdicts by index, in any order; those that come together in one mapping.
+
+        A judge that has some verdicts before others overrides it: where it fails, verdicts before that are kept.
+        """
+        yield dict(enumerate(self.verdicts(comparisons)))
+
+    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
+        """Score completions, if the judge is scalar; see `ScalarJudge.scores`."""
+        raise NotImplementedError
+
+    def iter_scores(self, answers: Sequence[Answer]) -> Iterator[IndexedValues]:
+        """Score completions, and yield scores by index, as they come; see `iter_verdicts`."""
+        yield dict(enumerate(self.scores(answers)))
+
+
+class ScalarJudge(Judge):
+    """Base class of judges that give every completion a score; of two completions the one with the higher is better."""
+
+    order_sensitive = False
+    is_scalar = True
+
+    @abstractmethod
+    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
+        """Score completions.
+
+        Args:
+            answers: the completions with their prompts.
+
+        Returns:
+            [answers] finite scores, in their order; None if the judge has none. Scores of the same prompt's completions
+            are comparable.
+
+        Raises:
+            UserError: the judge fails.
+        """
+
+    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        """Compare scores; equal completions tie, whatever rounding makes of their scores."""
+        answers = [Answer(pair.prompt, text) for pair in comparisons for text in (pair.first, pair.second)]
+        scores = self.scores(answers)
+        return [
+            0.5 if pair.first == pair.second else verdict_from_scores(first, second)
+            for pair, first, second in zip(comparisons, scores[::2], scores[1::2], strict=True)
+        ]
+
+
+def verdict_from_scores(first: float | None, second: float | None) -> float | None:
+    """The verdict on two completions by their scores: 1 if the first is higher, 0.5 if they are equal, else 0.
+
+    Returns:
+        The verdict; None if a score is missing.
+    """
+    if first is None or second is None:
+        return None
+    return 0.5 if first == second else float(first > second)

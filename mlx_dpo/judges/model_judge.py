@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 
@@ -11,7 +13,8 @@ from mlx_dpo.data.examples import Prompt
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
-from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
+from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict, rubric_digest
+from mlx_dpo.lineage.weights_digest import weights_digest
 from mlx_dpo.sampling.generation import SamplingParams, generate_responses
 
 HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or the URL of an OpenAI-compatible API."
@@ -21,12 +24,16 @@ class ModelJudge(Judge):
     """Asks a chat model for a verdict, decoded greedily. Values that no other judge accepts are treated as a model.
 
     Args:
-        model: folder or Hub id; loaded for each call of `verdicts`, and released after it.
+        model: folder or Hub id; loaded for each call of `verdicts`, or once for a `session`, and released after it.
         max_tokens: length limit of the model's answer, in tokens.
+        rubric: the prompt; see `rubric_prompt`.
     """
 
-    def __init__(self, model: str, max_tokens: int = 1024) -> None:
-        self.name, self.max_tokens = model, max_tokens
+    takes_rubric = True
+
+    def __init__(self, model: str, max_tokens: int = 1024, rubric: str | None = None) -> None:
+        self.name, self.max_tokens, self.rubric = model, max_tokens, rubric
+        self._loaded: tuple[Any, ChatRenderer] | None = None
 
     @classmethod
     def from_spec(cls, spec: JudgeSpec) -> ModelJudge:
@@ -35,12 +42,30 @@ class ModelJudge(Judge):
             find_model_folder(spec.text)
         except UserError as error:
             raise UserError(error.message, where=error.where, field="judge", hint=HINT) from None
-        return cls(spec.text)
+        return cls(spec.text, rubric=spec.rubric)
+
+    @property
+    def identity(self) -> str | None:
+        """Digests of the model's weights and of the prompt."""
+        weights = weights_digest(find_model_folder(self.name))
+        return weights and f"model {weights} {rubric_digest(self.rubric)} {self.max_tokens}"
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Load the model, and keep it inside a `with` block."""
+        self._loaded = load_model(self.name).model, ChatRenderer(load_tokenizer(self.name))
+        try:
+            yield
+        finally:
+            self._loaded = None
+            mx.clear_cache()
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Generate an answer to the rubric prompt for each comparison, in batches."""
-        renderer, model = ChatRenderer(load_tokenizer(self.name)), load_model(self.name).model
-        prompts = [Prompt(judge_messages(comparison)[0]["content"]) for comparison in comparisons]
+        if self._loaded is None:
+            with self.session():
+                return self.verdicts(comparisons)
+        model, renderer = self._loaded
+        prompts = [Prompt(judge_messages(comparison, self.rubric)[0]["content"]) for comparison in comparisons]
         answers = generate_responses(model, renderer, prompts, SamplingParams(self.max_tokens))
-        mx.clear_cache()
         return [parse_verdict(text) for text in answers]

@@ -5,9 +5,12 @@ After MT-Bench's pairwise judge (Zheng et al. 2023, arXiv 2306.05685).
 
 from __future__ import annotations
 
+import hashlib
 import re
+from pathlib import Path
 
 from mlx_dpo.data.messages import Message
+from mlx_dpo.errors import UserError, Where
 from mlx_dpo.judges.judge import Comparison
 
 PAIRWISE_PROMPT = """\
@@ -27,14 +30,45 @@ better, [[B]] if assistant B is better, [[C]] for a tie.
 {second}
 [The end of assistant B's answer]"""
 
+_PLACEHOLDER = re.compile(r"\{(question|first|second)\}")
 _VERDICT_PATTERN = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 _VERDICT_VALUES = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
-def judge_messages(comparison: Comparison) -> list[Message]:
-    """The rubric and a comparison as one user message; not every chat template takes a system message."""
-    prompt = PAIRWISE_PROMPT.format(question=comparison.prompt_text, first=comparison.first, second=comparison.second)
+def read_rubric(path: str | Path) -> str:
+    """Read a prompt from a text file in which {question}, {first} and {second} stand for the texts to judge.
+
+    Raises:
+        UserError: it can't be read, a placeholder is missing, or it does not ask for [[A]] and [[B]].
+    """
+    where, hint = Where(str(path)), "It has {question}, {first} and {second}, and asks for [[A]], [[B]] or [[C]]."
+    try:
+        rubric = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't be read: {error}", where=where, field="rubric", hint=hint) from None
+    required = ("{question}", "{first}", "{second}", "[[A]]", "[[B]]")
+    missing = [text for text in required if text not in rubric]
+    if missing:
+        message = f"the rubric does not contain {' or '.join(missing)}"
+        raise UserError(message, where=where, field="rubric", hint=hint)
+    return rubric
+
+
+def judge_messages(comparison: Comparison, rubric: str | None = None) -> list[Message]:
+    """The rubric and a comparison as one user message; not every chat template takes a system message.
+
+    Args:
+        comparison: what to judge.
+        rubric: a text with {question}, {first} and {second}; None: `PAIRWISE_PROMPT`.
+    """
+    texts = {"question": comparison.prompt_text, "first": comparison.first, "second": comparison.second}
+    prompt = _PLACEHOLDER.sub(lambda match: texts[match[1]], rubric or PAIRWISE_PROMPT)
     return [{"role": "user", "content": prompt}]
+
+
+def rubric_digest(rubric: str | None) -> str:
+    """A digest of the prompt that a judge uses."""
+    return hashlib.blake2b((rubric or PAIRWISE_PROMPT).encode(), digest_size=16).hexdigest()
 
 
 def parse_verdict(text: str) -> float | None:

@@ -20,6 +20,7 @@ from mlx_dpo.judges.endpoint_judge import EndpointJudge
 from mlx_dpo.judges.judge import Comparison
 from mlx_dpo.judges.rubric_prompt import judge_messages
 from mlx_dpo.sampling.generation import SamplingParams
+from mlx_dpo.utils.stop_flag import StopRequested, stop_on
 
 KEY = "sk-not-to-be-seen"
 COMPARISONS = [Comparison(f"Question {i}", "good" if i % 2 else "bad", "bad" if i % 2 else "good") for i in range(6)]
@@ -158,6 +159,26 @@ def test_the_judge_is_checked_before_the_evaluation(endpoint: Endpoint) -> None:
     with pytest.raises(UserError, match="HTTP 401: no key"):
         evaluation.check()
     assert len(endpoint.requests) == 2
+
+
+def test_what_arrives_before_a_failure_is_kept(endpoint: Endpoint) -> None:
+    endpoint.failures = [None, None, (401, {}, "no more")]
+    verdicts = judge(endpoint, max_concurrency=1).iter_verdicts(COMPARISONS)
+    assert [next(verdicts), next(verdicts)] == [{0: 0.0}, {1: 1.0}]
+    with pytest.raises(UserError, match="no more"):
+        next(verdicts)
+    assert len(endpoint.requests) == 3
+
+
+def test_an_interruption_waits_for_no_request(endpoint: Endpoint) -> None:
+    endpoint.failures = ["silent"] * 4
+    began, stop = time.monotonic(), threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(StopRequested), stop_on(stop):
+        judge(endpoint).verdicts(COMPARISONS)
+    assert time.monotonic() - began < 0.8
+    time.sleep(1)
+    assert len(endpoint.requests) == 4
 
 
 def test_a_refused_connection() -> None:

@@ -15,10 +15,10 @@ from mlx_dpo.judges import model_judge
 from mlx_dpo.judges.endpoint_judge import EndpointJudge
 from mlx_dpo.judges.function_judge import FunctionJudge
 from mlx_dpo.judges.implicit_reward_judge import ImplicitRewardJudge
-from mlx_dpo.judges.judge import Comparison, JudgeSpec
+from mlx_dpo.judges.judge import Answer, Comparison, JudgeSpec
 from mlx_dpo.judges.judge_registry import load_judge
 from mlx_dpo.judges.model_judge import ModelJudge
-from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict
+from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict, read_rubric
 from tests.conftest import CHECKPOINT, TRL, rows_of
 
 COMPARISONS = [Comparison("What is it?", "It is good.", "A."), Comparison("Hi", "Go away, please, now.", "Hello!")]
@@ -81,6 +81,11 @@ def test_an_adapter_prefers_what_it_rewards_more(tmp_path: Path) -> None:
         expected[0],
         0.5,
     ]
+    answers = [Answer(pair.prompt, text) for pair in COMPARISONS for text in (pair.first, "", pair.second, pair.first)]
+    scores = judge.scores(answers)
+    rewards = [reward for line in rows_of(tmp_path / "s.jsonl") for reward in line["rewards"]]
+    assert [scores[i] for i in (0, 2, 4, 6)] == pytest.approx(rewards, abs=1e-5)
+    assert scores[1] is None and scores[3] == scores[0]
 
 
 def test_a_function_judges(tmp_path: Path) -> None:
@@ -96,7 +101,11 @@ def test_a_function_judges(tmp_path: Path) -> None:
         ("def judge(p, a, b): return 2", "returns 2, not a number from 0 to 1"),
         ("def judge(p, a, b): return float('nan')", "returns nan"),
         ("def judge(p, a, b): return 'A'", "judge fails: ValueError"),
-        ("def judge(p): return 1", "judge fails: TypeError"),
+        ("def judge(p): return 1", r"judge\(p\) takes neither \(prompt, first, second\) nor \(prompt, answer\)"),
+        ("def judge(p, a, b, c): return 1", "takes neither"),
+        ("def judge(p, a, *, scale): return 1", "takes neither"),
+        ("def judge(p, a): return 'A'", "judge fails: ValueError"),
+        ("def judge(p, a): return float('inf')", "returns inf, not a finite number"),
         ("def judge(p, a, b): return 1 / 0", "judge fails: ZeroDivisionError"),
         ("judge = 3", "there is no function 'judge'"),
         ("import nowhere_to_be_found", "the file can't be run"),
@@ -108,6 +117,72 @@ def test_a_function_that_is_no_judge_is_reported(tmp_path: Path, code: str, mess
     with pytest.raises(UserError, match=message) as raised:
         FunctionJudge.from_spec(JudgeSpec(f"{file}:judge")).verdicts(COMPARISONS)
     assert raised.value.where and raised.value.where.file == str(file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_scalar"),
+    [("p, a", True), ("p, a, b", False), ("*texts", False), ("p, a, scale=2.0", True), ("p, a=1, b=2", False)],
+)
+def test_what_a_function_takes_decides_what_it_is(tmp_path: Path, arguments: str, is_scalar: bool) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def judge({arguments}): return 1")
+    assert load_judge(f"{file}:judge").is_scalar == is_scalar
+
+
+def test_a_function_scores(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def length(prompt, answer):\n    return len(answer) if answer else None\n")
+    judge = load_judge(f"{file}:length")
+    answers = [Answer("p", text) for text in ("abc", "", "ab")]
+    assert judge.is_scalar and not judge.order_sensitive and judge.scores(answers) == [3, None, 2]
+    pairs = [("abc", "ab"), ("ab", "abc"), ("ab", "cd"), ("", "a"), ("", "")]
+    assert judge.verdicts([Comparison("p", *pair) for pair in pairs]) == [1, 0, 0.5, None, 0.5]
+
+
+def test_a_judges_identity_follows_from_what_it_depends_on(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    identities = set()
+    for code in ("def judge(p, a): return 1", "def judge(p, a): return 2"):
+        file.write_text(code)
+        identities |= {load_judge(f"{file}:judge").identity for _ in range(2)}
+    for rubric in (None, "{question} {first} {second}"):
+        identities |= {load_judge(str(CHECKPOINT), rubric=rubric).identity}
+        identities |= {load_judge("https://me:secret@example.org/v1?key=k", model="m", rubric=rubric).identity}
+    identities |= {load_judge(str(TRL / "adapter"), model=str(CHECKPOINT), adapter_rewards=adapter_rewards).identity}
+    assert len(identities) == 7 and "secret" not in str(identities) and None not in identities
+    assert FunctionJudge(lambda *_: 1, "lambda").identity is None
+
+
+def test_a_rubric_replaces_the_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "rubric.txt"
+    file.write_text('As JSON {"a": 1}: {question} / {first} / {second}? [[A]] or [[B]]')
+    rubric = read_rubric(file)
+    (message,) = judge_messages(Comparison("Q {first}", "{second}", "no"), rubric)
+    assert message["content"] == 'As JSON {"a": 1}: Q {first} / {second} / no? [[A]] or [[B]]'
+    for text, message_part in (("{question} {first} [[A]]", r"{second} or \[\[B\]\]"), (None, "can't be read")):
+        file.unlink() if text is None else file.write_text(text)
+        with pytest.raises(UserError, match=message_part):
+            read_rubric(file)
+    with pytest.raises(UserError, match="takes no rubric"):
+        load_judge(str(TRL / "adapter"), adapter_rewards=adapter_rewards, rubric=rubric)
+
+
+def test_a_session_keeps_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def load(name: str) -> Any:
+        loads.append(name)
+        return original(name)
+
+    original = model_judge.load_model
+    monkeypatch.setattr(model_judge, "load_model", load)
+    monkeypatch.setattr(model_judge, "generate_responses", lambda model, renderer, prompts, sampling: ["[[A]]"])
+    judge = ModelJudge(str(CHECKPOINT))
+    with judge.session():
+        assert judge.verdicts(COMPARISONS[:1]) == judge.verdicts(COMPARISONS[:1]) == [1]
+    assert len(loads) == 1
+    judge.verdicts(COMPARISONS[:1])
+    assert len(loads) == 2
 
 
 def test_the_judge_follows_from_the_text(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Preferences among completions of a prompt, by a judge: verdicts, pairs, and the files that `mlx-dpo label` writes."""

@@ -1,0 +1,68 @@
+"""A judge whose verdicts are cached, and whose calls are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from mlx_dpo.judges.judge import Answer, Comparison, IndexedValues, Judge
+from mlx_dpo.labeling.verdict_cache import VerdictCache, verdict_key
+
+RequestT = TypeVar("RequestT", Answer, Comparison)
+
+
+class CachedJudge(Judge):
+    """Asks another judge only for what the cache does not have, and stores every verdict as it comes.
+
+    Args:
+        judge: the other judge.
+        cache: of its verdicts.
+        on_verdict: is called after every new verdict.
+
+    Attributes:
+        num_calls: comparisons and answers that the judge got.
+        num_hits: those that the cache had.
+    """
+
+    def __init__(self, judge: Judge, cache: VerdictCache, on_verdict: Callable[[], None] = lambda: None) -> None:
+        self.judge, self.cache, self.on_verdict = judge, cache, on_verdict
+        self.name, self.order_sensitive, self.is_scalar = judge.name, judge.order_sensitive, judge.is_scalar
+        self.num_calls = self.num_hits = 0
+
+    @property
+    def identity(self) -> str | None:
+        """That of the judge."""
+        return self.judge.identity
+
+    def session(self) -> AbstractContextManager[None]:
+        """That of the judge."""
+        return self.judge.session()
+
+    def num_new(self, requests: Sequence[Answer] | Sequence[Comparison]) -> int:
+        """How many different ones of some requests the cache does not have."""
+        return len({verdict_key(request) for request in requests} - self.cache.values.keys())
+
+    def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        """The verdicts, from the cache where it has them."""
+        return self._lookup(comparisons, self.judge.iter_verdicts)
+
+    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
+        """The scores, from the cache where it has them."""
+        return self._lookup(answers, self.judge.iter_scores)
+
+    def _lookup(
+        self,
+        requests: Sequence[RequestT],
+        judge: Callable[[Sequence[RequestT]], Iterator[IndexedValues]],
+    ) -> list[float | None]:
+        keys = [verdict_key(request) for request in requests]
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.cache.values}
+        self.num_hits += len(set(keys)) - len(new)
+        if new:
+            new_keys = list(new)
+            for verdicts in judge(list(new.values())):
+                self.cache.add({new_keys[i]: verdict for i, verdict in verdicts.items()})
+                self.num_calls += len(verdicts)
+                self.on_verdict()
+        return [self.cache.values[key] for key in keys]
