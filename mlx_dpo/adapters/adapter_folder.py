@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -17,6 +18,8 @@ from mlx_dpo.settings.data_settings import FineTuneType
 from mlx_dpo.utils.formatting import shell_command
 from mlx_dpo.utils.json_files import read_json
 
+ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
+
 
 def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     """Read an mlx-lm adapter folder; return its spec and tensors.
@@ -24,7 +27,7 @@ def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
     Raises:
         UserError: it is not an adapter folder, or is damaged.
     """
-    return read_adapter_spec(folder), read_safetensors(Path(folder) / "adapters.safetensors")
+    return read_adapter_spec(folder), read_safetensors(Path(folder) / ADAPTER_WEIGHTS_FILE)
 
 
 def read_adapter_spec(folder: str | Path) -> AdapterSpec:
@@ -36,13 +39,13 @@ def read_adapter_spec(folder: str | Path) -> AdapterSpec:
         UserError: it is not such a folder, or its adapter_config.json lacks something.
     """
     path = _existing_folder(folder)
-    if not (path / "adapter_config.json").is_file() or not (path / "adapters.safetensors").is_file():
+    if not (path / ADAPTER_CONFIG_FILE).is_file() or not (path / ADAPTER_WEIGHTS_FILE).is_file():
         hint = "An adapter folder holds adapter_config.json and adapters.safetensors."
         if (path / "adapter_model.safetensors").is_file():
             command = shell_command("mlx-dpo", "import", folder, "NEW_FOLDER")
             hint = f"This is one of PEFT's: `{command}` makes one of mlx-lm's of it."
         raise UserError("not an adapter folder", where=Where(str(folder)), hint=hint)
-    file = path / "adapter_config.json"
+    file = path / ADAPTER_CONFIG_FILE
     config = read_json(file)
     lora = config.get("lora_parameters") or {}
     kind = config.get("fine_tune_type", config.get("train_type", "lora"))
@@ -90,7 +93,7 @@ def _require_fields(file: Path, config: Mapping[str, Any], lora: Any, kind: str)
 
 def adapter_base_model(adapter_path: str | Path) -> str:
     """The model that an adapter folder says it was trained on. Raises `UserError` if it says none."""
-    file = _existing_folder(adapter_path) / "adapter_config.json"
+    file = _existing_folder(adapter_path) / ADAPTER_CONFIG_FILE
     model = read_json(file).get("model")
     if not isinstance(model, str) or not model:
         hint = "Name the model with --model."
@@ -157,3 +160,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) ->
 def apply_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
     """Load an adapter if a folder is given; return the tensors that restore the base model."""
     return neutral_tensors(model) if folder is None else load_adapter(model, folder)[1]
+
+
+def adapter_config_json(spec: AdapterSpec, model: str) -> str:
+    """Return the content of adapter_config.json: mlx-lm's settings, and the model that the adapter belongs to."""
+    return json.dumps({"model": model, **spec.to_json()}, indent=4) + "\n"

@@ -41,6 +41,13 @@ class MicroBatch:
         """Distinct prompts and their completions as padded arrays, collated once."""
         return collate_shared_prompts(self.sequences, self.completion_masks)
 
+    @cached_property
+    def last_tokens(self) -> MicroBatch:
+        """The sequences with another token after each, the only one that is trained: its input is the last token."""
+        sequences = tuple((prompt, (*completion, prompt[-1])) for prompt, completion in self.sequences)
+        masks = tuple((*(False for _ in completion), True) for _, completion in self.sequences)
+        return MicroBatch(self.batch_indices, sequences, self.examples, completion_masks=masks)
+
     @property
     def completions_per_example(self) -> int:
         """2 for pairs, 1 for single completions."""

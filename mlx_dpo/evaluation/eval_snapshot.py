@@ -12,9 +12,11 @@ from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
+from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.evaluation.row_batches import row_batches
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import Policy
+from mlx_dpo.forward.reward_network import RewardNetwork
 from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 
 NUM_KL_EXAMPLES = 16  # held-out examples whose KL is measured; each takes two forward passes in an evaluation
@@ -30,6 +32,7 @@ class EvalSnapshot:
         example_set: the held-out examples.
         policy: as it was measured.
         memory_model: of the policy.
+        metric_names: of the measurements' metrics.
         sampling_seconds: time spent on generating completions for it; a listener that does so adds its own.
     """
 
@@ -38,6 +41,7 @@ class EvalSnapshot:
     example_set: ExampleSet
     policy: Policy
     memory_model: MemoryModel
+    metric_names: tuple[str, ...] = METRICS
     sampling_seconds: float = 0.0
 
     @property
@@ -45,13 +49,18 @@ class EvalSnapshot:
         """Whether this process can run the policy by itself: it has all of its weights."""
         return self.policy.network.shards is None
 
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether the measurements are rewards of a head: there are no log-probs, and nothing to sample."""
+        return isinstance(self.policy.network, RewardNetwork)
+
     def kl(self, count: int) -> np.ndarray | None:
         """KL(policy || reference) of the first `count` examples, exact over the vocabulary.
 
         Returns:
             [examples, completions] nats, summed over a completion's tokens. Without a reference it is the KL to the
-            initial policy. None if neither is in memory (full fine-tuning, or another model's folder), or if ranks
-            share the model, since this is called on one rank.
+            initial policy. None if neither is in memory (full fine-tuning, or another model's folder), if ranks share
+            the model, since this is called on one rank, or for a reward model.
         """
         tensors = self._reference_tensors()
         if not tensors or not self.can_run_policy:

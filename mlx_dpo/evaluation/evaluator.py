@@ -14,15 +14,18 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.encoded_examples import EncodedExamples
+from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import ExampleSet, Rows, example_reader, open_evaluation_source
 from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
+from mlx_dpo.evaluation.metrics import metric_names
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, precompute_with_reference_model
 from mlx_dpo.forward.device import keep_weights_resident
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.reward_network import load_reward_network
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
 
@@ -117,8 +120,11 @@ class Evaluator:
         is_from_files = model is None
         model = load_model(config.model).model if model is None else model
         check_vocabulary(model, examples.examples.encoder.tokenizer)
-        base_tensors = apply_adapter(model, adapter_path)
-        network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
+        if self.loss.needs_reward_head:
+            network, base_tensors = self._reward_network(model, adapter_path, is_from_files), {}
+        else:
+            base_tensors = apply_adapter(model, adapter_path)
+            network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
         if config.reference == "none":
             reference.reference_policy = NoReference()
         elif config.reference in POLICY_REFERENCES:
@@ -140,7 +146,13 @@ class Evaluator:
         reference.reference_policy = ReferencePolicy()  # releases the model before the next one is loaded
         measurements.sort(key=lambda measurement: measurement.index)
         table = np.stack([measurement.metrics for measurement in measurements])
-        return EvaluationResult(examples.example_kind, table, self.lines, self.labels)
+        return EvaluationResult(examples.example_kind, table, self.lines, self.labels, metric_names(self.loss))
+
+    def _reward_network(self, model: nn.Module, adapter_path: str | Path | None, is_from_files: bool) -> Network:
+        if adapter_path is None:
+            hint = "Name the folder of a run of `mlx-dpo train --loss reward`."
+            raise UserError(f"the loss {self.config.loss!r} needs a reward model", field="adapter_path", hint=hint)
+        return load_reward_network(model, str(adapter_path), use_cache=is_from_files)
 
 
 def find_adapters(path: str | Path) -> list[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
-from mlx_dpo.evaluation.metrics import METRICS, mean_metrics
+from mlx_dpo.evaluation.metrics import mean_metrics, metric_names
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.evaluation.row_batches import by_example, index_batches
 from mlx_dpo.evaluation.scored_batch import (
@@ -30,7 +30,7 @@ from mlx_dpo.reference.reference_policy import ReferenceLogps
 
 # (example indices, micro-batch, [sequences] log-probs of the policy) -> [sequences] log-probs of the reference, nats
 ReferenceSums = Callable[[np.ndarray, MicroBatch, np.ndarray], np.ndarray]
-# (batch, log-probs and [sequences] reference sums of each micro-batch) -> [examples, METRICS]
+# (batch, log-probs and [sequences] reference sums of each micro-batch) -> [examples, metrics]
 BatchMetrics = Callable[[OptimizerBatch, list[CompletionLogps], list[np.ndarray]], np.ndarray]
 
 
@@ -40,24 +40,22 @@ class ExampleMeasurement:
 
     Attributes:
         index: of the example in its source.
-        token_logps: for each completion, [tokens] log p of its tokens, float32, nats.
-        logps: [completions] log pi, float64, nats, summed over tokens as the loss weights them.
+        lengths: [completions], in trained tokens.
+        token_logps: for each completion, [tokens] log p of its tokens, float32, nats; [1], its reward, if the network
+            has a reward head.
+        logps: [completions] log pi, float64, nats, summed over tokens as the loss weights them; or rewards.
         reference_logps: [completions] log pi_ref, likewise; 0 if no reference was asked for.
         kls: [completions] KL(given policy || measured policy), nats, summed over tokens; NaN if not asked for.
-        metrics: [METRICS] under a loss; empty if not asked for.
+        metrics: [`metric_names`] under a loss; empty if not asked for.
     """
 
     index: int
+    lengths: np.ndarray
     token_logps: list[np.ndarray]
     logps: np.ndarray
     reference_logps: np.ndarray
     kls: np.ndarray
     metrics: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[completions], in tokens."""
-        return np.array([len(tokens) for tokens in self.token_logps])
 
 
 def measure(
@@ -91,14 +89,15 @@ def measure(
                 for micro, completions in zip(micro_batches, logps, strict=True)
             ]
             table = metrics(batch, logps, references) if metrics and micro_batches else None
+        lengths = by_example(batch, [micro.trained_lengths for micro in micro_batches])
         tokens = by_example(batch, [_token_logps(completions) for completions in logps])
         sums = by_example(batch, [completions.sums for completions in logps])
         reference_sums = by_example(batch, references)
         kls = by_example(batch, [_kls(completions) for completions in logps])
         rows = np.empty((len(tokens), 0)) if table is None else table
         yield [
-            ExampleMeasurement(index, list(tokens[index]), sums[index], reference_sums[index], kls[index], row)
-            for index, row in zip(tokens, rows, strict=True)
+            ExampleMeasurement(i, lengths[i], list(tokens[i]), sums[i], reference_sums[i], kls[i], row)
+            for i, row in zip(tokens, rows, strict=True)
         ]
 
 
@@ -116,7 +115,7 @@ class LossMetrics:
     states: LossStates | None = None
 
     def __call__(self, batch: OptimizerBatch, logps: list[CompletionLogps], references: list[np.ndarray]) -> np.ndarray:
-        """[examples, METRICS]; see `BatchMetrics`."""
+        """[examples, metrics]; see `BatchMetrics`."""
         statistics = BatchStatistics.compute(batch, self.network, self.reference)
         outputs = [completion_outputs(*arrays, self.loss) for arrays in zip(logps, references, strict=True)]
         scored = ScoredBatch(example_columns(batch.micro_batches, outputs), statistics, self.loss)
@@ -153,7 +152,7 @@ def evaluate_examples(
     Returns:
         The mean of every metric.
     """
-    rows, network = list[np.ndarray](), memory_model.network
+    rows, network, names = list[np.ndarray](), memory_model.network, metric_names(loss)
     order = communicator.round_robin(list(index_batches(indices, batch_size)))
     for own in measure(
         optimizer_batches(examples, order, memory_model, loss),
@@ -162,41 +161,44 @@ def evaluate_examples(
         options=lambda micro: scoring_options(loss, reference, micro),
         metrics=LossMetrics(network, reference, loss, loss_state),
     ):
-        for measurement in _gather(own, reference, communicator):
+        for measurement in _gather(own, reference, communicator, len(names)):
             rows.append(measurement.metrics[None])
             if on_measurement is not None:
                 on_measurement(measurement)
         if on_progress is not None:
             on_progress(len(rows))
-    return mean_metrics(rows)
+    return mean_metrics(rows, names)
 
 
 def _gather(
-    own: Sequence[ExampleMeasurement], reference: ReferenceLogps, communicator: Communicator
+    own: Sequence[ExampleMeasurement], reference: ReferenceLogps, communicator: Communicator, num_metrics: int
 ) -> list[ExampleMeasurement]:
     """The measurements of all ranks; the reference log-probs among them are kept in `reference`."""
     if communicator.size == 1:
         return list(own)
     measurements = []
-    for shard in communicator.gather_shards(_to_arrays(own, reference.completions_per_example)):
+    for shard in communicator.gather_shards(_to_arrays(own, reference.completions_per_example, num_metrics)):
         reference.fill(shard["index"], shard["reference"])
-        tokens = iter(np.split(shard["tokens"], np.cumsum(shard["lengths"])[:-1]))
-        columns = (shard[name] for name in ("index", "logps", "reference", "metrics"))
-        for index, logps, reference_logps, metrics in zip(*columns, strict=True):
+        tokens = iter(np.split(shard["tokens"], np.cumsum(shard["num_tokens"])[:-1]))
+        columns = (shard[name] for name in ("index", "lengths", "logps", "reference", "metrics"))
+        for index, lengths, logps, reference_logps, metrics in zip(*columns, strict=True):
             token_logps, kls = [next(tokens) for _ in logps], np.full(len(logps), np.nan)
-            measurements.append(ExampleMeasurement(int(index), token_logps, logps, reference_logps, kls, metrics))
+            measurements.append(
+                ExampleMeasurement(int(index), lengths, token_logps, logps, reference_logps, kls, metrics)
+            )
     return measurements
 
 
-def _to_arrays(measurements: Sequence[ExampleMeasurement], completions: int) -> Arrays:
-    """Measurements as arrays; `tokens` holds all completions one after the other, `lengths` their lengths."""
+def _to_arrays(measurements: Sequence[ExampleMeasurement], completions: int, num_metrics: int) -> Arrays:
+    """Measurements as arrays; `tokens` holds the `num_tokens` numbers of all completions one after the other."""
     token_logps = [tokens for measurement in measurements for tokens in measurement.token_logps]
     return {
         "index": np.array([measurement.index for measurement in measurements], np.int64),
         "logps": np.array([measurement.logps for measurement in measurements]).reshape(-1, completions),
         "reference": np.array([measurement.reference_logps for measurement in measurements]).reshape(-1, completions),
-        "metrics": np.array([measurement.metrics for measurement in measurements]).reshape(-1, len(METRICS)),
-        "lengths": np.array([len(tokens) for tokens in token_logps], np.int64),
+        "metrics": np.array([measurement.metrics for measurement in measurements]).reshape(-1, num_metrics),
+        "lengths": np.array([measurement.lengths for measurement in measurements], np.int64).reshape(-1, completions),
+        "num_tokens": np.array([len(tokens) for tokens in token_logps], np.int64),
         "tokens": np.concatenate([np.zeros(0, np.float32), *token_logps]),
     }
 

@@ -12,7 +12,7 @@ import numpy as np
 from mlx_dpo.data.examples import Completion, Example, Pair
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
-from mlx_dpo.evaluation.metrics import METRICS, completion_metrics, pair_metrics
+from mlx_dpo.evaluation.metrics import METRICS, completion_metrics, pair_metrics, reward_model_metrics
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.forward.completion_logps import CompletionLogps
 from mlx_dpo.forward.network import Network
@@ -191,10 +191,12 @@ class ScoredBatch:
             losses: [examples].
 
         Returns:
-            [examples, METRICS], NaN if an example has no such number.
+            [examples, `metric_names` of the loss], NaN if an example has no such number.
         """
         logps, reference, tokens = self._completions
         rewards = self.loss.rewards(logps, reference, tokens)
+        if self.loss.needs_reward_head:
+            return reward_model_metrics(losses, rewards)
         if "desirable" not in self.columns:
             table = pair_metrics(losses, logps, rewards)
         else:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.training.run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 
 FolderKind = Literal["adapter", "peft", "model"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE
 from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.export.folder_kind import read_mapping_file
 from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, lineage_json, read_lineage, shareable_lineage
 from mlx_dpo.lineage.lineage_steps import current_lineage
-from mlx_dpo.training.run_folder import ADAPTER_CONFIG_FILE
 
 _FOLDERS = re.compile(r"(?<![^\s,=])(?:~|\.\.)?/(?:[^\s,=/]*/)*")  # of absolute paths, and of those from ~ or ..
 _PATH_SETTINGS = {

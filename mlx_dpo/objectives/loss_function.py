@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlx_dpo.objectives.loss_inputs import LossState
 
-# Settings that are not in a signature: rewards are scaled by beta whatever the loss is.
+# Settings that are not in a signature: implicit rewards are scaled by beta whatever the loss is.
 DEFAULT_BETA = 0.1
 DIVERGENCE_DEFAULTS = {"f_divergence": "reverse_kl", "f_alpha_divergence_coef": 0.5}
 ATTRIBUTE = "mlx_dpo_loss"  # where a decorated function keeps its `LossFunction`
@@ -26,6 +26,7 @@ class RewardKind(Enum):
     LOGRATIO = "beta * (log pi(y|x) - log pi_ref(y|x)), summed over the completion's tokens"
     LOGP = "beta * log pi(y|x), summed over the completion's tokens"
     MEAN_LOGP = "beta * log pi(y|x) / |y|, the mean over the completion's tokens"
+    HEAD = "the output of a scalar head at the completion's last token"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ class LossFunction:
     def settings(self) -> dict[str, Any]:
         """Everything that can be set for this loss, with defaults."""
         divergence = DIVERGENCE_DEFAULTS if self.supports_f_divergence else {}
-        return {"beta": DEFAULT_BETA} | self.keyword_defaults | divergence
+        beta = {"beta": DEFAULT_BETA} if self.has_token_logps else {}
+        return beta | self.keyword_defaults | divergence
+
+    @property
+    def has_token_logps(self) -> bool:
+        """Whether it is made of log-probs of tokens, which can be weighted, and not of a head's output."""
+        return self.rewards is not RewardKind.HEAD
 
     @property
     def summary(self) -> str:

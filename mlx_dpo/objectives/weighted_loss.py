@@ -59,6 +59,7 @@ class WeightedLoss:
         _refuse_divergence(functions, settings)
         _refuse_zeros(functions, settings)
         _refuse_weighting(functions, use_weighting)
+        _refuse_for_heads(functions, use_weighting, ld_alpha)
         defaults = {name: value for function in reversed(functions) for name, value in function.settings.items()}
         resolved = {k: default if settings.get(k) is None else settings[k] for k, default in defaults.items()}
         return cls(terms, resolved, use_weighting, ld_alpha)
@@ -97,6 +98,11 @@ class WeightedLoss:
     def needs_reference(self) -> bool:
         """Whether the loss or its rewards need the reference's log-probs."""
         return self._reward_kind is RewardKind.LOGRATIO
+
+    @property
+    def needs_reward_head(self) -> bool:
+        """Whether it trains a reward model: a scalar head, without log-probs or a reference."""
+        return self._reward_kind is RewardKind.HEAD
 
     @property
     def _reward_kind(self) -> RewardKind:
@@ -167,16 +173,18 @@ class WeightedLoss:
         return losses[0], {kind: np.concatenate([by_name[n] for n in group]) for kind, group in fields.items()}
 
     def rewards(self, logps: np.ndarray, reference: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Implicit rewards as TRL logs them for this loss.
+        """Rewards as TRL logs them for this loss: implicit ones, or those of a head.
 
         Args:
-            logps: log-probs under the policy, float64, [completions].
+            logps: log-probs under the policy, or the head's outputs, float64, [completions].
             reference: log-probs under the reference, float64, [completions].
             tokens: lengths, [completions].
 
         Returns:
             float64, [completions].
         """
+        if self.needs_reward_head:
+            return logps
         unscaled = {
             RewardKind.LOGRATIO: logps - reference,
             RewardKind.LOGP: logps,
@@ -231,6 +239,22 @@ def _refuse_weighting(functions: Sequence[LossFunction], use_weighting: bool) ->
     if use_weighting and sorting:
         hint = "It sorts the batch's margins, so its losses no longer belong to single pairs."
         raise UserError(f"the loss {sorting[0]!r} can't be weighted", field="use_weighting", hint=hint)
+
+
+def _refuse_for_heads(functions: Sequence[LossFunction], use_weighting: bool, ld_alpha: float) -> None:
+    """Refuse what needs log-probs together with a loss on a reward head, which gives none."""
+    head = next((function.name for function in functions if not function.has_token_logps), None)
+    if head is None:
+        return
+    if len(functions) > 1:
+        hint = "Train the reward model and the policy in two runs."
+        raise UserError(
+            f"the loss {head!r} trains a reward head, and can't be summed with others", field="loss", hint=hint
+        )
+    for field, is_set in (("use_weighting", use_weighting), ("ld_alpha", ld_alpha != 1)):
+        if is_set:
+            message = f"the loss {head!r} has no log-probs of tokens to weight"
+            raise UserError(message, field=field, hint="Leave it out.")
 
 
 def _refuse_zeros(functions: Sequence[LossFunction], settings: Mapping[str, Any]) -> None:

@@ -19,7 +19,6 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.examples import Completion
 from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES, EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
-from mlx_dpo.evaluation.metrics import METRICS
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import MetricsLog
 from mlx_dpo.sampling.generation import SamplingParams, generate_from_token_ids
@@ -103,7 +102,7 @@ class RunRecorder(Listener):
         in_order = sorted(snapshot.measurements, key=lambda measurement: measurement.index)
         ordered = replace(snapshot, measurements=in_order)
         line = evaluation_record(ordered)
-        if snapshot.step == 0:
+        if snapshot.step == 0 and not snapshot.is_reward_model:
             first = in_order[:NUM_TOKEN_EXAMPLES]
             line["tokens"] = [[_rounded(logps) for logps in measurement.token_logps] for measurement in first]
             self.token_logps_before = line["tokens"]
@@ -112,7 +111,8 @@ class RunRecorder(Listener):
             partial(append_line, self.folder / records.EVALUATIONS_FILE, records.to_json(line)),
             partial(records.write_json, self.folder / records.EXAMPLES_FILE, examples),
         ]
-        if self.num_samples and snapshot.can_run_policy and snapshot.step in (0, self.plan.steps):
+        can_sample = snapshot.can_run_policy and not snapshot.is_reward_model
+        if self.num_samples and can_sample and snapshot.step in (0, self.plan.steps):
             start = time.perf_counter()
             sampled = records.to_json(self._sample(ordered))
             self.pending_writes.append(partial(append_line, self.folder / records.SAMPLES_FILE, sampled))
@@ -157,9 +157,11 @@ def evaluation_record(snapshot: EvalSnapshot) -> dict[str, Any]:
     return {
         "step": snapshot.step,
         "examples": [measurement.index for measurement in measurements],
-        "metrics": {name: column.tolist() for name, column in zip(METRICS, metrics.T, strict=True)},
-        "lengths": [[len(logps) for logps in measurement.token_logps] for measurement in measurements],
-        "logps": [[float(logps.sum(dtype=np.float64)) for logps in m.token_logps] for m in measurements],
+        "metrics": {name: column.tolist() for name, column in zip(snapshot.metric_names, metrics.T, strict=True)},
+        "lengths": [measurement.lengths.tolist() for measurement in measurements],
+        "logps": None
+        if snapshot.is_reward_model
+        else [[float(logps.sum(dtype=np.float64)) for logps in m.token_logps] for m in measurements],
         "reference": [measurement.reference_logps.tolist() for measurement in measurements],
         "kl": None if kl is None else kl.tolist(),
     }
@@ -177,7 +179,7 @@ def extreme_examples(snapshot: EvalSnapshot, token_logps_before: list[Any] | Non
         completions (`sides`) with the text and the log-prob of each token.
     """
     examples, measurements = snapshot.example_set.examples, snapshot.measurements[:NUM_TOKEN_EXAMPLES]
-    scores = np.array([_score(measurement, examples) for measurement in measurements])
+    scores = np.array([_score(measurement, snapshot.metric_names, examples) for measurement in measurements])
     order = np.argsort(scores, kind="stable")
     count = min(NUM_EXTREME_EXAMPLES, len(order) // 2)
     lowest, highest = order[:count], order[len(order) - count :][::-1]
@@ -185,19 +187,24 @@ def extreme_examples(snapshot: EvalSnapshot, token_logps_before: list[Any] | Non
         {
             "right": right,
             "fit": float(scores[i]),
-            **_example_json(measurements[i], examples, token_logps_before[i] if token_logps_before else None),
+            **_example_json(
+                measurements[i],
+                examples,
+                token_logps_before[i] if token_logps_before else None,
+                snapshot.is_reward_model,
+            ),
         }
         for right, indices in ((False, lowest), (True, highest))
         for i in indices
     ]
 
 
-def _score(measurement: ExampleMeasurement, examples: EncodedExamples) -> float:
+def _score(measurement: ExampleMeasurement, names: Sequence[str], examples: EncodedExamples) -> float:
     """The score of an example: a pair's margin, the reward signed by the label, or log-prob per token without label."""
-    metrics = dict(zip(METRICS, measurement.metrics.tolist(), strict=True))
+    metrics = dict(zip(names, measurement.metrics.tolist(), strict=True))
     example = examples.source[measurement.index]
     if not isinstance(example, Completion):
-        has_moved = abs(metrics["rewards/margins"]) > 1e-6
+        has_moved = abs(metrics["rewards/margins"]) > 1e-6 or "logps/chosen" not in metrics
         return metrics["rewards/margins"] if has_moved else metrics["logps/chosen"] - metrics["logps/rejected"]
     if example.desirable is None:
         return metrics["logps/chosen"] / len(measurement.token_logps[0])
@@ -205,13 +212,16 @@ def _score(measurement: ExampleMeasurement, examples: EncodedExamples) -> float:
 
 
 def _example_json(
-    measurement: ExampleMeasurement, examples: EncodedExamples, token_logps_before: list[Any] | None
+    measurement: ExampleMeasurement,
+    examples: EncodedExamples,
+    token_logps_before: list[Any] | None,
+    is_reward_model: bool,
 ) -> dict[str, Any]:
     encoded = examples[measurement.index]
     completions = [
         {
             "pieces": list(compress(token_texts(examples.encoder.tokenizer, ids), encoded.mask(i))),
-            "logps": _rounded(measurement.token_logps[i]),
+            "logps": [] if is_reward_model else _rounded(measurement.token_logps[i]),
             "before": token_logps_before[i] if token_logps_before else None,
         }
         for i, ids in enumerate(encoded.completions)

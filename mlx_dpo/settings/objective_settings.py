@@ -77,6 +77,9 @@ class ObjectiveSettings:
     xpo_alpha: float | None = setting(
         None, "Objective", "xpo: weight of the bonus for exploring, the log-prob of the reference's own answers.", low=0
     )
+    center_rewards_coefficient: float | None = setting(
+        None, "Objective", "reward: weight of the squared sum of a pair's rewards, which keeps them around 0.", low=0
+    )
     ld_alpha: float | None = setting(
         None,
         "Objective",

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import Arrays
-from mlx_dpo.evaluation.metrics import METRICS
+from mlx_dpo.evaluation.metrics import metric_names
 from mlx_dpo.evaluation.scored_batch import BatchStatistics, ScoredBatch, example_columns
 from mlx_dpo.objectives import LossStates, WeightedLoss
 
@@ -62,9 +62,7 @@ class BatchLoss(Protocol):
 
 
 class PreferenceLoss(BatchLoss):
-    """A weighted sum of preference losses on completion log-probabilities."""
-
-    metric_names = METRICS
+    """A weighted sum of preference losses on completion log-probabilities, or on the rewards of a head."""
 
     def __init__(self, loss: WeightedLoss) -> None:
         """Create the loss.
@@ -72,7 +70,7 @@ class PreferenceLoss(BatchLoss):
         Args:
             loss: the weighted sum.
         """
-        self.loss, self.whole_batch = loss, loss.whole_batch
+        self.loss, self.whole_batch, self.metric_names = loss, loss.whole_batch, metric_names(loss)
 
     def columns(self, micro_batches: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> Arrays:
         """Return the columns of `ScoredBatch`."""

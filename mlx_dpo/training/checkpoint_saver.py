@@ -7,6 +7,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from mlx_dpo.adapters.adapter_folder import ADAPTER_WEIGHTS_FILE
+from mlx_dpo.adapters.reward_head import REWARD_HEAD_FILE
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import dump_yaml
@@ -14,7 +16,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.training.checkpoint import TrainingState
 from mlx_dpo.training.events import CheckpointSaved, Note
 from mlx_dpo.training.listener import Listener
-from mlx_dpo.training.run_folder import ADAPTER_WEIGHTS_FILE, RunFolder, SaveError
+from mlx_dpo.training.run_folder import RunFolder, SaveError
 from mlx_dpo.utils.formatting import format_bytes
 
 
@@ -130,8 +132,8 @@ class CheckpointSaver:
             checkpoint: the checkpoint's folder.
             tensors: trainable tensors by name, as in the checkpoint.
         """
-        adapter = self.folder.path / ADAPTER_WEIGHTS_FILE
-        if adapter.is_file() and filecmp.cmp(adapter, checkpoint / ADAPTER_WEIGHTS_FILE, shallow=False):
+        names = [name for name in (ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE) if (checkpoint / name).is_file()]
+        if not any(filecmp.cmpfiles(self.folder.path, checkpoint, names, shallow=False)[1:]):  # mismatches, missing
             return
         try:
             self.folder.save_adapter(tensors, self.spec, self.config.model)

@@ -19,6 +19,7 @@ from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
 from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN, ExampleSet, ExampleSets, Rows, open_example_sets
 from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
+from mlx_dpo.evaluation.metrics import metric_names
 from mlx_dpo.evaluation.reference_setup import (
     POLICY_REFERENCES,
     attach_reference,
@@ -29,6 +30,7 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import chat_template_note, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy
+from mlx_dpo.forward.reward_network import with_reward_head
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.lineage.lineage_file import Lineage
 from mlx_dpo.lineage.lineage_steps import run_lineage
@@ -156,7 +158,8 @@ class TrainComponents:
             on_measurement=measurements.append,
             communicator=self.communicator,
         )
-        return metrics, EvalSnapshot(step, measurements, held_out, self.policy, self.memory_model)
+        names = metric_names(self.loss)
+        return metrics, EvalSnapshot(step, measurements, held_out, self.policy, self.memory_model, names)
 
 
 def build_components(
@@ -203,6 +206,8 @@ def build_components(
         precompute_with_reference_model(config, loss, tokenizer, sets, communicator)
     progress.begin("Loading the model")
     policy, model_folder = load_policy(config, inputs.model, communicator, progress)
+    if loss.needs_reward_head:
+        policy = with_reward_head(policy, config.init_adapter, config.seed)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))

@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlx_dpo.adapters.adapter_folder import read_adapter, set_tensors
+from mlx_dpo.adapters.adapter_folder import set_tensors
 from mlx_dpo.adapters.attach import trainable_tensors
+from mlx_dpo.adapters.reward_head import read_trained_tensors
 from mlx_dpo.config_files import CONFIG_FILE, dump_yaml, read_yaml
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import RowError, UserError, Where
@@ -87,7 +88,7 @@ def start_trainer(
         for name, key in DATA_KEYS.items():
             if state.progress.provenance.get(key) != provenance.get(key):
                 state.scorer.arrays.pop(name, None)  # reference log-probs of other rows
-        set_tensors(trainer.model, read_adapter(checkpoint)[1], Where(str(checkpoint)))
+        set_tensors(trainer.model, read_trained_tensors(checkpoint), Where(str(checkpoint)))
         state.progress.drop_other_metrics(len(trainer.loss.metric_names))
         trainer.restore(state, provenance)
         listener.handle(Note(f"resuming the run in {folder.path}, after step {state.progress.step:,}."))

@@ -18,6 +18,8 @@ from typing import IO
 import mlx.core as mx
 from safetensors import SafetensorError
 
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, adapter_config_json
+from mlx_dpo.adapters.reward_head import tensors_by_file
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.errors import UserError, Where
@@ -30,7 +32,6 @@ from mlx_dpo.training.checkpoint import (
 )
 from mlx_dpo.utils.atomic_write import append_line, atomic_write, delete
 
-ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
 BEST_FILE, LOCK_FILE = "best.json", ".lock"
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -163,7 +164,7 @@ class RunFolder:
             append_line(self.path / name, line)
 
     def save_adapter(self, tensors: Tensors, spec: AdapterSpec, model: str) -> None:
-        """Write the adapter for mlx-lm to load.
+        """Write the adapter for mlx-lm to load, and the reward head, if there is one, beside it.
 
         Args:
             tensors: trainable tensors by name.
@@ -175,8 +176,9 @@ class RunFolder:
         """
         with _save_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.path / ADAPTER_WEIGHTS_FILE) as partial, partial.open("wb") as file:
-                mx.save_safetensors(file, tensors, metadata={"format": "mlx"})
+            for name, content in tensors_by_file(tensors).items():
+                with atomic_write(self.path / name) as partial, partial.open("wb") as file:
+                    mx.save_safetensors(file, content, metadata={"format": "mlx"})
         self.write_text(ADAPTER_CONFIG_FILE, adapter_config_json(spec, model))
 
     def checkpoints(self) -> list[Path]:
@@ -284,11 +286,6 @@ class RunFolder:
             return self.path / str(record["folder"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
-
-
-def adapter_config_json(spec: AdapterSpec, model: str) -> str:
-    """Return the content of adapter_config.json: mlx-lm's settings, and the model that the adapter belongs to."""
-    return json.dumps({"model": model, **spec.to_json()}, indent=4) + "\n"
 
 
 @contextmanager

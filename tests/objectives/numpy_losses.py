@@ -145,6 +145,9 @@ LOSSES: dict[str, Callable[..., Array]] = {
         1 - sigma(beta * (c.r_w - c.kl)), 1 - sigma(beta * (c.kl - c.r_l)), **weights
     ),
     "bco": lambda c, beta, **weights: halves(nls(beta * c.r_w), nls(-beta * c.r_l), **weights),
+    "reward": lambda c, center_rewards_coefficient: (
+        nls(c.w - c.l - c.target) + center_rewards_coefficient * (c.w + c.l) ** 2
+    ),
     "apo_zero_unpaired": lambda c, beta, **weights: halves(1 - sigma(beta * c.r_w), sigma(beta * c.r_l), **weights),
 }
 

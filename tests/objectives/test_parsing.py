@@ -25,7 +25,7 @@ def config(**settings: Any) -> TrainConfig:
 
 def test_all_names_are_there() -> None:
     beyond = {"dpop", "cal_dpo", "beta_dpo", "rdpo", "odpo", "tdpo", "tdpo2", "simpo", "cpo", "orpo"}
-    assert TRL_LOSSES | beyond | {"kto", "bco", "apo_zero_unpaired"} == set(LOSS_FUNCTIONS)
+    assert TRL_LOSSES | beyond | {"kto", "bco", "apo_zero_unpaired", "reward"} == set(LOSS_FUNCTIONS)
     assert loss_from_config(config(loss="dpo")).terms[0][1] is LOSS_FUNCTIONS["sigmoid"]
 
 
@@ -52,6 +52,11 @@ def test_weights() -> None:
         ({"loss": "sft", "f_divergence": "forward_kl"}, "f_divergence", "sft"),
         ({"f_divergence": "forward_kl", "f_alpha_divergence_coef": 0.3}, "f_alpha_divergence_coef", "alpha"),
         ({"f_divergence": "jensen"}, "f_divergence", "jensen"),
+        ({"loss": "reward", "beta": 0.3}, "beta", "does not use it"),
+        ({"loss": "sigmoid,reward"}, "loss", "can't be summed"),
+        ({"loss": "reward", "rpo_alpha": 0.1}, "loss", "can't be summed"),
+        ({"loss": "reward", "use_weighting": True}, "use_weighting", "no log-probs"),
+        ({"loss": "reward", "ld_alpha": 0.5}, "ld_alpha", "no log-probs"),
     ],
 )
 def test_refused(settings: dict[str, Any], field: str, message: str) -> None:
@@ -83,7 +88,7 @@ def test_the_first_loss_determines_the_default() -> None:
 
 
 def test_no_reference_for_a_loss_without_one() -> None:
-    for name in ("simpo", "cpo", "orpo"):
+    for name in ("simpo", "cpo", "orpo", "reward"):
         loss_config = config(loss=name)
         assert resolve_loss_settings(loss_config, loss_from_config(loss_config)).reference == "none"
         with pytest.raises(UserError, match="no reference"):
@@ -107,6 +112,7 @@ def test_rewards() -> None:
     for name, rewards in expected.items():
         assert loss_from_config(config(loss=name)).rewards(logps, reference, tokens) == pytest.approx(rewards)
     assert loss_from_config(config(loss="simpo")).rewards(logps, reference, tokens) == pytest.approx([-6, -6])
+    assert loss_from_config(config(loss="reward")).rewards(logps, np.zeros(2), tokens).tolist() == [-6, -9]
 
 
 def test_help_states_the_defaults_of_signatures() -> None:

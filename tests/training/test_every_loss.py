@@ -40,7 +40,7 @@ def config(run: Path, **knobs: Any) -> TrainConfig:
         "max_grad_norm": 0,
         "steps_per_report": 1,
     }
-    if knobs.get("loss") in ("simpo", "cpo", "orpo"):
+    if knobs.get("loss") in ("simpo", "cpo", "orpo", "reward"):
         del settings["reference"]
     return TrainConfig.from_mapping(settings | knobs)
 
@@ -96,10 +96,11 @@ def test_the_second_pass_drops_what_the_first_did(tmp_path: Path, monkeypatch: p
 def test_evaluate_is_what_training_measures(tmp_path: Path, loss: str) -> None:
     """The first step's metrics are of the starting adapter, and so are evaluate's."""
     run = tmp_path / "run"
-    train(config(run, loss=loss), listener=MetricsLog())
+    rate = 0.0 if loss == "reward" else 1.0  # its head is new, and only the run has it
+    train(config(run, loss=loss, learning_rate=rate), listener=MetricsLog())
     measured = evaluate(
         TrainConfig(model=str(CHECKPOINT), data=config(run, loss=loss).data, loss=loss, batch_size=8),
-        adapter_path=TRL / "adapter",
+        adapter_path=run if loss == "reward" else TRL / "adapter",
     )
     logged = read_metrics(run)[0]
     for name, value in measured.items():

@@ -32,7 +32,7 @@ def loss_requirements(loss: LossFunction) -> str:
 
 def print_losses(losses: list[LossFunction]) -> None:
     """Print a table of losses, and which options are compatible with which of them."""
-    from mlx_dpo.objectives import LOSS_ALIASES
+    from mlx_dpo.objectives import DIVERGENCE_DEFAULTS, LOSS_ALIASES
 
     table = Table(title="Losses: mlx-dpo train --loss NAME", title_justify="left", title_style="bold", expand=True)
     table.add_column("name", no_wrap=True)
@@ -42,14 +42,15 @@ def print_losses(losses: list[LossFunction]) -> None:
     table.add_column("arXiv", no_wrap=True)
     for loss in losses:
         aliases = [alias for alias, name in LOSS_ALIASES.items() if name == loss.name]
-        settings = ", ".join(f"{name} {loss.settings[name]:g}" for name in {"beta": None, **loss.keyword_defaults})
+        settings = {name: value for name, value in loss.settings.items() if name not in DIVERGENCE_DEFAULTS}
+        defaults = ", ".join(f"{name} {value:g}" for name, value in settings.items())
         arxiv = loss.paper.split()[0]
-        table.add_row("\n".join([loss.name, *aliases]), loss_requirements(loss), settings, loss.when_to_use, arxiv)
+        table.add_row("\n".join([loss.name, *aliases]), loss_requirements(loss), defaults, loss.when_to_use, arxiv)
     stdout_console.print(table)
     print_compatible("--f-divergence", losses, [loss.supports_f_divergence and loss.uses_reference for loss in losses])
     print_compatible("A `margin` column", losses, [loss.uses_margins for loss in losses])
-    print_compatible("--ld-alpha", losses, [True for _ in losses])
-    print_compatible("--use-weighting", losses, [loss.keeps_pair_order for loss in losses])
+    print_compatible("--ld-alpha", losses, [loss.has_token_logps for loss in losses])
+    print_compatible("--use-weighting", losses, [loss.has_token_logps and loss.keeps_pair_order for loss in losses])
     stdout_console.print("Sums: --loss sigmoid=0.8,bco_pair=0.2,sft=1. Formulas: mlx-dpo losses NAME.", markup=False)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from mlx_dpo.adapters.reward_head import REWARD_HEAD_FILE
 from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
@@ -17,7 +19,6 @@ from mlx_dpo.export.local_paths import shareable_content
 from mlx_dpo.export.peft.peft_format import PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE
 from mlx_dpo.forward.model_loading import NAMED_TEMPLATES_FOLDER
 from mlx_dpo.lineage.lineage_file import LINEAGE_FILE, read_lineage
-from mlx_dpo.training.run_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from mlx_dpo.utils.hub_client import redact_secrets
 
 _LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -28,7 +29,7 @@ _TOKENIZER = (
 )
 _CARD = ("README.md", "curves.png", *_LICENSES)
 UPLOAD_PATTERNS: dict[FolderKind, tuple[str, ...]] = {
-    "adapter": (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, CONFIG_FILE, LINEAGE_FILE, *_CARD),
+    "adapter": (ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE, ADAPTER_CONFIG_FILE, CONFIG_FILE, LINEAGE_FILE, *_CARD),
     "peft": (PEFT_WEIGHTS_FILE, PEFT_CONFIG_FILE, CONFIG_FILE, LINEAGE_FILE, *_TOKENIZER, *_CARD),
     "model": (
         *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", LINEAGE_FILE),
