@@ -62,7 +62,8 @@ def compare(
     config = _rendering_config(adapter_path, flags)
     from mlx_dpo.adapters.adapter_folder import adapter_base_model, read_adapter_spec
     from mlx_dpo.reporting.phase_progress import PhaseProgress
-    from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
+    from mlx_dpo.sampling.completions import SamplingParams
+    from mlx_dpo.sampling.generation import generate_before_and_after
 
     model = model or adapter_base_model(adapter_path)
     read_adapter_spec(adapter_path)  # before a model is loaded

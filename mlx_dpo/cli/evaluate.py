@@ -111,7 +111,7 @@ def evaluate(
     from mlx_dpo.evaluation.implicit_rewards import adapter_rewards
     from mlx_dpo.judges.judge_registry import load_judge
     from mlx_dpo.reporting.phase_progress import PhaseProgress
-    from mlx_dpo.sampling.generation import SamplingParams
+    from mlx_dpo.sampling.completions import SamplingParams
 
     adapters: list[Path | None] = list(
         dict.fromkeys(adapter for path in adapter_path or () for adapter in find_adapters(path))

@@ -8,7 +8,8 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.examples import Prompt
 from mlx_dpo.demo import MODEL, PAIRS, load_pairs
 from mlx_dpo.demo.grammar import detect_manner, is_fluent
-from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after
+from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.generation import generate_before_and_after
 from mlx_dpo.training.events import TrainResult
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.run import train

@@ -12,7 +12,7 @@ from mlx_dpo.evaluation.evaluator import Evaluator
 from mlx_dpo.evaluation.metric_summary import compare_results
 from mlx_dpo.evaluation.pairwise_evaluation import pairwise_evaluation, require_two_models
 from mlx_dpo.judges.judge import Judge
-from mlx_dpo.sampling.generation import SamplingParams
+from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
 

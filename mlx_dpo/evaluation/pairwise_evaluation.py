@@ -16,7 +16,8 @@ from mlx_dpo.evaluation.head_to_head import HeadToHeadResult, judge_head_to_head
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.judges.judge import Judge
-from mlx_dpo.sampling.generation import SamplingParams, generate_before_and_after, generate_responses
+from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.generation import generate_before_and_after, generate_responses
 
 
 def pairwise_evaluation(

@@ -15,7 +15,8 @@ from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_to
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict, rubric_digest
 from mlx_dpo.lineage.weights_digest import weights_digest
-from mlx_dpo.sampling.generation import SamplingParams, generate_responses
+from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.generation import generate_responses
 
 HINT = "A judge is FILE.py:NAME, an adapter folder, a model folder or Hub id, or the URL of an OpenAI-compatible API."
 

@@ -21,7 +21,8 @@ from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES, EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import MetricsLog
-from mlx_dpo.sampling.generation import SamplingParams, generate_from_token_ids
+from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.generation import generate_from_token_ids
 from mlx_dpo.training.events import Note, RunPlan
 from mlx_dpo.training.listener import Listener, Listeners
 from mlx_dpo.utils.atomic_write import append_line

@@ -1,14 +1,12 @@
-"""Answers to prompts, by mlx-lm's batched generation."""
+"""Answers to prompts: one completion of each, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.adapters.adapter_folder import load_adapter
@@ -17,24 +15,8 @@ from mlx_dpo.data.chat_rendering import ChatRenderer, PromptSource
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.path_agreement import count_logits
 from mlx_dpo.forward.vocabulary import check_vocabulary
-from mlx_dpo.utils.stop_flag import check_stop
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How responses are sampled.
-
-    Attributes:
-        max_tokens: longest response, in tokens.
-        temperature: 0 for greedy decoding.
-        top_p: probability mass to sample from; 1 for all tokens.
-        seed: of the sampling.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+from mlx_dpo.sampling.batched_sampling import sample_completions
+from mlx_dpo.sampling.completions import SamplingParams
 
 
 def generate_responses(
@@ -69,31 +51,10 @@ def generate_from_token_ids(
         sampling: temperature, seed and limits.
 
     Returns:
-        [prompts] texts.
+        [prompts] texts, without space around them.
     """
-    from mlx_lm import batch_generate
-    from mlx_lm.sample_utils import make_sampler
-
-    sampler = make_sampler(temp=sampling.temperature, top_p=sampling.top_p)
-
-    def stoppable_sampler(logprobs: mx.array) -> mx.array:
-        check_stop()  # called for every token
-        return sampler(logprobs)
-
-    mx.random.seed(sampling.seed)
-    was_training = model.training
-    model.eval()
-    try:
-        response = batch_generate(
-            model,
-            tokenizer,
-            [list(ids) for ids in prompts],
-            max_tokens=sampling.max_tokens,
-            sampler=stoppable_sampler,
-        )
-    finally:
-        model.train(was_training)
-    return [text.strip() for text in response.texts]
+    completions = sample_completions(model, tokenizer, prompts, sampling)
+    return [completion.text.strip() for (completion,) in completions]
 
 
 def generate_before_and_after(

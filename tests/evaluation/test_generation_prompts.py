@@ -17,7 +17,7 @@ from mlx_dpo.evaluation.pairwise_evaluation import distinct_prompts, pairwise_ev
 from mlx_dpo.forward.model_loading import load_tokenizer
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.sampling import generation
-from mlx_dpo.sampling.generation import SamplingParams
+from mlx_dpo.sampling.completions import SamplingParams
 from tests.conftest import CHECKPOINT, TRL, write_rows
 
 TEMPLATE = (  # shows all that a row can give it

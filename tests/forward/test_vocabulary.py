@@ -16,7 +16,8 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.implicit_rewards import score
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.vocabulary import check_vocabulary, num_embeddings
-from mlx_dpo.sampling.generation import SamplingParams, generate_responses
+from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.generation import generate_responses
 from tests.conftest import CHECKPOINT, PAIRS
 
 BOTH_NUMBERS = "the tokenizer has ids up to 301, but the model's embedding has 300 rows, ids 0 to 299"

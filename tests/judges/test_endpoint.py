@@ -19,7 +19,7 @@ from mlx_dpo.evaluation.evaluation_run import EvaluationRun
 from mlx_dpo.judges.endpoint_judge import EndpointJudge
 from mlx_dpo.judges.judge import Comparison
 from mlx_dpo.judges.rubric_prompt import judge_messages
-from mlx_dpo.sampling.generation import SamplingParams
+from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.utils.stop_flag import StopRequested, stop_on
 
 KEY = "sk-not-to-be-seen"
