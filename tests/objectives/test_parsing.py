@@ -200,5 +200,7 @@ def test_a_setting_of_a_loss_must_be_a_field_of_the_config(tmp_path: Path, monke
     text = SORTING.format(decorator="declare_loss").replace("beta=0.1", "beta=0.1, sharpness=2.0")
     (tmp_path / "with_setting.py").write_text(text)
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
-    with pytest.raises(TypeError, match=r"loss sorting .*TrainConfig: sharpness\. Add them to mlx_dpo/settings/objective_settings\.py"):
+    with pytest.raises(
+        TypeError, match=r"loss sorting .*TrainConfig: sharpness\. Add them to mlx_dpo/settings/objective_settings\.py"
+    ):
         declared_losses()
