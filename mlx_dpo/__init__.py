@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from mlx_dpo.errors import Interrupted, RowError, UserError
     from mlx_dpo.evaluation.evaluator import evaluate
     from mlx_dpo.evaluation.implicit_rewards import score
+    from mlx_dpo.labeling.label_run import label
+    from mlx_dpo.labeling.label_settings import LabelSettings
     from mlx_dpo.training.events import TrainResult
     from mlx_dpo.training.listener import Listener
     from mlx_dpo.training.run import train
 
 __all__ = [
     "Interrupted",
+    "LabelSettings",
     "Listener",
     "RowError",
     "TrainConfig",
     "TrainResult",
     "UserError",
     "evaluate",
+    "label",
     "score",
     "train",
 ]
@@ -44,6 +48,8 @@ def __getattr__(name: str) -> Any:
         "RowError": "errors",
         "UserError": "errors",
         "train": "training.run",
+        "label": "labeling.label_run",
+        "LabelSettings": "labeling.label_settings",
         "score": "evaluation.implicit_rewards",
         "evaluate": "evaluation.evaluator",
         "Listener": "training.listener",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 MODULES = ["mlx_dpo.cli.app", "mlx_dpo.cli.run_listeners", "mlx_dpo.cli.unwritten_outputs", "mlx_dpo.training.run"]
 MODULES += ["mlx_dpo.reporting.run_recorder", "mlx_dpo.evaluation.evaluation_run", "mlx_dpo.export.fuse.fuse_adapter"]
+MODULES += ["mlx_dpo.labeling.label_run"]
 MODULES += ["mlx_lm.utils", "mlx_lm.models.qwen3", "transformers.tokenization_utils_fast", "matplotlib.figure"]
 
 if sys.platform == "linux":

@@ -14,6 +14,9 @@ import pytest
 from mlx_dpo import train
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import read_yaml
+from mlx_dpo.judges.judge import Answer, Comparison
+from mlx_dpo.judges.judge_registry import load_judge
+from mlx_dpo.judges.rubric_prompt import judge_messages, read_rubric
 from mlx_dpo.reporting.metrics_log import read_metrics
 from tests.conftest import CHECKPOINT, PAIRS
 
@@ -48,6 +51,22 @@ def test_the_papers_pipeline(tmp_path: Path) -> None:
     assert dpo[0]["eval_rewards/margins"] == 0
     assert dpo[0]["eval_logps/chosen"] == pytest.approx(sft[-1]["eval_logps/chosen"], rel=1e-6)
     assert dpo[0]["eval_logps/chosen"] > sft[0]["eval_logps/chosen"]
+
+
+def test_judges_by_rule() -> None:
+    def scores(name: str, *answers: str) -> list[float | None]:
+        return load_judge(f"{EXAMPLES / 'judges.py'}:{name}").scores([Answer("Q", text) for text in answers])
+
+    assert scores("polite", "No.", "Of course! Please sit.", "please please thank you, happy to") == [0, 2, 3]
+    assert scores("brief", "word " * 10, "word " * 60, "word " * 64, "word") == [0, 0, -4, -9]
+    assert scores("valid_json", '{"a": 1}', '```json\n{"a": 1}\n```', "[1]", "no") == [1, 1, 0, 0]
+    shorter = load_judge(f"{EXAMPLES / 'judges.py'}:shorter")
+    assert shorter.verdicts([Comparison("Q", "a", "bb"), Comparison("Q", "a", "b")]) == [1, 0.5]
+
+
+def test_the_rubric() -> None:
+    (message,) = judge_messages(Comparison("Where is it?", "Here.", "There."), read_rubric(EXAMPLES / "rubric.txt"))
+    assert "[Answer A]\nHere.\n" in message["content"] and "[Answer B]\nThere.\n" in message["content"]
 
 
 def test_config() -> None:

@@ -13,6 +13,7 @@ from mlx_dpo.cli import (
     export,
     fuse,
     import_,
+    label,
     losses,
     plan,
     push,
@@ -33,6 +34,7 @@ app.command(cls=LossDefaultsCommand)(plan.plan)
 app.command(cls=LossDefaultsCommand)(train.train)
 app.command(cls=LossDefaultsCommand)(evaluate.evaluate)
 app.command(cls=LossDefaultsCommand)(score.score)
+app.command()(label.label)
 app.command()(compare.compare)
 app.command()(report.report)
 app.command()(fuse.fuse)

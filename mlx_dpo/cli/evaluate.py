@@ -10,6 +10,7 @@ import typer
 
 from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, stderr_console
+from mlx_dpo.cli.judge_options import JUDGE_HELP, Rubric, judge_from_options
 from mlx_dpo.cli.tables.metric_tables import evaluation_tables, warn_about_training_settings
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
@@ -49,7 +50,7 @@ def evaluate(
     judge: Annotated[
         str | None,
         typer.Option(
-            help="FILE.py:NAME, a model, an adapter (by its rewards), or the URL of an OpenAI-compatible API.",
+            help=JUDGE_HELP,
             rich_help_panel=JUDGE_PANEL,
         ),
     ] = None,
@@ -57,6 +58,7 @@ def evaluate(
     judge_key_env: Annotated[
         str, typer.Option(help="Environment variable with the API key.", rich_help_panel=JUDGE_PANEL)
     ] = "OPENAI_API_KEY",
+    rubric: Rubric = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Longest completion, in tokens.", rich_help_panel=JUDGE_PANEL)
     ] = 512,
@@ -108,8 +110,6 @@ def evaluate(
         raise UserError("--generate and --judge must be used together", field="generate", hint=hint)
     from mlx_dpo.evaluation.evaluation_run import EvaluationRun
     from mlx_dpo.evaluation.evaluator import find_adapters
-    from mlx_dpo.evaluation.implicit_rewards import adapter_rewards
-    from mlx_dpo.judges.judge_registry import load_judge
     from mlx_dpo.reporting.phase_progress import PhaseProgress
     from mlx_dpo.sampling.completions import SamplingParams
 
@@ -121,9 +121,7 @@ def evaluate(
         config,
         adapters or [None],
         by=by or [],
-        judge=load_judge(judge, model=judge_model, api_key_env=judge_key_env, adapter_rewards=adapter_rewards)
-        if judge
-        else None,
+        judge=judge_from_options(judge, judge_model, judge_key_env, rubric) if judge else None,
         num_prompts=generate or 0,
         sampling=SamplingParams(max_tokens, temp, top_p, seed),
         tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],

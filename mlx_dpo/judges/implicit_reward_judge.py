@@ -26,6 +26,8 @@ class ImplicitRewardJudge(ScalarJudge):
         UserError: the adapter does not name its base model, and none is given.
     """
 
+    prompts_per_call = 256  # each call loads the model
+
     def __init__(self, adapter_path: str | Path, adapter_rewards: AdapterRewards, model: str | None = None) -> None:
         self.name, self.adapter_rewards = str(adapter_path), adapter_rewards
         self.model = model or adapter_base_model(adapter_path)

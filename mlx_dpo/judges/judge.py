@@ -98,12 +98,14 @@ class Judge(ABC):
         order_sensitive: whether a verdict may depend on which completion comes first; if so, both orders are judged.
         is_scalar: whether it scores completions one by one; see `ScalarJudge`.
         takes_rubric: whether it is a language model, whose prompt the user may write.
+        prompts_per_call: of how many prompts the completions are judged together where there are many.
     """
 
     name: str
     order_sensitive: bool = True
     is_scalar: bool = False
     takes_rubric: bool = False
+    prompts_per_call: int = 16
 
     @property
     def identity(self) -> str | None:

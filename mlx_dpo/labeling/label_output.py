@@ -42,7 +42,7 @@ class LabelOutput:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() or self.record_path.exists():
+            if self.path.exists():
                 self._check_record()
             else:
                 self._write_record(None)
@@ -105,7 +105,7 @@ class LabelOutput:
         settings = json.loads(json.dumps(self.settings))
         different = [name for name in settings if settings[name] != recorded.get(name)]
         if different:
-            message = f"it was written with another {' and another '.join(different)}"
+            message = "it was written with another " + " and another ".join(f"`{name}`" for name in different)
             raise UserError(message, where=Where(str(self.path)), hint=f"{HINT} The record is {self.record_path}.")
 
     def _write_record(self, summary: Mapping[str, Any] | None) -> None:

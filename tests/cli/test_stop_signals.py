@@ -31,6 +31,9 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
         *("score", "--model", CHECKPOINT, "--adapter-path", ADAPTER, "--data", PLENTY),
         *("--output", out / "scores.jsonl", "--batch-size", 4),
     ),
+    "label": lambda out: (
+        *("label", PLENTY, "--judge", ADAPTER, "--judge-model", CHECKPOINT, "--output", out / "pairs.jsonl"),
+    ),
     "compare": lambda out: (
         *("compare", "--model", CHECKPOINT, "--adapter-path", ADAPTER, "--prompts", PAIRS / "valid.jsonl"),
         *("--num-prompts", 16, "--max-tokens", 64),
