@@ -18,11 +18,12 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete the cache.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Show or clear the cache of reference log-probs and of the models' forward paths.
+    """Show or clear the cache of reference log-probs, of judges' verdicts and of the models' forward paths.
 
     Training and evaluation cache the reference's log-probs of each pair, so that further runs on the same pairs, with
     another loss, beta or learning rate, don't compute them again. The fastest correct forward path of a model is
-    determined when it is first used. Missing values are computed when they are needed.
+    determined when it is first used. Verdicts of `mlx-dpo label` are kept by judge. Missing values are computed, or the
+    judge is asked, when they are needed.
 
     [bold]Examples[/]
 
@@ -31,18 +32,18 @@ def cache(
       mlx-dpo cache --clear
     """
     from mlx_dpo.forward.path_cache import list_path_files, path_cache_folder
+    from mlx_dpo.labeling.verdict_cache import list_verdict_caches, verdict_cache_folder
     from mlx_dpo.reference.logp_cache import list_logp_caches, logp_cache_folder
 
-    files, paths = list_logp_caches(), list_path_files()
+    files, paths, judges = list_logp_caches(), list_path_files(), list_verdict_caches()
     size = sum(file.bytes for file in files)
     if clear:
-        for file in files:
-            file.path.unlink(missing_ok=True)
-        for path in paths:
+        for path in (*(file.path for file in files), *paths, *(judge.path for judge in judges)):
             path.unlink(missing_ok=True)
     if json:
         listed = [{**asdict(file), "path": str(file.path)} for file in files]
-        counts = {"bytes": size, "files": listed, "known_models": len(paths)}
+        verdicts = [{**asdict(judge), "path": str(judge.path)} for judge in judges]
+        counts = {"bytes": size, "files": listed, "known_models": len(paths), "verdicts": verdicts}
         print_json({"folder": str(logp_cache_folder()), **counts, "cleared": clear})
         return
     if files and not clear:
@@ -50,10 +51,23 @@ def cache(
         for heading in ("pairs", "size", "last written"):
             table.add_column(heading, justify="right")
         for file in files:
-            written = datetime.fromtimestamp(file.modified).strftime("%Y-%m-%d %H:%M")
-            table.add_row(file.model, f"{file.pairs:,}", format_bytes(file.bytes), written)
+            table.add_row(file.model, f"{file.pairs:,}", format_bytes(file.bytes), _date(file.modified))
+        stdout_console.print(table)
+    if judges and not clear:
+        table = Table("judge")
+        for heading in ("verdicts", "size", "last written"):
+            table.add_column(heading, justify="right")
+        for judge in judges:
+            table.add_row(judge.judge, f"{judge.verdicts:,}", format_bytes(judge.bytes), _date(judge.modified))
         stdout_console.print(table)
     label = "Deleted" if clear else "Total:"
     print_text(f"{label} {plural(len(files), 'file')}, {format_bytes(size)}, in {logp_cache_folder()}.")
     if paths:
         print_text(f"{label} how {plural(len(paths), 'model')} can be run, in {path_cache_folder()}.")
+    if judges:
+        count = sum(judge.verdicts for judge in judges)
+        print_text(f"{label} {plural(count, 'verdict')} of judges, in {verdict_cache_folder()}.")
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
