@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mlx_dpo.evaluation.implicit_rewards import score
     from mlx_dpo.labeling.label_run import label
     from mlx_dpo.labeling.label_settings import LabelSettings
+    from mlx_dpo.sampling.batched_sampling import sample_completions
+    from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
+    from mlx_dpo.sampling.sample_prompts import sample
     from mlx_dpo.training.events import TrainResult
     from mlx_dpo.training.listener import Listener
     from mlx_dpo.training.run import train
@@ -29,11 +32,15 @@ __all__ = [
     "LabelSettings",
     "Listener",
     "RowError",
+    "SampledCompletion",
+    "SamplingParams",
     "TrainConfig",
     "TrainResult",
     "UserError",
     "evaluate",
     "label",
+    "sample",
+    "sample_completions",
     "score",
     "train",
 ]
@@ -50,6 +57,10 @@ def __getattr__(name: str) -> Any:
         "train": "training.run",
         "label": "labeling.label_run",
         "LabelSettings": "labeling.label_settings",
+        "sample": "sampling.sample_prompts",
+        "sample_completions": "sampling.batched_sampling",
+        "SampledCompletion": "sampling.completions",
+        "SamplingParams": "sampling.completions",
         "score": "evaluation.implicit_rewards",
         "evaluate": "evaluation.evaluator",
         "Listener": "training.listener",

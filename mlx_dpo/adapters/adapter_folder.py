@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,18 @@ def adapter_base_model(adapter_path: str | Path) -> str:
         hint = "Name the model with --model."
         raise UserError("does not say which model the adapter is for", where=Where(str(file)), hint=hint)
     return model
+
+
+def adapter_digest(folder: str | Path) -> str:
+    """A hexadecimal digest of an adapter folder's weights and settings. Raises `UserError` if they can't be read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        file = _existing_folder(folder) / name
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"can't be read: {error.strerror or error}", where=Where(str(file))) from None
+    return digest.hexdigest()
 
 
 def read_safetensors(file: Path) -> Tensors:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlx_dpo.cli.adapter_rendering import rendering_config
 from mlx_dpo.cli.config_options import (
     RENDERING_SETTINGS,
     AdapterModel,
@@ -21,8 +22,7 @@ from mlx_dpo.cli.config_options import (
 )
 from mlx_dpo.cli.console import print_json, stderr_console, stdout_console
 from mlx_dpo.cli.tables.completion_table import completion_table
-from mlx_dpo.config import TrainConfig
-from mlx_dpo.errors import UserError, Where
+from mlx_dpo.errors import UserError
 
 
 @with_config_options(RENDERING_SETTINGS)
@@ -59,7 +59,7 @@ def compare(
     texts = list(prompt or [])
     from_file = read_prompts(prompts)[:num_prompts] if prompts else []
     all_prompts = [*map(Prompt, texts or ([] if prompts else _read_stdin())), *from_file]
-    config = _rendering_config(adapter_path, flags)
+    config = rendering_config(adapter_path, flags)
     from mlx_dpo.adapters.adapter_folder import adapter_base_model, read_adapter_spec
     from mlx_dpo.reporting.phase_progress import PhaseProgress
     from mlx_dpo.sampling.completions import SamplingParams
@@ -83,16 +83,6 @@ def compare(
         print_json({"answers": [{"prompt": row[0], "base": row[1], "tuned": row[2]} for row in rows]})
     else:
         stdout_console.print(completion_table(("prompt", "base", "tuned"), rows))
-
-
-def _rendering_config(adapter_path: Path, flags: dict[str, Any]) -> TrainConfig:
-    """The settings that render prompts: those of the adapter's run, if it has any, overridden by flags."""
-    from mlx_dpo.config_files import CONFIG_FILE, read_yaml
-
-    file = adapter_path / CONFIG_FILE
-    values = read_yaml(file) if file.is_file() else {}
-    own = {name: values[name] for name in RENDERING_SETTINGS if name in values}
-    return TrainConfig.from_mapping({**TrainConfig.from_mapping(own, Where(str(file))).to_mapping(), **flags})
 
 
 def _read_stdin() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_dpo.data import row_fields
 from mlx_dpo.data.conversations import check_text_or_messages, prompt_messages
@@ -18,7 +19,26 @@ from mlx_dpo.data.text_values import decode_text_values
 from mlx_dpo.errors import RowError, UserError, Where
 
 
+class PromptRow(NamedTuple):
+    """A prompt, and where it is from.
+
+    Attributes:
+        prompt: the prompt, or an example that has it.
+        where: file and line.
+        row: the row that it was read from; empty for a line of text.
+    """
+
+    prompt: Prompt | Example
+    where: Where
+    row: Mapping[str, Any]
+
+
 def read_prompts(file: str) -> list[Prompt | Example]:
+    """The prompts of `read_prompt_rows`. Raises `UserError` or `RowError`."""
+    return [row.prompt for row in read_prompt_rows(file)]
+
+
+def read_prompt_rows(file: str) -> list[PromptRow]:
     """The lines of a .txt file; else a row each, which may be a whole example or a prompt alone.
 
     Raises:
@@ -31,20 +51,23 @@ def read_prompts(file: str) -> list[Prompt | Example]:
     return prompts
 
 
-def _prompts_from_text(file: str) -> list[Prompt | Example]:
+def _prompts_from_text(file: str) -> list[PromptRow]:
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't be read: {error}", where=Where(file)) from None
-    return [Prompt(line.strip()) for line in lines if line.strip()]
+    return [
+        PromptRow(Prompt(line.strip()), Where(file, number), {}) for number, line in enumerate(lines, 1) if line.strip()
+    ]
 
 
-def _prompts_from_rows(file: str) -> list[Prompt | Example]:
-    prompts: list[Prompt | Example] = []
+def _prompts_from_rows(file: str) -> list[PromptRow]:
+    prompts: list[PromptRow] = []
     with open_rows(file) as stream:
         for number, _, line in stream.lines:
             where = Where(stream.name, number)
-            prompts.append(parse_prompt(parse_json_line(line, where), where))
+            row = parse_json_line(line, where)
+            prompts.append(PromptRow(parse_prompt(row, where), where, row))
     return prompts
 
 
