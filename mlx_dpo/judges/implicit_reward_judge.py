@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_dpo.adapters.adapter_folder import adapter_base_model
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, adapter_base_model
+from mlx_dpo.adapters.reward_head import is_reward_model
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.forward.model_loading import find_model_folder
 from mlx_dpo.judges.judge import AdapterRewards, Answer, JudgeSpec, ScalarJudge
@@ -34,8 +35,8 @@ class ImplicitRewardJudge(ScalarJudge):
 
     @classmethod
     def accepts(cls, text: str) -> bool:
-        """An adapter folder."""
-        return (Path(text) / "adapter_config.json").is_file()
+        """An adapter folder that holds a policy."""
+        return (Path(text) / ADAPTER_CONFIG_FILE).is_file() and not is_reward_model(text)
 
     @classmethod
     def from_spec(cls, spec: JudgeSpec) -> ImplicitRewardJudge:
@@ -47,13 +48,7 @@ class ImplicitRewardJudge(ScalarJudge):
     @property
     def identity(self) -> str | None:
         """A digest of the adapter's files, and of the weights of its base model."""
-        folder = Path(self.name)
-        files = [folder / "adapter_config.json", *sorted(folder.glob("*.safetensors"))]
-        digest = hashlib.blake2b(digest_size=16)
-        for file in files:
-            digest.update(file.read_bytes())
-        base = weights_digest(find_model_folder(self.model))
-        return f"implicit reward {digest.hexdigest()} {base}"
+        return f"implicit reward {adapter_identity(self.name, self.model)}"
 
     def scores(self, answers: Sequence[Answer]) -> list[float | None]:
         """The rewards; None where an answer is empty or was dropped for its length.
@@ -77,3 +72,20 @@ class ImplicitRewardJudge(ScalarJudge):
             for text, reward in zip(row["completions"], row_rewards, strict=True)
         }
         return [scores.get((key, answer.completion)) for key, answer in zip(keys, answers, strict=True)]
+
+
+def adapter_identity(adapter_path: str, model: str) -> str:
+    """Return a digest of an adapter's files, and one of the weights of its base model.
+
+    Args:
+        adapter_path: the adapter folder.
+        model: folder or Hub id of the base model.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    folder = Path(adapter_path)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in (folder / ADAPTER_CONFIG_FILE, *sorted(folder.glob("*.safetensors"))):
+        digest.update(file.read_bytes())
+    return f"{digest.hexdigest()} {weights_digest(find_model_folder(model))}"

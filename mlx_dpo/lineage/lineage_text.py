@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlx_dpo.lineage.lineage_file import BaseModel, Lineage
 
-_NAMES = {"sigmoid": "DPO"}  # of losses, if the method's is another
+_NAMES = {"sigmoid": "DPO", "reward": "reward model"}  # of losses, if the method's is another
 
 
 def describe_lineage(lineage: Lineage) -> str:

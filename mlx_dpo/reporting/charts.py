@@ -74,6 +74,7 @@ class CurveSpec:
         y_label: see `Chart`.
         metrics: keys of metrics.jsonl.
         description: see `Chart`.
+        is_implicit: whether label and description are about implicit rewards, and not about a reward model's.
     """
 
     name: str
@@ -81,6 +82,7 @@ class CurveSpec:
     y_label: str
     metrics: tuple[str, ...]
     description: str = ""
+    is_implicit: bool = False
 
 
 CURVES = (
@@ -91,8 +93,9 @@ CURVES = (
         "beta x nats",
         ("rewards/chosen", "rewards/rejected"),
         "Often both fall, the chosen one less. What matters is the margin, and that chosen completions stay likely.",
+        is_implicit=True,
     ),
-    CurveSpec("margin", "Reward margin", "beta x nats", ("rewards/margins",)),
+    CurveSpec("margin", "Reward margin", "beta x nats", ("rewards/margins",), is_implicit=True),
     CurveSpec("accuracy", "Reward accuracy", "share of pairs", ("rewards/accuracies",)),
     CurveSpec(
         "logps",
@@ -122,7 +125,13 @@ def _curves(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
                 series += _curve_series(run, spec, metric_index, None if len(runs) == 1 else run_index)
         if spec.name == "memory":
             series += _memory_limits(runs)
-        yield Chart(spec.name, spec.title, "line", "step", spec.y_label, series, spec.description)
+        applies = not (spec.is_implicit and _are_reward_models(runs))
+        label, description = (spec.y_label, spec.description) if applies else ("", "")
+        yield Chart(spec.name, spec.title, "line", "step", label, series, description)
+
+
+def _are_reward_models(runs: Sequence[RunStatistics]) -> bool:
+    return all(run.is_reward_model for run in runs)
 
 
 def _curve_series(run: RunStatistics, spec: CurveSpec, metric_index: int, run_index: int | None) -> Iterator[Series]:
@@ -195,17 +204,19 @@ def _pair_charts(runs: Sequence[RunStatistics]) -> Iterator[Chart]:
             "log p(chosen) - log p(rejected). Right of 0, the chosen completion is the more likely one.",
         ),
         paired,
-        lambda record: record.logp_margins,
+        lambda record: None if record.logps is None else record.logp_margins,
     )
     yield _histogram(
         Chart(
             "reward_margins",
             "Reward margins, held out",
             "bar",
-            "beta x nats",
+            "reward" if _are_reward_models(paired) else "beta x nats",
             "pairs",
             [],
-            "Change of each pair by training. Left of 0, the rejected completion gained more.",
+            "Left of 0, the rejected completion has the higher reward."
+            if _are_reward_models(paired)
+            else "Change of each pair by training. Left of 0, the rejected completion gained more.",
         ),
         paired,
         lambda record: None if record.is_reference else record.margins,

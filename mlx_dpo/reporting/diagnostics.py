@@ -7,12 +7,11 @@ training examples a policy always looks good.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from mlx_dpo.reporting.diagnostic_registry import DIAGNOSTICS as DIAGNOSTICS
+from mlx_dpo.reporting.diagnostic_registry import diagnostic
 from mlx_dpo.reporting.metric_intervals import Estimate, correlation, estimate_share, paired_p_value
 from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 
@@ -33,47 +32,6 @@ REPETITION_SHARE, REPETITION_INCREASE = 0.2, 0.1  # share of repeated 4-grams in
 CONFIDENT_SHARE = 0.5  # share of the pairs, by size of margin, on which label noise is estimated
 LABEL_NOISE_SHARE = 0.05  # share of flipped labels
 
-Check = Callable[[RunStatistics], str | None]
-Requirement = Literal["pairs", "samples", "train_metrics"]
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """A failure mode.
-
-    Attributes:
-        name: its key in JSON; keys of earlier versions stay, so some differ from the titles.
-        title: its name for display.
-        advice: what to try.
-        check: returns a message on a run's numbers; None if they don't show the mode or there are too few.
-        requires: what a run must have recorded for the check.
-    """
-
-    name: str
-    title: str
-    advice: str
-    check: Check
-    requires: Requirement
-
-    def applies_to(self, run: RunStatistics) -> bool:
-        """Whether the run has recorded what the check requires."""
-        if self.requires == "pairs":
-            return run.after is not None and run.after.is_paired
-        return len(run.samples) > 1 if self.requires == "samples" else bool(run.train_metrics)
-
-
-DIAGNOSTICS: list[Diagnostic] = []  # in the order of their functions
-
-
-def diagnostic(name: str, title: str, advice: str, requires: Requirement = "pairs") -> Callable[[Check], Check]:
-    """Decorate a check to add it to `DIAGNOSTICS`; the arguments are the fields of a `Diagnostic`."""
-
-    def register(check: Check) -> Check:
-        DIAGNOSTICS.append(Diagnostic(name, title, advice, check, requires))
-        return check
-
-    return register
-
 
 @diagnostic(
     "likelihood_displacement",
@@ -88,7 +46,7 @@ def check_likelihood_displacement(run: RunStatistics) -> str | None:
         return None
     before, after = records
     chosen, rejected = (_logp_per_token(after, i) - _logp_per_token(before, i) for i in (0, 1))
-    p = paired_p_value(before.logps[:, 0], after.logps[:, 0])
+    p = paired_p_value(before.require_logps()[:, 0], after.require_logps()[:, 0])
     if chosen > -DISPLACEMENT_NATS or rejected >= 0 or p > SIGNIFICANCE_LEVEL:
         return None
     perplexities = [math.exp(min(700, -_logp_per_token(record, 0))) for record in records]
@@ -110,7 +68,7 @@ def check_margin_from_rejected(run: RunStatistics) -> str | None:
     if records is None or check_likelihood_displacement(run):
         return None
     before, after = records
-    chosen, rejected = (after.logps - before.logps).mean(axis=0)
+    chosen, rejected = (after.require_logps() - before.require_logps()).mean(axis=0)
     margin = chosen - rejected
     if margin < MIN_MARGIN_NATS * after.lengths.mean() or rejected >= 0 or chosen > MIN_CHOSEN_SHARE * margin:
         return None
@@ -124,6 +82,7 @@ def check_margin_from_rejected(run: RunStatistics) -> str | None:
     "length",
     "length bias",
     "Try --loss sigmoid_norm --beta 5 or rdpo, --ld-alpha 0.5, or balance the lengths of chosen and rejected.",
+    reward_model_advice="Balance the lengths of chosen and rejected, or add pairs whose better completion is short.",
 )
 def check_length_bias(run: RunStatistics) -> str | None:
     """The reward prefers long completions: Singhal et al. 2023 (arXiv 2310.03716), Park et al. 2024 (2403.19159)."""
@@ -153,6 +112,8 @@ def check_length_bias(run: RunStatistics) -> str | None:
     "over-optimization",
     "Stop earlier: use an earlier checkpoint of checkpoints/, fewer --epochs, a lower --learning-rate or a higher "
     "--beta. --loss ipo does not increase margins without limit.",
+    reward_model_advice="Stop earlier: use an earlier checkpoint of checkpoints/, fewer --epochs, or a lower "
+    "--learning-rate.",
 )
 def check_over_optimization(run: RunStatistics) -> str | None:
     """The margin falls while the policy keeps moving away from its reference.
@@ -184,6 +145,8 @@ def check_over_optimization(run: RunStatistics) -> str | None:
     "accuracy at chance",
     "Check whether chosen and rejected are swapped in one of the files, whether the chat template is right "
     "(`mlx-dpo data show`), and whether held-out pairs have the preferences of the training pairs.",
+    reward_model_advice="Raise --learning-rate (5 to 10 times) or train longer. Check whether chosen and rejected are "
+    "swapped in one of the files, and whether held-out pairs have the preferences of the training pairs.",
 )
 def check_accuracy_at_chance(run: RunStatistics) -> str | None:
     """Held-out reward accuracy is one half or less."""
@@ -243,6 +206,7 @@ def check_repetition(run: RunStatistics) -> str | None:
     "label_noise",
     "label noise",
     "Look at the pairs that the policy gets most wrong. Fix them, or use --label-smoothing 0.1 or --loss robust.",
+    reward_model_advice="Look at the pairs that are ranked most wrong, and fix them.",
 )
 def check_label_noise(run: RunStatistics) -> str | None:
     """The policy is confident of the opposite of many pairs' labels."""
@@ -280,7 +244,7 @@ def _pair_records(run: RunStatistics) -> tuple[EvalRecord, EvalRecord] | None:
 
 
 def _logp_per_token(record: EvalRecord, column: int) -> float:
-    return float(record.logps[:, column].sum() / record.lengths[:, column].sum())
+    return float(record.require_logps()[:, column].sum() / record.lengths[:, column].sum())
 
 
 def _accuracy(run: RunStatistics) -> Estimate | None:

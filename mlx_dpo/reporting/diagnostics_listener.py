@@ -42,8 +42,8 @@ class Finding:
 
 def diagnose(run: RunStatistics) -> list[Finding]:
     """Run all diagnostics on the recorded part of a run."""
-    messages = [(diagnostic, diagnostic.check(run)) for diagnostic in DIAGNOSTICS]
-    return [Finding(d.name, d.title, message, d.advice, run.step) for d, message in messages if message]
+    messages = [(diagnostic, diagnostic.check(run)) for diagnostic in DIAGNOSTICS if diagnostic.applies_to(run)]
+    return [Finding(d.name, d.title, message, d.advice_for(run), run.step) for d, message in messages if message]
 
 
 class DiagnosticsListener(Listener):

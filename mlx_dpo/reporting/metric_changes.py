@@ -58,22 +58,23 @@ def compute_changes(run: RunStatistics) -> list[MetricChange]:
 
 
 def _changes_of_pairs(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
-    yield _change(
-        "logps/accuracies",
-        "chosen likelier than rejected",
-        "{:.1%}",
-        "Share of pairs whose chosen completion has the higher log-probability.",
-        estimate_share,
-        before.logp_margins > 0,
-        after.logp_margins > 0,
-    )
+    if has_logps := before.logps is not None and after.logps is not None:
+        yield _change(
+            "logps/accuracies",
+            "chosen likelier than rejected",
+            "{:.1%}",
+            "Share of pairs whose chosen completion has the higher log-probability.",
+            estimate_share,
+            before.logp_margins > 0,
+            after.logp_margins > 0,
+        )
     accuracies = [None if record.is_reference else record.margins > 0 for record in (before, after)]
+    undefined = " Undefined while the policy equals its reference, where all rewards are zero." if has_logps else ""
     yield _change(
         "rewards/accuracies",
         "reward accuracy",
         "{:.1%}",
-        "Share of pairs whose chosen completion has the higher reward. Undefined while the policy equals its "
-        "reference, where all rewards are zero.",
+        f"Share of pairs whose chosen completion has the higher reward.{undefined}",
         estimate_share,
         *accuracies,
     )
@@ -87,8 +88,8 @@ def _changes_of_pairs(before: EvalRecord, after: EvalRecord) -> Iterator[MetricC
         after.margins,
     )
     yield from _change_of_kl(before, after)
-    for column, name in enumerate(("chosen", "rejected")):
-        yield _change_of_perplexity(before, after, name, name, np.arange(len(after.logps)), column)
+    for column, name in enumerate(("chosen", "rejected") if has_logps else ()):
+        yield _change_of_perplexity(before, after, name, name, np.arange(len(after.lengths)), column)
 
 
 def _changes_of_completions(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChange]:
@@ -131,9 +132,10 @@ def _change_of_kl(before: EvalRecord, after: EvalRecord) -> Iterator[MetricChang
 def _change_of_perplexity(
     before: EvalRecord, after: EvalRecord, key: str, kind: str, examples: np.ndarray, column: int
 ) -> MetricChange:
+    logps = [record.require_logps()[examples, column] for record in (before, after)]
     first, last = (
-        _exp(estimate_ratio(-record.logps[examples, column], record.lengths[examples, column].astype(float)))
-        for record in (before, after)
+        _exp(estimate_ratio(-values, record.lengths[examples, column].astype(float)))
+        for values, record in zip(logps, (before, after), strict=True)
     )
     return MetricChange(
         f"perplexity/{key}",
@@ -142,7 +144,7 @@ def _change_of_perplexity(
         f"exp of the negative log-probability per token of the {kind} completions. Lower is more likely.",
         first,
         last,
-        paired_p_value(before.logps[examples, column], after.logps[examples, column]),
+        paired_p_value(*logps),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mlx_dpo.adapters.reward_head import is_reward_model
 from mlx_dpo.reporting.diagnostics import estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import diagnose
 from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
@@ -61,6 +62,13 @@ def held_out_table(changes: list[MetricChange]) -> Table:
 
 def next_commands(run: Path, model: str) -> list[str]:
     """Shell commands that use a run's adapter."""
+    if is_reward_model(run):
+        return [
+            shell_command("open", run / "report.html"),
+            shell_command("mlx-dpo", "evaluate", "--adapter-path", run, "--data", "PAIRS", "--by", "category"),
+            shell_command("mlx-dpo", "score", "--adapter-path", run, "--data", "ANSWERS"),
+            shell_command("mlx-dpo", "label", "COMPLETIONS", "--judge", run, "--output", "PAIRS"),
+        ]
     return [
         shell_command("open", run / "report.html"),
         shell_command("mlx-dpo", "compare", "--adapter-path", run, "--prompt", "Your question"),

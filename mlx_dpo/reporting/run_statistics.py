@@ -28,14 +28,14 @@ class EvalRecord:
         step: optimizer steps done before it.
         metrics: [examples] by metric name; NaN if an example has no such metric.
         lengths: [examples, completions], completion lengths in tokens. A pair has columns chosen and rejected.
-        logps: [examples, completions], the policy's log-probabilities in nats.
+        logps: [examples, completions], the policy's log-probabilities in nats; None of a reward model.
         kl: [first examples, completions], KL(policy || reference) in nats; None if it could not be measured.
     """
 
     step: int
     metrics: dict[str, np.ndarray]
     lengths: np.ndarray
-    logps: np.ndarray
+    logps: np.ndarray | None
     kl: np.ndarray | None
 
     @classmethod
@@ -43,7 +43,8 @@ class EvalRecord:
         """Parse a line of evaluations.jsonl."""
         metrics = {name: np.array(values, np.float64) for name, values in line["metrics"].items()}  # null becomes NaN
         kl = None if line["kl"] is None else np.array(line["kl"], np.float64)
-        return cls(line["step"], metrics, np.array(line["lengths"]), np.array(line["logps"], np.float64), kl)
+        logps = None if line["logps"] is None else np.array(line["logps"], np.float64)
+        return cls(line["step"], metrics, np.array(line["lengths"]), logps, kl)
 
     @property
     def is_paired(self) -> bool:
@@ -59,6 +60,11 @@ class EvalRecord:
     def logp_margins(self) -> np.ndarray:
         """[examples], log p(chosen) - log p(rejected) of pairs, in nats."""
         return self.metrics["logps/chosen"] - self.metrics["logps/rejected"]
+
+    def require_logps(self) -> np.ndarray:
+        """`logps`, where they are known to be recorded."""
+        assert self.logps is not None
+        return self.logps
 
     @property
     def kl_per_token(self) -> float | None:
@@ -162,6 +168,11 @@ class RunStatistics:
     def steps(self) -> int:
         """The number of steps of the whole run."""
         return int(self.metadata.get("steps") or self.step)
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether it trained a reward model: its metrics are those of rewards without log-probs."""
+        return any("mean_reward" in line for line in [*self.train_metrics[:1], *self.eval_metrics[:1]])
 
     @property
     def example_kind(self) -> str:

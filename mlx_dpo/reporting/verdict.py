@@ -33,6 +33,8 @@ def _learning_outcome(run: RunStatistics, changes: dict[str, MetricChange]) -> s
         return f"{run.step:,} steps done, but there are no held-out {run.example_kind} to measure what changed"
     when = f"After {run.steps:,} steps" if is_finished else f"After {run.step:,} of {run.steps:,} steps"
     margin = changes.get("rewards/margins")
+    if run.is_reward_model and margin:
+        return f"{when}, {_reward_model_outcome(margin, changes['rewards/accuracies'])}"
     if margin and margin.after is not None:
         return f"{when}, {_pairs_outcome(margin, margin.after, changes['logps/accuracies'])}"
     return f"{when}, {_completions_outcome(changes)}"
@@ -61,6 +63,13 @@ def _pairs_outcome(margin: MetricChange, margin_after: Estimate, accuracy: Metri
         after, before = accuracy.after.value, accuracy.before.value
         shares = f"; the chosen completion is the more likely one in {after:.0%} (before: {before:.0%})"
     return f"{learned}: reward margin {format_interval(margin_after, '{:+.3g}')}, {format_p_value(margin.p)}{shares}"
+
+
+def _reward_model_outcome(margin: MetricChange, accuracy: MetricChange) -> str:
+    before = f" (before: {accuracy.before.value:.0%})" if accuracy.before is not None else ""
+    ranked = f"the reward model ranks {format_interval(accuracy.after, '{:.0%}')} of held-out pairs right{before}"
+    change = "" if _is_significant(margin) else ", which is no significant change"
+    return f"{ranked}{change}: reward margin {format_interval(margin.after, '{:+.3g}')}, {format_p_value(margin.p)}"
 
 
 def _is_significant(change: MetricChange) -> bool:
@@ -102,8 +111,8 @@ def explain_falling_rewards(run: RunStatistics, findings: list[Finding]) -> str 
         A few sentences; None unless both rewards fell.
     """
     before, after = run.before, run.after
-    if before is None or after is None or not after.is_paired or after.is_reference:
-        return None
+    if before is None or after is None or not after.is_paired or after.is_reference or run.is_reward_model:
+        return None  # a reward model's rewards mean something only in comparison
     names = ("rewards/chosen", "rewards/rejected")
     chosen, rejected = (float((after.metrics[name] - before.metrics[name]).mean()) for name in names)
     if chosen >= 0 or rejected >= 0:

@@ -1,0 +1,76 @@
+"""A judge that is a reward model: the score of an answer is the output of its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_dpo.adapters.adapter_folder import adapter_base_model
+from mlx_dpo.adapters.reward_head import is_reward_model, read_reward_head
+from mlx_dpo.forward.reward_model import RewardModel, encoding_config
+from mlx_dpo.judges.implicit_reward_judge import adapter_identity
+from mlx_dpo.judges.judge import Answer, JudgeSpec, ScalarJudge
+
+
+class RewardModelJudge(ScalarJudge):
+    """Scores by a reward model that `train --loss reward` has trained.
+
+    Args:
+        adapter_path: folder of its run.
+        model: its base model; default: the one that the adapter names.
+
+    Raises:
+        UserError: the folder holds no reward model, or does not name its base model and none is given.
+    """
+
+    def __init__(self, adapter_path: str, model: str | None = None) -> None:
+        self.name, self.model = adapter_path, model or adapter_base_model(adapter_path)
+        self._loaded: RewardModel | None = None
+        read_reward_head(adapter_path)  # before anything long relies on it
+
+    @classmethod
+    def accepts(cls, text: str) -> bool:
+        """An adapter folder with a reward head."""
+        return is_reward_model(text)
+
+    @classmethod
+    def from_spec(cls, spec: JudgeSpec) -> RewardModelJudge:
+        """Find the base model."""
+        return cls(spec.text, spec.model)
+
+    @property
+    def identity(self) -> str | None:
+        """A digest of the adapter's files, its settings, and the weights of its base model."""
+        config = encoding_config(self.name)
+        encoding = (config.max_length, config.overlong, config.raw, config.chat_template_kwargs)
+        return f"reward model {adapter_identity(self.name, self.model)} {encoding}"
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Load the model once for all calls inside, and release it after them."""
+        if self._loaded is not None:
+            yield
+            return
+        self._loaded = RewardModel.load(self.name, model=self.model)
+        try:
+            yield
+        finally:
+            self._loaded = None
+            mx.clear_cache()
+
+    def scores(self, answers: Sequence[Answer]) -> list[float | None]:
+        """The rewards; None where an answer is empty, or too long for the settings of the run."""
+        filled = [i for i, answer in enumerate(answers) if answer.completion.strip()]
+        scores: list[float | None] = [None] * len(answers)
+        if not filled:
+            return scores
+        rows = [{"prompt": answers[i].prompt, "completion": answers[i].completion} for i in filled]
+        with self.session():
+            assert self._loaded is not None
+            rewards = self._loaded.rewards(rows)
+        for i, reward in zip(filled, rewards, strict=True):
+            scores[i] = float(reward) if np.isfinite(reward) else None
+        return scores
