@@ -75,16 +75,17 @@ def read_trained_tensors(folder: str | Path) -> Tensors:
     return {**tensors, REWARD_HEAD_WEIGHT: read_reward_head(folder)} if is_reward_model(folder) else tensors
 
 
-def refuse_reward_model(folder: str | Path, purpose: str, hint: str) -> None:
+def refuse_reward_model(folder: str | Path, purpose: str, hint: str, field: str = "adapter_path") -> None:
     """Refuse an adapter folder that holds a reward model where a policy is needed.
 
     Args:
         folder: the adapter folder.
         purpose: why it can't be used, after "this is a reward model, ".
         hint: what to do.
+        field: the setting that names the folder.
 
     Raises:
         UserError: it is a reward model.
     """
     if is_reward_model(folder):
-        raise UserError(f"this is a reward model, {purpose}", where=Where(str(folder)), hint=hint)
+        raise UserError(f"this is a reward model, {purpose}", where=Where(str(folder)), field=field, hint=hint)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.adapters.reward_head import refuse_reward_model
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.evaluation.benchmark_tasks import require_lm_eval_harness, run_tasks
 from mlx_dpo.evaluation.evaluator import Evaluator
+from mlx_dpo.evaluation.loss_setup import config_for_adapters
 from mlx_dpo.evaluation.metric_summary import compare_results
 from mlx_dpo.evaluation.pairwise_evaluation import pairwise_evaluation, require_two_models
 from mlx_dpo.judges.judge import Judge
@@ -46,6 +48,10 @@ class EvaluationRun:
         Raises:
             UserError: a base and a tuned model are needed, the judge does not work, or a package is missing.
         """
+        for adapter in self.adapters if self.judge or self.tasks else ():
+            if adapter is not None:
+                hint = "Leave out --generate, --judge and --tasks; name the policy's adapter to have it judged."
+                refuse_reward_model(adapter, "which writes no completions", hint)
         if self.judge:
             require_two_models(self.config, self.adapters[0])
             self.judge.check()
@@ -65,7 +71,7 @@ class EvaluationRun:
             UserError: an input is wrong, or the judge or a task fails.
         """
         progress.begin("Reading the pairs")
-        evaluator = Evaluator(self.config, by=self.by)
+        evaluator = Evaluator(config_for_adapters(self.config, self.adapters), by=self.by)
         results = []
         for adapter in self.adapters:
             name = "the model" if adapter is None else str(adapter)

@@ -16,7 +16,12 @@ from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import ExampleSet, Rows, example_reader, open_evaluation_source
-from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_for_examples, resolve_loss_settings
+from mlx_dpo.evaluation.loss_setup import (
+    config_for_adapters,
+    loss_from_config,
+    resolve_for_examples,
+    resolve_loss_settings,
+)
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, evaluate_examples
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
 from mlx_dpo.evaluation.metrics import metric_names
@@ -58,6 +63,7 @@ def evaluate(
     Raises:
         UserError: an argument is wrong.
     """
+    config = config_for_adapters(config, [adapter_path])
     result = Evaluator(config, tokenizer=tokenizer, rows=rows).evaluate(adapter_path, model=model, progress=progress)
     return {result.unit: len(result.table), **result.metrics}
 

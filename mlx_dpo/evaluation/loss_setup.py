@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlx_dpo.adapters.reward_head import is_reward_model, refuse_reward_model
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.objectives import LOSS_SETTINGS, WeightedLoss
@@ -23,12 +28,42 @@ def loss_from_config(config: TrainConfig) -> WeightedLoss:
     )
 
 
+def config_for_adapters(config: TrainConfig, adapters: Sequence[str | Path | None]) -> TrainConfig:
+    """Return the settings to measure adapters with: those of policies are as given, those of reward models their runs'.
+
+    Args:
+        config: settings, with the default loss if none was chosen.
+        adapters: adapter folders; None is the model without an adapter.
+
+    Raises:
+        UserError: some are reward models and others are not, or a loss for policies was chosen.
+    """
+    folders = [folder for folder in adapters if folder is not None and is_reward_model(folder)]
+    if not folders:
+        return config
+    if len(folders) < len(adapters):
+        message = f"{folders[0]} is a reward model, and can't be compared with a policy"
+        raise UserError(message, field="adapter_path", hint="Evaluate them in two commands.")
+    if config.loss != TrainConfig.loss:
+        if loss_from_config(config).needs_reward_head:
+            return config
+        message = f"{folders[0]} is a reward model, which the loss {config.loss!r} is not for"
+        raise UserError(message, field="loss", hint="Leave --loss out.")
+    file = Path(folders[0]) / CONFIG_FILE
+    run = read_yaml(file) if file.exists() else {}
+    settings = {name: run[name] for name in ("loss", "center_rewards_coefficient") if run.get(name) is not None}
+    return config.replace(**{"loss": "reward", **settings})
+
+
 def resolve_loss_settings(config: TrainConfig, loss: WeightedLoss) -> TrainConfig:
     """Fill in the loss's default settings, and `reference="none"` for a loss without a reference.
 
     Raises:
         UserError: a reference or batch size was given that the loss can't use.
     """
+    if config.init_adapter and not loss.needs_reward_head:
+        hint = "Start from another adapter, or train it further with --loss reward."
+        refuse_reward_model(config.init_adapter, f"which the loss {config.loss!r} can't train", hint, "init_adapter")
     if not loss.needs_reference and config.reference not in ("none", TrainConfig().reference):
         hint = "Leave out --reference; `mlx-dpo losses` shows which losses use one."
         raise UserError(f"the loss {config.loss!r} has no reference", field="reference", hint=hint)

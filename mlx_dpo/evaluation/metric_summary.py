@@ -12,7 +12,7 @@ import numpy as np
 from mlx_dpo.data.examples import Example
 from mlx_dpo.data.row_parsing import RowParser
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.evaluation.metrics import METRICS, RATE_METRICS, mean_metrics
+from mlx_dpo.evaluation.metrics import EXTREMES, METRICS, RATE_METRICS, mean_metrics
 from mlx_dpo.utils.statistics import bootstrap_interval, paired_test, win_rate_interval
 
 COMPARED_METRICS = ("loss", "rewards/accuracies", "rewards/margins")
@@ -61,7 +61,7 @@ class EvaluationResult:
         intervals = {
             name: list((win_rate_interval if name in RATE_METRICS else bootstrap_interval)(values, groups=row_ids))
             for name, values in columns.items()
-            if not np.isnan(values).all()  # a difference of two means has no values of its own
+            if name not in EXTREMES and not np.isnan(values).all()  # a difference of two means has no values of its own
         }
         return {self.unit: len(indices), **means, "intervals": intervals}
 

@@ -32,10 +32,13 @@ def warn_about_training_settings(
         names: the settings to check.
         adapters: adapter folders; None is the model without adapter.
     """
+    from mlx_dpo.adapters.reward_head import is_reward_model
     from mlx_dpo.objectives import find_loss_function
 
     defaults = TrainConfig().to_mapping() | find_loss_function(TrainConfig.loss).settings
     for adapter in filter(None, adapters):
+        if is_reward_model(adapter):
+            continue  # it is evaluated with the settings of its run
         try:
             run_config = read_yaml(adapter / CONFIG_FILE)
         except UserError:
