@@ -7,13 +7,15 @@ end-of-turn token included. Everything that is trained is the assistant's (`Answ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.answer_alignment import AnswerAligner
-from mlx_dpo.data.chat_rendering import ChatExample, ChatRenderer, plain_texts
+from mlx_dpo.data.chat_rendering import ChatExample, ChatRenderer, PromptSource, plain_texts
 from mlx_dpo.data.encoded_example import EncodedExample, TokenIds, TokenMask, cut_completion
 from mlx_dpo.data.encoding_findings import FindingsDetector
 from mlx_dpo.data.examples import Example
@@ -74,6 +76,30 @@ class ExampleEncoder:
         except RowError as error:
             error.where = where
             raise
+
+    def prompt_ids(self, prompt: PromptSource, limit: int) -> TokenIds:
+        """Return the token ids of a prompt alone, which loses its oldest turns, then text, if it is too long.
+
+        Args:
+            prompt: the prompt.
+            limit: the most tokens that it may have.
+
+        Raises:
+            RowError: it can't be rendered.
+        """
+        ids = self.renderer.prompt_ids(prompt)
+        chat = self.renderer.as_chat(prompt) if len(ids) > limit else None
+        if chat is not None:
+            shorter = shorten_prompt(chat.prompt, limit, partial(self._count_tokens, chat))
+            with suppress(RowError):  # the template wants what it lost
+                ids = self.renderer.or_start_token(self._prompt_tokens(chat, shorter))
+        return self._cut_prompt(ids, limit)
+
+    def _prompt_tokens(self, chat: ChatExample, messages: list[Message]) -> TokenIds:
+        return self.renderer.token_ids(self.renderer.render_prompt(chat._replace(prompt=messages)))
+
+    def _count_tokens(self, chat: ChatExample, messages: list[Message]) -> int:
+        return len(self._prompt_tokens(chat, messages))
 
     def _encode_within_limit(self, example: Example) -> EncodedExample | None:
         chat = self.renderer.as_chat(example)
@@ -160,10 +186,7 @@ class ExampleEncoder:
     def _with_shorter_prompt(
         self, example: Example, chat: ChatExample, whole: EncodedExample, room: int
     ) -> EncodedExample:
-        def count_tokens(messages: list[Message]) -> int:
-            return len(self.renderer.token_ids(self.renderer.render_prompt(chat._replace(prompt=messages))))
-
-        shorter = shorten_prompt(chat.prompt, room, count_tokens)
+        shorter = shorten_prompt(chat.prompt, room, partial(self._count_tokens, chat))
         try:
             encoded = self._encode_chat(example, chat._replace(prompt=shorter))
         except RowError:  # the template wants what it lost

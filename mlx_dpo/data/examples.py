@@ -28,6 +28,7 @@ class Pair:
             are written in that form again.
         margin: the target reward margin, from the row's `margin` column.
         scores: (chosen, rejected) scores of the row, if it has them.
+        chosen_is_reference: of a pair with a completion sampled from the reference, whether that is the chosen one.
         warnings: about the row; if it holds several pairs, the first one has them.
     """
 
@@ -39,6 +40,7 @@ class Pair:
     is_hh_dialogue: bool = field(default=False, compare=False)
     margin: float | None = field(default=None, compare=False)
     scores: tuple[float, float] | None = field(default=None, compare=False)
+    chosen_is_reference: bool = field(default=False, compare=False)
     warnings: tuple[RowWarning, ...] = field(default=(), compare=False)
 
     @property
@@ -62,6 +64,7 @@ class Completion:
 
     Attributes:
         desirable: its label; None where it has none, since it is shown as an example to follow (a demonstration).
+        win_rate: of a completion sampled while training, from 0 to 1, how often a judge prefers it to others.
     """
 
     prompt: TextOrMessages
@@ -70,6 +73,7 @@ class Completion:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     is_hh_dialogue: bool = field(default=False, compare=False)
+    win_rate: float | None = field(default=None, compare=False)
     warnings: tuple[RowWarning, ...] = field(default=(), compare=False)
 
     @property

@@ -15,14 +15,15 @@ from mlx_dpo.data.column_mapping import with_renamed_columns
 from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.example_file import ExampleFile
 from mlx_dpo.data.example_sources import ExampleList, ExampleSource
-from mlx_dpo.data.examples import Completion, Example
-from mlx_dpo.data.files.row_files import find_data_files, is_plain_jsonl
+from mlx_dpo.data.examples import Example
+from mlx_dpo.data.files.row_files import find_data_files, find_held_out_file, is_plain_jsonl
 from mlx_dpo.data.row_parsing import RowParser, parse_examples, parse_labelled_examples, parse_pairs, parse_scored_pairs
 from mlx_dpo.data.row_reading import ExampleKindCheck
 from mlx_dpo.data.shuffled_epochs import split_held_out
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.objectives import WeightedLoss
+from mlx_dpo.objectives.loss_function import Opponent
 from mlx_dpo.reference.reference_policy import ReferenceLogps
 from mlx_dpo.utils.progress import Progress
 
@@ -54,7 +55,7 @@ class ExampleSet:
     @property
     def is_unpaired(self) -> bool:
         """Whether the examples are single completions."""
-        return isinstance(self.examples.source[0], Completion)
+        return self.reference.completions_per_example == 1
 
     @property
     def example_kind(self) -> str:
@@ -99,6 +100,9 @@ def open_example_sets(
     """
     encoder = ExampleEncoder.from_config(config, tokenizer)
     parse = with_renamed_columns(config.columns, example_reader(loss))
+    if config.on_policy and not config.replay:
+        held_out_rows = _open_held_out(config, valid_rows, parse, progress, skipped_rows, communicator)
+        return _on_policy_sets(loss, encoder, held_out_rows, skipped_rows, communicator)
     if rows is None:
         source, held_out_source = _open_files(config, parse, progress, skipped_rows, communicator)
     else:
@@ -194,21 +198,61 @@ def _open_files(
 ) -> ExampleSourcePair:
     if not config.data:
         raise _no_data()
-    on_problem = None if skipped_rows is None else skipped_rows.append
-
-    def open_file(name: str) -> ExampleFile:
-        """Open a file; of JSON lines rank 0 reads all, and the other ranks those they train on."""
-        is_shared = communicator.size > 1 and is_plain_jsonl(name)
-        if is_shared and not communicator.is_main:
-            return ExampleFile.from_index(name, communicator.all_gather({})[0], parse)
-        progress.begin(f"Reading {name}")
-        file = ExampleFile.open(name, on_problem, lambda share: progress.update(share, 1), parse)
-        if is_shared:
-            communicator.all_gather(file.index_arrays())
-        return file
-
     data, valid_data = find_data_files(config.data, config.valid_data)
-    return open_file(data), None if valid_data is None else open_file(valid_data)
+    how = (parse, progress, skipped_rows, communicator)
+    return _open_file(data, *how), None if valid_data is None else _open_file(valid_data, *how)
+
+
+def _open_file(
+    name: str,
+    parse: RowParser,
+    progress: Progress,
+    skipped_rows: list[RowError] | None,
+    communicator: Communicator,
+) -> ExampleFile:
+    """Open a file; of JSON lines rank 0 reads all, and the other ranks those they train on."""
+    is_shared = communicator.size > 1 and is_plain_jsonl(name)
+    if is_shared and not communicator.is_main:
+        return ExampleFile.from_index(name, communicator.all_gather({})[0], parse)
+    progress.begin(f"Reading {name}")
+    on_problem = None if skipped_rows is None else skipped_rows.append
+    file = ExampleFile.open(name, on_problem, lambda share: progress.update(share, 1), parse)
+    if is_shared:
+        communicator.all_gather(file.index_arrays())
+    return file
+
+
+def _open_held_out(
+    config: TrainConfig,
+    valid_rows: Rows | None,
+    parse: RowParser,
+    progress: Progress,
+    skipped_rows: list[RowError] | None,
+    communicator: Communicator,
+) -> ExampleSource | None:
+    """The held-out examples of a run without examples to train on."""
+    if valid_rows is not None:
+        return examples_from_rows(valid_rows, "valid_rows", parse, skipped_rows)
+    if config.valid_data is None:
+        return None
+    return _open_file(find_held_out_file(config.valid_data), parse, progress, skipped_rows, communicator)
+
+
+def _on_policy_sets(
+    loss: WeightedLoss,
+    encoder: ExampleEncoder,
+    held_out_source: ExampleSource | None,
+    skipped_rows: list[RowError] | None,
+    communicator: Communicator,
+) -> ExampleSets:
+    """No examples to train on yet, as they are sampled while training, and those held out."""
+    sampled = EncodedExamples(ExampleList([], "sampled answers", []), encoder)
+    width = 1 if loss.opponent is Opponent.MIXTURE else 2
+    sets = {TRAIN: ExampleSet(sampled, np.zeros(0, np.int64), ReferenceLogps(0, width))}
+    if held_out_source is not None:
+        held_out = EncodedExamples(held_out_source, encoder, skipped_rows)
+        sets[HELD_OUT] = ExampleSet.from_indices(held_out, _usable_indices(held_out, communicator))
+    return sets
 
 
 def _usable_indices(examples: EncodedExamples, communicator: Communicator) -> np.ndarray:

@@ -14,6 +14,7 @@ from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch, optimizer_batches
 from mlx_dpo.evaluation.row_batches import index_batches
+from mlx_dpo.forward.completion_logps import LogpOptions
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.objectives import WeightedLoss
@@ -137,7 +138,7 @@ class MarginEvaluator:
         """Measure all pairs, and the KL on the first micro-batches, for which there are hidden states."""
         remaining = iter(hidden_states)
 
-        def options(micro: MicroBatch) -> dict[str, mx.array | None]:
+        def options(micro: MicroBatch) -> LogpOptions:
             return {"reference_hidden_states": next(remaining, None)}
 
         examples, num_pairs = list[ExampleMeasurement](), sum(batch.size for batch in self.batches)

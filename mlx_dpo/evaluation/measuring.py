@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from mlx_dpo.evaluation.scored_batch import (
     example_columns,
     scoring_options,
 )
-from mlx_dpo.forward.completion_logps import CompletionLogps
+from mlx_dpo.forward.completion_logps import CompletionLogps, LogpOptions
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
@@ -63,7 +62,7 @@ def measure(
     network: Network,
     *,
     reference: ReferenceSums | None = None,
-    options: Callable[[MicroBatch], dict[str, Any]] = lambda micro: {},
+    options: Callable[[MicroBatch], LogpOptions] = lambda micro: {},
     metrics: BatchMetrics | None = None,
 ) -> Iterator[list[ExampleMeasurement]]:
     """Run a policy over batches of examples, without dropout and without changing it.

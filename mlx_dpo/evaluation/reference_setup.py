@@ -45,10 +45,11 @@ def require_reference_in_memory(config: TrainConfig, loss: WeightedLoss) -> None
     if is_full and config.reference == "base" and config.init_adapter:
         hint = "Name the base model's folder: --reference PATH."
         raise UserError("a full fine-tune's base is not in memory", field="reference", hint=hint)
-    if loss.needs_token_kls and config.reference == "none":
-        message = f"the loss {config.loss!r} needs a reference, whose distributions it compares"
+    runs_reference = loss.needs_token_kls or loss.needs_kl_scores
+    if runs_reference and config.reference == "none":
+        message = f"the loss {config.loss!r} needs a reference, to which it compares the policy token by token"
         raise UserError(message, field="reference", hint="Use --reference initial or base.")
-    if not (loss.needs_kl or loss.needs_token_kls) or config.reference == "none":
+    if not (loss.needs_kl or runs_reference) or config.reference == "none":
         return
     if config.reference not in POLICY_REFERENCES:
         message = f"the loss {config.loss!r} needs the reference in every step, and another model is not kept in memory"
@@ -127,7 +128,7 @@ def attach_reference(
     reference = _policy_reference(config, policy)
     for example_set in example_sets.values():
         example_set.reference.reference_policy = reference
-        if is_full:
+        if is_full and config.reference != "none":
             _fill_table(example_set, loss, config.batch_size, memory_model, communicator)
 
 
@@ -135,7 +136,7 @@ def _policy_reference(config: TrainConfig, policy: Policy) -> ReferencePolicy:
     if config.reference == "none":
         return NoReference()
     tensors = policy.base_tensors if config.reference == "base" else policy.initial_tensors
-    if config.reference_sync_steps:
+    if config.reference_sync_steps or config.on_policy:  # what is sampled is scored only once
         return SharedNetworkReference(policy.network, tensors)
     known_fingerprint = policy.fingerprint if tensors is policy.initial_tensors else None
     return CachedReference(policy.network, tensors, config.model, known_fingerprint)

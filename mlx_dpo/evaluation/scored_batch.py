@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,24 +13,26 @@ from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Arrays, Communicator
 from mlx_dpo.evaluation.metrics import METRICS, completion_metrics, pair_metrics, reward_model_metrics
 from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
-from mlx_dpo.forward.completion_logps import CompletionLogps
+from mlx_dpo.forward.completion_logps import CompletionLogps, LogpOptions
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
 from mlx_dpo.objectives import LabelledLogps, PairLogps, WeightedLoss
 from mlx_dpo.reference.reference_policy import ReferenceLogps
 
 
-def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> dict[str, Any]:
+def scoring_options(loss: WeightedLoss, reference: ReferenceLogps, micro: MicroBatch) -> LogpOptions:
     """Return keyword arguments for `Network.logps`: the extra outputs that a loss needs.
 
     Args:
         loss: the loss.
-        reference: the reference; its hidden states are included if the loss needs KLs per token.
+        reference: the reference, which is run if the loss needs more of it than sums.
         micro: the micro-batch that `Network.logps` will run.
     """
+    policy = reference.reference_policy
     return {
         "collision_logps": loss.use_weighting,
-        "reference_hidden_states": reference.reference_policy.hidden_states(micro) if loss.needs_token_kls else None,
+        "reference_hidden_states": policy.hidden_states(micro) if loss.needs_token_kls else None,
+        "reference_token_logps": policy.token_logps(micro) if loss.needs_kl_scores else None,
     }
 
 
@@ -86,6 +87,12 @@ def _is_desirable(example: Example) -> bool:
     return not (isinstance(example, Completion) and example.desirable is False)
 
 
+def _win_rate(example: Example) -> float:
+    """The judge's verdict on a completion, else its label."""
+    win_rate = example.win_rate if isinstance(example, Completion) else None
+    return float(_is_desirable(example)) if win_rate is None else win_rate
+
+
 def completion_outputs(logps: CompletionLogps, reference: np.ndarray, loss: WeightedLoss) -> Arrays:
     """Return the outputs of a micro-batch that a loss needs, each [completions], named as in `ScoredBatch.columns`.
 
@@ -99,6 +106,8 @@ def completion_outputs(logps: CompletionLogps, reference: np.ndarray, loss: Weig
         outputs["plain"] = logps.unweighted_sums
     if loss.needs_token_kls:
         outputs["kls"] = logps.kls
+    if loss.needs_kl_scores:
+        outputs["kl_scores"] = logps.kl_scores
     if loss.use_weighting:
         outputs["alignments"] = logps.alignments
     return outputs
@@ -118,12 +127,15 @@ def example_columns(micros: Sequence[MicroBatch], outputs: Sequence[Arrays]) -> 
     columns["tokens"] = _by_example(micros, lengths)
     examples = [example for micro in micros for example in micro.examples]
     if micros[0].completions_per_example == 1:
-        return columns | {"desirable": np.array([_is_desirable(example) for example in examples], np.bool_)}
+        desirable = [_is_desirable(example) for example in examples]
+        win_rates = [_win_rate(example) for example in examples]
+        return columns | {"desirable": np.array(desirable, np.bool_), "win_rates": np.array(win_rates, np.float64)}
     pairs = [example for example in examples if isinstance(example, Pair)]
     gaps = [pair.scores[0] - pair.scores[1] if pair.scores else np.nan for pair in pairs]
     return columns | {
         "margins": np.array([pair.margin or 0.0 for pair in pairs]),
         "score_gaps": np.array(gaps, np.float64),
+        "chosen_is_reference": np.array([pair.chosen_is_reference for pair in pairs], np.float64),
     }
 
 
@@ -137,10 +149,12 @@ class ScoredBatch:
             `tokens`: the completion's length, trained tokens only.
             `plain`: log-probs with equal weights for all tokens; only if `logps` weights tokens (LD-DPO).
             `kls`: KL(reference || policy) summed over positions, nats; only if the loss needs it.
+            `kl_scores`: see `CompletionLogps.kl_scores`; only if the loss needs them.
             `alignments`: WPO's weights; only if pairs are weighted.
             `margins`, `score_gaps`: of pairs, the row's target reward margin, or 0; chosen - rejected score of the
                 row, or NaN.
-            `desirable`: of single completions, their label.
+            `chosen_is_reference`: of pairs, 1 if the reference has written the chosen completion, else 0.
+            `desirable`, `win_rates`: of single completions, their label, and how often they win by a judge's verdict.
         statistics: of the whole optimizer batch.
         loss: the loss.
     """
@@ -160,8 +174,19 @@ class ScoredBatch:
         kl, columns, mean_tokens = self.statistics.kl or 0.0, self.columns, self.statistics.mean_chosen_tokens
         logps, reference, tokens = self._completions
         if "desirable" in columns:
-            return LabelledLogps.from_numpy(logps, reference, tokens, columns["desirable"], mean_tokens, kl=kl)
+            kl_scores = columns.get("kl_scores")
+            return LabelledLogps.from_numpy(
+                logps,
+                reference,
+                tokens,
+                columns["desirable"],
+                mean_tokens,
+                kl=kl,
+                win_rates=_float32(columns["win_rates"]),
+                kl_scores=None if kl_scores is None else _float32(kl_scores[:, 0]),
+            )
         chosen_kls, rejected_kls = _chosen_and_rejected(columns.get("kls"))
+        chosen_kl_scores, rejected_kl_scores = _chosen_and_rejected(columns.get("kl_scores"))
         chosen_unweighted, rejected_unweighted = _chosen_and_rejected(columns.get("plain"))
         return PairLogps.from_numpy(
             logps,
@@ -172,6 +197,9 @@ class ScoredBatch:
             score_gaps=_float32(columns["score_gaps"]),
             chosen_kls=chosen_kls,
             rejected_kls=rejected_kls,
+            chosen_kl_scores=chosen_kl_scores,
+            rejected_kl_scores=rejected_kl_scores,
+            chosen_is_reference=_float32(columns["chosen_is_reference"]),
             chosen_unweighted=chosen_unweighted,
             rejected_unweighted=rejected_unweighted,
             kl=kl,

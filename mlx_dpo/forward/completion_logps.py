@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.token_logps import TokenTerms
+
+
+class LogpOptions(TypedDict, total=False):
+    """What to compute of completions beside their log-probs.
+
+    Attributes:
+        collision_logps: whether to compute log sum(p^2), which WPO's weights need (`CompletionLogps.alignments`).
+        reference_hidden_states: [tokens, hidden], the reference's, to compute `CompletionLogps.kls`; or None.
+        reference_token_logps: [tokens] nats, the reference's, to compute `CompletionLogps.kl_scores`; or None.
+    """
+
+    collision_logps: bool
+    reference_hidden_states: mx.array | None
+    reference_token_logps: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class CompletionLogps:
         token_weights: [tokens], weights of the tokens in sums; None if all are 1.
         collision_logps: [tokens], see `TokenTerms`; None if not requested.
         token_kls: [tokens] nats, KL(reference || this policy) at each position; None if not requested.
+        token_logratios: [tokens] nats, log p - log p_reference; None if not requested.
     """
 
     token_logps: np.ndarray
@@ -56,22 +72,28 @@ class CompletionLogps:
     token_weights: np.ndarray | None = None
     collision_logps: np.ndarray | None = None
     token_kls: np.ndarray | None = None
+    token_logratios: np.ndarray | None = None
 
     @classmethod
-    def from_token_terms(cls, batch: MicroBatch, targets: CompletionTargets, terms: TokenTerms) -> CompletionLogps:
+    def from_token_terms(
+        cls, batch: MicroBatch, targets: CompletionTargets, terms: TokenTerms, reference: np.ndarray | None = None
+    ) -> CompletionLogps:
         """Collect the terms of the completion tokens of a micro-batch.
 
         Args:
             batch: the micro-batch.
             targets: its completion tokens.
             terms: log-probs and more of the same tokens, in the same order.
+            reference: [tokens] log-probs under the reference, nats; None if not requested.
         """
         weights, indices = None, targets.sequence_indices
         if (by_sequence := batch.token_weights) is not None:
             order = indices[np.flatnonzero(np.diff(indices, prepend=-1))]
             weights = np.concatenate([by_sequence[i] for i in order])
         collisions, kls = (None if term is None else np.array(term) for term in (terms.collision_logps, terms.kls))
-        return cls(np.array(terms.logps), indices, len(batch.sequences), weights, collisions, kls)
+        logps = np.array(terms.logps)
+        logratios = None if reference is None else logps.astype(np.float64) - reference
+        return cls(logps, indices, len(batch.sequences), weights, collisions, kls, logratios)
 
     @property
     def sums(self) -> np.ndarray:
@@ -107,16 +129,32 @@ class CompletionLogps:
             raise ValueError("KLs were not requested of the forward pass: it had no reference_hidden_states")
         return self._sum_by_sequence(self.token_kls.astype(np.float64))
 
-    def token_grads(self, weights: np.ndarray, plain: np.ndarray | None = None) -> mx.array:
+    @property
+    def kl_scores(self) -> np.ndarray:
+        """[sequences]: sum over tokens of (log p - log p_reference) * log p.
+
+        Its gradient, with the first factor held constant, is the REINFORCE estimate of the gradient of the KL to the
+        reference (Munos et al. 2023, arXiv 2312.00886).
+        """
+        if self.token_logratios is None:
+            raise ValueError("log-ratios were not requested of the forward pass: it had no reference_token_logps")
+        return self._sum_by_sequence(self.token_logratios * self.token_logps)
+
+    def token_grads(
+        self, weights: np.ndarray, plain: np.ndarray | None = None, kl_scores: np.ndarray | None = None
+    ) -> mx.array:
         """Gradients with respect to the token log-probs, [tokens, 1] float32.
 
         Args:
             weights: [sequences], gradients with respect to `sums`.
             plain: [sequences], gradients with respect to `unweighted_sums`.
+            kl_scores: [sequences], gradients with respect to `kl_scores`.
         """
         gradients = weights[self.sequence_indices]
         gradients = gradients if self.token_weights is None else gradients * self.token_weights
         gradients = gradients if plain is None else gradients + plain[self.sequence_indices]
+        if kl_scores is not None and self.token_logratios is not None:
+            gradients = gradients + kl_scores[self.sequence_indices] * self.token_logratios
         return mx.array(gradients.astype(np.float32))[:, None]
 
     def _sum_by_sequence(self, values: np.ndarray) -> np.ndarray:

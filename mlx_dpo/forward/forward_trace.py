@@ -32,19 +32,26 @@ class ForwardTrace:
     terms: TokenTerms
     backward: Callable[[mx.array], Any]
 
-    def gradient(self, sums: np.ndarray, plain: np.ndarray | None = None, kls: np.ndarray | None = None) -> Any:
+    def gradient(
+        self,
+        sums: np.ndarray,
+        plain: np.ndarray | None = None,
+        kls: np.ndarray | None = None,
+        kl_scores: np.ndarray | None = None,
+    ) -> Any:
         """Compute the gradient of the trainable parameters; evaluated.
 
         Args:
             sums: [sequences], the loss's gradient with respect to `CompletionLogps.sums`.
             plain: [sequences], with respect to `CompletionLogps.unweighted_sums`.
             kls: [sequences], with respect to `CompletionLogps.kls`.
+            kl_scores: [sequences], with respect to `CompletionLogps.kl_scores`.
 
         Returns:
             A tree like the model's trainable parameters.
         """
         assert self.terms.logp_grads is not None
-        upstream_grad = self.logps.token_grads(sums, plain) * self.terms.logp_grads.astype(mx.float32)
+        upstream_grad = self.logps.token_grads(sums, plain, kl_scores) * self.terms.logp_grads.astype(mx.float32)
         if kls is not None and self.terms.kl_grads is not None:
             kl_weights = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
             upstream_grad = upstream_grad + kl_weights * self.terms.kl_grads.astype(mx.float32)

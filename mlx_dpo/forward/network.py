@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
-from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
+from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets, LogpOptions
 from mlx_dpo.forward.device import numpy_writes_through, usable_memory
 from mlx_dpo.forward.forward_trace import ForwardTrace
 from mlx_dpo.forward.gradient_checkpointing import feed_forwards, gradient_checkpointing
@@ -30,6 +30,8 @@ from mlx_dpo.utils.garbage_collection import no_garbage_collection
 from mlx_dpo.utils.random_state import random_state
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from mlx_dpo.distributed.tensor_parallel import TensorParallelism
 
 
@@ -136,18 +138,14 @@ class Network:
         """Number of modules that can be checkpointed: feed-forwards, then blocks."""
         return len(feed_forwards(self.model)) + len(self.model.layers)
 
-    def logps(
-        self, batch: MicroBatch, *, collision_logps: bool = False, reference_hidden_states: mx.array | None = None
-    ) -> CompletionLogps:
+    def logps(self, batch: MicroBatch, **options: Unpack[LogpOptions]) -> CompletionLogps:
         """Compute the log-prob of every completion token, end of turn included; evaluated.
 
         Args:
             batch: the micro-batch.
-            collision_logps: whether to compute log sum(p^2), which WPO's weights need (`CompletionLogps.alignments`).
-            reference_hidden_states: [tokens, hidden], the reference's, to compute `CompletionLogps.kls`.
+            options: what else to compute.
         """
-        hidden_states = self.lazy_hidden_states(batch)
-        return self._logps(batch, hidden_states, False, collision_logps, reference_hidden_states)[0]
+        return self._logps(batch, self.lazy_hidden_states(batch), gradients=False, **options)[0]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """Compute the hidden states at the inputs of all completion tokens, [tokens, hidden]; evaluated."""
@@ -160,14 +158,7 @@ class Network:
         with patched_mlx():
             return self._hidden_states(batch)
 
-    def trace(
-        self,
-        batch: MicroBatch,
-        num_checkpointed: int = 0,
-        *,
-        collision_logps: bool = False,
-        reference_hidden_states: mx.array | None = None,
-    ) -> ForwardTrace:
+    def trace(self, batch: MicroBatch, num_checkpointed: int = 0, **options: Unpack[LogpOptions]) -> ForwardTrace:
         """Compute log-probs and keep what the backward pass needs.
 
         The graph of the backward pass is built with a placeholder for the upstream gradient, which is filled in once
@@ -178,8 +169,7 @@ class Network:
         Args:
             batch: the micro-batch.
             num_checkpointed: modules that keep only their inputs (gradient checkpointing).
-            collision_logps: see `logps`.
-            reference_hidden_states: see `logps`.
+            options: see `logps`.
         """
         seed, can_fill = random_state(), numpy_writes_through()
         if can_fill:
@@ -194,7 +184,7 @@ class Network:
             mx.random.seed(seed)  # dropout as in the forward pass
             return self._build_backward(batch, num_checkpointed, upstream_grad)[2]
 
-        logps, terms = self._logps(batch, hidden_states, True, collision_logps, reference_hidden_states)
+        logps, terms = self._logps(batch, hidden_states, gradients=True, **options)
         return ForwardTrace(logps, terms, backward)
 
     def activation_bytes(self, batch: MicroBatch, num_checkpointed: int = 0) -> int:
@@ -254,8 +244,7 @@ class Network:
         batch: MicroBatch,
         hidden_states: mx.array,
         gradients: bool,
-        collision_logps: bool,
-        reference_hidden_states: mx.array | None,
+        **options: Unpack[LogpOptions],
     ) -> tuple[CompletionLogps, TokenTerms]:
         targets = self._targets(batch)
         terms = token_logps(
@@ -264,10 +253,10 @@ class Network:
             self.logits,
             self.chunk_tokens,
             gradients=gradients,
-            collision_logps=collision_logps,
-            reference_hidden_states=reference_hidden_states,
+            collision_logps=options.get("collision_logps", False),
+            reference_hidden_states=options.get("reference_hidden_states"),
         )
-        return CompletionLogps.from_token_terms(batch, targets, terms), terms
+        return CompletionLogps.from_token_terms(batch, targets, terms, options.get("reference_token_logps")), terms
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """Logits, [tokens, vocabulary], of hidden states, [tokens, hidden]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,11 +13,14 @@ from mlx_dpo.adapters.adapter_folder import load_adapter
 from mlx_dpo.adapters.reward_head import attach_reward_head, initial_head_weight, is_reward_model, read_reward_head
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets
+from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets, LogpOptions
 from mlx_dpo.forward.head import HeadSplit, find_head_split
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import Policy
 from mlx_dpo.forward.token_logps import TokenTerms
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,7 @@ class RewardNetwork(Network):
         batch: MicroBatch,
         hidden_states: mx.array,
         gradients: bool,
-        collision_logps: bool,
-        reference_hidden_states: mx.array | None,
+        **options: Unpack[LogpOptions],
     ) -> tuple[CompletionLogps, TokenTerms]:
         rewards = hidden_states[:, 0]
         indices = self._targets(batch).sequence_indices

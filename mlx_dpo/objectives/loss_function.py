@@ -29,6 +29,14 @@ class RewardKind(Enum):
     HEAD = "the output of a scalar head at the completion's last token"
 
 
+class Opponent(Enum):
+    """Who writes the completion that the policy's own is compared with, when training on the policy's own answers."""
+
+    POLICY = "the policy itself"
+    REFERENCE = "the reference"
+    MIXTURE = "a mixture of policy and reference"
+
+
 @dataclass(frozen=True)
 class LossFunction:
     """A loss and its facts.
@@ -46,10 +54,13 @@ class LossFunction:
         needs_kl: whether it needs the batch's KL, estimated on mismatched completions.
         needs_token_kls: whether it needs the KL of whole distributions at each position, for which the reference is
             run in every step.
+        needs_kl_scores: whether it needs `kl_scores`, for which the reference is run in every step.
         needs_scores: whether it needs the rows' scores.
         uses_margins: whether it respects the rows' `margin` column (`PairLogps.reward_margins`).
         next_state: called as (state, inputs, **settings) with the state after earlier batches (empty at first) and a
             whole optimizer batch; returns the state that the loss of this batch sees. None: it keeps no state.
+        opponent: who writes the other completion in on-policy training; a loss for which that is not the policy itself
+            is defined for on-policy training only.
     """
 
     function: Callable[..., mx.array]
@@ -62,9 +73,11 @@ class LossFunction:
     unpaired: bool = False
     needs_kl: bool = False
     needs_token_kls: bool = False
+    needs_kl_scores: bool = False
     needs_scores: bool = False
     uses_margins: bool = False
     next_state: Callable[..., LossState] | None = None
+    opponent: Opponent = Opponent.POLICY
 
     @property
     def name(self) -> str:

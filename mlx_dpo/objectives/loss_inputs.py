@@ -33,6 +33,9 @@ class PairLogps:
         target_margins: the target reward margin of each pair, from the rows' `margin` column; 0 without one.
         score_gaps: chosen score - rejected score of the rows; NaN without scores.
         chosen_kls, rejected_kls: KL(pi_ref || pi) summed over a completion's positions; None unless needed.
+        chosen_kl_scores, rejected_kl_scores: sums over tokens of (log pi - log pi_ref) * log pi, whose gradient has the
+            first factor constant; None unless needed.
+        chosen_is_reference: 1 where the reference has written the chosen completion, 0 where the rejected one.
         chosen_unweighted, rejected_unweighted: log pi with equal weights for all tokens, if the log-ratios weight
             tokens (LD-DPO); else None.
         kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 unless needed.
@@ -51,6 +54,9 @@ class PairLogps:
     score_gaps: mx.array = field(default_factory=lambda: mx.array(float("nan")))
     chosen_kls: mx.array | None = None
     rejected_kls: mx.array | None = None
+    chosen_kl_scores: mx.array | None = None
+    rejected_kl_scores: mx.array | None = None
+    chosen_is_reference: mx.array = field(default_factory=lambda: mx.array(0.0))
     chosen_unweighted: mx.array | None = None
     rejected_unweighted: mx.array | None = None
     kl: float = 0.0
@@ -80,6 +86,7 @@ class PairLogps:
         fields = {
             "sums": ("chosen_logratios", "rejected_logratios"),
             "kls": ("chosen_kls", "rejected_kls"),
+            "kl_scores": ("chosen_kl_scores", "rejected_kl_scores"),
             "plain": ("chosen_unweighted", "rejected_unweighted"),
         }
         return {kind: names for kind, names in fields.items() if getattr(self, names[0]) is not None}
@@ -143,6 +150,9 @@ class PairLogps:
     def as_labelled(self) -> LabelledLogps:
         """Every pair as two completions: all chosen ones, labelled true, then all rejected ones, labelled false."""
         ones = mx.ones(len(self.chosen_logratios))
+        kl_scores = None
+        if self.chosen_kl_scores is not None and self.rejected_kl_scores is not None:
+            kl_scores = mx.concatenate([self.chosen_kl_scores, self.rejected_kl_scores])
         return LabelledLogps(
             mx.concatenate([self.chosen_logratios, self.rejected_logratios]),
             mx.concatenate([self.chosen_reference, self.rejected_reference]),
@@ -152,6 +162,7 @@ class PairLogps:
             mx.concatenate([self.chosen_unweighted_logps, self.rejected_logps]),
             self.kl,
             self.state,
+            kl_scores=kl_scores,
         )
 
 
@@ -168,6 +179,9 @@ class LabelledLogps:
         unweighted: log pi with equal weights for all tokens, if it is not the sum of the first two; else None.
         kl: the batch's KL(pi || pi_ref), at least 0, estimated on mismatched completions; 0 unless needed.
         state: the loss's state after this batch's update; empty for a loss without one.
+        win_rates: from 0 to 1, how often a judge prefers them to others; None: their labels.
+        kl_scores: sums over tokens of (log pi - log pi_ref) * log pi, whose gradient has the first factor constant;
+            None unless needed.
     """
 
     logratios: mx.array
@@ -178,6 +192,8 @@ class LabelledLogps:
     unweighted: mx.array | None = None
     kl: float = 0.0
     state: LossState = ()
+    win_rates: mx.array | None = None
+    kl_scores: mx.array | None = None
 
     @classmethod
     def from_numpy(
@@ -205,7 +221,7 @@ class LabelledLogps:
     @property
     def gradient_fields(self) -> dict[str, tuple[str, ...]]:
         """What gradients are taken with respect to, by the argument of `ForwardTrace.gradient` that takes them."""
-        return {"sums": ("logratios",)}
+        return {"sums": ("logratios",), **({} if self.kl_scores is None else {"kl_scores": ("kl_scores",)})}
 
     @property
     def unweighted_logps(self) -> mx.array:

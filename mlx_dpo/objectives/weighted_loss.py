@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_dpo.errors import UserError
 from mlx_dpo.objectives.f_divergence import score_function
-from mlx_dpo.objectives.loss_function import DIVERGENCE_DEFAULTS, LossFunction, RewardKind
+from mlx_dpo.objectives.loss_function import DIVERGENCE_DEFAULTS, LossFunction, Opponent, RewardKind
 from mlx_dpo.objectives.loss_inputs import LabelledLogps, LossState, PairLogps
 from mlx_dpo.objectives.loss_registry import LOSS_FUNCTIONS, find_loss_function
 
@@ -93,6 +93,17 @@ class WeightedLoss:
     def needs_token_kls(self) -> bool:
         """Whether it needs the KL at each position."""
         return any(function.needs_token_kls for function in self.loss_functions)
+
+    @property
+    def needs_kl_scores(self) -> bool:
+        """Whether it needs `kl_scores`, for which the reference is run in every step."""
+        return any(function.needs_kl_scores for function in self.loss_functions)
+
+    @property
+    def opponent(self) -> Opponent:
+        """Who writes the other completion in on-policy training."""
+        others = [function.opponent for function in self.loss_functions if function.opponent is not Opponent.POLICY]
+        return others[0] if others else Opponent.POLICY
 
     @property
     def needs_reference(self) -> bool:

@@ -13,6 +13,7 @@ from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
+from mlx_dpo.forward.completion_logps import CompletionLogps
 from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.policy import without_dropout
@@ -38,6 +39,16 @@ class ReferencePolicy:
         """
         hint = "Use --reference initial, base or none, with lora or dora."
         message = "the loss needs the reference in every step, and it is not in memory"
+        raise UserError(message, field="reference", hint=hint)
+
+    def token_logps(self, batch: MicroBatch) -> np.ndarray:
+        """[tokens] log-probs of a micro-batch's completion tokens, nats, in the order of the policy's.
+
+        Raises:
+            UserError: the reference is not in memory.
+        """
+        hint = "Use --reference initial or base, with lora or dora."
+        message = "the loss needs the reference's log-probs by token, and it is not in memory"
         raise UserError(message, field="reference", hint=hint)
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
@@ -72,6 +83,7 @@ class SharedNetworkReference(ReferencePolicy):
 
     def __init__(self, network: Network, tensors: Tensors) -> None:
         self.network, self.tensors = network, tensors
+        self._latest: tuple[MicroBatch, CompletionLogps] | None = None  # sums and token_logps are of the same batch
 
     def is_policy(self) -> bool:
         """Whether the network's tensors are the reference's own: nothing was updated or loaded since."""
@@ -82,8 +94,17 @@ class SharedNetworkReference(ReferencePolicy):
         """[sequences]; see `ReferencePolicy.sums`."""
         if policy_sums is not None and self.is_policy():
             return policy_sums
-        with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
-            return self.network.logps(batch).sums
+        return self._logps(batch).sums
+
+    def token_logps(self, batch: MicroBatch) -> np.ndarray:
+        """[tokens]; see `ReferencePolicy.token_logps`."""
+        return self._logps(batch).token_logps.astype(np.float64)
+
+    def _logps(self, batch: MicroBatch) -> CompletionLogps:
+        if self._latest is None or self._latest[0] is not batch:
+            with swap_adapter(self.network.model, self.tensors), without_dropout(self.network.model):
+                self._latest = batch, self.network.logps(batch)
+        return self._latest[1]
 
     def hidden_states(self, batch: MicroBatch) -> mx.array:
         """[tokens, hidden]; see `ReferencePolicy.hidden_states`."""
@@ -92,7 +113,7 @@ class SharedNetworkReference(ReferencePolicy):
 
     def soft_update(self, policy_tensors: Tensors, alpha: float) -> None:
         """Move the reference towards the policy: alpha * policy + (1 - alpha) * reference; see `interpolation`."""
-        self.tensors = interpolate_adapters(policy_tensors, self.tensors, alpha)
+        self.tensors, self._latest = interpolate_adapters(policy_tensors, self.tensors, alpha), None
 
 
 class CachedReference(SharedNetworkReference):

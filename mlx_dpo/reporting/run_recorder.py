@@ -21,6 +21,7 @@ from mlx_dpo.evaluation.eval_snapshot import NUM_KL_EXAMPLES, EvalSnapshot
 from mlx_dpo.evaluation.measuring import ExampleMeasurement
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import MetricsLog
+from mlx_dpo.reporting.rollout_log import RolloutLog
 from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.sampling.generation import generate_from_token_ids
 from mlx_dpo.training.events import Note, RunPlan
@@ -147,7 +148,8 @@ def recording_listeners(forward: Listener, num_samples: int, command: str | None
     def on_message(text: str) -> None:
         forward.handle(Note(text))
 
-    return Listeners(MetricsLog(on_message), RunRecorder(on_message, num_samples=num_samples, command=command))
+    recorder = RunRecorder(on_message, num_samples=num_samples, command=command)
+    return Listeners(MetricsLog(on_message), RolloutLog(on_message), recorder)
 
 
 def evaluation_record(snapshot: EvalSnapshot) -> dict[str, Any]:

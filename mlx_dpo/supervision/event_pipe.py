@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from mlx_dpo.training.events import Event, SnapshotTaken, TrainResult
+from mlx_dpo.training.events import Event, RolloutsUsed, SnapshotTaken, TrainResult
 from mlx_dpo.training.listener import Listener
 
 
@@ -70,8 +70,8 @@ class EventSender(Listener):
         self.pipe_fd, self.on_lost = pipe_fd, on_lost
 
     def handle(self, event: Event) -> None:
-        """Send every event but evaluation snapshots, which hold the model."""
-        if not isinstance(event, SnapshotTaken):
+        """Send every event but evaluation snapshots, which hold the model, and rollouts, which may be large."""
+        if not isinstance(event, (SnapshotTaken, RolloutsUsed)):
             self.send(event)
 
     def send(self, message: Any) -> None:

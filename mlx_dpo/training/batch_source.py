@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from mlx_dpo.distributed.communicator import Arrays
 from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.optimizer_batch import IndexedExample, indexed_examples
 from mlx_dpo.training.checkpoint import ComponentState
+from mlx_dpo.training.events import Metrics
 
 
 class BatchSource(Protocol):
@@ -28,8 +29,8 @@ class BatchSource(Protocol):
     steps_per_epoch: int | None = None
     can_prefetch: bool = False
 
-    def batch(self, step: int) -> Sequence[IndexedExample]:
-        """Return the examples of an optimizer batch; none if the source is exhausted.
+    def batch(self, step: int) -> Sequence[IndexedExample] | None:
+        """Return the examples of an optimizer batch; none if the source is exhausted, and None to skip this step.
 
         If several processes share the batch, each requests all of it, and encodes its own share.
 
@@ -55,6 +56,21 @@ class BatchSource(Protocol):
         """
         return
 
+    def after_step(self, step: int) -> None:
+        """Take note that the last batch was trained on, or skipped; does nothing by default.
+
+        A source whose state changes from batch to batch must not change what `state` returns before: a step may be
+        interrupted, and is then repeated.
+
+        Args:
+            step: optimizer steps done.
+        """
+        return
+
+    def report_metrics(self) -> Metrics:
+        """Return metrics of the batches since the last call; none by default."""
+        return {}
+
     def state(self) -> ComponentState:
         """Return the state that a checkpoint stores so that the next batches are the same; empty by default."""
         return ComponentState()
@@ -66,6 +82,21 @@ class BatchSource(Protocol):
             state: what `state` returned when it was written.
         """
         return
+
+
+def batches_of_steps(source: BatchSource, first: int, last: int) -> Iterator[Sequence[IndexedExample] | None]:
+    """Yield the examples of steps, up to the end of the source; None for a step to skip.
+
+    Args:
+        source: provides them.
+        first: optimizer steps done before the first of these steps.
+        last: optimizer steps done after the last one.
+    """
+    for step in range(first, last):
+        examples = source.batch(step)
+        if examples is not None and not len(examples):
+            return
+        yield examples
 
 
 class ShuffledDataset(BatchSource):
@@ -90,7 +121,7 @@ class ShuffledDataset(BatchSource):
         """Digest of the rows."""
         return self.examples.source.digest
 
-    def batch(self, step: int) -> Sequence[IndexedExample]:
+    def batch(self, step: int) -> list[IndexedExample]:
         """Return the examples of a step, counted from 0 over all epochs; they are encoded when first needed."""
         return indexed_examples(self.examples, self.epochs.batch(step))
 

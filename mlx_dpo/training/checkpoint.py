@@ -6,6 +6,7 @@ A checkpoint is a flat folder: `starting_checkpoint` and the push of checkpoints
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from mlx_dpo.adapters.adapter_folder import read_safetensors
 from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.evaluation.metrics import mean_metrics
 
 PROGRESS_FILE, OPTIMIZER_FILE = "progress.json", "optimizer.safetensors"
 # Log-probs of the reference, and its tensors if it moves. Existing checkpoints have these names, so they stay.
@@ -79,6 +81,19 @@ class TrainingProgress:
         The next report is then about the steps after the checkpoint only.
         """
         self.pending_metrics = [row for row in self.pending_metrics if len(row) == count]
+
+    def take_pending_metrics(self, names: Sequence[str]) -> dict[str, float]:
+        """Return the mean metrics since the last call, with the mean gradient norm; empty if no step was taken.
+
+        Args:
+            names: of the metrics.
+        """
+        if not self.pending_metrics:
+            return {}
+        means = mean_metrics([np.array(self.pending_metrics)], names)
+        means["grad_norm"] = float(np.mean(self.grad_norms))
+        self.pending_metrics, self.grad_norms = [], []
+        return means
 
     def has_stopped_improving(self, patience: int) -> bool:
         """Whether `patience` evaluations in a row were not better than the best; never if it is 0."""

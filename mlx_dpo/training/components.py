@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx_dpo.adapters.adapter_settings import require_settings_of_adapter
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import CONFIG_FILE, read_yaml
+from mlx_dpo.data.chat_rendering import PromptSource
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -32,6 +33,7 @@ from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy
 from mlx_dpo.forward.reward_network import with_reward_head
 from mlx_dpo.forward.vocabulary import check_vocabulary
+from mlx_dpo.judges.judge import Judge
 from mlx_dpo.lineage.lineage_file import Lineage
 from mlx_dpo.lineage.lineage_steps import run_lineage
 from mlx_dpo.lineage.model_identity import identify_model
@@ -42,6 +44,8 @@ from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics, Note
 from mlx_dpo.training.listener import Listener, ListenerProgress
+from mlx_dpo.training.on_policy.on_policy_checks import check_on_policy
+from mlx_dpo.training.on_policy.on_policy_setup import OnPolicyInputs, make_rollout_source, open_on_policy
 from mlx_dpo.training.policy_setup import common_fallback, load_policy, make_memory_model, resolved_adapter_settings
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import RunFolder
@@ -61,6 +65,8 @@ class TrainInputs:
         valid_rows: held-out rows; None for those of `config.valid_data`.
         listener: receives the run's events.
         oom_fallback: memory reductions after an out-of-memory crash.
+        prompts: prompts to answer in on-policy training; None for those of `config.prompts`.
+        judge: compares the answers; None for that of `config.judge`.
     """
 
     config: TrainConfig
@@ -70,6 +76,8 @@ class TrainInputs:
     valid_rows: Rows | None
     listener: Listener
     oom_fallback: OomFallback = NO_FALLBACK
+    prompts: Sequence[PromptSource] | None = None
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class TrainComponents:
         skipped_rows: rows that can't be used and are skipped.
         communicator: ranks that train together.
         lineage: what the adapter is derived from.
+        on_policy: prompts and judge; None if the examples to train on are not sampled.
     """
 
     config: TrainConfig
@@ -95,11 +104,22 @@ class TrainComponents:
     skipped_rows: list[RowError]
     communicator: Communicator
     lineage: Lineage
+    on_policy: OnPolicyInputs | None = None
 
     @property
     def train_set(self) -> ExampleSet:
         """Examples to train on."""
         return self.example_sets[TRAIN]
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are to train on, or prompts whose completions are sampled."""
+        return len(self.on_policy.prompts) if self.on_policy else len(self.train_set.indices)
+
+    @property
+    def example_kind(self) -> str:
+        """What these are called."""
+        return "prompts" if self.on_policy else self.train_set.example_kind
 
     def make_trainer(
         self,
@@ -114,7 +134,7 @@ class TrainComponents:
             folder: the run's folder.
             listener: receives the run's events.
             stop: set it to end the run after the current step.
-            source: provides the examples; those to train on, shuffled, by default.
+            source: provides the examples; by default those to train on, shuffled, or sampled from the policy.
         """
         config, references = self.config, {name: examples.reference for name, examples in self.example_sets.items()}
         sync = None
@@ -122,7 +142,7 @@ class TrainComponents:
             sync = ReferenceSync(config.reference_sync_steps, config.reference_mixup or ReferenceSync.mixup)
         return Trainer(
             config,
-            source or ShuffledDataset(self.train_set, config.batch_size, config.seed),
+            source or self._make_source(listener),
             CompletionLogProbScorer(self.policy, self.memory_model, self.loss, references, config.max_length, sync),
             PreferenceLoss(self.loss),
             self.evaluate if HELD_OUT in self.example_sets else None,
@@ -130,6 +150,14 @@ class TrainComponents:
             listener,
             stop or threading.Event(),
             self.communicator,
+        )
+
+    def _make_source(self, listener: Listener) -> BatchSource:
+        config, train_set = self.config, self.train_set
+        if self.on_policy is None:
+            return ShuffledDataset(train_set, config.batch_size, config.seed)
+        return make_rollout_source(
+            config, self.loss, self.on_policy, self.policy, self.memory_model, train_set, self.communicator, listener
         )
 
     def evaluate(
@@ -180,6 +208,7 @@ def build_components(
     config = resolve_loss_settings(config, loss)
     require_settings_of_adapter(config, {})
     require_reference_in_memory(config, loss)
+    check_on_policy(config, loss, has_prompts=inputs.prompts is not None, has_judge=inputs.judge is not None)
     if (inputs.model is None) != (inputs.tokenizer is None):
         raise UserError("a model in memory needs its tokenizer: pass both", field="model")
     tokenizer = inputs.tokenizer or load_tokenizer(config.model)
@@ -197,6 +226,9 @@ def build_components(
         error.hint = f"{error.hint}\n{advice}" if error.hint else advice
         raise
     config = resolve_for_examples(config, loss, sets[TRAIN])
+    on_policy = None
+    if config.on_policy:
+        on_policy = open_on_policy(config, sets[TRAIN].examples.encoder, inputs.prompts, inputs.judge, progress)
     if (config.patience or config.keep_best) and HELD_OUT not in sets:
         field = "patience" if config.patience else "keep_best"
         raise UserError("no examples are held out to measure", field=field, hint="Give rows with --valid-data.")
@@ -218,7 +250,9 @@ def build_components(
     attach_reference(config, loss, policy, memory_model, sets, communicator)
     config = config.replace(**resolved_adapter_settings(policy.spec, config))
     lineage = run_lineage(identify_model(config.model, model_folder), config.loss, config.init_adapter)
-    return TrainComponents(config, policy, memory_model, loss, sets, skipped_rows or [], communicator, lineage)
+    return TrainComponents(
+        config, policy, memory_model, loss, sets, skipped_rows or [], communicator, lineage, on_policy
+    )
 
 
 def _restore_reference_logps(example_sets: ExampleSets, state: TrainingState) -> None:

@@ -22,6 +22,8 @@ def row_notes(example_set: ExampleSet, loss: WeightedLoss, loss_name: str) -> It
         loss_name: its name for display.
     """
     source = example_set.examples.source
+    if not len(source):
+        return  # they are sampled while training
     first = source[0]
     if isinstance(first, Pair) and first.margin is not None:
         if all(function.uses_margins for function in loss.loss_functions if not function.unpaired):

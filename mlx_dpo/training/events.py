@@ -21,7 +21,7 @@ class RunPlan:
         steps: optimizer steps of the whole run.
         first_step: steps that a resumed run has already done; 0 for a new run.
         num_examples: number of examples, by "train" and "held_out".
-        example_kind: what an example is called: "pairs" or "completions".
+        example_kind: what an example is called: "pairs", "completions" or, if they are sampled, "prompts".
         steps_per_epoch: steps in which every example is used once; 0 if the batch source has no epochs.
         steps_per_eval: steps between evaluations; 0: only before the first step and after the last.
         memory_limit: bytes that may be used.
@@ -118,6 +118,15 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
+class RolloutsUsed(Event):
+    """An on-policy step is done: what was sampled and judged for it, a mapping for each prompt."""
+
+    hook = "on_rollouts"
+    step: int
+    rollouts: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class MetricsReport(Event):
     """`steps_per_report` steps are done: their mean metrics."""
 
@@ -146,7 +155,7 @@ class EvaluationMetrics(Event):
 class SnapshotTaken(Event):
     """An evaluation can be looked into, example by example, with the policy in memory.
 
-    The only event that a supervised run does not forward to the parent process, since it holds the model.
+    A supervised run does not forward it to the parent process, since it holds the model.
     """
 
     hook = "on_evaluation_snapshot"

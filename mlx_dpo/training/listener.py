@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_dpo.training.events import Event, Metrics, PreparationProgress, Preparing, RunPlan
 from mlx_dpo.utils.progress import Progress
@@ -52,6 +52,14 @@ class Listener:
         Args:
             step: number of steps done.
             metrics: means over the step's own batch; `peak_memory_gb` and `reference_seconds` are totals so far.
+        """
+
+    def on_rollouts(self, step: int, rollouts: list[dict[str, Any]]) -> None:
+        """An on-policy step is done. Supervised runs call this in the training process only.
+
+        Args:
+            step: number of steps done.
+            rollouts: what was sampled and judged for it, as lines of rollouts.jsonl.
         """
 
     def on_metrics(self, metrics: Metrics) -> None:

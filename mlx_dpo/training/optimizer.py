@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
@@ -64,3 +68,22 @@ def learning_rate_at(config: TrainConfig, step: int, total: int) -> float:
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return config.learning_rate * decay[config.lr_schedule]
+
+
+def apply_gradients(optimizer: optim.Optimizer, model: nn.Module, gradients: Any, max_norm: float) -> float:
+    """Clip gradients and apply them, unless they are not finite.
+
+    Args:
+        optimizer: the optimizer, with its learning rate set.
+        model: the model; its trainable parameters are updated and evaluated.
+        gradients: a tree like them.
+        max_norm: clip to this norm; 0 never clips.
+
+    Returns:
+        The norm before clipping.
+    """
+    gradients, norm = optim.clip_grad_norm(gradients, max_norm or float("inf"))
+    if np.isfinite(norm.item()):
+        optimizer.update(model, gradients)
+        mx.eval(model.trainable_parameters(), optimizer.state)
+    return float(norm.item())

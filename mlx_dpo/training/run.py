@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.nn as nn
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.data.chat_rendering import PromptSource
 from mlx_dpo.distributed.communicator import Communicator, ring_all_reduce_bytes
 from mlx_dpo.errors import UserError
-from mlx_dpo.evaluation.example_sets import Rows
+from mlx_dpo.evaluation.example_sets import TRAIN, Rows
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
+from mlx_dpo.judges.judge import Judge
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.data_notes import encoding_notes, parsing_notes, row_notes
 from mlx_dpo.training.events import Note, RunEnd, RunPlan, RunStart, TrainResult
@@ -38,8 +41,10 @@ def train(
     resume_anyway: bool = False,
     oom_fallback: OomFallback = NO_FALLBACK,
     stop: threading.Event | None = None,
+    prompts: Sequence[PromptSource] | None = None,
+    judge: Judge | None = None,
 ) -> TrainResult:
-    """Train a policy on preference pairs and leave a run's folder at `config.adapter_path`.
+    """Train a policy on preference pairs, or on its own answers, and leave a run's folder at `config.adapter_path`.
 
     If a launcher has started several processes, each calls this function, and together they train one adapter. The
     listener of each receives the run's events; only rank 0 writes.
@@ -56,6 +61,8 @@ def train(
         resume_anyway: resume even if config, model or data have changed.
         oom_fallback: memory reductions to apply; used by the supervisor after an out-of-memory crash.
         stop: set it to end the run; finished steps are saved. With several ranks, after the current step.
+        prompts: with `config.on_policy`, prompts in memory instead of `config.prompts`.
+        judge: with `config.on_policy`, a judge in memory instead of `config.judge`.
 
     Returns:
         The run's folder and its held-out metrics before and after.
@@ -66,7 +73,7 @@ def train(
         RankLost: the connection to another rank was lost.
     """
     listener, folder = listener or Listener(), RunFolder(config.adapter_path)
-    inputs = TrainInputs(config, model, tokenizer, rows, valid_rows, listener, oom_fallback)
+    inputs = TrainInputs(config, model, tokenizer, rows, valid_rows, listener, oom_fallback, prompts, judge)
     try:
         communicator = Communicator.join(data_parallel=not config.tensor_parallel)
         with communicator.fail_together():
@@ -130,13 +137,15 @@ def _run_plan(trainer: Trainer, components: TrainComponents) -> RunPlan:
     from mlx_lm.utils import get_total_parameters
 
     shards, tensors = components.policy.network.shards, list(trainable_tensors(trainer.model).values())
+    num_examples = {name: len(example_set.indices) for name, example_set in components.example_sets.items()}
+    num_examples[TRAIN] = components.num_examples
     return RunPlan(
         run=trainer.saver.folder.path,
         steps=trainer.steps,
         first_step=trainer.progress.step,
         evaluates_first=trainer.progress.evaluation_is_pending(trainer.steps, trainer.config.steps_per_eval),
-        num_examples={name: len(example_set.indices) for name, example_set in components.example_sets.items()},
-        example_kind=components.train_set.example_kind,
+        num_examples=num_examples,
+        example_kind=components.example_kind,
         steps_per_epoch=trainer.source.steps_per_epoch or 0,
         steps_per_eval=trainer.config.steps_per_eval,
         memory_limit=memory_limit(trainer.config),

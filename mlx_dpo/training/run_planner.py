@@ -21,9 +21,11 @@ from mlx_dpo.forward.activation_memory import BatchCost
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.reference.reference_policy import SharedNetworkReference
+from mlx_dpo.training.batch_source import BatchSource
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.on_policy.planned_rollouts import PlannedRollouts
 from mlx_dpo.training.policy_setup import memory_limit
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
@@ -120,9 +122,20 @@ def estimate_run(
     try:
         components = build_components(TrainInputs(config, model, tokenizer, rows, valid_rows, listener))
         with tempfile.TemporaryDirectory() as folder:
-            return _estimate(components, components.make_trainer(RunFolder(folder), Listener()), listener)
+            source = _planned_source(components)
+            return _estimate(
+                components, components.make_trainer(RunFolder(folder), Listener(), source=source), listener
+            )
     finally:
         listener.handle(RunEnd())
+
+
+def _planned_source(components: TrainComponents) -> BatchSource | None:
+    """Stands for what on-policy training would sample; None if it samples nothing."""
+    if components.on_policy is None:
+        return None
+    config, reference = components.config, components.train_set.reference
+    return PlannedRollouts(components.on_policy.prompts, reference, config.batch_size, config.max_tokens)
 
 
 def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener) -> RunEstimate:
@@ -134,7 +147,7 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
     costs = [BatchCost.from_batch(micro, network.sharing) for micro in micro_batches]
     largest = max(micro_batches, key=memory_model.peak_bytes)
     peak, seconds = int(memory_model.peak_bytes(largest)), dict[str, float]()
-    num_pairs, held_out = len(components.train_set.indices), components.example_sets.get(HELD_OUT)
+    num_pairs, held_out = components.num_examples, components.example_sets.get(HELD_OUT)
     num_held_out = len(held_out.indices) if held_out else 0
     reference = components.train_set.reference.reference_policy
     is_policy = isinstance(reference, SharedNetworkReference) and reference.is_policy()  # asked before the trial steps
@@ -173,7 +186,8 @@ def _first_epoch(trainer: Trainer) -> list[OptimizerBatch]:
     steps = min(trainer.steps, _steps_per_epoch(trainer))
     stride = max(1, steps * trainer.config.batch_size // MAX_PAIRS_READ)
     scorer, source, communicator = trainer.scorer, trainer.source, trainer.communicator
-    return list(prefetch(scorer.make_batch(source.batch(step), communicator) for step in range(0, steps, stride)))
+    batches = (source.batch(step) for step in range(0, steps, stride))
+    return list(prefetch(scorer.make_batch(examples, communicator) for examples in batches if examples))
 
 
 def _time_steps(

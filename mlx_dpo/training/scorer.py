@@ -147,7 +147,9 @@ class CompletionForward(ForwardPass):
 
     def backward(self, gradients: Arrays) -> Any:
         """Compute the gradient of the trainable parameters; see `ForwardPass`."""
-        return self.trace.gradient(gradients["logps"], gradients.get("plain"), gradients.get("kls"))
+        return self.trace.gradient(
+            gradients["logps"], gradients.get("plain"), gradients.get("kls"), gradients.get("kl_scores")
+        )
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import takewhile
-from typing import Any
 
-import mlx.core as mx
 import numpy as np
-from mlx.optimizers import clip_grad_norm
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config import TrainConfig
@@ -23,14 +19,14 @@ from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.objectives import LossStates
 from mlx_dpo.training import events
 from mlx_dpo.training.batch_loss import BatchLoss
-from mlx_dpo.training.batch_source import BatchSource
+from mlx_dpo.training.batch_source import BatchSource, batches_of_steps
 from mlx_dpo.training.checkpoint import TrainingProgress, TrainingState
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics
 from mlx_dpo.training.gradients import GradientComputer
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.non_finite import SkippedSteps
-from mlx_dpo.training.optimizer import learning_rate_at, make_optimizer, total_steps
+from mlx_dpo.training.optimizer import apply_gradients, learning_rate_at, make_optimizer, total_steps
 from mlx_dpo.training.result_sharing import share_results
 from mlx_dpo.training.scorer import Scorer
 from mlx_dpo.training.throughput import ThroughputMeter
@@ -155,7 +151,10 @@ class Trainer:
             if self._should_stop_early():
                 return metrics
         for batch in self._batches():
-            self.step(batch)
+            if batch is None:
+                self._skip_step()
+            else:
+                self.step(batch)
             metrics = self._after_step()
             if self._should_stop_early():
                 break
@@ -165,10 +164,12 @@ class Trainer:
                 metrics = self._save_and_evaluate()
         return metrics
 
-    def _batches(self) -> Iterator[OptimizerBatch]:
-        """This rank's share of every batch from here to the last step."""
-        per_step = map(self.source.batch, range(self.progress.step, self.steps))
-        batches = (self.scorer.make_batch(examples, self.communicator) for examples in takewhile(len, per_step))
+    def _batches(self) -> Iterator[OptimizerBatch | None]:
+        """This rank's share of every batch from here to the last step; None for a step to skip."""
+        batches = (
+            None if examples is None else self.scorer.make_batch(examples, self.communicator)
+            for examples in batches_of_steps(self.source, self.progress.step, self.steps)
+        )
         return prefetch(batches) if self.source.can_prefetch else batches
 
     def _should_stop_early(self) -> bool:
@@ -197,7 +198,10 @@ class Trainer:
             self._peak_memory_gb = float(results["peak_memory"].max())
             metrics = mean_metrics([example_metrics], self.loss.metric_names)
             gradients = self.communicator.all_sum(gradients)
-            norm = self._update(gradients) if np.isfinite(metrics["loss"]) else float("nan")
+            norm = float("nan")
+            if np.isfinite(metrics["loss"]):
+                self.optimizer.learning_rate = learning_rate_at(self.config, progress.step, self.steps)
+                norm = apply_gradients(self.optimizer, self.model, gradients, self.config.max_grad_norm)
             progress.step += 1
             if np.isfinite(norm):
                 progress.loss_states, progress.consecutive_skips = states, 0
@@ -206,19 +210,16 @@ class Trainer:
             else:
                 self._skipped_steps.record(progress, batch, example_metrics, local)
             self.scorer.after_step(progress.step)
+            self.source.after_step(progress.step)
         self._throughput.examples += batch.size
         self._throughput.steps += 1
         metrics |= {"peak_memory_gb": self._peak_memory_gb, "reference_seconds": self.scorer.reference_seconds}
         self.listener.handle(events.Step(progress.step, metrics))
 
-    def _update(self, gradients: Any) -> float:
-        """Apply the gradients if they are finite; return their norm before clipping."""
-        gradients, norm = clip_grad_norm(gradients, self.config.max_grad_norm or float("inf"))
-        if np.isfinite(norm.item()):
-            self.optimizer.learning_rate = learning_rate_at(self.config, self.progress.step, self.steps)
-            self.optimizer.update(self.model, gradients)
-            mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-        return norm.item()
+    def _skip_step(self) -> None:
+        """Take a step for which the source has no examples."""
+        self.progress.step += 1
+        self.source.after_step(self.progress.step)
 
     def _after_step(self) -> Metrics:
         """Report, evaluate and save when due; return the held-out metrics if they were measured."""
@@ -243,19 +244,18 @@ class Trainer:
         return is_requested
 
     def _report(self) -> None:
-        progress = self.progress
-        if not progress.pending_metrics:
+        progress, source_metrics = self.progress, self.source.report_metrics()
+        if not progress.pending_metrics and not source_metrics:
             return  # every step was skipped
         metrics = {
             **self._position(),
-            **mean_metrics([np.array(progress.pending_metrics)], self.loss.metric_names),
-            "grad_norm": float(np.mean(progress.grad_norms)),
+            **progress.take_pending_metrics(self.loss.metric_names),
+            **source_metrics,
             "learning_rate": learning_rate_at(self.config, progress.step - 1, self.steps),
             **self._throughput.metrics(),
             "peak_memory_gb": self._peak_memory_gb,
             **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
         }
-        progress.pending_metrics, progress.grad_norms = [], []
         self._throughput = ThroughputMeter(self.communicator)
         self.listener.handle(events.MetricsReport(metrics))
 

@@ -17,7 +17,10 @@ Array = np.ndarray
 
 @dataclass
 class Case:
-    """chosen (w) and rejected (l): policy's and reference's log-probs, lengths, score gaps, KLs, target margins."""
+    """chosen (w) and rejected (l): policy's and reference's log-probs, lengths, score gaps, KLs, target margins.
+
+    ks: sums over tokens of log-ratio times log-prob; from_ref: 1 where the reference wrote the chosen completion.
+    """
 
     w: Array
     l: Array  # noqa: E741
@@ -30,6 +33,9 @@ class Case:
     kl_l: Array = field(default_factory=lambda: np.array(0.0))
     target: Array = field(default_factory=lambda: np.array(0.0))
     kl: float = 0.0
+    ks_w: Array = field(default_factory=lambda: np.array(0.0))
+    ks_l: Array = field(default_factory=lambda: np.array(0.0))
+    from_ref: Array = field(default_factory=lambda: np.array(0.0))
 
     @property
     def r_w(self) -> Array:
@@ -145,6 +151,10 @@ LOSSES: dict[str, Callable[..., Array]] = {
         1 - sigma(beta * (c.r_w - c.kl)), 1 - sigma(beta * (c.kl - c.r_l)), **weights
     ),
     "bco": lambda c, beta, **weights: halves(nls(beta * c.r_w), nls(-beta * c.r_l), **weights),
+    "xpo": lambda c, beta, xpo_alpha: (
+        nls(beta * (c.r_w - c.r_l) - c.target) + xpo_alpha * (c.from_ref * c.w + (1 - c.from_ref) * c.l)
+    ),
+    "nash_md": lambda c, beta: ((beta * c.ks_w - 0.5 * c.w) + (beta * c.ks_l + 0.5 * c.l)) / 2,
     "reward": lambda c, center_rewards_coefficient: (
         nls(c.w - c.l - c.target) + center_rewards_coefficient * (c.w + c.l) ** 2
     ),

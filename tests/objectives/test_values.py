@@ -13,6 +13,7 @@ from mlx_dpo.objectives import LOSS_FUNCTIONS, LOSS_SETTINGS, PairLogps, Weighte
 from mlx_dpo.settings.objective_settings import Divergence
 from tests.objectives.numpy_losses import LOSSES, Case, batch_beta, mean_loss, with_scores
 
+FLOAT32_FIELDS = ("gaps", "kl_w", "kl_l", "target", "ks_w", "ks_l", "from_ref")
 STEP = 1e-5  # of central differences in float64
 
 # Settings other than the defaults, by loss.
@@ -33,6 +34,7 @@ SETTINGS: dict[str, list[dict[str, float]]] = {
     "kto": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
     "bco": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
     "reward": [{"center_rewards_coefficient": 0.01}],
+    "xpo": [{"xpo_alpha": 0.3, "beta": 1.0}],
     "apo_zero_unpaired": [{"desirable_weight": 1.4, "undesirable_weight": 0.3, "beta": 1.0}],
 }
 RUNS = [
@@ -48,15 +50,16 @@ def random_case(seed: int, pairs: int = 12, spread: float = 6.0) -> Case:
     ref_w, ref_l = -rng.uniform(0.5, 3, (2, pairs)) * (n_w, n_l)
     policy = np.minimum(np.array([ref_w, ref_l]) + rng.normal(0, spread, (2, pairs)), -0.02)
     gaps, kl_w, kl_l = rng.uniform(0.1, 5, (3, pairs))
+    token_terms = {"ks_w": 3 * kl_w - 5, "ks_l": 3 * kl_l - 5, "from_ref": (gaps > 2).astype(float)}
     target = rng.uniform(0, 1, pairs) if seed % 2 else np.zeros(pairs)
-    return float32_case(Case(*policy, ref_w, ref_l, n_w, n_l, gaps, kl_w, kl_l, target, kl=0.5 * seed))
+    return float32_case(Case(*policy, ref_w, ref_l, n_w, n_l, gaps, kl_w, kl_l, target, kl=0.5 * seed, **token_terms))
 
 
 def float32_case(case: Case) -> Case:
     """A case rounded so that reference and log-ratio are float32 numbers, and the policy is their sum."""
     ref_w, ref_l = case.ref_w.astype(np.float32).astype(float), case.ref_l.astype(np.float32).astype(float)
     r_w, r_l = ((p - r).astype(np.float32).astype(float) for p, r in ((case.w, ref_w), (case.l, ref_l)))
-    more = {name: getattr(case, name).astype(np.float32).astype(float) for name in ("gaps", "kl_w", "kl_l", "target")}
+    more = {name: getattr(case, name).astype(np.float32).astype(float) for name in FLOAT32_FIELDS}
     return replace(case, w=ref_w + r_w, l=ref_l + r_l, ref_w=ref_w, ref_l=ref_l, **more)
 
 
@@ -85,15 +88,18 @@ def loss_inputs(case: Case) -> PairLogps:
         "score_gaps": case.gaps,
         "chosen_kls": np.broadcast_to(case.kl_w, case.w.shape),
         "rejected_kls": np.broadcast_to(case.kl_l, case.w.shape),
+        "chosen_kl_scores": np.broadcast_to(case.ks_w, case.w.shape),
+        "rejected_kl_scores": np.broadcast_to(case.ks_l, case.w.shape),
+        "chosen_is_reference": case.from_ref,
     }
     arrays = {name: mx.array(values.astype(np.float32)) for name, values in fields.items()}
     return PairLogps.from_numpy(policy, reference, tokens, float(case.n_w.mean()), **arrays, kl=case.kl)
 
 
 def losses_and_gradients(loss: WeightedLoss, pairs: PairLogps) -> tuple[mx.array, np.ndarray]:
-    """Losses and gradients: with respect to the log-probs, then to the KLs."""
+    """Losses and gradients: with respect to the log-probs, then to the KLs and to the KL scores."""
     losses, gradients = loss.losses_and_gradients(pairs)
-    return losses, np.concatenate([gradients["sums"], gradients["kls"]])
+    return losses, np.concatenate([gradients["sums"], gradients["kls"], gradients["kl_scores"]])
 
 
 def parse_loss(text: str, settings: dict[str, Any]) -> WeightedLoss:
@@ -105,12 +111,12 @@ def resolved(loss: WeightedLoss) -> dict[str, Any]:
 
 
 def differences(name: str, case: Case, settings: dict[str, Any]) -> np.ndarray:
-    """Central differences of the summed loss with respect to the policy's log-probs and KLs, [4 * pairs]."""
+    """Central differences of the summed loss with respect to the policy's log-probs, KLs and KL scores, [6 * pairs]."""
     if name == "beta_dpo":  # no gradient through the batch's beta
         batch = batch_beta(case, settings["beta"], settings["beta_dpo_alpha"], 0.0)
         settings = {**settings, "frozen": batch}
     gradients = []
-    for field in ("w", "l", "kl_w", "kl_l"):
+    for field in ("w", "l", "kl_w", "kl_l", "ks_w", "ks_l"):
         if name == "tdpo2" and field == "kl_w":  # no gradient through it
             gradients += [0.0] * len(case.w)
             continue
@@ -206,7 +212,7 @@ def test_weighted_sum() -> None:
     case = random_case(4)
     loss = parse_loss("sigmoid=0.8, bco_pair=0.2,aot=-0.5,sft", {"beta": 0.3, "label_smoothing": 0.1})
     losses, gradients = losses_and_gradients(loss, loss_inputs(case))
-    value, gradient = 0.0, np.zeros(4 * len(case.w))
+    value, gradient = 0.0, np.zeros(6 * len(case.w))
     for weight, name in ((0.8, "sigmoid"), (0.2, "bco_pair"), (-0.5, "aot"), (1, "sft")):
         settings = {
             k: v for k, v in {"beta": 0.3, "label_smoothing": 0.1}.items() if k in LOSS_FUNCTIONS[name].keyword_defaults

@@ -13,13 +13,15 @@ from mlx_dpo import TrainConfig, UserError, evaluate, train
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.forward.network import Network
 from mlx_dpo.objectives import LOSS_FUNCTIONS
+from mlx_dpo.objectives.loss_function import Opponent
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.marks import mostly_slow
 
 SCORED = TRL / "scored.jsonl"
 KEEPING = [name for name, one in LOSS_FUNCTIONS.items() if one.next_state]  # of batches before: evaluate has seen none
-LOSSES = [*LOSS_FUNCTIONS, "sigmoid=0.8,bco_pair=0.2,sft=1", "aot=1,ipo=0.1,sft=0.5"]
+OFFLINE = [name for name, one in LOSS_FUNCTIONS.items() if one.opponent is Opponent.POLICY]
+LOSSES = [*OFFLINE, "sigmoid=0.8,bco_pair=0.2,sft=1", "aot=1,ipo=0.1,sft=0.5"]
 
 
 def config(run: Path, **knobs: Any) -> TrainConfig:

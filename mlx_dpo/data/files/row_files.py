@@ -55,14 +55,23 @@ def find_data_files(data: str, valid_data: str | None) -> tuple[str, str | None]
         data = train
     if valid_data is None:
         return data, held_out
-    if not parse_hub_name(valid_data) and _is_folder(valid_data):
-        held_out = find_in_folder(valid_data, VALIDATION_NAMES)
-        if held_out is None:
-            raise UserError("there is no valid.jsonl in this folder", where=Where(valid_data))
-        return data, held_out
     if valid_data == data == "-":
         raise UserError("only one of --data and --valid-data can come from stdin")
-    return data, valid_data
+    return data, find_held_out_file(valid_data)
+
+
+def find_held_out_file(valid_data: str) -> str:
+    """The held-out file: `valid_data` itself, or valid.jsonl in that folder.
+
+    Raises:
+        UserError: it is a folder without one.
+    """
+    if parse_hub_name(valid_data) or not _is_folder(valid_data):
+        return valid_data
+    held_out = find_in_folder(valid_data, VALIDATION_NAMES)
+    if held_out is None:
+        raise UserError("there is no valid.jsonl in this folder", where=Where(valid_data))
+    return held_out
 
 
 def find_in_folder(folder: str, names: Sequence[str]) -> str | None:

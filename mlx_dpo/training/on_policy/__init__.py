@@ -1,0 +1,1 @@
+"""Training on the policy's own answers: sample, judge, and make examples of them, batch by batch."""
