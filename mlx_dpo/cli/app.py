@@ -18,6 +18,7 @@ from mlx_dpo.cli import (
     plan,
     push,
     report,
+    rounds,
     sample,
     score,
     train,
@@ -36,6 +37,7 @@ app.command(cls=LossDefaultsCommand)(train.train)
 app.command(cls=LossDefaultsCommand)(evaluate.evaluate)
 app.command(cls=LossDefaultsCommand)(score.score)
 app.command()(label.label)
+app.command(cls=LossDefaultsCommand)(rounds.rounds)
 app.command()(compare.compare)
 app.command()(sample.sample)
 app.command()(report.report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +12,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
+from mlx_dpo.utils.json_files import finite_values
 from mlx_dpo.utils.safe_text import escape_json_controls, without_terminal_escapes
 
 
@@ -71,15 +71,5 @@ def print_message(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print one JSON object to stdout; NaN and infinity become null."""
-    sys.stdout.write(escape_json_controls(json.dumps(_finite(value), ensure_ascii=False)) + "\n")
+    sys.stdout.write(escape_json_controls(json.dumps(finite_values(value), ensure_ascii=False)) + "\n")
     sys.stdout.flush()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

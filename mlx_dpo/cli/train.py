@@ -98,7 +98,7 @@ def train(
     resolved = _resolve_config(config, flags, resume or resume_anyway)
     check_adapter_flags(resolved, flags)
     # Data from stdin can't be read again by a restarted process.
-    run = _train_supervised if supervise and "-" not in (resolved.data, resolved.valid_data) else _train_here
+    run = train_supervised if supervise and "-" not in (resolved.data, resolved.valid_data) else train_here
     from mlx_dpo.cli.run_listeners import NotePrinter, display_listeners, write_run_outputs
 
     if not is_main_process():
@@ -135,7 +135,7 @@ def train(
         raise typer.Exit(1)
 
 
-def _train_supervised(
+def train_supervised(
     config: TrainConfig, listener: Listener, resume: bool, resume_anyway: bool, samples: int
 ) -> TrainResult:
     """Train in a child process."""
@@ -151,9 +151,7 @@ def _train_supervised(
     )
 
 
-def _train_here(
-    config: TrainConfig, listener: Listener, resume: bool, resume_anyway: bool, samples: int
-) -> TrainResult:
+def train_here(config: TrainConfig, listener: Listener, resume: bool, resume_anyway: bool, samples: int) -> TrainResult:
     """Train in this process."""
     from mlx_dpo.reporting.run_recorder import recording_listeners
     from mlx_dpo.training.run import train as train_run

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.atomic_write import atomic_write
-from mlx_dpo.utils.json_files import read_json
+from mlx_dpo.utils.json_files import finite_values, read_json
 
 RECORD_SUFFIX = ".label.json"
 HINT = "Give another --output, or remove this file."
@@ -109,12 +109,19 @@ class LabelOutput:
             raise UserError(message, where=Where(str(self.path)), hint=f"{HINT} The record is {self.record_path}.")
 
     def _write_record(self, summary: Mapping[str, Any] | None) -> None:
-        record = {"settings": self.settings, "summary": summary}
+        record = finite_values({"settings": self.settings, "summary": summary})
         with atomic_write(self.record_path) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def _write_error(self, error: OSError) -> UserError:
         return UserError(f"can't be written: {error.strerror or error}", where=Where(str(self.path)))
+
+
+def finished_summary(path: str | Path) -> dict[str, Any] | None:
+    """The summary of a file that `label` has finished; None if it has not."""
+    record = Path(path).with_name(Path(path).name + RECORD_SUFFIX)
+    summary = read_json(record).get("summary") if record.exists() and Path(path).exists() else None
+    return summary if isinstance(summary, dict) else None
 
 
 def _to_line(row: dict[str, Any]) -> bytes:

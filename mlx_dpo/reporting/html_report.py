@@ -67,16 +67,41 @@ def render_report(runs: Sequence[RunStatistics], *, live: bool = False) -> str:
     Returns:
         HTML.
     """
-    title = escape(" and ".join(run.name for run in runs))
-    charts, scripts = build_charts(runs), [_asset(name) for name in SCRIPTS]
     show_name = len(runs) > 1
-    body = [
-        f"<h1>{title}</h1>",
-        *(part for run in runs for part in headline(run, show_name=show_name)),
-        *changes_table(runs),
-        *_chart_figures(charts),
-        *(part for run in runs for part in run_sections(run, show_name=show_name)),
-    ]
+    return render_page(
+        " and ".join(run.name for run in runs),
+        [*(part for run in runs for part in headline(run, show_name=show_name)), *changes_table(runs)],
+        build_charts(runs),
+        "Solid: training batches, averaged since the last report. Dashed: held-out examples.",
+        [part for run in runs for part in run_sections(run, show_name=show_name)],
+        live=live,
+    )
+
+
+def render_page(
+    title: str,
+    sections_before: Sequence[str],
+    charts: Sequence[Chart],
+    chart_note: str,
+    sections_after: Sequence[str],
+    *,
+    live: bool = False,
+) -> str:
+    """Render a page that works offline.
+
+    Args:
+        title: its heading, as text.
+        sections_before: HTML before the charts.
+        charts: the charts.
+        chart_note: how to read all charts, as text.
+        sections_after: HTML after them.
+        live: make a page that reloads itself every few seconds.
+
+    Returns:
+        HTML.
+    """
+    title, scripts = escape(title), [_asset(name) for name in SCRIPTS]
+    body = [f"<h1>{title}</h1>", *sections_before, *_chart_figures(charts, chart_note), *sections_after]
     chart_data = json.dumps({chart.name: chart.to_mapping() for chart in charts}).replace("<", "\\u003c")
     return "\n".join([*_head(title, scripts, live), *body, *_scripts(chart_data, scripts)])
 
@@ -108,11 +133,11 @@ def _scripts(chart_data: str, scripts: Sequence[str]) -> Iterator[str]:
     yield ""
 
 
-def _chart_figures(charts: Sequence[Chart]) -> Iterator[str]:
+def _chart_figures(charts: Sequence[Chart], note: str) -> Iterator[str]:
     if not charts:
         return
     yield "<h2>Charts</h2>"
-    yield "<p class=faint>Solid: training batches, averaged since the last report. Dashed: held-out examples.</p>"
+    yield f"<p class=faint>{escape(note)}</p>"
     yield "<div class=charts>"
     yield from map(_figure, charts)
     yield "</div>"

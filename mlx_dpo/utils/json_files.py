@@ -1,8 +1,9 @@
-"""JSON files that hold one object."""
+"""JSON files that hold one object, and values that JSON can hold."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,4 +27,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"not valid JSON: {error}", where=Where(str(path))) from None
     if not isinstance(value, dict):
         raise UserError("a JSON object was expected", where=Where(str(path)))
+    return value
+
+
+def finite_values(value: Any) -> Any:
+    """The same JSON value with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_values(item) for item in value]
     return value
