@@ -24,6 +24,7 @@ OPTIONS = [
     and not field.name.endswith("_column")
     and field.metadata["group"] not in ("Hub", "On-policy")
 ]
+OUTPUT_DIR = Path("rounds")
 ROUNDS_PANEL, SAMPLING_PANEL, LABELS_PANEL = "Rounds", "Sampling", "Labels"
 
 
@@ -77,9 +78,7 @@ def rounds(
             rich_help_panel=ROUNDS_PANEL,
         ),
     ] = True,
-    output_dir: Annotated[Path, typer.Option(help="Folder of all files.", rich_help_panel=ROUNDS_PANEL)] = Path(
-        "rounds"
-    ),
+    output_dir: Annotated[Path, typer.Option(help="Folder of all files.", rich_help_panel=ROUNDS_PANEL)] = OUTPUT_DIR,
     n: Annotated[int, typer.Option(min=2, help="Completions of each prompt.", rich_help_panel=SAMPLING_PANEL)] = 8,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 1.0,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.evaluation.example_sets import Rows
 from mlx_dpo.reporting.evaluation_records import write_text_atomically
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.utils.json_files import read_json
@@ -69,12 +70,7 @@ class RoundsFolder:
         """The folder of a round, counted from 1."""
         return RoundFolder(self.path / f"round-{number}")
 
-    def open(
-        self,
-        settings: Mapping[str, Any],
-        prompts: Sequence[Mapping[str, Any]],
-        eval_prompts: Sequence[Mapping[str, Any]],
-    ) -> None:
+    def open(self, settings: Mapping[str, Any], prompts: Rows, eval_prompts: Rows) -> None:
         """Write settings and prompts, or check that those in the folder are the same.
 
         Args:
@@ -116,5 +112,5 @@ def _different(settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> list
     return [name for name in settings if settings[name] != recorded.get(name)]
 
 
-def _to_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+def _to_lines(rows: Rows) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_dpo.judges.judge import plain_text
 from mlx_dpo.reporting.charts import Chart, Series
 from mlx_dpo.reporting.html_report import render_page
 from mlx_dpo.rounds.round_evaluation import AnswerSet
 from mlx_dpo.rounds.round_table import TABLE_ROWS, table_cells
-
-if TYPE_CHECKING:
-    from mlx_dpo.rounds.rounds_run import RoundsResult
+from mlx_dpo.rounds.rounds_result import RoundsResult
 
 NUM_EXAMPLES = 6  # prompts whose answers are shown
 MAX_CHARACTERS = 1_200  # of an answer
