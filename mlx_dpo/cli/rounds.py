@@ -169,7 +169,8 @@ def rounds(
             print_message(f"{interruption}. The same command resumes.")
             raise SystemExit(interruption.exit_code) from None
     if json:
-        print_json({"output_dir": str(output_dir), **result.to_mapping()})
+        adapter = None if result.adapter is None else str(result.adapter)
+        print_json({"output_dir": str(output_dir), "adapter": adapter, **result.to_mapping()})
         return
     print_tables([rounds_table(result.rounds, loaded_judge.name)])
     print_text(verdict_on_rounds(result))

@@ -16,6 +16,7 @@ from mlx_dpo.evaluation.evaluator import evaluate
 from mlx_dpo.evaluation.head_to_head import judge_head_to_head
 from mlx_dpo.judges.judge import Answer
 from mlx_dpo.labeling.cached_judge import CachedJudge
+from mlx_dpo.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,19 @@ def sample_statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def held_out_metrics(config: TrainConfig, adapter_path: Path) -> dict[str, float] | None:
+def held_out_metrics(config: TrainConfig, adapter_path: Path, progress: Progress) -> dict[str, float] | None:
     """Metrics on the held-out pairs, with the base model as the reference in every round; None without such pairs.
 
     Args:
         config: its model, held-out pairs and loss are used.
         adapter_path: the adapter to measure.
+        progress: receives the progress.
 
     Raises:
         UserError: the pairs can't be read.
     """
     if config.valid_data is None:
         return None
-    measured = evaluate(config.replace(data=config.valid_data, reference="base"), adapter_path=adapter_path)
+    config, counter = config.replace(data=config.valid_data, reference="base"), progress.counter("Held-out pairs")
+    measured = evaluate(config, adapter_path=adapter_path, progress=counter)
     return {name: measured[name] for name in ("pairs", "rewards/accuracies", "rewards/margins") if name in measured}

@@ -34,12 +34,6 @@ class RoundFolder:
         self.adapter, self.answers = path / "adapter", path / "answers.jsonl"
         self.evaluation = path / "evaluation.json"
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether the training is finished."""
-        run = RunFolder(self.adapter)
-        return run.latest_checkpoint() is not None and run.unfinished_checkpoint() is None
-
     def read_evaluation(self) -> dict[str, Any] | None:
         """The results; None if the round is not done."""
         return read_json(self.evaluation) if self.evaluation.exists() else None
@@ -100,6 +94,12 @@ class RoundsFolder:
             write_json_object(self.settings, settings)
         except OSError as error:
             raise UserError(f"can't be written: {error.strerror or error}", where=where) from None
+
+
+def is_finished(run: str | Path) -> bool:
+    """Whether a run's folder holds a finished training."""
+    folder = RunFolder(run)
+    return folder.latest_checkpoint() is not None and folder.unfinished_checkpoint() is None
 
 
 def write_json_object(file: Path, value: Mapping[str, Any]) -> None:

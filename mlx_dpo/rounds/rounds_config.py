@@ -90,9 +90,10 @@ class RoundsConfig:
         Args:
             judge: the identity of the judge.
         """
-        changeable = {field.name for field in fields(TrainConfig) if field.metadata["free"]} | {*SET_BY_ROUNDS}
-        training = {name: value for name, value in self.training.to_mapping().items() if name not in changeable}
+        names = [field.name for field in fields(TrainConfig) if not field.metadata["free"]]
+        training = {name: getattr(self.training, name) for name in names if name not in SET_BY_ROUNDS}
         return {
+            **training,
             "judge": judge,
             "init_adapter": self.training.init_adapter,
             "n": self.n,
@@ -100,7 +101,6 @@ class RoundsConfig:
             "num_eval_prompts": self.num_eval_prompts,
             **_prefixed("sampling", asdict(self.sampling)),
             **_prefixed("labelling", asdict(self.labelling)),
-            **training,
         }
 
 

@@ -59,23 +59,25 @@ def rounds_charts(rounds: Sequence[Round]) -> list[Chart]:
     charts = [
         Chart("start", "Win rate against the start", "line", "round", "share", _win_rate(rounds, "against_start")),
         Chart("previous", "Win rate against the round before", "line", "round", "share", _previous(rounds)),
-        Chart("score", "Score of answers", "line", "round", "mean score", _one(rounds, _score, "evaluation prompts")),
+        Chart("score", "Score of answers", "line", "round", "mean score", _curve(rounds, _score, "evaluation prompts")),
         Chart(
             "held_out",
             "Reward accuracy on held-out pairs",
             "line",
             "round",
             "share of pairs",
-            _one(rounds, lambda values: (values.get("held_out") or {}).get("rewards/accuracies"), "base as reference"),
+            _curve(
+                rounds, lambda values: (values.get("held_out") or {}).get("rewards/accuracies"), "base as reference"
+            ),
         ),
-        Chart("length", "Length of samples", "line", "round", "tokens", _one(rounds, _sample("mean_tokens"), "mean")),
+        Chart("length", "Length of samples", "line", "round", "tokens", _curve(rounds, _sample("mean_tokens"), "mean")),
         Chart(
             "distinct",
             "Variety of samples",
             "line",
             "round",
             "share",
-            _one(rounds, _sample("distinct"), "different completions of a prompt"),
+            _curve(rounds, _sample("distinct"), "different completions of a prompt"),
             "Where it falls, the judge has less to choose from.",
         ),
         Chart(
@@ -84,7 +86,7 @@ def rounds_charts(rounds: Sequence[Round]) -> list[Chart]:
             "line",
             "round",
             "share of pairs",
-            _one(rounds, lambda values: values["labels"]["longer_preferred"], "chosen is longer"),
+            _curve(rounds, lambda values: values["labels"]["longer_preferred"], "chosen is longer"),
             "Above one half, length is rewarded.",
         ),
     ]
@@ -105,7 +107,7 @@ def _previous(rounds: Sequence[Round]) -> list[Series]:
     return _win_rate(rounds[1:], "against_previous")
 
 
-def _one(rounds: Sequence[Round], value_of: Callable[[Round], float | None], label: str) -> list[Series]:
+def _curve(rounds: Sequence[Round], value_of: Callable[[Round], float | None], label: str) -> list[Series]:
     points = [(values["round"], value) for values in rounds if (value := value_of(values)) is not None]
     return [Series(label, points, dashed=len(points) < 3)]  # which has markers
 

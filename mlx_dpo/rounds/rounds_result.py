@@ -28,14 +28,13 @@ class RoundsResult:
 
     def to_mapping(self) -> dict[str, Any]:
         """The results as plain values."""
-        adapter = None if self.adapter is None else str(self.adapter)
-        return {"rounds": self.rounds, "best_round": self.best, "adapter": adapter, "stopped": self.stopped}
+        return {"rounds": self.rounds, "best_round": self.best, "stopped": self.stopped}
 
 
 def best_round(rounds: Sequence[Mapping[str, Any]]) -> int | None:
     """The number of the round whose win rate against the start has the highest lower end of its interval."""
-    trained = [values for values in rounds if "against_start" in values]
-    return max(trained, key=_lower_end)["round"] if trained else None  # of equal ones the first
+    measured = [values for values in rounds if "against_start" in values]
+    return max(measured, key=_lower_end)["round"] if measured else None  # of equal ones the first
 
 
 def reason_to_stop(rounds: Sequence[Mapping[str, Any]], early_stop: bool) -> str | None:

@@ -27,7 +27,7 @@ from mlx_dpo.rounds.round_evaluation import (
     read_samples,
     sample_statistics,
 )
-from mlx_dpo.rounds.round_folders import RoundFolder, RoundsFolder, write_json_object
+from mlx_dpo.rounds.round_folders import RoundFolder, RoundsFolder, is_finished, write_json_object
 from mlx_dpo.rounds.round_progress import RoundProgress
 from mlx_dpo.rounds.rounds_config import RoundsConfig
 from mlx_dpo.rounds.rounds_page import render_rounds
@@ -42,8 +42,18 @@ OF_A_CALL = ("calls", "cache_hits", "remaining")  # what `label` returns of one 
 RESULTS_FILE, PAGE_FILE = "rounds.json", "rounds.html"
 
 
+def train_unless_finished(config: TrainConfig) -> None:
+    """Train in this process, unless the run is finished."""
+    if not is_finished(config.adapter_path):
+        train(config)
+
+
 def train_rounds(
-    config: RoundsConfig, judge: Judge, *, train_round: TrainRound = train, progress: Progress = NO_PROGRESS
+    config: RoundsConfig,
+    judge: Judge,
+    *,
+    train_round: TrainRound = train_unless_finished,
+    progress: Progress = NO_PROGRESS,
 ) -> RoundsResult:
     """Improve a model by its own answers: in each round sample completions, judge them, train on the pairs, evaluate.
 
@@ -55,7 +65,7 @@ def train_rounds(
     Args:
         config: the settings.
         judge: prefers among completions, and compares policies.
-        train_round: trains on a round's pairs, and resumes a run that was interrupted.
+        train_round: trains on a round's pairs, resumes a run that was interrupted, and does nothing for a finished one.
         progress: receives what is being done.
 
     Raises:
@@ -100,10 +110,9 @@ class IterativeTraining:
             "labels": {name: value for name, value in labels.items() if name not in OF_A_CALL},
         }
         if labels["rows"]:
-            if not folder.is_trained:
-                self.train_round(self.config.training_of_round(folder.pairs, folder.adapter, start))
-                mx.clear_cache()
-            results |= self._evaluate(number, progress)
+            self.train_round(self.config.training_of_round(folder.pairs, folder.adapter, start))
+            mx.clear_cache()
+            results |= self._evaluate(number, RoundProgress(self.progress, f"Round {number}, evaluation"))
         results = finite_values(results)
         folder.write_evaluation(results)
         return dict(results)
@@ -144,8 +153,7 @@ class IterativeTraining:
         scores = {"own": mean_score(own, self.cached_judge), "start": mean_score(start, self.cached_judge)}
         against_start = compare_answers(own, start, self.cached_judge)
         against_previous = against_start if number == 1 else compare_answers(own, previous, self.cached_judge)
-        progress.begin("Evaluating the held-out pairs")
-        held_out = held_out_metrics(self.config.training, folder.adapter)
+        held_out = held_out_metrics(self.config.training, folder.adapter, progress)
         mx.clear_cache()
         return {
             "against_start": against_start,

@@ -56,8 +56,8 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "data convert": lambda out: ("data", "convert", PLENTY, out / "pairs.jsonl"),
     "data fix": lambda out: ("data", "fix", PLENTY, out / "fixed.jsonl"),
 }
-# Those that are over in an instant, or have tests of their own: train in supervision/ and training/, push in export/.
-OTHERS = {"train", "demo", "push", "import", "losses", "cache", "data show"}
+# Those that are over in an instant, or have tests of their own: train in supervision/ and training/, rounds in rounds/, push in export/.
+OTHERS = {"train", "rounds", "demo", "push", "import", "losses", "cache", "data show"}
 
 
 def test_every_command_is_tested() -> None:
