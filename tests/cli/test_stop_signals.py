@@ -31,6 +31,10 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
         *("score", "--model", CHECKPOINT, "--adapter-path", ADAPTER, "--data", PLENTY),
         *("--output", out / "scores.jsonl", "--batch-size", 4),
     ),
+    "sample": lambda out: (
+        *("sample", "--model", CHECKPOINT, "--prompts", PLENTY, "--output", out / "samples.jsonl"),
+        *("--max-tokens", 64),
+    ),
     "label": lambda out: (
         *("label", PLENTY, "--judge", ADAPTER, "--judge-model", CHECKPOINT, "--output", out / "pairs.jsonl"),
     ),
@@ -56,7 +60,8 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "data convert": lambda out: ("data", "convert", PLENTY, out / "pairs.jsonl"),
     "data fix": lambda out: ("data", "fix", PLENTY, out / "fixed.jsonl"),
 }
-# Those that are over in an instant, or have tests of their own: train in supervision/ and training/, rounds in rounds/, push in export/.
+# Those that are over in an instant, or have tests of their own: train in supervision/ and training/, rounds in rounds/,
+# push in export/.
 OTHERS = {"train", "rounds", "demo", "push", "import", "losses", "cache", "data show"}
 
 
