@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlx_dpo.evaluation.implicit_rewards import score
     from mlx_dpo.labeling.label_run import label
     from mlx_dpo.labeling.label_settings import LabelSettings
+    from mlx_dpo.rounds.rounds_config import RoundsConfig
+    from mlx_dpo.rounds.rounds_run import train_rounds
     from mlx_dpo.sampling.batched_sampling import sample_completions
     from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
     from mlx_dpo.sampling.sample_prompts import sample
@@ -31,6 +33,7 @@ __all__ = [
     "Interrupted",
     "LabelSettings",
     "Listener",
+    "RoundsConfig",
     "RowError",
     "SampledCompletion",
     "SamplingParams",
@@ -43,6 +46,7 @@ __all__ = [
     "sample_completions",
     "score",
     "train",
+    "train_rounds",
 ]
 
 
@@ -55,6 +59,8 @@ def __getattr__(name: str) -> Any:
         "RowError": "errors",
         "UserError": "errors",
         "train": "training.run",
+        "train_rounds": "rounds.rounds_run",
+        "RoundsConfig": "rounds.rounds_config",
         "label": "labeling.label_run",
         "LabelSettings": "labeling.label_settings",
         "sample": "sampling.sample_prompts",

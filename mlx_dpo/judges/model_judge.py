@@ -54,6 +54,9 @@ class ModelJudge(Judge):
     @contextmanager
     def session(self) -> Iterator[None]:
         """Load the model, and keep it inside a `with` block."""
+        if self._loaded is not None:
+            yield
+            return
         self._loaded = load_model(self.name).model, ChatRenderer(load_tokenizer(self.name))
         try:
             yield
