@@ -20,6 +20,8 @@ from mlx_dpo.utils.formatting import shell_command
 from mlx_dpo.utils.json_files import read_json
 
 ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
+USES_OF_REWARD_MODELS = "It can be used by score, evaluate, and label --judge."
+REWARD_HEAD_FILE = "reward_head.safetensors"  # beside them, in the folder of a reward model
 
 
 def read_adapter(folder: str | Path) -> tuple[AdapterSpec, Tensors]:
@@ -146,21 +148,26 @@ def set_tensors(model: nn.Module, tensors: Mapping[str, mx.array], where: Where)
     model.update(tree_unflatten(list(tensors.items())))
 
 
-def load_adapter(model: nn.Module, folder: str | Path, *, lazy: bool = False) -> tuple[AdapterSpec, Tensors]:
+def load_adapter(
+    model: nn.Module, folder: str | Path, *, lazy: bool = False, allow_reward_model: bool = False
+) -> tuple[AdapterSpec, Tensors]:
     """Attach an adapter folder's layers to a model and load its tensors.
 
     Args:
         model: the base model, changed in place.
         folder: the adapter folder.
         lazy: do not evaluate the model's parameters.
+        allow_reward_model: load the adapter of a reward model too, whose head is not.
 
     Returns:
         The adapter's spec, and tensors that restore the base model when they replace the adapter's: a fresh adapter's
         (lora_b zero, DoRA's magnitude the norm of the weights) or, for full fine-tuning, the model's own weights.
 
     Raises:
-        UserError: it is not an adapter of this model.
+        UserError: it is not an adapter of this model, or not of a policy.
     """
+    if not allow_reward_model:
+        refuse_reward_model(folder, "which scores completions and writes none", USES_OF_REWARD_MODELS)
     spec, tensors = read_adapter(folder)
     spec = attach_adapter(model, spec)
     base = trainable_tensors(model)
@@ -178,3 +185,24 @@ def apply_adapter(model: nn.Module, folder: str | Path | None) -> Tensors:
 def adapter_config_json(spec: AdapterSpec, model: str) -> str:
     """Return the content of adapter_config.json: mlx-lm's settings, and the model that the adapter belongs to."""
     return json.dumps({"model": model, **spec.to_json()}, indent=4) + "\n"
+
+
+def is_reward_model(folder: str | Path) -> bool:
+    """Whether an adapter folder holds a reward head."""
+    return (Path(folder) / REWARD_HEAD_FILE).is_file()
+
+
+def refuse_reward_model(folder: str | Path, purpose: str, hint: str, field: str = "adapter_path") -> None:
+    """Refuse an adapter folder that holds a reward model where a policy is needed.
+
+    Args:
+        folder: the adapter folder.
+        purpose: why it can't be used, after "this is a reward model, ".
+        hint: what to do.
+        field: the setting that names the folder.
+
+    Raises:
+        UserError: it is a reward model.
+    """
+    if is_reward_model(folder):
+        raise UserError(f"this is a reward model, {purpose}", where=Where(str(folder)), field=field, hint=hint)

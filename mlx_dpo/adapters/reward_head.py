@@ -11,11 +11,16 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.adapters.adapter_folder import ADAPTER_WEIGHTS_FILE, read_adapter, read_safetensors
+from mlx_dpo.adapters.adapter_folder import (
+    ADAPTER_WEIGHTS_FILE,
+    REWARD_HEAD_FILE,
+    is_reward_model,
+    read_adapter,
+    read_safetensors,
+)
 from mlx_dpo.adapters.spec import Tensors
 from mlx_dpo.errors import UserError, Where
 
-REWARD_HEAD_FILE = "reward_head.safetensors"
 REWARD_HEAD_WEIGHT = "reward_head.weight"  # its parameter in the model, and its tensor in the file
 INITIALIZER_RANGE = 0.02  # standard deviation of the initial weights: the default of transformers' configs
 
@@ -44,11 +49,6 @@ def tensors_by_file(tensors: Tensors) -> dict[str, Tensors]:
     return {**({REWARD_HEAD_FILE: head} if head else {}), ADAPTER_WEIGHTS_FILE: adapter}
 
 
-def is_reward_model(folder: str | Path) -> bool:
-    """Whether an adapter folder holds a reward head."""
-    return (Path(folder) / REWARD_HEAD_FILE).is_file()
-
-
 def read_reward_head(folder: str | Path) -> mx.array:
     """Read the weight of an adapter folder's head, [1, hidden].
 
@@ -73,19 +73,3 @@ def read_trained_tensors(folder: str | Path) -> Tensors:
     """
     tensors = read_adapter(folder)[1]
     return {**tensors, REWARD_HEAD_WEIGHT: read_reward_head(folder)} if is_reward_model(folder) else tensors
-
-
-def refuse_reward_model(folder: str | Path, purpose: str, hint: str, field: str = "adapter_path") -> None:
-    """Refuse an adapter folder that holds a reward model where a policy is needed.
-
-    Args:
-        folder: the adapter folder.
-        purpose: why it can't be used, after "this is a reward model, ".
-        hint: what to do.
-        field: the setting that names the folder.
-
-    Raises:
-        UserError: it is a reward model.
-    """
-    if is_reward_model(folder):
-        raise UserError(f"this is a reward model, {purpose}", where=Where(str(folder)), field=field, hint=hint)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.adapters.reward_head import refuse_reward_model
+from mlx_dpo.adapters.adapter_folder import refuse_reward_model
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.evaluation.benchmark_tasks import require_lm_eval_harness, run_tasks
 from mlx_dpo.evaluation.evaluator import Evaluator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_dpo.adapters.reward_head import is_reward_model, refuse_reward_model
+from mlx_dpo.adapters.adapter_folder import is_reward_model, refuse_reward_model
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.errors import UserError

@@ -80,7 +80,7 @@ def make_policy(
         spec, notes = attach_new_adapter(model, spec)
         base = trainable_tensors(model)
     else:
-        spec, base = load_adapter(model, init_adapter, lazy=group is not None)
+        spec, base = load_adapter(model, init_adapter, lazy=group is not None, allow_reward_model=True)
     initial = trainable_tensors(model)
     if spec.fine_tune_type == "full":
         initial = base = {}

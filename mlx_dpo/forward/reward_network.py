@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_dpo.adapters.adapter_folder import load_adapter
-from mlx_dpo.adapters.reward_head import attach_reward_head, initial_head_weight, is_reward_model, read_reward_head
+from mlx_dpo.adapters.adapter_folder import is_reward_model, load_adapter
+from mlx_dpo.adapters.reward_head import attach_reward_head, initial_head_weight, read_reward_head
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets, LogpOptions
@@ -127,7 +127,7 @@ def load_reward_network(model: nn.Module, adapter_path: str, *, use_cache: bool 
         UserError: it is not a reward model, or one of another base model.
     """
     weight = read_reward_head(adapter_path)
-    load_adapter(model, adapter_path)
+    load_adapter(model, adapter_path, allow_reward_model=True)
     network = Network.from_model(model, use_cache=use_cache)
     try:
         return RewardNetwork.from_network(network, weight)

@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, adapter_base_model
-from mlx_dpo.adapters.reward_head import is_reward_model
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, adapter_base_model, is_reward_model
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.forward.model_loading import find_model_folder
 from mlx_dpo.judges.judge import AdapterRewards, Answer, JudgeSpec, ScalarJudge

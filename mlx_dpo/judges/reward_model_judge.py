@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.adapters.adapter_folder import adapter_base_model
-from mlx_dpo.adapters.reward_head import is_reward_model, read_reward_head
+from mlx_dpo.adapters.adapter_folder import adapter_base_model, is_reward_model
+from mlx_dpo.adapters.reward_head import read_reward_head
 from mlx_dpo.forward.reward_model import RewardModel, encoding_config
 from mlx_dpo.judges.implicit_reward_judge import adapter_identity
 from mlx_dpo.judges.judge import Answer, JudgeSpec, ScalarJudge

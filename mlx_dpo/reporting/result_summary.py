@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mlx_dpo.adapters.reward_head import is_reward_model
+from mlx_dpo.adapters.adapter_folder import is_reward_model
 from mlx_dpo.reporting.diagnostics import estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import diagnose
 from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes

@@ -7,8 +7,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from mlx_dpo.adapters.adapter_folder import ADAPTER_WEIGHTS_FILE
-from mlx_dpo.adapters.reward_head import REWARD_HEAD_FILE
+from mlx_dpo.adapters.adapter_folder import ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import dump_yaml

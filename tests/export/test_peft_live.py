@@ -14,13 +14,16 @@ import mlx_lm.utils
 import numpy as np
 import pytest
 
+from mlx_dpo import TrainConfig, train
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.export.peft.peft_export import export_peft
 from mlx_dpo.export.peft.peft_format import SAME_LAYER_NAMES, TRANSFORMERS_PREFIXES
 from mlx_dpo.export.peft.peft_import import import_peft
 from mlx_dpo.forward.model_loading import load_model
+from mlx_dpo.forward.reward_model import RewardModel
 from mlx_dpo.training.run_folder import RunFolder
+from tests.conftest import CHECKPOINT, PAIRS, rows_of
 from tests.forward.families import COMMON, CONFIGS
 
 torch = pytest.importorskip("torch")
@@ -185,3 +188,29 @@ def test_a_run_there_and_back(tmp_path: Path, kind: str, layers: int) -> None:
     import_peft(tmp_path / "exported", tmp_path / "back")
     assert (tmp_path / "back" / "adapter_config.json").read_text() == (run / "adapter_config.json").read_text()
     assert tensors_of(tmp_path / "back" / "adapters.safetensors") == tensors_of(run / "adapters.safetensors")
+
+
+@pytest.mark.parametrize("fine_tune_type", ["lora", "dora"])
+def test_a_reward_model_gives_the_same_rewards(tmp_path: Path, fine_tune_type: str) -> None:
+    """As a sequence classifier of transformers: alone and in a padded batch, by either of PEFT's ways to load it."""
+    run, rows = tmp_path / "run", rows_of(PAIRS)
+    settings = {"loss": "reward", "iters": 6, "learning_rate": 3e-3, "fine_tune_type": fine_tune_type, "rank": 4}
+    train(TrainConfig(model=str(CHECKPOINT), data=str(PAIRS), adapter_path=str(run), valid_pairs=0, **settings))
+    export_peft(str(CHECKPOINT), run, tmp_path / "exported")
+    ours = RewardModel.load(run)
+    answers = [{"prompt": row["prompt"], "completion": row[name]} for row in rows for name in ("chosen", "rejected")]
+    rewards = ours.rewards(answers)
+    assert rewards.std() > 0.02
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    texts = [tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in answers]
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        CHECKPOINT, num_labels=1, dtype=torch.float32
+    )
+    base.config.pad_token_id = tokenizer.pad_token_id
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    with torch.no_grad():
+        theirs = peft.PeftModel.from_pretrained(base, tmp_path / "exported").eval()
+        np.testing.assert_allclose(np.asarray(theirs(**batch).logits)[:, 0], rewards, atol=1e-4)
+        automatic = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "exported", num_labels=1)
+        single = tokenizer(texts[0], return_tensors="pt", add_special_tokens=False)
+        np.testing.assert_allclose(automatic.eval()(**single).logits.item(), rewards[0], atol=1e-4)

@@ -15,8 +15,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_dpo import Listener, TrainConfig, UserError, evaluate, train
-from mlx_dpo.adapters.adapter_folder import load_adapter
-from mlx_dpo.adapters.reward_head import REWARD_HEAD_FILE, read_reward_head, read_trained_tensors
+from mlx_dpo.adapters.adapter_folder import REWARD_HEAD_FILE, load_adapter
+from mlx_dpo.adapters.reward_head import read_reward_head, read_trained_tensors
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import Where
@@ -134,7 +134,7 @@ def test_the_gradient_is_that_of_the_plain_model(tmp_path: Path, start: Path) ->
     settings = {"init_adapter": str(start), "optimizer": "sgd", "learning_rate": 1.0, "max_grad_norm": 0, "iters": 1}
     train(config(run, center_rewards_coefficient=0.1, **settings), listener=MetricsLog())
     model, tokenizer = mlx_lm.load(str(CHECKPOINT))
-    load_adapter(model, start)
+    load_adapter(model, start, allow_reward_model=True)
     model.head = nn.Linear(1, 1, bias=False)
     model.head.weight = read_reward_head(start)
     sides = [

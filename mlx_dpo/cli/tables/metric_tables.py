@@ -32,7 +32,7 @@ def warn_about_training_settings(
         names: the settings to check.
         adapters: adapter folders; None is the model without adapter.
     """
-    from mlx_dpo.adapters.reward_head import is_reward_model
+    from mlx_dpo.adapters.adapter_folder import is_reward_model
     from mlx_dpo.objectives import find_loss_function
 
     defaults = TrainConfig().to_mapping() | find_loss_function(TrainConfig.loss).settings

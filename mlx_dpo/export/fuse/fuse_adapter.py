@@ -9,6 +9,7 @@ from typing import Literal
 
 import mlx.nn as nn
 
+from mlx_dpo.adapters.adapter_folder import refuse_reward_model
 from mlx_dpo.adapters.merging import adapted_layers, layer_precision
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.calibration import find_calibration_set
@@ -66,6 +67,8 @@ def fuse_adapter(
         UserError: an argument is wrong.
         MarginLostError: the fused model keeps too little of the margin.
     """
+    hint = "`mlx-dpo export --format peft` writes it for transformers, head included."
+    refuse_reward_model(adapter_path, "and mlx-lm's models have no place for its head", hint)
     progress.begin("Loading the model and the pairs to measure on")
     target = Path(save_path)
     require_new(target)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_dpo.adapters.adapter_folder import refuse_reward_model
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.gguf.gguf_families import (
     TEXT_MODEL_PREFIX,
@@ -85,6 +86,8 @@ def write_gguf_lora(model: str | Path, adapter_path: str | Path, file: str | Pat
     """
     gguf = import_gguf()
     where = Where(str(adapter_path))
+    hint = "`mlx-dpo export --format peft` writes it for transformers, head included."
+    refuse_reward_model(adapter_path, "and llama.cpp's adapters have no place for its head", hint)
     adapter = load_adapter_factors(str(model), adapter_path, GGUFModelDescription.from_loaded_model)
     if adapter.spec.fine_tune_type == "dora":
         hint = "Fuse it into the model, and export the model with --format gguf."

@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.adapters.adapter_folder import is_reward_model
+from mlx_dpo.adapters.reward_head import read_reward_head
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.lora_factors import LoraFactors, alternatives_hint, load_adapter_factors, reject_layers
@@ -18,6 +20,7 @@ from mlx_dpo.export.peft.peft_base_model import transformers_base_model
 from mlx_dpo.export.peft.peft_format import (
     PEFT_CONFIG_FILE,
     PEFT_PREFIX,
+    PEFT_REWARD_HEAD,
     PEFT_WEIGHTS_FILE,
     require_supported_model_type,
     transformers_layer_name,
@@ -32,6 +35,9 @@ _ROUTERS = (".mlp.gate", ".block_sparse_moe.gate")  # not linear layers in trans
 
 def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, base_model: str | None = None) -> Path:
     """Write an mlx-lm adapter folder as one that PEFT loads.
+
+    A reward model becomes an adapter of transformers' AutoModelForSequenceClassification with `num_labels=1`, whose
+    head, `score`, it replaces. Its logit is the reward.
 
     Columns that are zero in both factors, as `import_peft` pads with, are left out.
 
@@ -62,14 +68,18 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     recorded = read_adapter_lineage(adapter_path)
     trained_on = base_of_adapter(recorded, model, adapter.loaded_model.path)
     named = identify_model(base_model) if base_model else transformers_base_model(trained_on, adapter.loaded_model)
-    config = _peft_config(adapter.spec, layers, list(untrimmed), named)
+    head = read_reward_head(adapter_path) if is_reward_model(adapter_path) else None
+    config = _peft_config(adapter.spec, layers, list(untrimmed), named, has_reward_head=head is not None)
     lineage = converted_lineage(replace(recorded or Lineage("adapter", None), base=trained_on), named, "peft")
     with write_new(save_path) as folder:
         folder.mkdir()
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / PEFT_CONFIG_FILE).write_text(text, encoding="utf-8")
         write_lineage(folder, lineage)
-        mx.save_safetensors(str(folder / PEFT_WEIGHTS_FILE), _peft_tensors(layers), metadata={"format": "pt"})
+        tensors = _peft_tensors(layers)
+        if head is not None:
+            tensors[f"{PEFT_PREFIX}{PEFT_REWARD_HEAD}.weight"] = head
+        mx.save_safetensors(str(folder / PEFT_WEIGHTS_FILE), tensors, metadata={"format": "pt"})
     return Path(save_path)
 
 
@@ -92,7 +102,12 @@ def _peft_tensors(layers: Mapping[str, LoraFactors]) -> Tensors:
 
 
 def _peft_config(
-    spec: AdapterSpec, layers: Mapping[str, LoraFactors], untrimmed: list[str], base_model: BaseModel
+    spec: AdapterSpec,
+    layers: Mapping[str, LoraFactors],
+    untrimmed: list[str],
+    base_model: BaseModel,
+    *,
+    has_reward_head: bool,
 ) -> dict[str, Any]:
     """PEFT's LoraConfig for these layers."""
     ranks = {name: factors.rank for name, factors in layers.items()}
@@ -100,7 +115,7 @@ def _peft_config(
     smaller_ranks = {name: rank for name, rank in ranks.items() if rank != max_rank}
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if has_reward_head else "CAUSAL_LM",
         "base_model_name_or_path": base_model.repo_id if base_model.revision else base_model.name,
         **({"revision": base_model.revision} if base_model.revision else {}),
         "r": max_rank,
@@ -115,7 +130,7 @@ def _peft_config(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": [PEFT_REWARD_HEAD] if has_reward_head else None,
     }
 
 

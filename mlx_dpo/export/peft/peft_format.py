@@ -13,6 +13,7 @@ from mlx_dpo.forward.model_loading import LoadedModel
 
 PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+PEFT_REWARD_HEAD = "score"  # transformers' name of the head of a sequence classifier
 
 # Model types whose linear layers have the same names in mlx-lm and in transformers; tests/export/test_peft_live.py
 # compares the logits of each with PEFT's.

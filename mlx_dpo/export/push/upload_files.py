@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from mlx_dpo.adapters.reward_head import REWARD_HEAD_FILE
+from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE
 from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
