@@ -38,12 +38,15 @@ def score(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
-    """Use a model as a reward model: compute the implicit reward of every completion in a file.
+    """Compute the reward of every completion in a file, by a policy's log-probs or by a reward model.
 
-    The reward is beta times the log-ratio of policy and reference, summed over the completion's tokens. With an adapter
-    of `train`, it scores what the training pairs preferred. Each line of --output is a row with its `rewards`, in the
-    order of its completions; rows with `completions` also get `best`, the completion with the highest reward, and
-    `ranking`, all indices, best first. If --output exists, the same command resumes after its last complete batch.
+    A policy's reward is beta times its log-ratio with the reference, summed over the completion's tokens: with an
+    adapter of `train`, it scores what the training pairs preferred. With an adapter of `train --loss reward`, it is the
+    output of that model's head; --beta, --reference and --length-normalise are then refused.
+
+    Each line of --output is a row with its `rewards`, in the order of its completions; rows with `completions` also get
+    `best`, the completion with the highest reward (best-of-n), and `ranking`, all indices, best first. If --output
+    exists, the same command resumes after its last complete batch.
 
     [bold]Examples[/]
 

@@ -26,9 +26,10 @@ from mlx_dpo.data.encoded_examples import EncodedExamples
 from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.data.examples import Candidates
 from mlx_dpo.data.row_parsing import RowParser
+from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.evaluator import ProgressCallback
 from mlx_dpo.evaluation.example_sets import Rows, examples_from_rows, open_evaluation_source
-from mlx_dpo.evaluation.loss_setup import loss_from_config
+from mlx_dpo.evaluation.loss_setup import config_for_adapters, loss_from_config, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, load_reference_model
@@ -39,6 +40,7 @@ from mlx_dpo.forward.fingerprint import fingerprint
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
+from mlx_dpo.forward.reward_network import load_reward_network
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
 
@@ -65,7 +67,9 @@ def score(
     progress: ProgressCallback | None = None,
     on_status: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Write the implicit reward of every completion in a file to a JSONL file, one line per row, as they are computed.
+    """Write the reward of every completion in a file to a JSONL file, one line per row, as they are computed.
+
+    It is the implicit reward of a policy, or the output of a reward model's head.
 
     A line is the row's own keys with `rewards`, [completions] in the row's order (chosen before rejected), null if the
     row was dropped for its length; with `completions` also `best`, the completion with the highest reward, and
@@ -167,7 +171,14 @@ class RewardScorer:
         tokenizer: Any = None,
         on_status: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.config, self.loss, self.length_normalise = config, loss_from_config(config), length_normalise
+        config = config_for_adapters(config, [adapter_path])
+        self.loss, self.length_normalise = loss_from_config(config), length_normalise
+        if self.loss.needs_reward_head:
+            config = resolve_loss_settings(config, self.loss)  # there is no reference
+            if length_normalise:
+                hint = "Leave it out: a reward model's rewards are not sums over tokens."
+                raise UserError("the adapter is a reward model", field="length_normalise", hint=hint)
+        self.config = config
         tokenizer = tokenizer or load_tokenizer(config.model)
         encoder = ExampleEncoder.from_config(config, tokenizer)
         self.examples = EncodedExamples(source, encoder)
@@ -180,8 +191,12 @@ class RewardScorer:
         is_from_files = model is None
         model = load_model(config.model).model if model is None else model
         check_vocabulary(model, tokenizer)
-        base_tensors = apply_adapter(model, adapter_path)
-        network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
+        network: Network
+        if self.loss.needs_reward_head:
+            network, base_tensors = load_reward_network(model, str(adapter_path), use_cache=is_from_files), {}
+        else:
+            base_tensors = apply_adapter(model, adapter_path)
+            network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
         self.memory_model = MemoryModel(network)
         self._reference: ReferencePolicy = NoReference()
         if config.reference in ("initial", "base"):
@@ -190,7 +205,7 @@ class RewardScorer:
         settings = {
             "policy": fingerprint(network),
             "reference": reference_fingerprint,
-            "beta": self.loss.settings["beta"],
+            "beta": self.loss.settings.get("beta"),
             "length_normalise": length_normalise,
             **{name: getattr(config, name) for name in ("batch_size", "max_length", "overlong", "raw")},
             "chat_template": getattr(tokenizer, "chat_template", None),

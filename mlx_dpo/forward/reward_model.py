@@ -117,19 +117,24 @@ def best_of_n(
         completions: for each prompt, its completions.
 
     Returns:
-        For each prompt, the index of the best of its completions, of equal ones the first; None if it has none that
-        has a reward.
+        For each prompt, the index of the best of its completions, of equal ones the first; None if none has a reward,
+        as empty ones have not.
 
     Raises:
         RowError: a prompt or a completion can't be read.
     """
-    rows = [
-        {"prompt": prompt, "completion": completion}
-        for prompt, candidates in zip(prompts, completions, strict=True)
-        for completion in candidates
-    ]
-    by_prompt = np.split(reward_model.rewards(rows), np.cumsum([len(candidates) for candidates in completions])[:-1])
-    return [None if np.isnan(rewards).all() else int(np.nanargmax(rewards)) for rewards in by_prompt]
+    rows, positions = list[Mapping[str, Any]](), list[tuple[int, int]]()
+    for i, (prompt, candidates) in enumerate(zip(prompts, completions, strict=True)):
+        for j, completion in enumerate(candidates):
+            if completion and not (isinstance(completion, str) and completion.isspace()):
+                rows.append({"prompt": prompt, "completion": completion})
+                positions.append((i, j))
+    best: list[int | None] = [None] * len(prompts)
+    highest = np.full(len(prompts), -np.inf)
+    for (i, j), reward in zip(positions, reward_model.rewards(rows), strict=True):
+        if reward > highest[i]:  # never of one without a reward
+            best[i], highest[i] = j, reward
+    return best
 
 
 def encoding_config(adapter_path: str | Path) -> TrainConfig:

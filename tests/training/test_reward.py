@@ -238,7 +238,7 @@ def test_evaluate_and_best_of_n(tmp_path: Path) -> None:
     prompts, candidates = [row["prompt"] for row in rows], [[row["rejected"], row["chosen"]] for row in rows]
     model = RewardModel.load(run)
     assert best_of_n(model, prompts, candidates) == [1] * 8
-    assert best_of_n(model, prompts[:2], [[], candidates[1]]) == [None, 1]
+    assert best_of_n(model, prompts[:2], [[" "], ["", *candidates[1]]]) == [None, 2]
     with pytest.raises(UserError, match="not a reward model"):
         RewardModel.load(TRL / "adapter", model=str(CHECKPOINT))
 
