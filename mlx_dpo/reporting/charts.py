@@ -104,6 +104,24 @@ CURVES = (
         ("logps/chosen", "logps/rejected"),
         "Summed over the tokens of a completion.",
     ),
+    CurveSpec(
+        "judge_reward", "Judge's reward", "", ("rollouts/reward",), "Mean over the answers sampled for training."
+    ),
+    CurveSpec("answer_length", "Length of answers", "tokens", ("rollouts/length",)),
+    CurveSpec(
+        "entropy_kl",
+        "Entropy, and KL to the reference",
+        "nats per token",
+        ("rollouts/entropy", "rollouts/kl"),
+        "Estimated on sampled answers.",
+    ),
+    CurveSpec(
+        "variety",
+        "Variety and ties",
+        "share",
+        ("rollouts/distinct", "rollouts/ties"),
+        "Distinct answers to a prompt, and prompts for which the judge prefers no answer.",
+    ),
     CurveSpec("grad_norm", "Gradient norm", "before clipping", ("grad_norm",)),
     CurveSpec("learning_rate", "Learning rate", "", ("learning_rate",)),
     CurveSpec("memory", "Peak memory", "GB", ("peak_memory_gb",)),
@@ -143,7 +161,9 @@ def _curve_series(run: RunStatistics, spec: CurveSpec, metric_index: int, run_in
     faint = run_index is not None and has_several and metric_index == 1
     # A policy that equals its reference has no reward accuracy.
     skips_start = metric == "rewards/accuracies" and run.before is not None and run.before.is_reference
-    for split, lines in (("train", run.train_metrics), ("held out", run.eval_metrics)):
+    train_lines = [*run.train_metrics, *(line for line in run.rollout_metrics if "loss" not in line)]
+    train_lines.sort(key=lambda line: line["step"])
+    for split, lines in (("train", train_lines), ("held out", run.eval_metrics)):
         points = [
             (line["step"], line[metric])
             for line in lines

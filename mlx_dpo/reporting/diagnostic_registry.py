@@ -9,7 +9,7 @@ from typing import Literal
 from mlx_dpo.reporting.run_statistics import RunStatistics
 
 Check = Callable[[RunStatistics], str | None]
-Requirement = Literal["pairs", "samples", "train_metrics"]
+Requirement = Literal["pairs", "samples", "train_metrics", "rollouts"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Diagnostic:
             return False
         if self.requires == "pairs":
             return run.after is not None and run.after.is_paired
+        if self.requires == "rollouts":
+            return bool(run.rollout_metrics)
         return len(run.samples) > 1 if self.requires == "samples" else bool(run.train_metrics)
 
     def advice_for(self, run: RunStatistics) -> str:

@@ -13,6 +13,7 @@ from mlx_dpo.config_files import CONFIG_FILE
 from mlx_dpo.reporting.diagnostics import DIAGNOSTICS, estimate_flipped_share
 from mlx_dpo.reporting.diagnostics_listener import Finding, diagnose
 from mlx_dpo.reporting.metric_changes import MetricChange, compute_changes
+from mlx_dpo.reporting.rollout_section import rollout_section
 from mlx_dpo.reporting.run_statistics import RunStatistics, SampledCompletions
 from mlx_dpo.reporting.verdict import explain_falling_rewards, format_interval, format_p_value, verdict
 
@@ -26,7 +27,10 @@ COMPLETION_NAMES = {None: "to imitate", True: "desirable", False: "undesirable"}
 def headline(run: RunStatistics, *, show_name: bool) -> Iterator[str]:
     """What was trained on which data, the verdict and the warnings."""
     config, findings = run.config, diagnose(run)
-    data, model = str(config.get("data") or "rows in memory"), str(config.get("model") or "a model in memory")
+    data, model = (
+        str(config.get("data") or config.get("prompts") or "rows in memory"),
+        str(config.get("model") or "a model in memory"),
+    )
     if show_name:
         yield f"<h2>{escape(run.name)}</h2>"
     yield f"<p class=faint>{escape(str(config.get('loss')))} on {escape(data)}, starting from {escape(model)}</p>"
@@ -96,6 +100,7 @@ def run_sections(run: RunStatistics, *, show_name: bool) -> Iterator[str]:
     """Single examples, samples and config of a run."""
     suffix = f" of {escape(run.name)}" if show_name else ""
     yield from _examples(run, suffix)
+    yield from rollout_section(run.path, suffix)
     yield from _samples(run, suffix)
     yield f"<h2>Config{suffix}</h2>"
     yield from _config(run)

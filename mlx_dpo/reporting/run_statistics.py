@@ -116,6 +116,8 @@ class RunStatistics:
         samples: completions sampled before and after training.
         metadata: command, versions, machine, number of steps and limits.
         lineage: description of the lineage, in one line.
+        rollout_metrics: of an on-policy run, the reports on what was sampled: those of `train_metrics`, and those on
+            steps for which the judge had no preference.
     """
 
     path: Path
@@ -127,6 +129,7 @@ class RunStatistics:
     samples: list[SampledCompletions] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     lineage: str = ""
+    rollout_metrics: list[Metrics] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> RunStatistics:
@@ -152,6 +155,7 @@ class RunStatistics:
             samples=list(map(SampledCompletions.from_json, records.read_jsonl(folder / records.SAMPLES_FILE))),
             metadata=records.read_json(folder / records.METADATA_FILE) or {},
             lineage=describe_lineage(lineage) if lineage else "",
+            rollout_metrics=[line for line in lines if "rollouts/ties" in line],
         )
 
     @property
@@ -162,7 +166,9 @@ class RunStatistics:
     @property
     def step(self) -> int:
         """The last step that was reported or evaluated."""
-        return int(max((line["step"] for line in [*self.train_metrics, *self.eval_metrics]), default=0))
+        return int(
+            max((line["step"] for line in [*self.train_metrics, *self.rollout_metrics, *self.eval_metrics]), default=0)
+        )
 
     @property
     def steps(self) -> int:

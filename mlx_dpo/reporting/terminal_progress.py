@@ -23,6 +23,8 @@ METRIC_FORMATS = {
     "loss": "loss {:.4f}",
     "rewards/accuracies": "accuracy {:.0%}",
     "rewards/margins": "margin {:+.3f}",
+    "rollouts/reward": "judge {:.3f}",
+    "rollouts/ties": "ties {:.0%}",
 }
 
 
