@@ -75,6 +75,7 @@ def test_a_killed_child_is_restarted_and_ends_the_same(tmp_path: Path, whole: Pa
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_ends_the_same(tmp_path: Path, whole: Path) -> None:
     run, more = tmp_path / "run", ("--valid-data", PAIRS)
     process = subprocess.Popen(

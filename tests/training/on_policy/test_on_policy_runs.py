@@ -20,6 +20,7 @@ from mlx_dpo.training.on_policy.rollout_source import MAX_DRAWS
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.utils.stop_flag import StopRequested
 from tests.conftest import CHECKPOINT, PAIRS, rows_of
+from tests.marks import mostly_slow
 from tests.training.on_policy.runs import (
     PROMPTS,
     CodePointJudge,
@@ -51,7 +52,7 @@ class KillAt(Listener):
             raise Killed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, 3))
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, kind: str) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_on_policy(whole, **KINDS[kind])
