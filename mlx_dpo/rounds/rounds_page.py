@@ -55,7 +55,7 @@ def _share(win: Mapping[str, Any]) -> str:
 
 
 def rounds_charts(rounds: Sequence[Round]) -> list[Chart]:
-    """The charts over the rounds; those without a value are left out."""
+    """The charts over the rounds; those of a single value are left out."""
     charts = [
         Chart("start", "Win rate against the start", "line", "round", "share", _win_rate(rounds, "against_start")),
         Chart("previous", "Win rate against the round before", "line", "round", "share", _previous(rounds)),
@@ -90,7 +90,7 @@ def rounds_charts(rounds: Sequence[Round]) -> list[Chart]:
             "Above one half, length is rewarded.",
         ),
     ]
-    return [chart for chart in charts if any(series.points for series in chart.series)]
+    return [chart for chart in charts if len(chart.series[0].points) > 1]
 
 
 def _win_rate(rounds: Sequence[Round], key: str) -> list[Series]:

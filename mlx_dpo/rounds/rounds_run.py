@@ -175,7 +175,9 @@ class IterativeTraining:
         answers += [AnswerSet.read(file) for file in files if file.exists()]
         try:
             write_json_object(self.folder.path / RESULTS_FILE, result.to_mapping())
-            write_text_atomically(result.page, render_rounds(self.folder.path.name, self.judge.name, result, answers))
+            write_text_atomically(
+                result.page, render_rounds(f"Rounds in {self.folder.path.name}", self.judge.name, result, answers)
+            )
         except OSError as error:
             raise UserError(f"can't be written: {error.strerror or error}", where=Where(str(result.page))) from None
 
