@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
@@ -84,18 +84,12 @@ class EndpointJudge(Judge):
 
     def iter_verdicts(self, comparisons: Sequence[Comparison]) -> Iterator[IndexedValues]:
         """Send a request for each comparison, and yield verdicts as they arrive."""
-        stopped = threading.Event()  # Ctrl-C waits for no request
-        with httpx.Client(timeout=self.timeout) as client:
-            arriving = map_as_completed(
-                lambda comparison: self._verdict(client, comparison, stopped),
-                comparisons,
-                num_threads=self.max_concurrency,
-                stopped=stopped,
-            )
-            for i, verdict in arriving:
+        with httpx.Client(timeout=self.timeout) as client:  # closed by Ctrl-C too, which waits for no request
+            judge = partial(self._verdict, client)
+            for i, verdict in map_as_completed(judge, comparisons, num_threads=self.max_concurrency):
                 yield {i: verdict}
 
-    def _verdict(self, client: httpx.Client, comparison: Comparison, stopped: threading.Event) -> float | None:
+    def _verdict(self, client: httpx.Client, comparison: Comparison) -> float | None:
         def request() -> str | None:
             response = client.post(_completions_url(self.url), json=body, headers=headers).raise_for_status()
             return response.json()["choices"][0]["message"]["content"]
@@ -107,7 +101,7 @@ class EndpointJudge(Judge):
         try:
             content = retry(
                 request,
-                lambda error: _is_transient(error) and not stopped.is_set(),
+                _is_transient,
                 attempts=self.max_attempts,
                 first_delay=self.first_delay,
                 longest_delay=MAX_RETRY_DELAY,

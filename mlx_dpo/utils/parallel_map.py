@@ -14,22 +14,21 @@ R = TypeVar("R")
 SECONDS_BETWEEN_CHECKS = 0.1  # of whether a stop was requested
 
 
-def map_as_completed(
-    function: Callable[[T], R], items: Sequence[T], *, num_threads: int, stopped: threading.Event
-) -> Iterator[tuple[int, R]]:
+def map_as_completed(function: Callable[[T], R], items: Sequence[T], *, num_threads: int) -> Iterator[tuple[int, R]]:
     """Call a function for each item, and yield (index, result) as the calls end.
 
-    Whoever stops iterating, by Ctrl-C too, does not wait for calls that are still running: their threads are daemons.
+    No call begins after the first exception, or once the iteration has ended. Whoever stops iterating, by Ctrl-C too,
+    does not wait for calls that are still running: their threads are daemons.
 
     Args:
         function: is called in other threads.
         items: its arguments.
         num_threads: simultaneous calls.
-        stopped: is set at the first exception and when the iteration ends; no call begins after that.
 
     Raises:
         Exception: the first that a call raises; results before it have been yielded.
     """
+    stopped = threading.Event()
     waiting: queue.SimpleQueue[tuple[int, T]] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[int, R] | BaseException] = queue.SimpleQueue()
     for item in enumerate(items):
