@@ -102,6 +102,19 @@ class ScoringFunctionJudge(ScalarJudge):
             yield {i: score}
 
 
+def judge_from_function(function: Callable[..., Any]) -> Judge:
+    """Make a judge of a function in memory: (prompt, answer) to a score, or (prompt, first, second) to a verdict.
+
+    Raises:
+        UserError: it takes other arguments.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    judge_class = (
+        ScoringFunctionJudge if _takes_one_answer(function, name, Where("a function in memory")) else FunctionJudge
+    )
+    return judge_class(function, name)
+
+
 class _UserFunction:
     """A function that is not ours: what goes wrong in it is a `UserError` that names it."""
 

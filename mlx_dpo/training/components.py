@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import mlx.nn as nn
 from mlx_dpo.adapters.adapter_settings import require_settings_of_adapter
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import CONFIG_FILE, read_yaml
-from mlx_dpo.data.chat_rendering import PromptSource
 from mlx_dpo.distributed.communicator import SINGLE_PROCESS, Communicator
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.evaluation.eval_snapshot import EvalSnapshot
@@ -33,7 +32,6 @@ from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
 from mlx_dpo.forward.policy import Policy
 from mlx_dpo.forward.reward_network import with_reward_head
 from mlx_dpo.forward.vocabulary import check_vocabulary
-from mlx_dpo.judges.judge import Judge
 from mlx_dpo.lineage.lineage_file import Lineage
 from mlx_dpo.lineage.lineage_steps import run_lineage
 from mlx_dpo.lineage.model_identity import identify_model
@@ -45,7 +43,13 @@ from mlx_dpo.training.checkpoint_saver import CheckpointSaver
 from mlx_dpo.training.events import Metrics, Note
 from mlx_dpo.training.listener import Listener, ListenerProgress
 from mlx_dpo.training.on_policy.on_policy_checks import check_on_policy
-from mlx_dpo.training.on_policy.on_policy_setup import OnPolicyInputs, make_rollout_source, open_on_policy
+from mlx_dpo.training.on_policy.on_policy_setup import (
+    JudgeOrFunction,
+    OnPolicyInputs,
+    Prompts,
+    make_rollout_source,
+    open_on_policy,
+)
 from mlx_dpo.training.policy_setup import common_fallback, load_policy, make_memory_model, resolved_adapter_settings
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import RunFolder
@@ -76,8 +80,8 @@ class TrainInputs:
     valid_rows: Rows | None
     listener: Listener
     oom_fallback: OomFallback = NO_FALLBACK
-    prompts: Sequence[PromptSource] | None = None
-    judge: Judge | None = None
+    prompts: Prompts | None = None
+    judge: JudgeOrFunction | None = None
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.nn as nn
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.config import TrainConfig
-from mlx_dpo.data.chat_rendering import PromptSource
 from mlx_dpo.distributed.communicator import Communicator, ring_all_reduce_bytes
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import TRAIN, Rows
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES
 from mlx_dpo.forward.network import PromptSharing
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
-from mlx_dpo.judges.judge import Judge
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.data_notes import encoding_notes, parsing_notes, row_notes
 from mlx_dpo.training.events import Note, RunEnd, RunPlan, RunStart, TrainResult
 from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.on_policy.on_policy_setup import JudgeOrFunction, Prompts
 from mlx_dpo.training.policy_setup import memory_limit
 from mlx_dpo.training.resume import start_trainer, starting_checkpoint
 from mlx_dpo.training.run_folder import RunFolder
@@ -41,8 +39,8 @@ def train(
     resume_anyway: bool = False,
     oom_fallback: OomFallback = NO_FALLBACK,
     stop: threading.Event | None = None,
-    prompts: Sequence[PromptSource] | None = None,
-    judge: Judge | None = None,
+    prompts: Prompts | None = None,
+    judge: JudgeOrFunction | None = None,
 ) -> TrainResult:
     """Train a policy on preference pairs, or on its own answers, and leave a run's folder at `config.adapter_path`.
 
@@ -61,8 +59,9 @@ def train(
         resume_anyway: resume even if config, model or data have changed.
         oom_fallback: memory reductions to apply; used by the supervisor after an out-of-memory crash.
         stop: set it to end the run; finished steps are saved. With several ranks, after the current step.
-        prompts: with `config.on_policy`, prompts in memory instead of `config.prompts`.
-        judge: with `config.on_policy`, a judge in memory instead of `config.judge`.
+        prompts: with `config.on_policy`, prompts in memory instead of `config.prompts`: texts, or lists of messages.
+        judge: with `config.on_policy`, a judge in memory instead of `config.judge`, or a function of (prompt, answer)
+            that returns a score, or of (prompt, first, second) that returns 1, 0 or 0.5.
 
     Returns:
         The run's folder and its held-out metrics before and after.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.chat_encoding import ExampleEncoder
 from mlx_dpo.data.chat_rendering import PromptSource
+from mlx_dpo.data.conversations import TextOrMessages
+from mlx_dpo.data.examples import Prompt
 from mlx_dpo.data.prompt_files import read_prompts
 from mlx_dpo.distributed.communicator import Communicator
 from mlx_dpo.errors import UserError
@@ -15,6 +18,7 @@ from mlx_dpo.evaluation.example_sets import ExampleSet
 from mlx_dpo.evaluation.implicit_rewards import adapter_rewards
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import Policy
+from mlx_dpo.judges.function_judge import judge_from_function
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.judges.judge_registry import load_judge
 from mlx_dpo.objectives import WeightedLoss
@@ -29,6 +33,9 @@ from mlx_dpo.training.on_policy.rollout_record import rollout_record
 from mlx_dpo.training.on_policy.rollout_sampler import RolloutSampler
 from mlx_dpo.training.on_policy.rollout_source import RolloutSettings, RolloutSource
 from mlx_dpo.utils.progress import Progress
+
+Prompts = Sequence[TextOrMessages | PromptSource]
+JudgeOrFunction = Judge | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class OnPolicyInputs:
 def open_on_policy(
     config: TrainConfig,
     encoder: ExampleEncoder,
-    prompts: Sequence[PromptSource] | None,
-    judge: Judge | None,
+    prompts: Prompts | None,
+    judge: JudgeOrFunction | None,
     progress: Progress,
 ) -> OnPolicyInputs:
     """Read the prompts and load the judge.
@@ -63,8 +70,9 @@ def open_on_policy(
     Args:
         config: the run's settings, checked by `check_on_policy`.
         encoder: gives the prompts' token ids.
-        prompts: prompts in memory, instead of `config.prompts`.
-        judge: a judge in memory, instead of `config.judge`.
+        prompts: prompts in memory, instead of `config.prompts`: texts, lists of messages, or examples.
+        judge: a judge in memory, instead of `config.judge`, or a function of (prompt, answer) that returns a score, or
+            of (prompt, first, second) that returns 1, 0 or 0.5.
         progress: receives what is being read.
 
     Raises:
@@ -73,13 +81,17 @@ def open_on_policy(
     """
     if prompts is None:
         progress.begin(f"Reading {config.prompts}")
-        prompts = read_prompts(config.prompts or "")
-    elif not prompts:
+        sources: list[PromptSource] = list(read_prompts(config.prompts or ""))
+    else:
+        sources = [Prompt(prompt) if isinstance(prompt, (str, list)) else prompt for prompt in prompts]
+    if not sources:
         raise UserError("there are no prompts to answer", field="prompts")
-    stream = PromptStream(prompts, encoder, config.seed, config.max_tokens)
+    stream = PromptStream(sources, encoder, config.seed, config.max_tokens)
     stream.token_ids(0)  # a template that refuses prompts is reported now
     if judge is None:
         judge = load_judge(config.judge or "", model=config.judge_model, adapter_rewards=adapter_rewards)
+    elif not isinstance(judge, Judge):
+        judge = judge_from_function(judge)
     progress.begin("Checking the judge")
     judge.check()
     return OnPolicyInputs(stream, judge, encoder)
