@@ -33,6 +33,8 @@ def _rows(plan: RunEstimate) -> Iterator[tuple[str, str]]:
     checkpointed = f"{plan.num_checkpointed} of {plan.num_checkpointable} blocks and MLPs"
     yield "gradient checkpointing", f"{checkpointed}, for the longest pairs"
     yield "weights and optimizer", format_bytes(plan.memory["held"])
+    if "sampling" in plan.memory:
+        yield "sampling", f"{format_bytes(plan.memory['sampling'])} beside the weights; its time is not estimated"
     yield "peak memory", format_bytes(plan.memory["peak"]) + ("" if plan.is_measured else " (estimated)")
     if plan.seconds:
         yield "reference, unless cached", format_duration(plan.seconds["reference"])

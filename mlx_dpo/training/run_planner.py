@@ -20,11 +20,15 @@ from mlx_dpo.evaluation.optimizer_batch import OptimizerBatch
 from mlx_dpo.forward.activation_memory import BatchCost
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
+from mlx_dpo.objectives.loss_function import Opponent
 from mlx_dpo.reference.reference_policy import SharedNetworkReference
+from mlx_dpo.sampling.batched_sampling import DEFAULT_BATCH_SIZE
+from mlx_dpo.sampling.sampling_memory import sampling_bytes
 from mlx_dpo.training.batch_source import BatchSource
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
+from mlx_dpo.training.on_policy.on_policy_setup import JudgeOrFunction, Prompts
 from mlx_dpo.training.on_policy.planned_rollouts import PlannedRollouts
 from mlx_dpo.training.policy_setup import memory_limit
 from mlx_dpo.training.run_folder import RunFolder
@@ -62,7 +66,8 @@ class RunEstimate:
         num_checkpointable: feed-forwards and blocks that can be recomputed in the backward pass.
         num_checkpointed: how many of them the largest micro-batch recomputes.
         prompt_sharing: how prompts go through the model, for display.
-        memory: bytes: `limit`, `held` (weights, optimizer state and gradients) and `peak`.
+        memory: bytes: `limit`, `held` (weights, optimizer state and gradients) and `peak`; if completions are sampled,
+            `sampling`, what that takes beside the weights, and is in the peak.
         is_measured: whether the peak was measured by trial steps; else it is an estimate of what does not fit.
         seconds: `reference` (once, unless it is cached), `training`, `evaluations`; empty if it does not fit.
         max_length_that_fits: the --max-length with which all pairs would fit; None if the longest one fits.
@@ -104,6 +109,8 @@ def estimate_run(
     rows: Rows | None = None,
     valid_rows: Rows | None = None,
     listener: Listener | None = None,
+    prompts: Prompts | None = None,
+    judge: JudgeOrFunction | None = None,
 ) -> RunEstimate:
     """Estimate the time and memory of `train` with the same arguments. Writes nothing but the cache.
 
@@ -114,13 +121,16 @@ def estimate_run(
         rows: preference rows in memory, instead of `config.data`.
         valid_rows: held-out rows in memory.
         listener: receives `Preparing` and `RunEnd`.
+        prompts: with `config.on_policy`, prompts in memory.
+        judge: with `config.on_policy`, a judge in memory; nothing is judged.
 
     Raises:
         UserError: as `train` does.
     """
     listener = listener or Listener()
     try:
-        components = build_components(TrainInputs(config, model, tokenizer, rows, valid_rows, listener))
+        inputs = TrainInputs(config, model, tokenizer, rows, valid_rows, listener, prompts=prompts, judge=judge)
+        components = build_components(inputs)
         with tempfile.TemporaryDirectory() as folder:
             source = _planned_source(components)
             return _estimate(
@@ -136,6 +146,15 @@ def _planned_source(components: TrainComponents) -> BatchSource | None:
         return None
     config, reference = components.config, components.train_set.reference
     return PlannedRollouts(components.on_policy.prompts, reference, config.batch_size, config.max_tokens)
+
+
+def _sampling_bytes(components: TrainComponents, prompt_tokens: int) -> int:
+    """Bytes that sampling takes beside the weights, with completions of the greatest length."""
+    config = components.config
+    sequences = min(DEFAULT_BATCH_SIZE, config.batch_size * config.rollout_batches * config.num_completions)
+    has_two_caches = components.loss.opponent is Opponent.MIXTURE
+    num_bytes = sampling_bytes(components.policy.model, prompt_tokens, config.max_tokens, sequences)
+    return num_bytes * 2 if has_two_caches else num_bytes
 
 
 def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener) -> RunEstimate:
@@ -156,6 +175,10 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
         epoch_tokens = sum(cost.tokens for cost in costs) * _steps_per_epoch(trainer) / len(batches)
         seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out, is_policy)
     lengths = [pair for micro in micro_batches for pair in _example_lengths(micro)]
+    memory = {"limit": limit, "held": memory_model.resident_bytes, "peak": peak}
+    if components.on_policy:
+        memory["sampling"] = _sampling_bytes(components, max(prompt for prompt, *_ in lengths))
+        memory["peak"] = max(peak, memory["held"] + memory["sampling"])
     return RunEstimate(
         pairs=num_pairs,
         held_out=num_held_out,
@@ -170,7 +193,7 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
         num_checkpointable=network.num_checkpointable,
         num_checkpointed=memory_model.num_checkpointed(largest),
         prompt_sharing=network.sharing.value,
-        memory={"limit": limit, "held": memory_model.resident_bytes, "peak": peak},
+        memory=memory,
         is_measured=is_measured,
         seconds=seconds,
         max_length_that_fits=None if peak <= limit else memory_model.max_pair_length(limit),

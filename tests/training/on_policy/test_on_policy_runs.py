@@ -18,6 +18,7 @@ from mlx_dpo.training.events import Metrics
 from mlx_dpo.training.on_policy import rollout_sampler
 from mlx_dpo.training.on_policy.rollout_source import MAX_DRAWS
 from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.training.run_planner import RunEstimate, estimate_run
 from mlx_dpo.utils.stop_flag import StopRequested
 from tests.conftest import CHECKPOINT, PAIRS, rows_of
 from tests.marks import mostly_slow
@@ -215,3 +216,18 @@ def test_settings_that_do_not_fit(tmp_path: Path, settings: dict[str, Any], fiel
     with pytest.raises(UserError) as raised:
         train_on_policy(tmp_path / "run", **settings)
     assert raised.value.field == field and not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_the_memory_of_sampling(tmp_path: Path) -> None:
+    """Nothing is sampled or judged for it; completions are taken to be as long as they may be."""
+
+    def estimate(**settings: Any) -> RunEstimate:
+        config = on_policy_config(tmp_path, **settings)
+        return estimate_run(config, prompts=PROMPTS, judge=CodePointJudge())
+
+    plan, more = estimate(max_tokens=300), estimate(max_tokens=300, num_completions=8)
+    assert plan.pairs == 10 and plan.completion_tokens == (300, 300) and plan.steps == 5
+    # float32 keys and values of 2 layers with 2 heads of 16: 512 bytes a token
+    assert more.memory["sampling"] > 8 * 3 * 300 * 512 and more.memory["sampling"] > 3 * plan.memory["sampling"]
+    assert more.memory["peak"] >= more.memory["held"] + more.memory["sampling"]
+    assert not (tmp_path / "rollouts.jsonl").exists()
