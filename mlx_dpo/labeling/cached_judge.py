@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 from mlx_dpo.judges.judge import Answer, Comparison, IndexedValues, Judge
@@ -29,15 +29,25 @@ class CachedJudge(Judge):
         self.judge, self.cache, self.on_verdict = judge, cache, on_verdict
         self.name, self.order_sensitive, self.is_scalar = judge.name, judge.order_sensitive, judge.is_scalar
         self.num_calls = self.num_hits = 0
+        self._session: ExitStack | None = None
+        self._has_begun = False
 
     @property
     def identity(self) -> str | None:
         """That of the judge."""
         return self.judge.identity
 
-    def session(self) -> AbstractContextManager[None]:
-        """That of the judge."""
-        return self.judge.session()
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """That of the judge, which begins with the first call of it: nothing is loaded where the cache has all."""
+        if self._session is not None:
+            yield
+            return
+        with ExitStack() as self._session:
+            try:
+                yield
+            finally:
+                self._session, self._has_begun = None, False
 
     def num_new(self, requests: Sequence[Answer] | Sequence[Comparison]) -> int:
         """How many different ones of some requests the cache does not have."""
@@ -60,9 +70,15 @@ class CachedJudge(Judge):
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.cache.values}
         self.num_hits += len(set(keys)) - len(new)
         if new:
+            self._begin_session()
             new_keys = list(new)
             for verdicts in judge(list(new.values())):
                 self.cache.add({new_keys[i]: verdict for i, verdict in verdicts.items()})
                 self.num_calls += len(verdicts)
                 self.on_verdict()
         return [self.cache.values[key] for key in keys]
+
+    def _begin_session(self) -> None:
+        if self._session is not None and not self._has_begun:
+            self._session.enter_context(self.judge.session())
+            self._has_begun = True

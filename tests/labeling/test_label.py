@@ -165,6 +165,8 @@ def test_a_model_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     written_rows, summary = written(tmp_path, rows, judge)
     assert len(written_rows) == 40 and len(loads) == 1 and summary["calls"] == 80
     assert {row["chosen"] for row in written_rows} == {"long"}
+    written(tmp_path, rows, judge)
+    assert len(loads) == 1 and judge._loaded is None  # nothing to ask, nothing to load
 
 
 class CountingJudge(ScoringFunctionJudge):
