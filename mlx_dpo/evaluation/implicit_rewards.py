@@ -117,7 +117,11 @@ def score(
 
 
 def adapter_rewards(
-    adapter_path: str, model: str, rows: Sequence[dict[str, Any]], config: TrainConfig | None = None
+    adapter_path: str,
+    model: str,
+    rows: Sequence[dict[str, Any]],
+    config: TrainConfig | None = None,
+    policy: nn.Module | None = None,
 ) -> list[np.ndarray | None]:
     """Compute the implicit rewards of an adapter for rows with `prompt` and `completions`.
 
@@ -126,12 +130,14 @@ def adapter_rewards(
         model: its base model.
         rows: the rows.
         config: other settings, such as `max_length`; None: the defaults.
+        policy: the model with the adapter, if it is in memory already.
 
     Returns:
         For each row its rewards, [completions]; None if it was dropped for its length.
     """
     source = examples_from_rows(rows, "answers", parse_candidates)
-    scorer = RewardScorer((config or TrainConfig()).replace(model=model), source, adapter_path)
+    config = (config or TrainConfig()).replace(model=model)
+    scorer = RewardScorer(config, source, None if policy else adapter_path, model=policy, use_path_cache=True)
     return [row.rewards for batch in scorer.score_batches() for row in batch]
 
 
@@ -156,6 +162,8 @@ class RewardScorer:
         model: a model in memory instead of `config.model`.
         tokenizer: of the model in memory.
         on_status: receives what is being done while the models are loaded.
+        use_path_cache: whether the model is as in its files, so that how it can be run may be read from the disk;
+            default: if it is loaded here.
 
     Attributes:
         scorer_digest: of everything that the rewards depend on beside the rows.
@@ -170,6 +178,7 @@ class RewardScorer:
         model: nn.Module | None = None,
         tokenizer: Any = None,
         on_status: Callable[[str], None] = lambda text: None,
+        use_path_cache: bool | None = None,
     ) -> None:
         config = config_for_adapters(config, [adapter_path])
         self.loss, self.length_normalise = loss_from_config(config), length_normalise
@@ -188,15 +197,15 @@ class RewardScorer:
         if config.reference not in POLICY_REFERENCES:
             reference_fingerprint = self._precompute(load_reference_model(config, tokenizer))
             mx.clear_cache()  # the reference model's memory is for the policy
-        is_from_files = model is None
+        use_cache = model is None if use_path_cache is None else use_path_cache
         model = load_model(config.model).model if model is None else model
         check_vocabulary(model, tokenizer)
         network: Network
         if self.loss.needs_reward_head:
-            network, base_tensors = load_reward_network(model, str(adapter_path), use_cache=is_from_files), {}
+            network, base_tensors = load_reward_network(model, str(adapter_path), use_cache=use_cache), {}
         else:
             base_tensors = apply_adapter(model, adapter_path)
-            network = Network.from_model(model, use_cache=is_from_files, on_progress=on_status)
+            network = Network.from_model(model, use_cache=use_cache, on_progress=on_status)
         self.memory_model = MemoryModel(network)
         self._reference: ReferencePolicy = NoReference()
         if config.reference in ("initial", "base"):

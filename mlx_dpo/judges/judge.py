@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mlx_dpo.data.conversations import TextOrMessages
 
-# (adapter folder, base model, rows with `prompt` and `completions`) -> [completions] rewards of each row, or None
-AdapterRewards = Callable[[str, str, Sequence[dict[str, Any]]], Sequence[np.ndarray | None]]
+# (adapter folder, base model, rows with `prompt` and `completions`, policy: the model with the adapter, or None)
+# -> [completions] rewards of each row, or None
+AdapterRewards = Callable[..., Sequence[np.ndarray | None]]
 IndexedValues = dict[int, float | None]  # verdicts or scores by index; None: the judge gave none
 
 
@@ -98,14 +98,12 @@ class Judge(ABC):
         order_sensitive: whether a verdict may depend on which completion comes first; if so, both orders are judged.
         is_scalar: whether it scores completions one by one; see `ScalarJudge`.
         takes_rubric: whether it is a language model, whose prompt the user may write.
-        prompts_per_call: of how many prompts the completions are judged together where there are many.
     """
 
     name: str
     order_sensitive: bool = True
     is_scalar: bool = False
     takes_rubric: bool = False
-    prompts_per_call: int = 16
 
     @property
     def identity(self) -> str | None:

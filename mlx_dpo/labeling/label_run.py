@@ -26,6 +26,8 @@ from mlx_dpo.labeling.verdict_cache import VerdictCache
 from mlx_dpo.utils.formatting import plural
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
+PROMPTS_PER_CALL = 16  # prompts whose completions are judged, and written, together
+
 
 def label(
     data: str | Path | Rows,
@@ -84,7 +86,6 @@ class LabelRun:
     ) -> None:
         self.source, self.settings, self.max_calls, self.progress = source, settings, max_calls, progress
         self.judge = CachedJudge(judge, VerdictCache(judge.identity, judge.name), self._show_progress)
-        self.prompts_per_call = judge.prompts_per_call
         self.tally = LabelTally(settings)
         self._group_size, self._group_calls, self._calls_before = 0, 0, 0
 
@@ -105,8 +106,8 @@ class LabelRun:
 
     def _groups(self) -> Iterator[list[RowToLabel]]:
         """The rows that are judged together; the last group ends where the budget does."""
-        for start in range(0, len(self.source), self.prompts_per_call):
-            stop = min(start + self.prompts_per_call, len(self.source))
+        for start in range(0, len(self.source), PROMPTS_PER_CALL):
+            stop = min(start + PROMPTS_PER_CALL, len(self.source))
             group = [self._row(i) for i in range(start, stop)]
             affordable = self._within_budget(group)
             if affordable:

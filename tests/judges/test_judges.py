@@ -10,6 +10,7 @@ import pytest
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.examples import Prompt
 from mlx_dpo.errors import UserError
+from mlx_dpo.evaluation import implicit_rewards
 from mlx_dpo.evaluation.implicit_rewards import adapter_rewards, score
 from mlx_dpo.judges import model_judge
 from mlx_dpo.judges.endpoint_judge import EndpointJudge
@@ -69,7 +70,7 @@ def test_a_model_that_talks_nonsense_gives_no_verdict() -> None:
     assert ModelJudge(str(CHECKPOINT), max_tokens=8).verdicts(COMPARISONS) == [None, None]
 
 
-def test_an_adapter_prefers_what_it_rewards_more(tmp_path: Path) -> None:
+def test_an_adapter_prefers_what_it_rewards_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": pair.prompt, "completions": [pair.first, pair.second]} for pair in COMPARISONS]
     score(TrainConfig(model=str(CHECKPOINT)), tmp_path / "s.jsonl", adapter_path=TRL / "adapter", rows=rows)
     expected = [float(line["rewards"][0] > line["rewards"][1]) for line in rows_of(tmp_path / "s.jsonl")]
@@ -86,6 +87,10 @@ def test_an_adapter_prefers_what_it_rewards_more(tmp_path: Path) -> None:
     rewards = [reward for line in rows_of(tmp_path / "s.jsonl") for reward in line["rewards"]]
     assert [scores[i] for i in (0, 2, 4, 6)] == pytest.approx(rewards, abs=1e-5)
     assert scores[1] is None and scores[3] == scores[0]
+    with judge.session(), monkeypatch.context() as patch:
+        patch.setattr(implicit_rewards, "load_model", None)  # it is in memory
+        assert judge.scores(answers) == judge.scores(answers) == scores
+    assert judge.scores(answers) == scores
 
 
 def test_a_function_judges(tmp_path: Path) -> None:

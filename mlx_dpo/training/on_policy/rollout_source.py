@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -124,6 +125,7 @@ class RolloutSource(BatchSource):
         self._first_index = len(replay.examples) if replay else 0
         self._state = self._next_state = SourceState()
         self._rollouts: list[Rollout] = []
+        self._judge_session: AbstractContextManager[None] | None = None
 
     def batch(self, step: int) -> Sequence[IndexedExample] | None:
         """Sample and judge, unless batches are left that were sampled ahead.
@@ -197,10 +199,17 @@ class RolloutSource(BatchSource):
         settings = self.settings
         judges_here = self.communicator.data_parallel or self.communicator.is_main  # a judge may not be deterministic
         if judges_here and rollouts:
+            self._begin_judge_session()
             rollouts = judge_rollouts(self.judge, rollouts, texts, settings.opponent, settings.missing_eos_penalty)
         gathered = self.communicator.all_gather_json([r.to_mapping() for r in rollouts] if judges_here else [])
         shared = [Rollout.from_mapping(item) for part in gathered for item in part]
         return sorted(shared, key=lambda rollout: rollout.position)
+
+    def _begin_judge_session(self) -> None:
+        """Let a judge that is a model stay in memory, instead of loading it in every step."""
+        if self._judge_session is None:
+            self._judge_session = self.judge.session()
+            self._judge_session.__enter__()  # it ends with this object
 
     def _with_reference_logps(self, rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts with the reference's log-probs of their completions, if there is a reference."""

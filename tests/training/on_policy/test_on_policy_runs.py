@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,23 @@ def test_prompts_are_drawn_again_and_then_the_step_is_skipped(tmp_path: Path) ->
     reports = read_metrics(tmp_path)
     assert "loss" not in reports[0] and reports[0]["rollouts/ties"] == reports[0]["rollouts/empty_steps"] == 1
     assert "loss" in reports[1] and reports[1]["rollouts/ties"] >= 0.5 and reports[1]["rollouts/empty_steps"] == 0
+
+
+class LoadingJudge(CodePointJudge):
+    """Counts how often it would load a model."""
+
+    num_loads = 0
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        self.num_loads += 1
+        yield
+
+
+def test_a_judge_that_is_a_model_is_loaded_once(tmp_path: Path) -> None:
+    judge = LoadingJudge()
+    train_on_policy(tmp_path / "run", judge=judge)
+    assert judge.num_loads == 1 and judge.calls > 1
 
 
 def test_pairs_of_a_file_are_replayed(tmp_path: Path) -> None:
