@@ -17,7 +17,7 @@ from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
 from mlx_dpo.sampling.decode_batch import DecodeBatch, SampledSequence
 from mlx_dpo.sampling.prompt_caches import BatchSupport
 from mlx_dpo.sampling.prompt_queue import PromptQueue
-from mlx_dpo.sampling.stop_texts import StopTexts
+from mlx_dpo.sampling.stop_texts import StopTexts, text_after
 from mlx_dpo.sampling.token_sampler import completion_uniforms
 
 DEFAULT_BATCH_SIZE = 32  # sequences side by side
@@ -109,11 +109,13 @@ class _SequenceEnds:
         return len(sequence.token_ids) >= self.max_tokens or self._is_stopped(sequence)
 
     def _is_stopped(self, sequence: SampledSequence) -> bool:
-        return sequence.token_ids[-1] in self.eos_ids or self.stop_texts.occur_in(sequence.token_ids)
+        ids = sequence.token_ids
+        return ids[-1] in self.eos_ids or self.stop_texts.occur_in(sequence.last_prompt_token, ids)
 
     def completion(self, sequence: SampledSequence) -> SampledCompletion:
         """What is returned for a sequence that has ended."""
         ids = tuple(sequence.token_ids)
-        text = self.tokenizer.decode(list(ids[:-1] if ids[-1] in self.eos_ids else ids))
+        shown = ids[:-1] if ids[-1] in self.eos_ids else ids
+        text = text_after(self.tokenizer, sequence.last_prompt_token, shown)
         reason: Literal["stop", "length"] = "stop" if self._is_stopped(sequence) else "length"
         return SampledCompletion(ids, self.stop_texts.cut(text), reason, tuple(sequence.logps))

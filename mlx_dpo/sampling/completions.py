@@ -46,7 +46,8 @@ class SampledCompletion:
 
     Attributes:
         token_ids: as sampled, with the end-of-sequence token if it was sampled.
-        text: without the end-of-sequence token, and without the stop text and what follows it.
+        text: what follows the prompt's text, without the end-of-sequence token, and without the stop text and what
+            follows it. After a chat template it may begin with a space.
         finish_reason: "stop" at an end-of-sequence token or a stop text, "length" at `max_tokens`.
         logps: log-prob of each token under the model at temperature 1, before `top_p` and `min_p`, in nats.
     """

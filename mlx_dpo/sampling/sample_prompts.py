@@ -119,9 +119,7 @@ def sample(
                 on_progress=_shifted(progress, group[0] * n, len(rows) * n),
             )
             tally.seconds += time.perf_counter() - start
-            lines = [
-                _line(rows[i], params.seed + i, own, template_kwargs) for i, own in zip(group, completions, strict=True)
-            ]
+            lines = [_line(rows[i], params.seed + i, own, renderer) for i, own in zip(group, completions, strict=True)]
             file.write(lines)
             tally.add(lines)
     return tally.summary()
@@ -188,22 +186,31 @@ def _shifted(progress: Progress, before: int, total: int) -> Callable[[float, fl
 
 
 def _line(
-    row: PromptRow, seed: int, completions: Sequence[SampledCompletion], template_kwargs: Mapping[str, Any]
+    row: PromptRow, seed: int, completions: Sequence[SampledCompletion], renderer: ChatRenderer
 ) -> dict[str, Any]:
     """A row of the output."""
     columns = {
         "tools": row.prompt.tools,
-        "chat_template_kwargs": {**template_kwargs, **row.prompt.template_kwargs},
+        "chat_template_kwargs": {**renderer.template_kwargs, **row.prompt.template_kwargs},
         **{name: row.row[name] for name in KEPT_COLUMNS if name in row.row},
     }
+    texts = [completion.text for completion in completions]
+    if _is_whole_turn(renderer, row.prompt):
+        texts = [text.strip() for text in texts]  # space around a turn's content is the template's
     return {
         "prompt": _prompt_column(row.prompt),
-        "completions": [completion.text for completion in completions],
+        "completions": texts,
         "token_counts": [len(completion.token_ids) for completion in completions],
         "finish_reasons": [completion.finish_reason for completion in completions],
         "seed": seed,
         **{name: value for name, value in columns.items() if value},
     }
+
+
+def _is_whole_turn(renderer: ChatRenderer, prompt: Prompt | Example) -> bool:
+    """Whether a completion is the content of a turn, and not what follows a text or the beginning of a turn."""
+    chat = renderer.as_chat(prompt)
+    return prompt.is_hh_dialogue if chat is None else not chat.continues_turn
 
 
 def _prompt_column(prompt: Prompt | Example) -> TextOrMessages:

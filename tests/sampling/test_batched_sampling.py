@@ -15,13 +15,16 @@ from mlx_lm import batch_generate
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache
 from mlx_lm.tuner.utils import linear_to_lora_layers
+from transformers import AutoTokenizer
 
 from mlx_dpo.sampling import batched_sampling, decode_batch, token_sampler
 from mlx_dpo.sampling.batch_support import batch_support
 from mlx_dpo.sampling.batched_sampling import sample_completions
 from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
 from mlx_dpo.sampling.prompt_caches import BatchSupport
+from mlx_dpo.sampling.stop_texts import text_after
 from mlx_dpo.utils.stop_flag import StopRequested, stop_on
+from tests.export.tiny import SPM
 from tests.forward.families import CONFIGS, tiny
 
 LENGTHS = (5, 1, 12, 30, 4, 30)  # of the prompts, in tokens; windows are of 8
@@ -34,7 +37,7 @@ class Numbers:
         self.eos_token_ids = tuple(eos)
 
     def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
+        return "".join(f"{i} " for i in ids)
 
 
 class NoEnd(Numbers):
@@ -169,7 +172,7 @@ def test_any_end_of_sequence_token_ends_a_completion(batch_size: int) -> None:
         end = next((i + 1 for i, token in enumerate(whole.token_ids) if token in eos), None)
         assert ended.token_ids == whole.token_ids[:end]
         assert ended.finish_reason == ("length" if end is None else "stop")
-        assert ended.text == " ".join(map(str, [token for token in ended.token_ids if token not in eos]))
+        assert ended.text == Numbers(()).decode([token for token in ended.token_ids if token not in eos])
         assert len(ended.logps) == len(ended.token_ids)
     assert reported[-1] == (12, 12)
 
@@ -206,15 +209,17 @@ class Script(nn.Module):
 @pytest.mark.parametrize(
     ("script", "stop", "text", "tokens"),
     [
-        ([1, 2, 3, 3, 1, 1], ("##",), "ab", 4),
-        ([1, 2, 4, 1], ("##",), "ab", 3),  # the stop text is in the middle of a token
-        ([1, 2, 7, 8, 9, 1], ("STOP",), "ab ", 5),
-        ([1, 2, 7, 8, 9, 1], ("TOP", "b S"), "a", 3),  # the one that is completed first
-        ([6, 1], (" STOP",), "STOP a a a a a a a a", 9),  # the first space is not part of the text
-        ([1] * 20 + [7, 8, 9, 1], ("a STOP",), "a" + " a" * 18 + " ", 23),
+        ([1, 2, 3, 3, 1, 1], ("##",), " ab", 4),
+        ([1, 2, 4, 1], ("##",), " ab", 3),  # the stop text is in the middle of a token
+        ([1, 2, 7, 8, 9, 1], ("STOP",), " ab ", 5),
+        ([1, 2, 7, 8, 9, 1], ("TOP", "b S"), " a", 3),  # the one that is completed first
+        ([6, 1], (" STOP",), "", 1),  # the first space is part of the text
+        ([6, 6, 6, 1], ("STOP STOP STOP",), " ", 3),
+        ([5, 1], ("STOP",), "é a a a a a a a a", 9),
+        ([1] * 20 + [7, 8, 9, 1], ("a STOP",), " a" * 19 + " ", 23),
         ([5, 5, 2, 1], ("éb",), "é", 3),
-        ([1, 3, 0], ("##",), "a#", 3),  # a token that ends the sequence comes first
-        ([1, 3, 1], ("##",), "a# a a a a a a a", 9),
+        ([1, 3, 0], ("##",), " a#", 3),  # a token that ends the sequence comes first
+        ([1, 3, 1], ("##",), " a# a a a a a a a", 9),
     ],
 )
 def test_stop_texts_across_tokens(script: list[int], stop: tuple[str, ...], text: str, tokens: int) -> None:
@@ -224,6 +229,15 @@ def test_stop_texts_across_tokens(script: list[int], stop: tuple[str, ...], text
     assert completion == again
     assert (completion.text, len(completion.token_ids)) == (text, tokens)
     assert completion.finish_reason == ("length" if tokens == 9 else "stop")
+
+
+@pytest.mark.parametrize("prompt", ["Say the", "Say", "<s>"])
+def test_text_continues_the_prompts_of_a_sentencepiece_tokenizer(prompt: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SPM)
+    ids = tokenizer.encode(prompt + " word again", add_special_tokens=False)
+    start = len(tokenizer.encode(prompt, add_special_tokens=False))
+    assert tokenizer.decode(ids[start:]) == "word again", "a text's first space is dropped"
+    assert text_after(tokenizer, ids[start - 1], ids[start:]) == " word again"
 
 
 # The model
@@ -247,14 +261,14 @@ def test_a_stop_request_ends_sampling_between_tokens() -> None:
         def decode(self, ids: list[int]) -> str:
             nonlocal steps
             steps += 1
-            if steps == 5:
+            if steps == 10:
                 event.set()
             return super().decode(ids)
 
     model.train()
     with stop_on(event), pytest.raises(StopRequested):
         sample_completions(model, Stopping(), [[3, 4]], SamplingParams(50, stop=("x",)))
-    assert steps == 5 and model.training
+    assert steps == 10 and model.training
 
 
 def test_no_prompts() -> None:

@@ -61,7 +61,7 @@ def test_rows_and_summary(tmp_path: Path) -> None:
         model, tokenizer, ids, SamplingParams(8, temperature=1.0), n=3, prompt_seeds=range(5, 9)
     )
     for row, completions in zip(rows, expected, strict=True):
-        assert row["completions"] == [completion.text for completion in completions]
+        assert row["completions"] == [completion.text.strip() for completion in completions]
         assert row["token_counts"] == [len(completion.token_ids) for completion in completions]
         assert row["finish_reasons"] == [completion.finish_reason for completion in completions]
         (candidates,) = parse_candidates({**row, "completions": ["x", *row["completions"][1:2]]}, Where("f", 1))
