@@ -10,7 +10,7 @@ from typing import Any
 from mlx_dpo.data.example_file import ExampleFile
 from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.data.examples import Candidates
-from mlx_dpo.errors import UserError
+from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.evaluation.example_sets import Rows, examples_from_rows
 from mlx_dpo.evaluation.implicit_rewards import adapter_rewards
 from mlx_dpo.judges.judge import Judge
@@ -118,6 +118,10 @@ class LabelRun:
     def _row(self, index: int) -> RowToLabel:
         candidates = self.source[index]
         assert isinstance(candidates, Candidates)
+        if self.settings.drop_truncated and candidates.row.get("finish_reasons") is None:
+            hint = "Rows of `mlx-dpo sample` have them. Leave out --drop-truncated for others."
+            where = self.source.location(index)
+            raise RowError("there are none", kind="missing key", where=where, field="finish_reasons", hint=hint)
         return RowToLabel.from_candidates(candidates, self.settings.drop_truncated)
 
     def _within_budget(self, group: list[RowToLabel]) -> list[RowToLabel]:

@@ -61,6 +61,8 @@ class RoundsConfig:
             raise UserError("must be above 0", field="temperature", hint=hint)
         if self.labelling.format != "pairs":
             raise UserError("rounds are trained on pairs", field="format")
+        if "-" in (self.training.valid_data, self.prompts, self.eval_prompts):
+            raise UserError("stdin can't be read again in every round", hint="Name a file.")
         if self.training.on_policy:
             hint = "`mlx-dpo train --on-policy` samples in every step; rounds sample before they train."
             raise UserError("does not apply to rounds", field="on_policy", hint=hint)

@@ -13,6 +13,8 @@ from mlx_dpo.config import TrainConfig
 from mlx_dpo.data.prompt_files import PromptRow, read_prompt_rows
 from mlx_dpo.data.shuffled_epochs import split_held_out
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.evaluation.example_sets import example_reader, open_evaluation_source
+from mlx_dpo.evaluation.loss_setup import loss_from_config
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.labeling.cached_judge import CachedJudge
 from mlx_dpo.labeling.label_output import finished_summary
@@ -86,6 +88,9 @@ class IterativeTraining:
     def run(self) -> RoundsResult:
         """Run the rounds that are missing."""
         prompts, eval_prompts = _split_prompts(self.config)
+        _check_held_out_pairs(self.config.training)
+        if not self.folder.settings.exists():
+            self.judge.check()
         self.folder.open(self.config.identity(self.judge.identity or self.judge.name), prompts, eval_prompts)
         rounds: list[dict[str, Any]] = []
         result = self._result(rounds)
@@ -180,6 +185,13 @@ class IterativeTraining:
             )
         except OSError as error:
             raise UserError(f"can't be written: {error.strerror or error}", where=Where(str(result.page))) from None
+
+
+def _check_held_out_pairs(training: TrainConfig) -> None:
+    """Raise `UserError` if the held-out pairs can't be read, before anything is sampled."""
+    if training.valid_data is not None:
+        config = training.replace(data=training.valid_data)
+        open_evaluation_source(config, None, example_reader(loss_from_config(config)))
 
 
 def _split_prompts(config: RoundsConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

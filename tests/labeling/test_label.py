@@ -57,7 +57,10 @@ def test_pairs(tmp_path: Path) -> None:
     expected = {"prompts": 4, "completions": 7, "empty": 3, "pairs": 2, "rows": 2, "prompts_without_pair": 2}
     assert expected.items() <= summary.items() and summary["mean_characters"] == {"chosen": 3.5, "rejected": 1}
     assert (summary["longer_preferred"], summary["calls"], summary["ties"], summary["agreement"]) == (1, 6, 0, None)
-    dropped, counts = written(tmp_path, SAMPLES, LENGTH, drop_truncated=True)
+    with pytest.raises(UserError, match=r"rows:2: `finish_reasons`: there are none"):
+        written(tmp_path, SAMPLES, LENGTH, drop_truncated=True)
+    sampled = [row | {"finish_reasons": row.get("finish_reasons", ["stop", "stop"])} for row in SAMPLES]
+    dropped, counts = written(tmp_path, sampled, LENGTH, drop_truncated=True)
     assert dropped[0]["chosen"] == "aa" and (counts["truncated"], counts["completions"]) == (1, 6)
     assert [row["chosen"] for row in written(tmp_path, SAMPLES, LENGTH, margin=2.5)[0]] == ["aaaa"]
     every, _ = written(tmp_path, SAMPLES, LENGTH, pairs="all")

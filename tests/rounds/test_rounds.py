@@ -142,6 +142,19 @@ def test_prompts_are_set_aside_for_the_evaluation(tmp_path: Path) -> None:
         train_rounds(RoundsConfig(settings.training, str(few), tmp_path / "few"), JUDGE)
 
 
+def test_mistakes_are_found_before_anything_is_sampled(tmp_path: Path) -> None:
+    class Broken(ScoringFunctionJudge):
+        def check(self) -> None:
+            raise UserError("the judge does not work")
+
+    with pytest.raises(UserError, match="does not work"):
+        train_rounds(config(tmp_path), Broken(lambda *_: 1, "broken"))
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "c"}])
+    with pytest.raises(UserError, match=r"pairs.jsonl:1"):
+        train_rounds(config(tmp_path, training={"valid_data": str(pairs)}), JUDGE)
+    assert not (tmp_path / "out").exists()
+
+
 def results(*lower_ends: float | None) -> list[dict[str, Any]]:
     return [
         {"round": i, "against_start": {"win_rate": 0.5, "win_rate_interval": [low, 1.0]}}
@@ -167,6 +180,7 @@ def test_rounds_stop_when_the_interval_no_longer_rises() -> None:
         ({"sampling": SamplingParams(temperature=0)}, "must be above 0"),
         ({"labelling": LabelSettings(format="scores")}, "trained on pairs"),
         ({"training": {"fine_tune_type": "full"}, "reference": "base"}, "full fine-tune's base"),
+        ({"training": {"valid_data": "-"}}, "stdin"),
     ],
 )
 def test_settings_are_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
