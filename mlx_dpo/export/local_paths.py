@@ -17,7 +17,8 @@ from mlx_dpo.lineage.lineage_steps import current_lineage
 
 _FOLDERS = re.compile(r"(?<![^\s,=])(?:~|\.\.)?/(?:[^\s,=/]*/)*")  # of absolute paths, and of those from ~ or ..
 _PATH_SETTINGS = {
-    *("loss", "model", "data", "valid_data", "init_adapter", "reference", "adapter_path", "base_model_name_or_path")
+    *("loss", "model", "data", "valid_data", "init_adapter", "reference", "adapter_path", "base_model_name_or_path"),
+    *("prompts", "judge", "judge_model"),
 }
 
 

@@ -212,7 +212,13 @@ def build_components(
     config = resolve_loss_settings(config, loss)
     require_settings_of_adapter(config, {})
     require_reference_in_memory(config, loss)
-    check_on_policy(config, loss, has_prompts=inputs.prompts is not None, has_judge=inputs.judge is not None)
+    check_on_policy(
+        config,
+        loss,
+        has_prompts=inputs.prompts is not None,
+        has_judge=inputs.judge is not None,
+        has_rows=inputs.rows is not None,
+    )
     if (inputs.model is None) != (inputs.tokenizer is None):
         raise UserError("a model in memory needs its tokenizer: pass both", field="model")
     tokenizer = inputs.tokenizer or load_tokenizer(config.model)

@@ -124,10 +124,20 @@ def _summary(inputs: CardInputs) -> str:
     num_rows = (inputs.record.get("pairs") or {}).get("train")
     count = f"{plural(num_rows, 'row')} of " if num_rows else ""
     data = _link(inputs.data_name, f"datasets/{dataset.repo_id}") if dataset else inline_code(inputs.data_name)
+    source = f"preferences from {count}{data}"
+    if config.get("on_policy"):
+        source = _own_answers(config, num_rows) + (f", and on {data}" if config.get("replay") else "")
     return (
-        f"{subject}, trained on preferences from {count}{data}. "
+        f"{subject}, trained on {source}. "
         f"Loss: {inline_code(config.get('loss'))}, beta {config.get('beta')}. Reference: {_reference(config)}."
     )
+
+
+def _own_answers(config: Mapping[str, Any], num_prompts: int | None) -> str:
+    """What an on-policy run was trained on."""
+    count = f"{plural(num_prompts, 'prompt')} of " if num_prompts else ""
+    prompts = inline_code(config.get("prompts") or "prompts in memory")
+    return f"its own answers to {count}{prompts}, compared by {inline_code(config.get('judge') or 'a function')}"
 
 
 def _lineage(inputs: CardInputs) -> Iterator[str]:

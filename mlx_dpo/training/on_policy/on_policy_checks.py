@@ -16,7 +16,9 @@ DEFAULT_MIXTURE_COEF = 0.5
 MIN_PROMPT_TOKENS = 16  # room for a prompt that --max-tokens must leave of --max-length
 
 
-def check_on_policy(config: TrainConfig, loss: WeightedLoss, *, has_prompts: bool, has_judge: bool) -> None:
+def check_on_policy(
+    config: TrainConfig, loss: WeightedLoss, *, has_prompts: bool, has_judge: bool, has_rows: bool
+) -> None:
     """Check that on-policy settings fit together, or that none is given without --on-policy.
 
     Args:
@@ -24,6 +26,7 @@ def check_on_policy(config: TrainConfig, loss: WeightedLoss, *, has_prompts: boo
         loss: its loss.
         has_prompts: whether prompts were given in memory.
         has_judge: whether a judge was given in memory.
+        has_rows: whether rows to train on were given in memory.
 
     Raises:
         UserError: a setting is missing, or has no effect.
@@ -40,7 +43,7 @@ def check_on_policy(config: TrainConfig, loss: WeightedLoss, *, has_prompts: boo
     if config.max_tokens > config.max_length - MIN_PROMPT_TOKENS:
         hint = f"Raise --max-length from {config.max_length}, or lower --max-tokens."
         raise UserError("completions leave no room for prompts", field="max_tokens", hint=hint)
-    _check_replay(config, loss)
+    _check_replay(config, loss, has_rows)
     _check_reference(config, loss)
     _check_opponent(config, loss)
 
@@ -59,8 +62,8 @@ def _refuse_without_on_policy(config: TrainConfig, loss: WeightedLoss) -> None:
         raise UserError(message, field="loss", hint="Add --on-policy, --prompts and --judge.")
 
 
-def _check_replay(config: TrainConfig, loss: WeightedLoss) -> None:
-    if config.data and not config.replay:
+def _check_replay(config: TrainConfig, loss: WeightedLoss, has_rows: bool) -> None:
+    if (config.data or has_rows) and not config.replay:
         hint = "Give the share of each batch that they are, such as --replay 0.25; held-out pairs are --valid-data."
         raise UserError("with --on-policy, pairs of --data are used by --replay only", field="data", hint=hint)
     if not config.replay:

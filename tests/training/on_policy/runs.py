@@ -57,11 +57,11 @@ def on_policy_config(run: Path, **settings: Any) -> TrainConfig:
 
 
 def train_on_policy(
-    run: Path, listener: Listener | None = None, *, judge: Judge | None = None, **settings: Any
+    run: Path, listener: Listener | None = None, *, judge: Judge | None = None, rows: Any = None, **settings: Any
 ) -> TrainResult:
     listeners = Listeners(RolloutLog(), listener or Listener())
     config = on_policy_config(run, **settings)
-    return train(config, prompts=PROMPTS, judge=judge or CodePointJudge(), listener=listeners)
+    return train(config, prompts=PROMPTS, judge=judge or CodePointJudge(), rows=rows, listener=listeners)
 
 
 def outcome(run: Path) -> tuple[bytes, bytes]:

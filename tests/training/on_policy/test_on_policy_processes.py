@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.distributed.ranks import outputs, start_ranks
+from tests.marks import mostly_slow
 from tests.training.on_policy.runs import outcome, read_rollouts
 
 JUDGE = """
@@ -62,7 +63,7 @@ def test_the_command_and_its_page(whole: Path) -> None:
     assert any("rollouts/reward" in line for line in metrics)
 
 
-@pytest.mark.parametrize("call", [17, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("call", mostly_slow([17, 1, 5, 11, 23, 28, 31, 35, 40, 44], 10))
 def test_a_killed_child_is_restarted_and_ends_the_same(tmp_path: Path, whole: Path, call: int) -> None:
     folder = tmp_path / "judge"
     folder.mkdir()
@@ -112,3 +113,9 @@ def largest_difference(first: Path, second: Path) -> float:
 
     tensors: list[dict[str, Any]] = [load_file(run / "adapters.safetensors") for run in (first, second)]
     return max(float(np.abs(tensors[0][name] - tensors[1][name]).max()) for name in tensors[0])
+
+
+def test_the_card_says_what_it_was_trained_on(whole: Path) -> None:
+    card = (whole / "README.md").read_text(encoding="utf-8")
+    words = "trained on its own answers to 10 prompts of `prompts.txt`, compared by `judge.py:code_points`."
+    assert words in card and str(whole.parent) not in card

@@ -218,6 +218,7 @@ def test_held_out_pairs_are_measured(tmp_path: Path) -> None:
         ({"on_policy": False, "max_tokens": 256, "loss": "xpo"}, "loss"),
         ({"max_tokens": 2048}, "max_tokens"),
         ({"data": str(PAIRS)}, "data"),
+        ({"rows": rows_of(PAIRS)}, "data"),
         ({"replay": 0.9, "data": str(PAIRS), "batch_size": 1}, "replay"),
         ({"replay": 0.5, "data": str(PAIRS), "loss": "kto"}, "replay"),
         ({"reference": str(CHECKPOINT)}, "reference"),
