@@ -132,6 +132,7 @@ def test_fuse_keeps_the_base_float_type_under_dora(mlx_dpo: Cli, tmp_path: Path)
 
 
 COMMANDS = ["", "train", "evaluate", "score", "compare", "report", "fuse", "export", "import", "push", "losses", "data"]
+COMMANDS += ["sample", "label", "rounds"]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "demo"])
