@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlx_dpo.errors import Interrupted, RowError, UserError
     from mlx_dpo.evaluation.evaluator import evaluate
     from mlx_dpo.evaluation.implicit_rewards import score
+    from mlx_dpo.forward.reward_model import RewardModel, best_of_n
     from mlx_dpo.labeling.label_run import label
     from mlx_dpo.labeling.label_settings import LabelSettings
     from mlx_dpo.rounds.rounds_config import RoundsConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Interrupted",
     "LabelSettings",
     "Listener",
+    "RewardModel",
     "RoundsConfig",
     "RowError",
     "SampledCompletion",
@@ -40,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "UserError",
+    "best_of_n",
     "evaluate",
     "label",
     "sample",
@@ -61,6 +64,8 @@ def __getattr__(name: str) -> Any:
         "train": "training.run",
         "train_rounds": "rounds.rounds_run",
         "RoundsConfig": "rounds.rounds_config",
+        "RewardModel": "forward.reward_model",
+        "best_of_n": "forward.reward_model",
         "label": "labeling.label_run",
         "LabelSettings": "labeling.label_settings",
         "sample": "sampling.sample_prompts",

@@ -53,6 +53,11 @@ class RewardNetwork(Network):
         values = {field.name: getattr(network, field.name) for field in fields(network)}
         return cls(**{**values, "head_split": split, "chunk_tokens": 0})  # no logits take memory
 
+    @classmethod
+    def with_new_head(cls, network: Network, seed: int) -> RewardNetwork:
+        """Attach a head with initial weights that are drawn from a seed; see `from_network`."""
+        return cls.from_network(network, initial_head_weight(count_hidden(require_head_split(network)), seed))
+
     def _targets(self, batch: MicroBatch) -> CompletionTargets:
         """One token a completion, in the order of `_hidden_states`."""
         return super()._targets(batch.last_tokens)
@@ -108,10 +113,9 @@ def with_reward_head(policy: Policy, init_adapter: str | None, seed: int) -> Pol
         message = "a reward head can't be trained with --tensor-parallel"
         raise UserError(message, field="tensor_parallel", hint="Leave it out: pairs are then split over the ranks.")
     if init_adapter is not None and is_reward_model(init_adapter):
-        weight = read_reward_head(init_adapter)
+        network = RewardNetwork.from_network(policy.network, read_reward_head(init_adapter))
     else:
-        weight = initial_head_weight(count_hidden(require_head_split(policy.network)), seed)
-    network = RewardNetwork.from_network(policy.network, weight)
+        network = RewardNetwork.with_new_head(policy.network, seed)
     return replace(policy, network=network, initial_tensors={}, base_tensors={})  # there is no reference policy
 
 

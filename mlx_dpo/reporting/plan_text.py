@@ -37,7 +37,8 @@ def _rows(plan: RunEstimate) -> Iterator[tuple[str, str]]:
         yield "sampling", f"{format_bytes(plan.memory['sampling'])} beside the weights; its time is not estimated"
     yield "peak memory", format_bytes(plan.memory["peak"]) + ("" if plan.is_measured else " (estimated)")
     if plan.seconds:
-        yield "reference, unless cached", format_duration(plan.seconds["reference"])
+        if plan.seconds["reference"]:
+            yield "reference, unless cached", format_duration(plan.seconds["reference"])
         yield "training", format_duration(plan.seconds["training"])
         yield "evaluations", format_duration(plan.seconds["evaluations"])
         yield "total", format_duration(sum(plan.seconds.values()))

@@ -12,11 +12,13 @@ from mlx.utils import tree_flatten
 
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
+from mlx_dpo.evaluation.loss_setup import loss_from_config
 from mlx_dpo.forward.activation_memory import ActivationMemory, pair_of_length
 from mlx_dpo.forward.config_model import build_model, fetch_config
 from mlx_dpo.forward.graph_activations import count_activation_bytes, lazy_network
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.policy import attach_new_adapter
+from mlx_dpo.forward.reward_network import RewardNetwork
 from mlx_dpo.training.policy_setup import adapter_spec, memory_limit
 
 SHARES_OF_MAX_LENGTH = (1 / 8, 1 / 4, 1 / 2, 1)  # lengths that are estimated by default
@@ -91,6 +93,8 @@ def estimate_from_config(config: TrainConfig, lengths: Sequence[int] = ()) -> Co
     attach_new_adapter(model, adapter_spec(config))
     limit = memory_limit(config)
     network = lazy_network(model.train(), limit)
+    if loss_from_config(config).needs_reward_head:
+        network = RewardNetwork.with_new_head(network, config.seed)
     memory_model = MemoryModel.with_limits(
         network,
         ActivationMemory.from_two_pairs(network, partial(count_activation_bytes, network)),

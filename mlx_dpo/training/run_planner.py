@@ -21,7 +21,7 @@ from mlx_dpo.forward.activation_memory import BatchCost
 from mlx_dpo.forward.device import usable_memory
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.objectives.loss_function import Opponent
-from mlx_dpo.reference.reference_policy import SharedNetworkReference
+from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 from mlx_dpo.sampling.batched_sampling import DEFAULT_BATCH_SIZE
 from mlx_dpo.sampling.sampling_memory import sampling_bytes
 from mlx_dpo.training.batch_source import BatchSource
@@ -174,6 +174,8 @@ def _estimate(components: TrainComponents, trainer: Trainer, listener: Listener)
         forward, step, peak = _time_steps(trainer, memory_model, batches, largest, listener)
         epoch_tokens = sum(cost.tokens for cost in costs) * _steps_per_epoch(trainer) / len(batches)
         seconds = _run_seconds(trainer, forward, step, epoch_tokens, epoch_tokens / num_pairs, num_held_out, is_policy)
+        if isinstance(reference, NoReference):
+            seconds["reference"] = 0.0
     lengths = [pair for micro in micro_batches for pair in _example_lengths(micro)]
     memory = {"limit": limit, "held": memory_model.resident_bytes, "peak": peak}
     if components.on_policy:

@@ -8,12 +8,11 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from mlx_dpo import TrainConfig, evaluate, train
+from mlx_dpo import RewardModel, TrainConfig, best_of_n, evaluate, train
 from mlx_dpo.data.chat_rendering import ChatRenderer
 from mlx_dpo.data.examples import Prompt
 from mlx_dpo.demo import MODEL, PAIRS, load_pairs
 from mlx_dpo.demo.grammar import detect_manner, is_fluent
-from mlx_dpo.forward.reward_model import RewardModel, best_of_n
 from mlx_dpo.sampling.batched_sampling import sample_completions
 from mlx_dpo.sampling.completions import SamplingParams
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mlx_dpo.adapters.reward_head import read_reward_head
 from mlx_dpo.distributed.communicator import ring_all_reduce_bytes
 from mlx_dpo.objectives import LOSS_FUNCTIONS
 from mlx_dpo.objectives.loss_function import Opponent
@@ -35,7 +36,7 @@ STEPS = {
     "batch_size": 7,
     "memory_limit": "1MB",
 }
-WITHOUT_REFERENCE = ("simpo", "cpo", "orpo", "sft")
+WITHOUT_REFERENCE = ("simpo", "cpo", "orpo", "sft", "reward")
 LABELLED = ("kto", "bco", "apo_zero_unpaired", "sft")
 
 
@@ -82,7 +83,7 @@ def adapter_update(run: Path, start: Path) -> np.ndarray:
 
 # One loss of each kind (by example, by batch, with a KL, with a state, of scores, by token), and all that is no loss
 # alone; the slow test takes every loss.
-SOME_LOSSES = ("sigmoid", "aot", "kto", "bco", "beta_dpo", "odpo", "tdpo2", "sft")
+SOME_LOSSES = ("sigmoid", "aot", "kto", "bco", "beta_dpo", "odpo", "tdpo2", "sft", "reward")
 SOME_RUNS = {name: run for name, run in RUNS.items() if name in SOME_LOSSES or name not in LOSS_FUNCTIONS}
 
 
@@ -120,6 +121,9 @@ def check_steps(single: tuple[Path, Any], multiple: tuple[Path, Any], name: str)
     if name in ("dora", "full"):  # they start elsewhere
         assert max_difference(single[0] / name, multiple[0] / name) <= limit
         return
+    if name == "reward":
+        heads = [np.array(read_reward_head(folder / name)) for folder in (single[0], multiple[0])]
+        np.testing.assert_allclose(heads[1], heads[0], atol=limit)
     expected, actual = (adapter_update(folder / name, TRL / "adapter") for folder in (single[0], multiple[0]))
     assert np.linalg.norm(expected) > 0
     assert np.linalg.norm(expected - actual) <= limit * np.linalg.norm(expected)
@@ -167,6 +171,21 @@ def test_dropout_differs_by_step_and_rank() -> None:
     assert len({drawn(step, rank) for step in range(3) for rank in range(3)}) == 9
     assert drawn(2, 1) == drawn(2, 1)
     assert drawn(2, 0) == drawn(2, 1, split=False)  # all ranks run the same examples, of a sharded model
+
+
+@pytest.mark.slow
+def test_a_reward_model_is_the_same_and_is_resumed_by_another_number_of_ranks(tmp_path: Path) -> None:
+    settings = {**TWENTY, "loss": "reward", "center_rewards_coefficient": 0.01}
+    whole = run_training(tmp_path / "alone", "run", settings)
+    first = run_job(tmp_path, 2, "run_training", name="run", settings=settings, stop_after=7)
+    assert [result["ended"] for result in first] == ["interrupted at 7"] * 2
+    rest = run_job(tmp_path, 3, "run_training", name="run", settings=settings)
+    assert first[0]["losses"] + rest[0]["losses"] == pytest.approx(whole["losses"], rel=1e-5, abs=1e-6)
+    for actual, expected in zip(rest[0]["evaluations"], whole["evaluations"][1:], strict=True):
+        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-5) and "eval_min_reward" in actual
+    assert max_difference(tmp_path / "run", tmp_path / "alone" / "run") <= 1e-5
+    heads = [np.array(read_reward_head(folder)) for folder in (tmp_path / "run", tmp_path / "alone" / "run")]
+    np.testing.assert_allclose(heads[0], heads[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, pytest.param(4, marks=pytest.mark.slow)])

@@ -100,7 +100,8 @@ def first_steps(folder: Path, runs: dict[str, dict[str, Any]]) -> Any:
     for name, settings in runs.items():
         config = TrainConfig.from_mapping({**settings, "adapter_path": str(folder / name)})
         loss = loss_from_config(config)
-        key = json.dumps([settings.get(key) for key in ("data", "fine_tune_type", "reference", "reference_sync_steps")])
+        shared = ("data", "fine_tune_type", "reference", "reference_sync_steps")
+        key = json.dumps([loss.needs_reward_head, *(settings.get(name) for name in shared)])
         if key in prepared:
             prepared[key].train_set.reference.clear()
         else:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_dpo import Listener, TrainConfig, UserError, evaluate, train
+from mlx_dpo import Listener, RewardModel, TrainConfig, UserError, best_of_n, evaluate, train
 from mlx_dpo.adapters.adapter_folder import REWARD_HEAD_FILE, load_adapter
 from mlx_dpo.adapters.reward_head import read_reward_head, read_trained_tensors
 from mlx_dpo.data.chat_encoding import ExampleEncoder
@@ -22,7 +22,6 @@ from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import Where
 from mlx_dpo.forward.model_loading import load_tokenizer
 from mlx_dpo.forward.network import Network
-from mlx_dpo.forward.reward_model import RewardModel, best_of_n
 from mlx_dpo.forward.reward_network import load_reward_network
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.events import Metrics

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_dpo.adapters.adapter_folder import is_reward_model
 from mlx_dpo.errors import UserError
 from mlx_dpo.export.card.base_model import BaseModelInfo, describe_base_model
 from mlx_dpo.export.card.training_record import read_training_record, settings_on_hub
 from mlx_dpo.export.folder_kind import FolderKind, detect_folder_kind, read_mapping_file
 from mlx_dpo.export.local_paths import strip_local_paths
+from mlx_dpo.export.peft.peft_format import is_peft_reward_model
 from mlx_dpo.lineage.lineage_file import BaseModel, Lineage, read_lineage, shareable_lineage
 from mlx_dpo.lineage.lineage_steps import current_lineage, run_lineage
 from mlx_dpo.lineage.lineage_text import describe_lineage
@@ -32,6 +34,7 @@ class CardInputs:
         lineage: description of the lineage, in one line.
         has_curves: whether curves.png is next to the card.
         is_quantized: whether a model's weights are quantized by MLX.
+        is_reward_model: whether an adapter has the head of a reward model.
     """
 
     kind: FolderKind
@@ -42,6 +45,7 @@ class CardInputs:
     lineage: str = ""
     has_curves: bool = False
     is_quantized: bool = False
+    is_reward_model: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -96,6 +100,7 @@ def collect_card_inputs(
         record=record,
         lineage=describe_lineage(shareable_lineage(lineage)) if lineage else "",
         is_quantized=kind == "model" and "quantization" in read_mapping_file(root / "config.json"),
+        is_reward_model=is_reward_model(root) or (kind == "peft" and is_peft_reward_model(root)),
     )
 
 

@@ -32,7 +32,7 @@ def card_metadata(inputs: CardInputs) -> ModelCardData:
     base_model, results = inputs.base.repo_id, _eval_results(inputs)
     return ModelCardData(
         library_name="peft" if inputs.kind == "peft" else "mlx",
-        pipeline_tag="text-generation",
+        pipeline_tag=_task(inputs),
         tags=["mlx", "mlx-dpo", "preference-tuning", *_method_tags(inputs)],
         base_model=base_model,
         base_model_relation=_BASE_MODEL_RELATION[inputs.kind] if base_model else None,
@@ -43,11 +43,16 @@ def card_metadata(inputs: CardInputs) -> ModelCardData:
     )
 
 
+def _task(inputs: CardInputs) -> str:
+    """The Hub's name of what it does; reward models are listed among classifiers."""
+    return "text-classification" if inputs.is_reward_model else "text-generation"
+
+
 def _method_tags(inputs: CardInputs) -> Iterator[str]:
     """The names of the run's built-in losses, and its kind of adapter."""
     losses = str(inputs.config.get("loss") or "").split(",")
     names = (loss.partition("=")[0] for loss in losses if loss and ":" not in loss)
-    yield from ("dpo" if name == "sigmoid" else name for name in names)
+    yield from ("reward-model",) if inputs.is_reward_model else ("dpo" if name == "sigmoid" else name for name in names)
     if inputs.kind != "model":
         yield str(inputs.config.get("fine_tune_type") or "lora")
 
@@ -60,7 +65,7 @@ def _eval_results(inputs: CardInputs) -> list[EvalResult]:
     split = dataset.config_and_split.rpartition("/")[2] if dataset and dataset.config_and_split else None
     return [
         EvalResult(
-            task_type="text-generation",
+            task_type=_task(inputs),
             dataset_type=dataset.repo_id if dataset else "preference-pairs",
             dataset_name=inputs.data_name,
             dataset_split=split,

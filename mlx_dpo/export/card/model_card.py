@@ -119,6 +119,10 @@ def _summary(inputs: CardInputs) -> str:
     subject += " " + (_link(base.repo_id, base.repo_id) if base.repo_id else inline_code(base.display_name))
     if base.revision:
         subject += f" at revision {inline_code(base.revision)}"
+    if inputs.is_reward_model:
+        subject = (
+            f"A reward model, which scores completions and writes none: {subject[0].lower()}{subject[1:]}, with a head"
+        )
     if not config:
         return f"{subject}, made with mlx-dpo. How it was trained is not recorded."
     num_rows = (inputs.record.get("pairs") or {}).get("train")
@@ -127,6 +131,8 @@ def _summary(inputs: CardInputs) -> str:
     source = f"preferences from {count}{data}"
     if config.get("on_policy"):
         source = _own_answers(config, num_rows) + (f", and on {data}" if config.get("replay") else "")
+    if inputs.is_reward_model:
+        return f"{subject}, trained on {source}. Loss: {inline_code(config.get('loss'))}."
     return (
         f"{subject}, trained on {source}. "
         f"Loss: {inline_code(config.get('loss'))}, beta {config.get('beta')}. Reference: {_reference(config)}."
@@ -173,10 +179,13 @@ def _results(inputs: CardInputs) -> Iterator[str]:
     metrics = [name for name in METRIC_LABELS if name in after]
     rows = [(METRIC_LABELS[name], _number(before.get(name)), _number(after[name])) for name in metrics]
     yield table([f"on {pairs}", "before", "after"], rows)
-    yield (
-        "Accuracies are shares of pairs whose chosen completion has the higher reward or log-probability. Rewards are "
-        "beta times the log-ratio of the policy to the reference, summed over a completion's tokens."
-    )
+    if inputs.is_reward_model:
+        yield "Reward accuracy is the share of pairs whose chosen completion has the higher reward."
+    else:
+        yield (
+            "Accuracies are shares of pairs whose chosen completion has the higher reward or log-probability. Rewards "
+            "are beta times the log-ratio of the policy to the reference, summed over a completion's tokens."
+        )
     if inputs.has_curves:
         yield f"![Loss and rewards by step]({CURVES_FILE})"
 
@@ -240,7 +249,13 @@ def _limitations(inputs: CardInputs) -> Iterator[str]:
             f"The chosen completions became less likely (their log-probability fell by {drop:.1f} on average), which "
             "preference training can cause; check the model's completions."
         )
-    items.append("Preference training teaches neither new facts nor safety unless the pairs show them.")
+    if inputs.is_reward_model:
+        items.append(
+            "Rewards of completions of one prompt can be compared, those of different prompts can't. What a policy "
+            "gains by training or choosing against them can be a fault of the reward model."
+        )
+    else:
+        items.append("Preference training teaches neither new facts nor safety unless the pairs show them.")
     if inputs.kind != "model" and inputs.base.repo_id is None:
         ancestors = ", and not with the model which that was fine-tuned from" if inputs.base.lineage else ""
         items.append(

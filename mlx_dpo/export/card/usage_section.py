@@ -19,7 +19,8 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256)[0]))"""
 def usage_section(inputs: CardInputs) -> Iterator[str]:
     """The section's paragraphs and code blocks, with its heading."""
     yield "## Usage"
-    yield from {"adapter": _adapter, "peft": _peft_adapter, "model": _model}[inputs.kind](inputs)
+    kinds = _REWARD_MODELS if inputs.is_reward_model else _POLICIES
+    yield from kinds[inputs.kind](inputs)
 
 
 def _repo_id(inputs: CardInputs) -> str:
@@ -98,3 +99,51 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}")
 {_CHAT}""",
         "python",
     )
+
+
+def _reward_model(inputs: CardInputs) -> Iterator[str]:
+    base, name, download = _base_model(inputs), inputs.name, _download(inputs)
+    yield "With mlx-dpo, to score completions, or to choose the best of several:"
+    yield code_block(f"{download}\nmlx-dpo score --model {base} --adapter-path {name} --data completions.jsonl")
+    yield code_block(
+        f"""\
+from mlx_dpo import RewardModel
+
+reward_model = RewardModel.load("{name}", model="{base}")
+print(reward_model.rewards([{{"prompt": "Your question", "completion": "An answer"}}]))""",
+        "python",
+    )
+    if inputs.config.get("fine_tune_type", "lora") == "full":
+        return
+    yield "With transformers and peft, on the base model, or on the one that it was quantized from:"
+    export = (
+        f"mlx-dpo export --format peft --model {base} --adapter-path {name} --base-model {_UNQUANTIZED} {name}-peft"
+    )
+    yield code_block(f"{download}\n{export}")
+    yield _peft_classifier_code(_UNQUANTIZED, f"{name}-peft")
+
+
+def _peft_reward_model(inputs: CardInputs) -> Iterator[str]:
+    yield "With transformers and peft:"
+    yield _peft_classifier_code(_base_model(inputs), _repo_id(inputs))
+
+
+def _peft_classifier_code(base: str, adapter: str) -> str:
+    return code_block(
+        f"""\
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{base}")
+model = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels=1)
+model.config.pad_token_id = tokenizer.pad_token_id
+model = PeftModel.from_pretrained(model, "{adapter}")
+conversation = [{{"role": "user", "content": "Your question"}}, {{"role": "assistant", "content": "An answer"}}]
+inputs = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
+print(model(**inputs).logits.item())""",
+        "python",
+    )
+
+
+_POLICIES = {"adapter": _adapter, "peft": _peft_adapter, "model": _model}
+_REWARD_MODELS = {"adapter": _reward_model, "peft": _peft_reward_model}

@@ -18,6 +18,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.export.lora_factors import LoraFactors, alternatives_hint, load_adapter_factors, reject_layers
 from mlx_dpo.export.peft.peft_base_model import transformers_base_model
 from mlx_dpo.export.peft.peft_format import (
+    PEFT_CLASSIFIER,
     PEFT_CONFIG_FILE,
     PEFT_PREFIX,
     PEFT_REWARD_HEAD,
@@ -115,7 +116,7 @@ def _peft_config(
     smaller_ranks = {name: rank for name, rank in ranks.items() if rank != max_rank}
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if has_reward_head else "CAUSAL_LM",
+        "task_type": PEFT_CLASSIFIER if has_reward_head else "CAUSAL_LM",
         "base_model_name_or_path": base_model.repo_id if base_model.revision else base_model.name,
         **({"revision": base_model.revision} if base_model.revision else {}),
         "r": max_rank,

@@ -8,12 +8,15 @@ the same in both: rows of W + scale (A B)^T scaled to a learned magnitude.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.forward.model_loading import LoadedModel
+from mlx_dpo.utils.json_files import read_json
 
 PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
-PEFT_REWARD_HEAD = "score"  # transformers' name of the head of a sequence classifier
+PEFT_REWARD_HEAD, PEFT_CLASSIFIER = "score", "SEQ_CLS"  # transformers' name of a classifier's head, and its task
 
 # Model types whose linear layers have the same names in mlx-lm and in transformers; tests/export/test_peft_live.py
 # compares the logits of each with PEFT's.
@@ -51,3 +54,8 @@ def require_supported_model_type(loaded: LoadedModel) -> str:
             hint=f"Supported types: {', '.join(sorted(SAME_LAYER_NAMES | TRANSFORMERS_PREFIXES.keys()))}.",
         )
     return model_type
+
+
+def is_peft_reward_model(folder: str | Path) -> bool:
+    """Whether a PEFT adapter's folder holds a sequence classifier, as `export_peft` writes of a reward model."""
+    return bool(read_json(Path(folder) / PEFT_CONFIG_FILE).get("task_type") == PEFT_CLASSIFIER)
