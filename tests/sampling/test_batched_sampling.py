@@ -23,6 +23,7 @@ from mlx_dpo.sampling.batched_sampling import sample_completions
 from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
 from mlx_dpo.sampling.prompt_caches import BatchSupport
 from mlx_dpo.sampling.stop_texts import text_after
+from mlx_dpo.sampling.token_sampler import completion_uniforms
 from mlx_dpo.utils.stop_flag import StopRequested, stop_on
 from tests.export.tiny import SPM
 from tests.forward.families import CONFIGS, tiny
@@ -136,6 +137,19 @@ def test_logps_are_the_models_at_temperature_1(temperature: float) -> None:
             logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
             expected = logps[np.arange(len(logits)), completion.token_ids]
             assert completion.logps == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_token_is_the_inverse_of_the_random_number_of_its_seeds_completion_and_position() -> None:
+    model, prompts = tiny("qwen3"), random_prompts()[:3]
+    params, seeds = SamplingParams(7, temperature=1.0, seed=3), [8, 0, 5]
+    sampled = sample_completions(model, NoEnd(), prompts, params, n=2, prompt_seeds=seeds, batch_size=4)
+    for prompt, seed, completions in zip(prompts, seeds, sampled, strict=True):
+        for index, completion in enumerate(completions):
+            ids, uniforms = completion.token_ids, completion_uniforms(3, seed, index, 7)
+            logits = np.array(model(mx.array([[*prompt, *ids]]))[0, len(prompt) - 1 : -1], np.float64)
+            ends = np.cumsum(np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True), axis=-1)
+            for position, token in enumerate(ids):
+                assert token == np.searchsorted(ends[position], uniforms[position], side="right")
 
 
 def test_the_lookahead_of_a_gpu_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
