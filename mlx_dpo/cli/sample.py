@@ -42,7 +42,10 @@ def sample(
         list[str] | None, typer.Option(help="Text that ends a completion, which ends before it; can be repeated.")
     ] = None,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Most completions that are sampled side by side.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most completions side by side. Default: as many as fit in memory, and at most 32."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Sample completions of prompts from a model or an adapter, for `mlx-dpo label` or `mlx-dpo score`.

@@ -17,10 +17,11 @@ from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
 from mlx_dpo.sampling.decode_batch import DecodeBatch, SampledSequence
 from mlx_dpo.sampling.prompt_caches import BatchSupport
 from mlx_dpo.sampling.prompt_queue import PromptQueue
+from mlx_dpo.sampling.sampling_memory import fitting_batch_size
 from mlx_dpo.sampling.stop_texts import StopTexts, text_after
 from mlx_dpo.sampling.token_sampler import completion_uniforms
 
-DEFAULT_BATCH_SIZE = 32  # sequences side by side
+DEFAULT_BATCH_SIZE = 32  # sequences side by side, where they fit in memory
 
 
 def sample_completions(
@@ -46,7 +47,7 @@ def sample_completions(
         params: temperature, seed and limits.
         n: completions of each prompt.
         prompt_seeds: a seed for each prompt; by default its index.
-        batch_size: most sequences side by side; by default 32.
+        batch_size: most sequences side by side; by default as many as fit in memory, and at most 32.
         on_progress: receives the number of completions that have ended, and of all.
 
     Returns:
@@ -66,7 +67,7 @@ def sample_completions(
             uniforms = [_uniforms(params, seeds[prompt], completion) for completion in range(n)]
             return [SampledSequence(prompt, i, prompts[prompt][-1], uniforms[i]) for i in range(n)]
 
-        places = (batch_size or DEFAULT_BATCH_SIZE) if support > BatchSupport.SEQUENCE else 1
+        places = (batch_size or _default_batch_size(model, prompts, params)) if support > BatchSupport.SEQUENCE else 1
         queue = PromptQueue(model, prompts, support, make_sequences, max(1, places // n))
         batch = DecodeBatch(model, params, ends.is_last)
         ended: list[SampledSequence] = []
@@ -83,6 +84,11 @@ def sample_completions(
     ended.sort(key=lambda sequence: (sequence.prompt, sequence.index))
     completions = list(map(ends.completion, ended))
     return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _default_batch_size(model: nn.Module, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
+    longest = max(map(len, prompts), default=1)
+    return fitting_batch_size(model, longest, params.max_tokens, DEFAULT_BATCH_SIZE)
 
 
 def _uniforms(params: SamplingParams, prompt_seed: int, completion: int) -> np.ndarray:

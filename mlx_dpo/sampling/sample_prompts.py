@@ -46,7 +46,7 @@ def sample(
     *,
     adapter_path: str | Path | None = None,
     n: int = 1,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     raw: bool = False,
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
     progress: Progress = NO_PROGRESS,
@@ -67,7 +67,7 @@ def sample(
         params: how completions are sampled.
         adapter_path: adapter folder to load onto the model.
         n: completions of each prompt.
-        batch_size: most sequences that are sampled side by side.
+        batch_size: most sequences side by side; by default as many as fit in memory, and at most 32.
         raw: take texts as they are, though there is a chat template.
         template_kwargs: variables for the chat template; those of a prompt take precedence.
         progress: receives the phases.
@@ -79,7 +79,7 @@ def sample(
     Raises:
         UserError: the prompts, the model or the adapter can't be read, or the file has other settings.
     """
-    if n < 1 or batch_size < 1:
+    if n < 1 or (batch_size is not None and batch_size < 1):
         raise UserError("must be at least 1", field="n" if n < 1 else "batch_size")
     if model is None and adapter_path is None:
         raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
@@ -88,7 +88,7 @@ def sample(
     rows = read_prompt_rows(prompts)
     renderer = ChatRenderer(load_tokenizer(model), raw=raw, template_kwargs=template_kwargs)
     prompt_ids = [_prompt_ids(renderer, row) for row in rows]
-    group_size = max(MIN_GROUP_PROMPTS, math.ceil(BATCHES_IN_GROUP * batch_size / n))
+    group_size = max(MIN_GROUP_PROMPTS, math.ceil(BATCHES_IN_GROUP * (batch_size or DEFAULT_BATCH_SIZE) / n))
     settings = {
         "model": weights_digest(find_model_folder(model)),
         "adapter": None if adapter_path is None else adapter_digest(adapter_path),

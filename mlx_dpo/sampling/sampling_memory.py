@@ -7,9 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import BatchKVCache, CacheList, make_prompt_cache
 
+from mlx_dpo.forward.device import usable_memory
+
 LOGIT_COPIES = 2  # float32 copies of a step's logits: the model's own, and what tokens are sampled from
+SHARE_OF_FREE_MEMORY = 0.5  # the rest is for activations, an optimizer's state, and estimates that are too low
 STATE_COPIES = 3  # temporary ones of a recurrent layer's state in its step
 
 
@@ -28,6 +32,28 @@ def sampling_bytes(model: nn.Module, prompt_tokens: int, max_tokens: int, sequen
     Returns:
         Bytes.
     """
+    each, waiting = _bytes_by_kind(model, prompt_tokens, max_tokens)
+    return sequences * each + waiting
+
+
+def fitting_batch_size(model: nn.Module, prompt_tokens: int, max_tokens: int, largest: int) -> int:
+    """The number of sequences, at least one, that fit side by side in half of the memory beside the weights.
+
+    It depends on the model, the lengths and the machine alone, so that a resumed run takes the same.
+
+    Args:
+        model: the model; nothing is run.
+        prompt_tokens: of the longest prompt.
+        max_tokens: of the longest completion.
+        largest: most sequences.
+    """
+    weights = sum(tensor.nbytes for _, tensor in tree_flatten(model.parameters()))
+    each, waiting = _bytes_by_kind(model, prompt_tokens, max_tokens)
+    return max(1, min(largest, int((SHARE_OF_FREE_MEMORY * (usable_memory() - weights) - waiting) // each)))
+
+
+def _bytes_by_kind(model: nn.Module, prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
+    """Bytes of a sequence, and those that do not depend on the number of sequences."""
     caches = make_prompt_cache(model)
     logits = model(mx.zeros((1, 2), mx.int32), cache=caches)  # a graph, of which only shapes are read
     layers, temporary, waiting = [0], 0, 0
@@ -35,8 +61,7 @@ def sampling_bytes(model: nn.Module, prompt_tokens: int, max_tokens: int, sequen
         layers.append(_sequence_bytes(cache, prompt_tokens, max_tokens))
         temporary = max(temporary, layers[-1] * (STATE_COPIES if _keys(cache) is None else 1))
         waiting += _sequence_bytes(cache, prompt_tokens, 0)
-    logit_bytes = LOGIT_COPIES * mx.float32.size * logits.shape[-1]
-    return sequences * (sum(layers) + temporary + logit_bytes) + waiting
+    return sum(layers) + temporary + LOGIT_COPIES * mx.float32.size * logits.shape[-1], waiting
 
 
 def _leaves(caches: Sequence[Any]) -> Iterator[Any]:

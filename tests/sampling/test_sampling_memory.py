@@ -7,11 +7,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models import gemma3_text, qwen3, qwen3_5
 
+from mlx_dpo.sampling import sampling_memory
 from mlx_dpo.sampling.batched_sampling import sample_completions
 from mlx_dpo.sampling.completions import SamplingParams
-from mlx_dpo.sampling.sampling_memory import sampling_bytes
+from mlx_dpo.sampling.sampling_memory import fitting_batch_size, sampling_bytes
 from tests.forward.families import COMMON, CONFIGS
 from tests.sampling.test_batched_sampling import NoEnd
 
@@ -49,6 +51,20 @@ def test_the_estimate_is_mlxs_peak(case: str) -> None:
     measured = mx.get_peak_memory() - before
     estimate = sampling_bytes(model, length, 6, 12)
     assert 0.75 * measured <= estimate <= 1.35 * measured
+
+
+def test_as_many_sequences_as_fit_are_sampled_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("qwen3", WIDE)
+    weights = sum(tensor.nbytes for _, tensor in tree_flatten(model.parameters()))
+
+    def batch_size(memory: int) -> int:
+        monkeypatch.setattr(sampling_memory, "usable_memory", lambda: memory)
+        return fitting_batch_size(model, 1000, 500, 32)
+
+    for count in (1, 3, 31):
+        needed = weights + 2 * sampling_bytes(model, 1000, 500, count)
+        assert batch_size(needed + 10) == count and batch_size(needed - 10) == max(1, count - 1)
+    assert batch_size(2**40) == 32 and batch_size(0) == 1
 
 
 def test_nothing_is_run() -> None:

@@ -35,7 +35,10 @@ class ScoredCompletions(RowFormat):
         if prompt is None:
             raise missing_column(row, "prompt")
         if grade_column is None:
-            hint = "Add `scores` (higher is better) or `rankings` (1 is best); an order is not guessed."
+            hint = (
+                "Add `scores` (higher is better) or `rankings` (1 is best), or have a judge compare them with "
+                "`mlx-dpo label`; an order is not guessed."
+            )
             raise RowError("completions come without scores", kind="missing key", field="scores", hint=hint)
         grades = row_fields.parse_numbers(row[grade_column], grade_column)
         completions = _completions(row["completions"])
