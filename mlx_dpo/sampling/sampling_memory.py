@@ -32,8 +32,8 @@ def sampling_bytes(model: nn.Module, prompt_tokens: int, max_tokens: int, sequen
     Returns:
         Bytes.
     """
-    each, waiting = _bytes_by_kind(model, prompt_tokens, max_tokens)
-    return sequences * each + waiting
+    per_sequence, waiting = _bytes_by_kind(model, prompt_tokens, max_tokens)
+    return sequences * per_sequence + waiting
 
 
 def fitting_batch_size(model: nn.Module, prompt_tokens: int, max_tokens: int, largest: int) -> int:
@@ -48,8 +48,8 @@ def fitting_batch_size(model: nn.Module, prompt_tokens: int, max_tokens: int, la
         largest: most sequences.
     """
     weights = sum(tensor.nbytes for _, tensor in tree_flatten(model.parameters()))
-    each, waiting = _bytes_by_kind(model, prompt_tokens, max_tokens)
-    return max(1, min(largest, int((SHARE_OF_FREE_MEMORY * (usable_memory() - weights) - waiting) // each)))
+    per_sequence, waiting = _bytes_by_kind(model, prompt_tokens, max_tokens)
+    return max(1, min(largest, int((SHARE_OF_FREE_MEMORY * (usable_memory() - weights) - waiting) // per_sequence)))
 
 
 def _bytes_by_kind(model: nn.Module, prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
