@@ -58,3 +58,13 @@ def find_loss_function(name: str) -> LossFunction:
     suggestion = did_you_mean(name, [*LOSS_FUNCTIONS, *LOSS_ALIASES])
     hint = f"{suggestion} `mlx-dpo losses` lists them; your own loss is path/to/file.py:name.".lstrip()
     raise UserError(f"there is no loss {name!r}", field="loss", hint=hint)
+
+
+def only_raises_likelihood(text: str) -> bool:
+    """Whether all losses of a `--loss` text are known to raise likelihoods only, as `WeightedLoss.likelihood_only`.
+
+    The user's own losses are not loaded, and count as others.
+    """
+    names = [term.partition("=")[0].strip() for term in text.split(",")]
+    functions = [LOSS_FUNCTIONS.get(LOSS_ALIASES.get(name, name)) for name in names]
+    return all(function is not None and function.unpaired and not function.uses_reference for function in functions)

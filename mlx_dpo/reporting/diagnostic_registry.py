@@ -36,8 +36,8 @@ class Diagnostic:
         """Whether the run has recorded what the check requires."""
         if run.is_reward_model and self.reward_model_advice is None:
             return False
-        if self.requires == "pairs":
-            return run.after is not None and run.after.is_paired
+        if self.requires == "pairs":  # all of these are about preferences
+            return not run.is_likelihood_only and run.after is not None and run.after.is_paired
         if self.requires == "rollouts":
             return bool(run.rollout_metrics)
         return len(run.samples) > 1 if self.requires == "samples" else bool(run.train_metrics)

@@ -12,6 +12,7 @@ from mlx_dpo.config_files import CONFIG_FILE, read_yaml
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.lineage.lineage_steps import read_adapter_lineage
 from mlx_dpo.lineage.lineage_text import describe_lineage
+from mlx_dpo.objectives.loss_registry import only_raises_likelihood
 from mlx_dpo.reporting import evaluation_records as records
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.training.events import Metrics
@@ -179,6 +180,11 @@ class RunStatistics:
     def is_reward_model(self) -> bool:
         """Whether it trained a reward model: its metrics are those of rewards without log-probs."""
         return any("mean_reward" in line for line in [*self.train_metrics[:1], *self.eval_metrics[:1]])
+
+    @property
+    def is_likelihood_only(self) -> bool:
+        """Whether its loss only raises likelihoods (SFT), so that it is not trained to prefer anything."""
+        return only_raises_likelihood(str(self.config.get("loss", "")))
 
     @property
     def example_kind(self) -> str:

@@ -35,14 +35,15 @@ def _learning_outcome(run: RunStatistics, changes: dict[str, MetricChange]) -> s
     margin = changes.get("rewards/margins")
     if run.is_reward_model and margin:
         return f"{when}, {_reward_model_outcome(margin, changes['rewards/accuracies'])}"
-    if margin and margin.after is not None:
+    if margin and margin.after is not None and not run.is_likelihood_only:
         return f"{when}, {_pairs_outcome(margin, margin.after, changes['logps/accuracies'])}"
     return f"{when}, {_completions_outcome(changes)}"
 
 
 def _completions_outcome(changes: dict[str, MetricChange]) -> str:
-    kind = "desirable" if "perplexity/wanted" in changes else "undesirable"
-    perplexity = changes.get("perplexity/wanted") or changes.get("perplexity/unwanted")
+    kinds = {"perplexity/chosen": "chosen", "perplexity/wanted": "desirable", "perplexity/unwanted": "undesirable"}
+    name = next((name for name in kinds if name in changes), "")
+    perplexity, kind = changes.get(name), kinds.get(name)
     if perplexity is None or perplexity.before is None or perplexity.after is None:
         return "no held-out metric shows what changed"
     before, after = perplexity.before.value, perplexity.after.value

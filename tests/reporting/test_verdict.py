@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_falling_rewards_are_explained(chosen: float, rejected: float, answer: s
     statistics = run(chosen, rejected)
     explanation = explain_falling_rewards(statistics, diagnose(statistics))
     assert explanation is None if answer is None else explanation is not None and answer in explanation
+
+
+def test_imitation_is_not_expected_to_learn_a_preference() -> None:
+    """As seen on a real model: SFT on the chosen completions makes both more likely, and ranks pairs at chance."""
+    dpo = run(0.5, 0.5)
+    assert "chance" in {finding.diagnostic for finding in diagnose(dpo)}
+    for loss in ("sft", "sft=0.5"):
+        sft = replace(dpo, config={"reference": "initial", "loss": loss})
+        assert diagnose(sft) == []
+        text = verdict(sft, compute_changes(sft), [])
+        assert text.startswith("After 50 steps, the chosen held-out completions are more likely: perplexity 4.48 to")
+    mixed = replace(dpo, config={"reference": "initial", "loss": "sigmoid,sft"})
+    assert "chance" in {finding.diagnostic for finding in diagnose(mixed)}
 
 
 def test_verdicts() -> None:
