@@ -110,6 +110,12 @@ def rounds(
             "--drop-truncated", help="Leave out completions that ended at --max-tokens.", rich_help_panel=LABELS_PANEL
         ),
     ] = False,
+    max_calls: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Budget of judge calls. When it is spent, what is done is kept.", rich_help_panel=ROUNDS_PANEL
+        ),
+    ] = None,
     supervise: Annotated[
         bool,
         typer.Option(
@@ -158,6 +164,7 @@ def rounds(
         labelling=LabelSettings("pairs", pairs.value, top_k, margin, length_control, None, drop_truncated),
         eval_prompts=eval_prompts,
         num_eval_prompts=num_eval_prompts,
+        max_calls=max_calls,
         early_stop=early_stop,
     )
     loaded_judge = judge_from_options(judge, judge_model, judge_key_env, rubric)

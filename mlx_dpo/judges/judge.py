@@ -194,12 +194,17 @@ class ScalarJudge(Judge):
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Compare scores; equal completions tie, whatever rounding makes of their scores."""
-        answers = [Answer(pair.prompt, text) for pair in comparisons for text in (pair.first, pair.second)]
-        scores = self.scores(answers)
-        return [
-            0.5 if pair.first == pair.second else verdict_from_scores(first, second)
-            for pair, first, second in zip(comparisons, scores[::2], scores[1::2], strict=True)
-        ]
+        return verdicts_by_scores(self, comparisons)
+
+
+def verdicts_by_scores(judge: Judge, comparisons: Sequence[Comparison]) -> list[float | None]:
+    """Compare completions by the scores that a scalar judge gives them; equal completions tie."""
+    answers = [Answer(pair.prompt, text) for pair in comparisons for text in (pair.first, pair.second)]
+    scores = judge.scores(answers)
+    return [
+        0.5 if pair.first == pair.second else verdict_from_scores(first, second)
+        for pair, first, second in zip(comparisons, scores[::2], scores[1::2], strict=True)
+    ]
 
 
 def verdict_from_scores(first: float | None, second: float | None) -> float | None:

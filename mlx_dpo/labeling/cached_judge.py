@@ -1,15 +1,20 @@
-"""A judge whose verdicts are cached, and whose calls are counted."""
+"""A judge whose verdicts are cached, and whose calls are counted and limited."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from mlx_dpo.judges.judge import Answer, Comparison, IndexedValues, Judge
+from mlx_dpo.judges.judge import Answer, Comparison, IndexedValues, Judge, verdicts_by_scores
 from mlx_dpo.labeling.verdict_cache import VerdictCache, verdict_key
 
 RequestT = TypeVar("RequestT", Answer, Comparison)
+
+
+class BudgetSpent(Exception):
+    """A judge would have to be asked for more than is left of the budget of calls."""
 
 
 class CachedJudge(Judge):
@@ -18,19 +23,26 @@ class CachedJudge(Judge):
     Args:
         judge: the other judge.
         cache: of its verdicts.
-        on_verdict: is called after every new verdict.
+        max_calls: budget of calls; None: no limit.
 
     Attributes:
+        on_verdict: is called after every new verdict.
         num_calls: comparisons and answers that the judge got.
         num_hits: those that the cache had.
     """
 
-    def __init__(self, judge: Judge, cache: VerdictCache, on_verdict: Callable[[], None] = lambda: None) -> None:
-        self.judge, self.cache, self.on_verdict = judge, cache, on_verdict
+    def __init__(self, judge: Judge, cache: VerdictCache, max_calls: int | None = None) -> None:
+        self.judge, self.cache, self.max_calls = judge, cache, max_calls
+        self.on_verdict: Callable[[], None] = lambda: None
         self.name, self.order_sensitive, self.is_scalar = judge.name, judge.order_sensitive, judge.is_scalar
         self.num_calls = self.num_hits = 0
         self._session: ExitStack | None = None
         self._has_begun = False
+
+    @property
+    def calls_left(self) -> float:
+        """What is left of the budget."""
+        return math.inf if self.max_calls is None else self.max_calls - self.num_calls
 
     @property
     def identity(self) -> str | None:
@@ -54,11 +66,13 @@ class CachedJudge(Judge):
         return len({verdict_key(request) for request in requests} - self.cache.values.keys())
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """The verdicts, from the cache where it has them."""
+        """The verdicts, from the cache where it has them. Raises `BudgetSpent` before the judge is asked."""
+        if self.is_scalar:
+            return verdicts_by_scores(self, comparisons)
         return self._lookup(comparisons, self.judge.iter_verdicts)
 
     def scores(self, answers: Sequence[Answer]) -> list[float | None]:
-        """The scores, from the cache where it has them."""
+        """The scores, from the cache where it has them. Raises `BudgetSpent` before the judge is asked."""
         return self._lookup(answers, self.judge.iter_scores)
 
     def _lookup(
@@ -69,6 +83,8 @@ class CachedJudge(Judge):
         keys = [verdict_key(request) for request in requests]
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.cache.values}
         self.num_hits += len(set(keys)) - len(new)
+        if len(new) > self.calls_left:
+            raise BudgetSpent
         if new:
             self._begin_session()
             new_keys = list(new)

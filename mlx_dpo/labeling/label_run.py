@@ -47,7 +47,7 @@ def label(
     Args:
         data: a file of rows with `prompt` and `completions`, as `sample` writes them, or rows in memory; rows with
             pairs, scores, rankings or labels too, with which the judge's agreement is then measured.
-        judge: a judge, or the text that names one; see `load_judge`.
+        judge: a judge, or the text that names one; see `load_judge`. A `CachedJudge` has a cache and a budget already.
         output: the file to write.
         settings: which rows to write; None: pairs of the best and the worst completion.
         max_calls: budget of comparisons and scores to ask the judge for in this call; None: no limit. A prompt that
@@ -66,8 +66,9 @@ def label(
     _check_judge(judge, settings)
     progress.begin("Reading the rows")
     source = _open_source(data, progress)
-    run = LabelRun(judge, source, settings, max_calls, progress)
-    return run.write(output)
+    if not isinstance(judge, CachedJudge):
+        judge = CachedJudge(judge, VerdictCache(judge.identity, judge.name), max_calls)
+    return LabelRun(judge, source, settings, progress).write(output)
 
 
 class LabelRun:
@@ -77,15 +78,13 @@ class LabelRun:
         judge: gives verdicts or scores.
         source: the rows, as `Candidates`.
         settings: which rows to write.
-        max_calls: budget of calls; None: no limit.
         progress: receives what is being done.
     """
 
-    def __init__(
-        self, judge: Judge, source: ExampleSource, settings: LabelSettings, max_calls: int | None, progress: Progress
-    ) -> None:
-        self.source, self.settings, self.max_calls, self.progress = source, settings, max_calls, progress
-        self.judge = CachedJudge(judge, VerdictCache(judge.identity, judge.name), self._show_progress)
+    def __init__(self, judge: CachedJudge, source: ExampleSource, settings: LabelSettings, progress: Progress) -> None:
+        self.judge, self.source, self.settings, self.progress = judge, source, settings, progress
+        judge.on_verdict = self._show_progress
+        self._first_calls, self._first_hits = judge.num_calls, judge.num_hits
         self.tally = LabelTally(settings)
         self._group_size, self._group_calls, self._calls_before = 0, 0, 0
 
@@ -102,7 +101,14 @@ class LabelRun:
             if num_done == len(self.source):
                 file.finish(summary)
         remaining = len(self.source) - num_done
-        return {**summary, "remaining": remaining, "calls": self.judge.num_calls, "cache_hits": self.judge.num_hits}
+        self.judge.on_verdict = lambda: None
+        hits = self.judge.num_hits - self._first_hits
+        return {**summary, "remaining": remaining, "calls": self._num_calls, "cache_hits": hits}
+
+    @property
+    def _num_calls(self) -> int:
+        """Calls of the judge by this run."""
+        return self.judge.num_calls - self._first_calls
 
     def _groups(self) -> Iterator[list[RowToLabel]]:
         """The rows that are judged together; the last group ends where the budget does."""
@@ -126,8 +132,7 @@ class LabelRun:
 
     def _within_budget(self, group: list[RowToLabel]) -> list[RowToLabel]:
         """The first rows of a group that take no more calls than what is left."""
-        left = float("inf") if self.max_calls is None else self.max_calls - self.judge.num_calls
-        count = next(n for n in range(len(group), -1, -1) if self._num_new(group[:n]) <= left)
+        count = next(n for n in range(len(group), -1, -1) if self._num_new(group[:n]) <= self.judge.calls_left)
         return group[:count]
 
     def _num_new(self, group: Sequence[RowToLabel]) -> int:
@@ -160,7 +165,7 @@ class LabelRun:
 
     def _with_kept(self, error: UserError) -> UserError:
         """The error of a judge, with what is kept."""
-        kept = f"{plural(self.judge.num_calls, 'verdict')} of this run are kept: the same command resumes after them."
+        kept = f"{plural(self._num_calls, 'verdict')} of this run are kept: the same command resumes after them."
         hint = kept if self.judge.cache.path is not None else ""
         hints = "\n".join(filter(None, (error.hint, hint)))
         return UserError(error.message, where=error.where, field=error.field, hint=hints)

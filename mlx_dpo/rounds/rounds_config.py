@@ -33,6 +33,7 @@ class RoundsConfig:
         labelling: which pairs are made of them.
         eval_prompts: file of prompts to evaluate policies on; None: some of `prompts` are set aside for that.
         num_eval_prompts: how many are set aside, at most a tenth.
+        max_calls: budget of calls of the judge, for one call of `train_rounds`; None: no limit.
         early_stop: stop after a round whose win rate does not rise.
 
     Raises:
@@ -49,6 +50,7 @@ class RoundsConfig:
     labelling: LabelSettings = field(default_factory=LabelSettings)
     eval_prompts: str | None = None
     num_eval_prompts: int = 64
+    max_calls: int | None = None
     early_stop: bool = True
 
     def __post_init__(self) -> None:

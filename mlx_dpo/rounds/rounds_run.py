@@ -16,7 +16,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.example_sets import example_reader, open_evaluation_source
 from mlx_dpo.evaluation.loss_setup import loss_from_config
 from mlx_dpo.judges.judge import Judge
-from mlx_dpo.labeling.cached_judge import CachedJudge
+from mlx_dpo.labeling.cached_judge import BudgetSpent, CachedJudge
 from mlx_dpo.labeling.label_output import finished_summary
 from mlx_dpo.labeling.label_run import label
 from mlx_dpo.labeling.verdict_cache import VerdictCache
@@ -81,8 +81,8 @@ class IterativeTraining:
     """Runs rounds; arguments as those of `train_rounds`."""
 
     def __init__(self, config: RoundsConfig, judge: Judge, train_round: TrainRound, progress: Progress) -> None:
-        self.config, self.judge, self.train_round, self.progress = config, judge, train_round, progress
-        self.cached_judge = CachedJudge(judge, VerdictCache(judge.identity, judge.name))
+        self.config, self.train_round, self.progress = config, train_round, progress
+        self.judge = CachedJudge(judge, VerdictCache(judge.identity, judge.name), config.max_calls)
         self.folder = RoundsFolder(config.output_dir)
 
     def run(self) -> RoundsResult:
@@ -90,14 +90,19 @@ class IterativeTraining:
         prompts, eval_prompts = _split_prompts(self.config)
         _check_held_out_pairs(self.config.training)
         if not self.folder.settings.exists():
-            self.judge.check()
+            self.judge.judge.check()
         self.folder.open(self.config.identity(self.judge.identity or self.judge.name), prompts, eval_prompts)
         rounds: list[dict[str, Any]] = []
         result = self._result(rounds)
         while result.stopped is None and len(rounds) < self.config.rounds:
             number = len(rounds) + 1
-            rounds.append(self.folder.round(number).read_evaluation() or self._run_round(number))
-            result = self._result(rounds)
+            try:
+                rounds.append(self.folder.round(number).read_evaluation() or self._run_round(number))
+                result = self._result(rounds)
+            except BudgetSpent:
+                result = replace(
+                    result, stopped=f"the budget of calls of the judge does not suffice for round {number}"
+                )
             self._write(result)
         return result
 
@@ -109,6 +114,8 @@ class IterativeTraining:
         labels = finished_summary(folder.pairs) or label(
             str(folder.samples), self.judge, folder.pairs, self.config.labelling, progress=progress
         )
+        if labels.get("remaining"):
+            raise BudgetSpent
         results = {
             "round": number,
             "samples": sample_statistics(read_samples(folder.samples)),
@@ -155,9 +162,9 @@ class IterativeTraining:
         start = self._answers(self.folder.start, self.config.training.init_adapter, progress)
         progress.begin("Judging answers")
         previous = start if number == 1 else AnswerSet.read(self.folder.round(number - 1).answers)
-        scores = {"own": mean_score(own, self.cached_judge), "start": mean_score(start, self.cached_judge)}
-        against_start = compare_answers(own, start, self.cached_judge)
-        against_previous = against_start if number == 1 else compare_answers(own, previous, self.cached_judge)
+        scores = {"own": mean_score(own, self.judge), "start": mean_score(start, self.judge)}
+        against_start = compare_answers(own, start, self.judge)
+        against_previous = against_start if number == 1 else compare_answers(own, previous, self.judge)
         held_out = held_out_metrics(self.config.training, folder.adapter, progress)
         mx.clear_cache()
         return {

@@ -125,6 +125,16 @@ def test_a_judge_that_always_ties_ends_the_rounds(tmp_path: Path) -> None:
     assert "No round has trained" in result.page.read_text()
 
 
+def test_a_budget_is_kept_and_costs_nothing_done(tmp_path: Path, finished: tuple[RoundsConfig, RoundsResult]) -> None:
+    judge = ScoringFunctionJudge(lambda prompt, answer: answer.count("e") + len(answer) / 100, "e", None, "budget")
+    stops = []
+    for budget in (20, 20, 20, 60, 60):
+        result = train_rounds(config(tmp_path, max_calls=budget), judge)
+        stops.append(result.stopped and result.stopped[-7:])
+    assert stops == ["round 1"] * 3 + ["round 2", None]
+    assert result.rounds == finished[1].rounds
+
+
 def test_prompts_are_set_aside_for_the_evaluation(tmp_path: Path) -> None:
     def fail(training: TrainConfig) -> None:
         raise UserError("no training here")
