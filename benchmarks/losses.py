@@ -70,7 +70,8 @@ def lines(names: Iterable[str]) -> Iterable[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(LOSS_FUNCTIONS), help="names of losses, separated by commas")
+    policies = [name for name, loss in LOSS_FUNCTIONS.items() if loss.has_token_logps]
+    parser.add_argument("--only", default=",".join(policies), help="names of losses, separated by commas")
     parser.add_argument("--out", type=Path, help="also write the page to this file")
     arguments = parser.parse_args()
     page = ""

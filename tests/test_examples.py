@@ -29,6 +29,13 @@ def test_library(tmp_path: Path) -> None:
     assert "step 15" in ran.stdout and "held-out reward accuracy" in ran.stdout
 
 
+@pytest.mark.slow  # tests/demo/test_reward_model.py trains it to the end
+def test_reward_model(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, EXAMPLES / "reward_model.py", tmp_path, "2"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "held-out accuracy" in ran.stdout and "of the best of eight" in ran.stdout
+
+
 def test_a_loss_of_your_own_is_as_the_readme_has_it(tmp_path: Path) -> None:
     file = EXAMPLES / "focal.py"
     assert f"```python\n{file.read_text()}```" in (EXAMPLES.parent / "docs" / "losses.md").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from mlx_dpo.forward.device import keep_weights_resident
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.network import Network
-from mlx_dpo.forward.reward_network import load_reward_network
+from mlx_dpo.forward.reward_network import RewardNetwork, load_reward_network
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.reference.reference_policy import CachedReference, NoReference, ReferencePolicy
 
@@ -155,6 +155,8 @@ class Evaluator:
         return EvaluationResult(examples.example_kind, table, self.lines, self.labels, metric_names(self.loss))
 
     def _reward_network(self, model: nn.Module, adapter_path: str | Path | None, is_from_files: bool) -> Network:
+        if adapter_path is None and "reward_head" in model:
+            return RewardNetwork.from_network(Network.from_model(model), model.reward_head.weight)
         if adapter_path is None:
             hint = "Name the folder of a run of `mlx-dpo train --loss reward`."
             raise UserError(f"the loss {self.config.loss!r} needs a reward model", field="adapter_path", hint=hint)

@@ -15,13 +15,18 @@ import numpy as np
 import pytest
 
 from mlx_dpo import TrainConfig, train
+from mlx_dpo.adapters.adapter_folder import REWARD_HEAD_FILE
 from mlx_dpo.adapters.attach import attach_adapter, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec
+from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.errors import UserError
 from mlx_dpo.export.peft.peft_export import export_peft
-from mlx_dpo.export.peft.peft_format import SAME_LAYER_NAMES, TRANSFORMERS_PREFIXES
+from mlx_dpo.export.peft.peft_format import SAME_LAYER_NAMES, TRANSFORMERS_PREFIXES, WITHOUT_CLASSIFIER
 from mlx_dpo.export.peft.peft_import import import_peft
 from mlx_dpo.forward.model_loading import load_model
+from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.reward_model import RewardModel
+from mlx_dpo.forward.reward_network import count_hidden, load_reward_network, require_head_split
 from mlx_dpo.training.run_folder import RunFolder
 from tests.conftest import CHECKPOINT, PAIRS, rows_of
 from tests.forward.families import COMMON, CONFIGS
@@ -214,3 +219,34 @@ def test_a_reward_model_gives_the_same_rewards(tmp_path: Path, fine_tune_type: s
         automatic = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "exported", num_labels=1)
         single = tokenizer(texts[0], return_tensors="pt", add_special_tokens=False)
         np.testing.assert_allclose(automatic.eval()(**single).logits.item(), rewards[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted((SAME_LAYER_NAMES | TRANSFORMERS_PREFIXES.keys()) - WITHOUT_CLASSIFIER))
+def test_rewards_of_every_model_type(tmp_path: Path, kind: str) -> None:
+    base = make_base(tmp_path / "base", kind)
+    run = make_run(base, tmp_path / "run", keys=ATTENTION if kind in EXPERTS else None)
+    model = load_model(str(base)).model
+    hidden_size = count_hidden(require_head_split(Network.from_model(model)))
+    weight = 0.3 * mx.random.normal((1, hidden_size), key=mx.random.key(4))
+    mx.save_safetensors(str(run / REWARD_HEAD_FILE), {"reward_head.weight": weight})
+    network = load_reward_network(load_model(str(base)).model, str(run))
+    batch = MicroBatch((0,), ((tuple(IDS[0][:3]), tuple(IDS[0][3:])), (tuple(IDS[0][:3]), tuple(IDS[0][3:6]))))
+    export_peft(str(base), run, tmp_path / "exported")
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, dtype=torch.float32
+    )
+    theirs = peft.PeftModel.from_pretrained(classifier, tmp_path / "exported").eval()
+    with torch.no_grad():
+        expected = [theirs(torch.tensor([ids])).logits.item() for ids in (IDS[0], IDS[0][:6])]
+    atol = 5e-4 if kind == "gemma" else 1e-4  # mlx-lm's GELU is exact, the one there an approximation
+    np.testing.assert_allclose(network.logps(batch).sums, expected, atol=atol)
+
+
+def test_types_without_a_classifier_are_refused(tmp_path: Path) -> None:
+    known = {config.model_type for config in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
+    assert WITHOUT_CLASSIFIER - known == WITHOUT_CLASSIFIER - {"qwen3_5"}
+    base = make_base(tmp_path / "base", "granite")
+    run = make_run(base, tmp_path / "run")
+    mx.save_safetensors(str(run / REWARD_HEAD_FILE), {"reward_head.weight": mx.zeros((1, 64))})
+    with pytest.raises(UserError, match="no sequence classifier"):
+        export_peft(str(base), run, tmp_path / "exported")

@@ -234,10 +234,15 @@ def test_evaluate_and_best_of_n(tmp_path: Path) -> None:
     assert measured["rewards/accuracies"] == 1 and measured["pairs"] == 8
     for name in ("loss", "rewards/margins", "mean_reward", "min_reward", "max_reward"):
         assert measured[name] == pytest.approx(last[f"eval_{name}"], abs=1e-5), name
+    model, tokenizer = mlx_lm.load(str(CHECKPOINT))
+    in_memory = config(tmp_path / "memory", iters=3, valid_data=str(PAIRS))
+    after = train(in_memory, model=model, tokenizer=tokenizer).after
+    again = evaluate(in_memory, model=model, tokenizer=tokenizer, rows=rows)
+    assert again.pop("pairs") == 8 and again == pytest.approx(after, abs=1e-6)
     prompts, candidates = [row["prompt"] for row in rows], [[row["rejected"], row["chosen"]] for row in rows]
-    model = RewardModel.load(run)
-    assert best_of_n(model, prompts, candidates) == [1] * 8
-    assert best_of_n(model, prompts[:2], [[" "], ["", *candidates[1]]]) == [None, 2]
+    reward_model = RewardModel.load(run)
+    assert best_of_n(reward_model, prompts, candidates) == [1] * 8
+    assert best_of_n(reward_model, prompts[:2], [[" "], ["", *candidates[1]]]) == [None, 2]
     with pytest.raises(UserError, match="not a reward model"):
         RewardModel.load(TRL / "adapter", model=str(CHECKPOINT))
 

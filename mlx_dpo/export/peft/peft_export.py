@@ -23,6 +23,7 @@ from mlx_dpo.export.peft.peft_format import (
     PEFT_PREFIX,
     PEFT_REWARD_HEAD,
     PEFT_WEIGHTS_FILE,
+    WITHOUT_CLASSIFIER,
     require_supported_model_type,
     transformers_layer_name,
 )
@@ -70,6 +71,9 @@ def export_peft(model: str, adapter_path: str | Path, save_path: str | Path, *, 
     trained_on = base_of_adapter(recorded, model, adapter.loaded_model.path)
     named = identify_model(base_model) if base_model else transformers_base_model(trained_on, adapter.loaded_model)
     head = read_reward_head(adapter_path) if is_reward_model(adapter_path) else None
+    if head is not None and model_type in WITHOUT_CLASSIFIER:
+        message = f"transformers has no sequence classifier for models of type {model_type!r} that would take it"
+        raise UserError(message, where=where, hint="Use it through mlx-dpo: score, evaluate, label --judge.")
     config = _peft_config(adapter.spec, layers, list(untrimmed), named, has_reward_head=head is not None)
     lineage = converted_lineage(replace(recorded or Lineage("adapter", None), base=trained_on), named, "peft")
     with write_new(save_path) as folder:

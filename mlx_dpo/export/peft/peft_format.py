@@ -26,6 +26,8 @@ SAME_LAYER_NAMES = frozenset({
     "mixtral", "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
 })
 # fmt: on
+# Those of which transformers has no sequence classifier, or one with other names of layers.
+WITHOUT_CLASSIFIER = frozenset({"cohere", "cohere2", "ernie4_5", "granite", "qwen3_5"})
 # transformers' prefix of the text model's layers, for model types where mlx-lm's is TEXT_LAYERS_PREFIX.
 TRANSFORMERS_PREFIXES = {"gemma3": "model.language_model.", "qwen3_5": "model."}
 TEXT_LAYERS_PREFIX = "language_model.model."
