@@ -7,14 +7,15 @@ trains!"), 0.5 if it is polite otherwise, and 0 if it is curt or not fluent. Few
 best manner, and the offline pairs, sampled from it and judged by the true reward, have none of them. Compared are, each
 for every seed:
 
+    online             online DPO: every batch is sampled from the current policy
+    rounds             four rounds of sampling, judging and training (iterative DPO)
     offline            DPO on as many of these pairs as the online run was trained on
     offline, longer    the same pairs for as long as it takes to use the online run's compute
-    rounds             four rounds of sampling, judging and training (iterative DPO)
-    online             online DPO: every batch is sampled from the current policy
+    ..., low rate      both with a fifth of the learning rate
 
 Compute is counted in tokens through the model: 1 for a forward pass (sampling, reference), 3 for a training step.
-Prints a table; writes the numbers (JSON) and a figure beside it (PNG, by matplotlib). Seeds that the JSON file has are
-not run again.
+Prints a table; writes the numbers (JSON) and a figure beside it (PNG, by matplotlib). What the JSON file has is not run
+again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import argparse
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ from mlx_dpo.sampling.batched_sampling import sample_completions
 from mlx_dpo.sampling.completions import SamplingParams
 
 BATCH, MAX_TOKENS, ROUNDS, FORWARD, STEP = 8, 64, 4, 1, 3
-SETTINGS: dict[str, Any] = {"model": str(MODEL), "learning_rate": 5e-4, "batch_size": BATCH, "max_tokens": MAX_TOKENS}
-OFFLINE_SETTINGS = {name: value for name, value in SETTINGS.items() if name != "max_tokens"}
-METHODS = ("base model", "offline", "offline, longer", "rounds", "online")
+RATE, LOW_RATE = 5e-4, 1e-4
+SETTINGS: dict[str, Any] = {"model": str(MODEL), "batch_size": BATCH, "save_every": 0}
+ON_POLICY = ("online", "rounds")
+METHODS = ("base model", *ON_POLICY, "offline", "offline, longer", "offline, low rate", "offline, longer, low rate")
 BEST_CLOSINGS = [text for text in PHRASES["polite"].closings if "{name}" in text]
 
 
@@ -120,7 +122,8 @@ def run_on_policy(folder: Path, prompts: Sequence[str], seed: int, steps: int, a
         seed=seed,
         iters=steps,
         rollout_batches=ahead,
-        save_every=0,
+        learning_rate=RATE,
+        max_tokens=MAX_TOKENS,
         **SETTINGS,
     )
     train(config, prompts=[Prompt(prompt) for prompt in prompts], judge=TrueReward(), listener=RolloutLog())
@@ -134,7 +137,9 @@ def run_on_policy(folder: Path, prompts: Sequence[str], seed: int, steps: int, a
     return {"pairs": pairs, "compute": compute}
 
 
-def run_offline(folder: Path, rows: list[dict[str, str]], seed: int, compute: float | None) -> dict[str, float]:
+def run_offline(
+    folder: Path, rows: list[dict[str, str]], seed: int, compute: float | None, rate: float
+) -> dict[str, float]:
     """Train on pairs, once or for as long as the compute lasts; the number of pairs and the compute."""
     tokenizer = load(str(MODEL))[1]
     lengths = prompt_lengths([row["prompt"] for row in rows])
@@ -142,7 +147,7 @@ def run_offline(folder: Path, rows: list[dict[str, str]], seed: int, compute: fl
     tokens = sum(lengths) + sum(map(sum, answers))
     epochs = 1.0 if compute is None else max(1.0, (compute / tokens - FORWARD) / STEP)
     config = TrainConfig(
-        adapter_path=str(folder), seed=seed, epochs=epochs, valid_pairs=0, save_every=0, **OFFLINE_SETTINGS
+        adapter_path=str(folder), seed=seed, epochs=epochs, learning_rate=rate, valid_pairs=0, **SETTINGS
     )
     train(config, rows=rows)
     return {"pairs": len(rows), "compute": tokens * (FORWARD + STEP * epochs)}
@@ -154,26 +159,26 @@ def prompt_lengths(prompts: Sequence[str]) -> list[int]:
     return [len(renderer.prompt_ids(Prompt(prompt))) for prompt in prompts]
 
 
-def run_seed(seed: int, steps: int) -> dict[str, dict[str, float]]:
-    """All methods with one seed."""
+def run_seed(seed: int, steps: int, results: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Run the methods that are missing in a seed's results, and yield the name of each when it is done."""
     prompts = [str(row["prompt"]) for row in load_pairs("train")]
-    results: dict[str, dict[str, float]] = {"base model": measure(None, seed)}
-    with tempfile.TemporaryDirectory() as name:
-        folders = {method: Path(name) / method.replace(", ", "-") for method in METHODS[1:]}
-        online = run_on_policy(folders["online"], prompts, seed, steps, 1)
-        rows = offline_pairs(prompts[: BATCH * steps], seed)
-        rows = [rows[i % len(rows)] for i in range(int(online["pairs"]))]
-        counts = {
-            "offline": run_offline(folders["offline"], rows, seed, None),
-            "offline, longer": run_offline(folders["offline, longer"], rows, seed, online["compute"]),
-            "rounds": run_on_policy(folders["rounds"], prompts, seed, steps, -(-steps // ROUNDS)),
-            "online": online,
-        }
-        for method, count in counts.items():
-            results[method] = {**measure(folders[method], seed), **count}
-            print_status(f"seed {seed}, {method}: {results[method]}")
-    mx.clear_cache()
-    return results
+    for method in METHODS:
+        if method in results:
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            folder, counts = Path(name) / "run", dict[str, float]()
+            if method in ON_POLICY:
+                ahead = 1 if method == "online" else -(-steps // ROUNDS)
+                counts = run_on_policy(folder, prompts, seed, steps, ahead)
+            elif method != "base model":
+                online = results["online"]
+                rows = offline_pairs(prompts[: BATCH * steps], seed)
+                rows = [rows[i % len(rows)] for i in range(int(online["pairs"]))]
+                compute = online["compute"] if "longer" in method else None
+                counts = run_offline(folder, rows, seed, compute, LOW_RATE if "low rate" in method else RATE)
+            results[method] = {**measure(folder if counts else None, seed), **counts}
+        mx.clear_cache()
+        yield method
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -215,7 +220,7 @@ def plot(seeds: dict[str, Any], file: Path) -> None:
         for row, method in enumerate(METHODS):
             values = [results[method][name] for results in seeds.values()]
             mean, low, high = interval(values)
-            axis.barh(row, mean, color="tab:blue" if method in ("rounds", "online") else "tab:gray", alpha=0.6)
+            axis.barh(row, mean, color="tab:blue" if method in ON_POLICY else "tab:gray", alpha=0.6)
             axis.plot([low, high], [row, row], color="black", linewidth=1.5)
             axis.plot(values, [row] * len(values), "k.", markersize=4)
         axis.set_xlabel(label)
@@ -238,8 +243,9 @@ def main() -> None:
     about = {"machine": machine(), "versions": versions("mlx-dpo", "mlx", "mlx-lm"), "steps": options.steps}
     seeds = json.loads(options.out.read_text())["seeds"] if options.out.exists() else {}
     for seed in range(options.seeds):
-        if str(seed) not in seeds:
-            seeds[str(seed)] = run_seed(seed, options.steps)
+        results = seeds.setdefault(str(seed), {})
+        for method in run_seed(seed, options.steps, results):
+            print_status(f"seed {seed}, {method}: {results[method]}")
             write_json(options.out, {**about, "seeds": seeds})
     Console(highlight=False).print(table_of(seeds))
     plot(seeds, options.out.with_suffix(".png"))

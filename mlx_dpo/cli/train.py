@@ -75,6 +75,8 @@ def train(
 ) -> None:
     """Train LoRA adapters on preference pairs.
 
+    With --on-policy, these are the model's own answers to --prompts, sampled and compared by --judge while it trains.
+
     The run's folder (--adapter-path) loads in mlx_lm.generate, fuse and server. It holds the adapter, the metrics, the
     resolved config and the checkpoints.
 
@@ -83,6 +85,8 @@ def train(
       mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl
 
       mlx-dpo train --model ./Qwen3-4B-4bit --data folder/ --epochs 2 --beta 0.05 --adapter-path runs/a
+
+      mlx-dpo train --on-policy --model ./Qwen3-4B-4bit --prompts prompts.txt --judge judges.py:polite
 
       mlx-dpo train -c runs/a/config.yaml --learning-rate 2e-5 --adapter-path runs/b
 
