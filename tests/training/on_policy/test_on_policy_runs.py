@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_dpo import Interrupted, Listener, UserError, train
+from mlx_dpo.forward.forward_trace import ForwardTrace
 from mlx_dpo.judges.judge import Answer
 from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.events import Metrics
@@ -69,26 +71,28 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, kind: str) -> Non
     assert [line["position"] for line in read_rollouts(whole)] == list(range(len(steps)))
 
 
-class StopWhileSampling:
-    """Requests a stop when completions are sampled for the nth time."""
+def stop_at(call: int, function: Any) -> Any:
+    """The function, which requests a stop when it is called for the nth time."""
+    calls = itertools.count(1)
 
-    def __init__(self, call: int) -> None:
-        self.call, self.calls, self.sample = call, 0, rollout_sampler.sample_completions
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        if self.calls == self.call:
+    def stop_or_call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
             raise StopRequested
-        return self.sample(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return stop_or_call
 
 
-def test_a_run_stopped_while_it_samples_resumes_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "place", [(rollout_sampler, "sample_completions"), (ForwardTrace, "gradient")], ids=["sampling", "training"]
+)
+def test_a_run_stopped_within_a_step_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train_on_policy(whole)
     with monkeypatch.context() as patch:
-        patch.setattr(rollout_sampler, "sample_completions", StopWhileSampling(4))
+        patch.setattr(*place, stop_at(4, getattr(*place)))
         with pytest.raises(Interrupted) as stopped:
             train_on_policy(cut)
     assert stopped.value.step == 3 and (RunFolder(cut).require_latest_checkpoint()).name == "0000003"
