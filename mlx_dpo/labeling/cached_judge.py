@@ -26,14 +26,13 @@ class CachedJudge(Judge):
         max_calls: budget of calls; None: no limit.
 
     Attributes:
-        on_verdict: is called after every new verdict.
         num_calls: comparisons and answers that the judge got.
         num_hits: those that the cache had.
     """
 
     def __init__(self, judge: Judge, cache: VerdictCache, max_calls: int | None = None) -> None:
         self.judge, self.cache, self.max_calls = judge, cache, max_calls
-        self.on_verdict: Callable[[], None] = lambda: None
+        self._on_verdict: Callable[[], None] = lambda: None
         self.name, self.order_sensitive, self.is_scalar = judge.name, judge.order_sensitive, judge.is_scalar
         self.num_calls = self.num_hits = 0
         self._session: ExitStack | None = None
@@ -50,16 +49,18 @@ class CachedJudge(Judge):
         return self.judge.identity
 
     @contextmanager
-    def session(self) -> Iterator[None]:
-        """That of the judge, which begins with the first call of it: nothing is loaded where the cache has all."""
-        if self._session is not None:
-            yield
-            return
+    def session(self, on_verdict: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """That of the judge, which begins with the first call of it: nothing is loaded where the cache has all.
+
+        Args:
+            on_verdict: is called inside the context after every new verdict.
+        """
         with ExitStack() as self._session:
+            self._on_verdict = on_verdict
             try:
                 yield
             finally:
-                self._session, self._has_begun = None, False
+                self._session, self._has_begun, self._on_verdict = None, False, lambda: None
 
     def num_new(self, requests: Sequence[Answer] | Sequence[Comparison]) -> int:
         """How many different ones of some requests the cache does not have."""
@@ -91,7 +92,7 @@ class CachedJudge(Judge):
             for verdicts in judge(list(new.values())):
                 self.cache.add({new_keys[i]: verdict for i, verdict in verdicts.items()})
                 self.num_calls += len(verdicts)
-                self.on_verdict()
+                self._on_verdict()
         return [self.cache.values[key] for key in keys]
 
     def _begin_session(self) -> None:

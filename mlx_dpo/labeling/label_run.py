@@ -83,7 +83,6 @@ class LabelRun:
 
     def __init__(self, judge: CachedJudge, source: ExampleSource, settings: LabelSettings, progress: Progress) -> None:
         self.judge, self.source, self.settings, self.progress = judge, source, settings, progress
-        judge.on_verdict = self._show_progress
         self._first_calls, self._first_hits = judge.num_calls, judge.num_hits
         self.tally = LabelTally(settings)
         self._group_size, self._group_calls, self._calls_before = 0, 0, 0
@@ -93,7 +92,8 @@ class LabelRun:
         identity = {"judge": self.judge.identity or self.judge.name, "data": self.source.digest}
         show = self.progress.counter("Judging", "prompts")
         show(0, len(self.source))
-        with LabelOutput(output, {**identity, **asdict(self.settings)}) as file, self.judge.session():
+        settings = {**identity, **asdict(self.settings)}
+        with LabelOutput(output, settings) as file, self.judge.session(on_verdict=self._show_progress):
             for group in self._groups():
                 self._judge(group, file)
             num_done = self.tally.counts["prompts"]
@@ -101,7 +101,6 @@ class LabelRun:
             if num_done == len(self.source):
                 file.finish(summary)
         remaining = len(self.source) - num_done
-        self.judge.on_verdict = lambda: None
         hits = self.judge.num_hits - self._first_hits
         return {**summary, "remaining": remaining, "calls": self._num_calls, "cache_hits": hits}
 
