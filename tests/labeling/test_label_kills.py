@@ -48,7 +48,7 @@ def label_until_done(folder: Path, kind: str, rng: random.Random | None, kills: 
         if rng is not None and number <= kills:
             more = rng.randrange(40)
             while process.is_alive() and num_lines(log) < before + more:
-                time.sleep(0.001)
+                time.sleep(0.005)
             time.sleep(rng.random() * 0.005)
             with suppress(ProcessLookupError):  # it was over before
                 os.kill(process.pid or 0, rng.choice(SIGNALS))
