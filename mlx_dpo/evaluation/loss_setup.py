@@ -70,7 +70,7 @@ def resolve_loss_settings(config: TrainConfig, loss: WeightedLoss) -> TrainConfi
     if loss.needs_kl and config.batch_size == 1:
         hint = "The KL is estimated on the answers to other prompts of the batch: use --batch-size 8 or more."
         raise UserError(f"the loss {config.loss!r} needs the KL of a batch", field="batch_size", hint=hint)
-    if config.reference_sync_steps and config.reference not in ("initial", "base"):
+    if config.reference_sync_steps and not (loss.needs_reference and config.reference in ("initial", "base")):
         raise UserError("only --reference initial or base can be updated", field="reference_sync_steps")
     if config.reference_mixup is not None and not config.reference_sync_steps:
         raise UserError("this has no effect without --reference-sync-steps", field="reference_mixup")

@@ -65,8 +65,8 @@ def next_commands(run: Path, model: str) -> list[str]:
     if is_reward_model(run):
         return [
             shell_command("open", run / "report.html"),
-            shell_command("mlx-dpo", "evaluate", "--adapter-path", run, "--data", "PAIRS", "--by", "category"),
-            shell_command("mlx-dpo", "score", "--adapter-path", run, "--data", "ANSWERS"),
+            shell_command("mlx-dpo", "evaluate", "--model", model, "--adapter-path", run, "--data", "PAIRS"),
+            shell_command("mlx-dpo", "score", "--model", model, "--adapter-path", run, "--data", "COMPLETIONS"),
             shell_command("mlx-dpo", "label", "COMPLETIONS", "--judge", run, "--output", "PAIRS"),
         ]
     return [

@@ -88,7 +88,7 @@ class IterativeTraining:
     def run(self) -> RoundsResult:
         """Run the rounds that are missing."""
         prompts, eval_prompts = _split_prompts(self.config)
-        _check_held_out_pairs(self.config.training)
+        _check_training(self.config.training)
         if not self.folder.settings.exists():
             self.judge.judge.check()
         self.folder.open(self.config.identity(self.judge.identity or self.judge.name), prompts, eval_prompts)
@@ -194,11 +194,14 @@ class IterativeTraining:
             raise UserError(f"can't be written: {error.strerror or error}", where=Where(str(result.page))) from None
 
 
-def _check_held_out_pairs(training: TrainConfig) -> None:
-    """Raise `UserError` if the held-out pairs can't be read, before anything is sampled."""
+def _check_training(training: TrainConfig) -> None:
+    """Raise `UserError` if the loss or the held-out pairs can't be used, before anything is sampled."""
+    loss = loss_from_config(training)
+    if loss.needs_reward_head:
+        message = f"the loss {training.loss!r} trains a reward model, which writes no completions"
+        raise UserError(message, field="loss", hint="Use `mlx-dpo train`, and the reward model as --judge here.")
     if training.valid_data is not None:
-        config = training.replace(data=training.valid_data)
-        open_evaluation_source(config, None, example_reader(loss_from_config(config)))
+        open_evaluation_source(training.replace(data=training.valid_data), None, example_reader(loss))
 
 
 def _split_prompts(config: RoundsConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -93,6 +93,8 @@ def test_no_reference_for_a_loss_without_one() -> None:
         assert resolve_loss_settings(loss_config, loss_from_config(loss_config)).reference == "none"
         with pytest.raises(UserError, match="no reference"):
             resolve_loss_settings(loss_config.replace(reference="base"), loss_from_config(loss_config))
+        with pytest.raises(UserError, match="can be updated"):
+            resolve_loss_settings(loss_config.replace(reference_sync_steps=5), loss_from_config(loss_config))
     for name in ("simpo,sft", "orpo,cpo"):
         assert not loss_from_config(config(loss=name)).needs_reference
     for name in ("sft", "sigmoid", "simpo,sigmoid", "sft,aot"):

@@ -196,3 +196,9 @@ def test_rounds_stop_when_the_interval_no_longer_rises() -> None:
 def test_settings_are_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(tmp_path, **changes)
+
+
+def test_a_reward_model_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="writes no completions"):
+        train_rounds(config(tmp_path, training={"loss": "reward"}), JUDGE)
+    assert not (tmp_path / "out").exists()
