@@ -188,8 +188,9 @@ class RunStatistics:
 
     @property
     def example_kind(self) -> str:
-        """What the examples are: "pairs" or "completions"."""
-        return str(self.metadata.get("what", "pairs"))
+        """What the held-out examples are: "pairs" or "completions"."""
+        kind = str(self.metadata.get("what", "pairs"))
+        return "pairs" if kind == "prompts" else kind
 
     @property
     def before(self) -> EvalRecord | None:

@@ -30,6 +30,9 @@ def _learning_outcome(run: RunStatistics, changes: dict[str, MetricChange]) -> s
     if not changes:
         if not is_finished:
             return f"Step {run.step:,} of {run.steps:,}: held-out {run.example_kind} were not evaluated again yet"
+        if run.rollout_metrics:
+            first, last = (run.rollout_metrics[i].get("rollouts/reward", float("nan")) for i in (0, -1))
+            return f"{run.step:,} steps done; the judge's reward of sampled answers went from {first:.3g} to {last:.3g}"
         return f"{run.step:,} steps done, but there are no held-out {run.example_kind} to measure what changed"
     when = f"After {run.steps:,} steps" if is_finished else f"After {run.step:,} of {run.steps:,} steps"
     margin = changes.get("rewards/margins")

@@ -13,6 +13,7 @@ from mlx_dpo.reporting.diagnostics import DIAGNOSTICS
 from mlx_dpo.reporting.diagnostics_listener import diagnose
 from mlx_dpo.reporting.html_report import render_report
 from mlx_dpo.reporting.run_statistics import RunStatistics
+from mlx_dpo.reporting.verdict import verdict
 from mlx_dpo.training.events import Metrics
 
 Curve = Callable[[float], float]  # from the share of the run that is done to the value of a metric
@@ -110,6 +111,12 @@ def test_answers_over_time_are_on_the_page(tmp_path: Path) -> None:
     assert "chosen, 1</small><div class=answer>better &amp; best" in page and "rejected, 0</small>" in page
     assert "answer, 0</small><div class=answer>&lt;i&gt;worse" in page, "no pair was made of the first"
     assert "unseen" not in page and "questions.txt" in page
+
+
+def test_the_verdict_without_held_out_pairs(tmp_path: Path) -> None:
+    run = RunStatistics.read(write_run(tmp_path / "run"))
+    words = "4 steps done; the judge's reward of sampled answers went from 0.25 to 0.75. Nothing looks wrong."
+    assert verdict(run, [], []) == words
 
 
 def test_steps_without_a_pair_are_in_the_charts(tmp_path: Path) -> None:
