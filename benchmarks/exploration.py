@@ -11,7 +11,7 @@ for every seed:
     rounds             four rounds of sampling, judging and training (iterative DPO)
     offline            DPO on as many of these pairs as the online run was trained on
     offline, longer    the same pairs for as long as it takes to use the online run's compute
-    ..., low rate      both with a fifth of the learning rate
+    ..., low rate      and with less than half of the learning rate
 
 Compute is counted in tokens through the model: 1 for a forward pass (sampling, reference), 3 for a training step.
 Prints a table; writes the numbers (JSON) and a figure beside it (PNG, by matplotlib). What the JSON file has is not run
@@ -47,10 +47,10 @@ from mlx_dpo.sampling.batched_sampling import sample_completions
 from mlx_dpo.sampling.completions import SamplingParams
 
 BATCH, MAX_TOKENS, ROUNDS, FORWARD, STEP = 8, 64, 4, 1, 3
-RATE, LOW_RATE = 5e-4, 1e-4
+RATE, LOW_RATE = 5e-4, 2e-4
 SETTINGS: dict[str, Any] = {"model": str(MODEL), "batch_size": BATCH, "save_every": 0}
 ON_POLICY = ("online", "rounds")
-METHODS = ("base model", *ON_POLICY, "offline", "offline, longer", "offline, low rate", "offline, longer, low rate")
+METHODS = ("base model", *ON_POLICY, "offline", "offline, longer", "offline, longer, low rate")
 BEST_CLOSINGS = [text for text in PHRASES["polite"].closings if "{name}" in text]
 
 
