@@ -72,7 +72,10 @@ def test_score_adds_rewards_and_the_best(mlx_dpo: Cli, run: Path, tmp_path: Path
     data, output = write_rows(tmp_path / "answers.jsonl", rows), tmp_path / "scores.jsonl"
     ran = mlx_dpo("score", *MODEL, "--adapter-path", run, "--data", data, "--output", output, "--json")
     assert ran.code == 0, ran.err
-    scored = rows_of(output)
+    scored, whole = rows_of(output), output.read_bytes()
+    output.write_bytes(whole[: len(whole) // 2])
+    assert mlx_dpo("score", *MODEL, "--adapter-path", run, "--data", data, "--output", output).code == 0
+    assert output.read_bytes() == whole
     assert all(row["ranking"] == [1, 0] and row["best"] == row["completions"][1] for row in scored)
     expected = mlx_dpo("evaluate", *MODEL, "--adapter-path", run, "--data", PAIRS, "--json")
     chosen = np.mean([row["rewards"][1] for row in scored])
