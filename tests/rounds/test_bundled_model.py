@@ -19,6 +19,7 @@ def polite_and_right(prompt: str, answer: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # minutes on an idle machine
 def test_three_rounds_make_it_polite(tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in load_pairs("train")[:300]])
     config = RoundsConfig(
