@@ -24,6 +24,9 @@ class Endpoint(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.stalled = threading.Event()  # set it to let stalled requests end
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing where a client that was interrupted is gone."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
