@@ -191,18 +191,18 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def table_of(seeds: dict[str, Any]) -> Table:
     """Means over the seeds."""
-    table = Table("", "true reward", "best manner", "polite", "fluent", "pairs", "compute, M tokens")
+    table = Table("", "true reward", "best manner", "polite", "fluent", "pairs", "compute, 1,000 tokens")
     for method in METHODS:
         runs = [results[method] for results in seeds.values()]
         cells = []
         for name in ("reward", "best manner", "polite", "fluent"):
             mean, low, high = interval([run[name] for run in runs])
             cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]")
-        counts = [
-            f"{np.mean([run['pairs'] for run in runs]):.0f}",
-            f"{np.mean([r['compute'] for r in runs]) / 1e6:.2f}",
-        ]
-        table.add_row(method, *cells, *(counts if "pairs" in runs[0] else ("", "")))
+        counts = ["", ""]
+        if "pairs" in runs[0]:
+            pairs, compute = (float(np.mean([run[name] for run in runs])) for name in ("pairs", "compute"))
+            counts = [f"{pairs:.0f}", f"{compute / 1e3:.0f}"]
+        table.add_row(method, *cells, *counts)
     return table
 
 

@@ -40,6 +40,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "best of three": {"num_completions": 3},
     "xpo": {"loss": "xpo"},
     "nash_md": {"loss": "nash_md"},
+    "without a reference": {"loss": "simpo", "reference": "initial"},
+    "dropout, best of three by a sum": {
+        "loss": "sigmoid=1,sft=0.1",
+        "num_completions": 3,
+        "dropout": 0.1,
+        "init_adapter": None,
+    },
+    "full": {"loss": "cpo", "reference": "initial", "fine_tune_type": "full", "init_adapter": None},
     "two batches ahead": {"rollout_batches": 2},
     "a moving reference": {"reference_sync_steps": 2, "rollout_batches": 3},
 }
