@@ -6,7 +6,7 @@
 A MODEL is a folder, such as the `model` in what case.py and real_case.py leave. Prompts are random tokens, and no token
 ends a completion, so that both sample the same number of tokens. The cases:
 
-    shared   8 completions of each of 2 prompts of 512 tokens, 8 sequences side by side
+    shared   8 completions of a prompt of 512 tokens, 8 sequences side by side
     alone    1 completion of each of 2 prompts of 48 to 64 tokens, one after the other
     batch8   1 completion of each of 16 prompts of 24 to 64 tokens, 8 side by side
     batch32  1 completion of each of 32 prompts of 24 to 64 tokens, 32 side by side
@@ -44,7 +44,7 @@ class SamplingCase:
 
 
 CASES = {
-    "shared": SamplingCase(8, 2, (512, 512), 8),
+    "shared": SamplingCase(8, 1, (512, 512), 8),
     "alone": SamplingCase(1, 2, (48, 64), 1),
     "batch8": SamplingCase(1, 16, (24, 64), 8),
     "batch32": SamplingCase(1, 32, (24, 64), 32),
