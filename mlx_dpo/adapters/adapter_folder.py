@@ -105,10 +105,10 @@ def adapter_base_model(adapter_path: str | Path) -> str:
 
 
 def adapter_digest(folder: str | Path) -> str:
-    """A hexadecimal digest of an adapter folder's weights and settings. Raises `UserError` if they can't be read."""
+    """A hexadecimal digest of an adapter folder's settings and weights. Raises `UserError` if they can't be read."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
-        file = _existing_folder(folder) / name
+    path = _existing_folder(folder)
+    for file in (path / ADAPTER_CONFIG_FILE, *sorted(path.glob("*.safetensors"))):
         try:
             digest.update(file.read_bytes())
         except OSError as error:
@@ -167,7 +167,7 @@ def load_adapter(
         UserError: it is not an adapter of this model, or not of a policy.
     """
     if not allow_reward_model:
-        refuse_reward_model(folder, "which scores completions and writes none", USES_OF_REWARD_MODELS)
+        require_policy(folder)
     spec, tensors = read_adapter(folder)
     spec = attach_adapter(model, spec)
     base = trainable_tensors(model)
@@ -190,6 +190,12 @@ def adapter_config_json(spec: AdapterSpec, model: str) -> str:
 def is_reward_model(folder: str | Path) -> bool:
     """Whether an adapter folder holds a reward head."""
     return (Path(folder) / REWARD_HEAD_FILE).is_file()
+
+
+def require_policy(folder: str | Path) -> None:
+    """Check that an adapter folder is one, and not of a reward model. Raises `UserError`."""
+    read_adapter_spec(folder)
+    refuse_reward_model(folder, "which scores completions and writes none", USES_OF_REWARD_MODELS)
 
 
 def refuse_reward_model(folder: str | Path, purpose: str, hint: str, field: str = "adapter_path") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_dpo.adapters.adapter_folder import ADAPTER_CONFIG_FILE, adapter_base_model, apply_adapter, is_reward_model
+from mlx_dpo.adapters.adapter_folder import (
+    ADAPTER_CONFIG_FILE,
+    adapter_base_model,
+    adapter_digest,
+    apply_adapter,
+    is_reward_model,
+)
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.forward.model_loading import find_model_folder, load_model
 from mlx_dpo.judges.judge import AdapterRewards, Answer, JudgeSpec, ScalarJudge
@@ -98,10 +103,6 @@ def adapter_identity(adapter_path: str, model: str) -> str:
         model: folder or Hub id of the base model.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such adapter or model.
     """
-    folder = Path(adapter_path)
-    digest = hashlib.blake2b(digest_size=16)
-    for file in (folder / ADAPTER_CONFIG_FILE, *sorted(folder.glob("*.safetensors"))):
-        digest.update(file.read_bytes())
-    return f"{digest.hexdigest()} {weights_digest(find_model_folder(model))}"
+    return f"{adapter_digest(adapter_path)} {weights_digest(find_model_folder(model))}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_dpo.adapters.adapter_folder import adapter_base_model, adapter_digest, apply_adapter
+from mlx_dpo.adapters.adapter_folder import adapter_base_model, adapter_digest, apply_adapter, require_policy
 from mlx_dpo.data.chat_rendering import ChatRenderer
 from mlx_dpo.data.conversations import TextOrMessages, as_messages
 from mlx_dpo.data.encoded_example import TokenIds
@@ -84,6 +84,8 @@ def sample(
     if model is None and adapter_path is None:
         raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
     progress.begin("Reading the prompts")
+    if adapter_path is not None:
+        require_policy(adapter_path)
     model = model or adapter_base_model(str(adapter_path))
     rows = read_prompt_rows(prompts)
     renderer = ChatRenderer(load_tokenizer(model), raw=raw, template_kwargs=template_kwargs)

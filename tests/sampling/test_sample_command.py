@@ -174,6 +174,8 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path: Path) -> None:
         run(messages, tmp_path / "out.jsonl", raw=True)
     with pytest.raises(UserError, match="no model given"):
         sample(None, str(messages), tmp_path / "out.jsonl", PARAMS)
+    with pytest.raises(UserError, match="not an adapter folder"):
+        run(messages, tmp_path / "out.jsonl", adapter_path=tmp_path)
     with pytest.raises(UserError, match="`n`: must be at least 1"):
         run(messages, tmp_path / "out.jsonl", n=0)
     assert not list(tmp_path.glob("out*"))
