@@ -191,7 +191,7 @@ def arguments(prompts: Path, output: Path) -> list[str]:
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_command_resumes_to_the_same_bytes(tmp_path: Path, kills: int) -> None:
-    num_prompts = 48 * kills
+    num_prompts = 48 * min(kills, 8)
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": row["prompt"]} for row in load_pairs("train")[:num_prompts]])
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     groups = {"MIN_GROUP_PROMPTS": 32, "BATCHES_IN_GROUP": 4}  # as in the command
@@ -217,11 +217,9 @@ def test_a_killed_command_resumes_to_the_same_bytes(tmp_path: Path, kills: int) 
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert output.read_bytes() == whole.read_bytes()
     printed = json.loads(again.stdout)
-    assert [printed[name] for name in ("tokens", "completions", "output")] == [
-        summary["tokens"],
-        96 * kills,
-        str(output),
-    ]
+    names = ("prompts", "completions", "tokens", "finish_reasons")
+    assert printed["output"] == str(output)
+    assert [printed[name] for name in names] == [summary[name] for name in names]
 
 
 def test_the_command_prints_where_the_rows_are_and_refuses_other_settings(
