@@ -77,7 +77,6 @@ def test_a_run_that_fails_is_found(name: str, curves: dict[str, Curve], words: s
         {"entropy": lambda t: 0.04},
         {"ties": lambda t: 0.8 + 0.2 * t},  # nothing is left to prefer only at the end
     ],
-    ids=str,
 )
 def test_a_run_that_only_looks_alike_is_not(curves: dict[str, Curve]) -> None:
     assert findings(run_of(**curves)) == {}
