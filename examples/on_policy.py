@@ -2,7 +2,7 @@
 
     python examples/on_policy.py [FOLDER] [STEPS]
 
-A hundred steps take two minutes on two CPU cores. The same on the command line:
+A hundred steps take two to three minutes on two CPU cores. The same on the command line:
 
     mlx-dpo train --on-policy --model MODEL --prompts prompts.jsonl --judge examples/judges.py:polite
 """
