@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.browser import browser as browser
 from tests.hub.fixture import hub as hub
 from tests.scheduling import ProcessesInOneWorker
 

@@ -62,7 +62,8 @@ def label_until_done(folder: Path, kind: str, rng: random.Random | None, kills: 
 @pytest.mark.parametrize(
     ("kind", "seed"),
     [
-        *[("scalar", 0), ("pairwise", 0)],
+        ("pairwise", 0),
+        pytest.param("scalar", 0, marks=pytest.mark.slow),
         *(pytest.param(kind, seed, marks=pytest.mark.slow) for kind in KINDS for seed in range(1, 6)),
     ],
 )

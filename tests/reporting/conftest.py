@@ -1,12 +1,8 @@
-"""Runs to report on, and a real Chromium that opens their pages."""
+"""Runs to report on."""
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,46 +86,6 @@ def answers_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for side in ("chosen", "rejected")
     ]
     return record(tmp_path_factory.mktemp("runs") / "answers", rows, rows[:8], loss="kto")
-
-
-@dataclass
-class Opened:
-    """A page in the browser, with its errors and the requests it made."""
-
-    page: Any
-    errors: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-class Browser:
-    """Opens files at a width and in a theme."""
-
-    def __init__(self, chromium: Any) -> None:
-        self.chromium = chromium
-
-    def open(self, file: Path, width: int = 1200, theme: str = "light") -> Opened:
-        page = self.chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-        opened = Opened(page)
-        page.on("console", lambda message: opened.errors.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: opened.errors.append(str(error)))
-        page.on("request", lambda request: opened.requests.append(request.url))
-        page.goto(file.resolve().as_uri())
-        page.wait_for_load_state("load")
-        return opened
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    with playwright.sync_playwright() as started:
-        # OpenBLAS, which the Makefile preloads for mlx, crashes Chromium at its start.
-        plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-        chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"], env=plain)
-        yield Browser(chromium)
-        chromium.close()
 
 
 class FindingCollector(DiagnosticsListener):

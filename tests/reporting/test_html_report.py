@@ -12,7 +12,8 @@ import pytest
 from mlx_dpo.reporting.html_report import render_report, write_report
 from mlx_dpo.reporting.metrics_log import read_metrics
 from mlx_dpo.reporting.run_statistics import RunStatistics
-from tests.reporting.conftest import HOSTILE, Browser
+from tests.browser import Browser
+from tests.reporting.conftest import HOSTILE
 
 # The points of every chart as the browser drew them: their data, and their positions on the canvas.
 DRAWN = """() => Object.fromEntries(Object.entries(window.charts).map(([name, chart]) => [name, {

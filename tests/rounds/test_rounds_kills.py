@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], f
 
 
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(0, 3), *(pytest.param(seed, 10, marks=pytest.mark.slow) for seed in range(1, 5))]
+    ("seed", "kills"), [(1, 1), *(pytest.param(seed, 10, marks=pytest.mark.slow) for seed in range(1, 5))]
 )
 def test_ended_at_any_moment_they_end_the_same(
     tmp_path: Path, whole: tuple[dict[str, bytes], float], seed: int, kills: int

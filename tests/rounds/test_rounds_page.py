@@ -8,8 +8,7 @@ from typing import Any
 from mlx_dpo.rounds.round_evaluation import AnswerSet
 from mlx_dpo.rounds.rounds_page import render_rounds, verdict_on_rounds
 from mlx_dpo.rounds.rounds_result import RoundsResult
-from tests.reporting.conftest import Browser
-from tests.reporting.conftest import browser as browser
+from tests.browser import Browser
 
 HOSTILE = "<script>alert(1)</script><b title='x'>&amp;"
 DRAWN = """() => Object.fromEntries(Object.entries(window.charts).map(([name, chart]) =>

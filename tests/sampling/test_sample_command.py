@@ -189,7 +189,7 @@ def arguments(prompts: Path, output: Path) -> list[str]:
     return ["sample", "--model", str(MODEL), "--prompts", str(prompts), "--output", str(output), *flags]
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_command_resumes_to_the_same_bytes(tmp_path: Path, kills: int) -> None:
     num_prompts = 48 * min(kills, 8)
     prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": row["prompt"]} for row in load_pairs("train")[:num_prompts]])
@@ -208,7 +208,7 @@ def test_a_killed_command_resumes_to_the_same_bytes(tmp_path: Path, kills: int) 
         while process.poll() is None and (not output.exists() or output.stat().st_size <= size):
             time.sleep(0.005)
         time.sleep(rng.random() * 0.3)
-        process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGINT)
+        process.send_signal(signal.SIGINT if kill % 2 else signal.SIGKILL)
         codes.add(process.wait())
         if rng.random() < 0.3:
             with output.open("ab") as file:

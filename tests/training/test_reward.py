@@ -27,6 +27,7 @@ from mlx_dpo.reporting.metrics_log import MetricsLog, read_metrics
 from mlx_dpo.training.events import Metrics
 from tests import plain
 from tests.conftest import CHECKPOINT, PAIRS, TRL, rows_of, write_rows
+from tests.marks import mostly_slow
 
 REFERENCE = json.loads((TRL / "reward_reference.json").read_text())
 NAMES = {  # ours by TRL's
@@ -165,7 +166,7 @@ def test_a_step_is_the_same_however_the_batch_is_cut(tmp_path: Path, start: Path
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"dropout": 0.2}, {"fine_tune_type": "dora"}, {"fine_tune_type": "full"}], ids=str
+    "settings", mostly_slow([{"dropout": 0.2}, {}, {"fine_tune_type": "dora"}, {"fine_tune_type": "full"}], 4), ids=str
 )
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Adapter and head, to the byte; the folder then holds what was measured."""

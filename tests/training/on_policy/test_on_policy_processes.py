@@ -15,7 +15,6 @@ import pytest
 
 from tests.conftest import CHECKPOINT, PAIRS, TRL
 from tests.distributed.ranks import outputs, start_ranks
-from tests.marks import mostly_slow
 from tests.training.on_policy.runs import outcome, read_rollouts
 
 JUDGE = """
@@ -63,7 +62,8 @@ def test_the_command_and_its_page(whole: Path) -> None:
     assert any("rollouts/reward" in line for line in metrics)
 
 
-@pytest.mark.parametrize("call", mostly_slow([17, 1, 5, 11, 23, 28, 31, 35, 40, 44], 10))
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [17, 1, 5, 11, 23, 28, 31, 35, 40, 44])
 def test_a_killed_child_is_restarted_and_ends_the_same(tmp_path: Path, whole: Path, call: int) -> None:
     folder = tmp_path / "judge"
     folder.mkdir()
