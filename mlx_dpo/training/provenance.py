@@ -13,18 +13,24 @@ from mlx_dpo.evaluation.example_sets import HELD_OUT, TRAIN
 # The keys are in progress.json and in messages.
 MODEL_KEY = "the model, or the adapter it starts from"
 DATA_KEYS = {TRAIN: "the rows to train on", HELD_OUT: "the held-out rows"}
+ROLLOUTS_KEY = "the prompts, or the judge"
 PACKAGES = ("mlx", "mlx-lm", "mlx-dpo")
 
 
-def compute_provenance(policy_fingerprint: str, digests: Mapping[str, str]) -> dict[str, str]:
+def compute_provenance(
+    policy_fingerprint: str, digests: Mapping[str, str], rollouts_digest: str | None = None
+) -> dict[str, str]:
     """Return the versions and digests that determine a run's results together with its settings, by what they are of.
 
     Args:
         policy_fingerprint: fingerprint of the policy at the start of the run.
         digests: digests of the examples, by example set.
+        rollouts_digest: of an on-policy run, the digest of prompts and judge.
     """
     packages = {name: version(name) for name in PACKAGES}
-    return {**packages, MODEL_KEY: policy_fingerprint, **{DATA_KEYS[name]: text for name, text in digests.items()}}
+    data = {DATA_KEYS[name]: text for name, text in digests.items()}
+    rollouts = {} if rollouts_digest is None else {ROLLOUTS_KEY: rollouts_digest}
+    return {**packages, MODEL_KEY: policy_fingerprint, **data, **rollouts}
 
 
 def provenance_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -76,7 +76,10 @@ def start_trainer(
     """
     folder, listener, communicator = trainer.saver.folder, trainer.listener, trainer.communicator
     digests = {name: examples.examples.source.digest for name, examples in components.example_sets.items()}
-    provenance = compute_provenance(components.policy.fingerprint, {**digests, TRAIN: trainer.source.digest})
+    rollouts_digest = trainer.source.digest if components.on_policy else None
+    if rollouts_digest is None:
+        digests[TRAIN] = trainer.source.digest
+    provenance = compute_provenance(components.policy.fingerprint, digests, rollouts_digest)
     _require_equal_ranks(communicator, provenance)
     state = read_training_state(checkpoint) if checkpoint else None
     if checkpoint and state and not allow_changes:

@@ -23,7 +23,7 @@ from mlx_dpo.training.on_policy.rollout_source import MAX_DRAWS
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.run_planner import RunEstimate, estimate_run
 from mlx_dpo.utils.stop_flag import StopRequested
-from tests.conftest import CHECKPOINT, PAIRS, rows_of
+from tests.conftest import CHECKPOINT, PAIRS, rows_of, write_rows
 from tests.marks import mostly_slow
 from tests.training.on_policy.runs import (
     PROMPTS,
@@ -177,6 +177,21 @@ def test_a_judge_that_is_a_model_is_loaded_once(tmp_path: Path) -> None:
     judge = LoadingJudge()
     train_on_policy(tmp_path / "run", judge=judge)
     assert judge.num_loads == 1 and judge.calls > 1
+
+
+def test_other_prompts_or_another_judge_are_named_when_a_run_resumes(tmp_path: Path) -> None:
+    class Other(CodePointJudge):
+        name = identity = "another judge"
+
+    run, rows = tmp_path / "run", write_rows(tmp_path / "pairs.jsonl", rows_of(PAIRS))
+    settings: dict[str, Any] = {"replay": 0.25, "batch_size": 4, "data": str(rows), "valid_pairs": 0}
+    with pytest.raises(Killed):
+        train_on_policy(run, KillAt(3), **settings)
+    with pytest.raises(UserError, match="since the checkpoint: the prompts, or the judge changed"):
+        train_on_policy(run, judge=Other(), **settings)
+    write_rows(rows, rows_of(PAIRS)[1:])
+    with pytest.raises(UserError, match="since the checkpoint: the rows to train on changed"):
+        train_on_policy(run, **settings)
 
 
 def test_pairs_of_a_file_are_replayed(tmp_path: Path) -> None:
