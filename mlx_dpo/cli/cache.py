@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
@@ -46,20 +47,10 @@ def cache(
         counts = {"bytes": size, "files": listed, "known_models": len(paths), "verdicts": verdicts}
         print_json({"folder": str(logp_cache_folder()), **counts, "cleared": clear})
         return
-    if files and not clear:
-        table = Table("reference")
-        for heading in ("pairs", "size", "last written"):
-            table.add_column(heading, justify="right")
-        for file in files:
-            table.add_row(file.model, f"{file.pairs:,}", format_bytes(file.bytes), _date(file.modified))
-        stdout_console.print(table)
-    if judges and not clear:
-        table = Table("judge")
-        for heading in ("verdicts", "size", "last written"):
-            table.add_column(heading, justify="right")
-        for judge in judges:
-            table.add_row(judge.judge, f"{judge.verdicts:,}", format_bytes(judge.bytes), _date(judge.modified))
-        stdout_console.print(table)
+    if not clear:
+        _print_files("reference", "pairs", [(file.model, file.pairs, file.bytes, file.modified) for file in files])
+        judge_rows = [(judge.judge, judge.verdicts, judge.bytes, judge.modified) for judge in judges]
+        _print_files("judge", "verdicts", judge_rows)
     label = "Deleted" if clear else "Total:"
     print_text(f"{label} {plural(len(files), 'file')}, {format_bytes(size)}, in {logp_cache_folder()}.")
     if paths:
@@ -67,6 +58,18 @@ def cache(
     if judges:
         count = sum(judge.verdicts for judge in judges)
         print_text(f"{label} {plural(count, 'verdict')} of judges, in {verdict_cache_folder()}.")
+
+
+def _print_files(title: str, counted: str, files: Sequence[tuple[str, int, int, float]]) -> None:
+    """Print a table of (name, count, bytes, time of the last write), if there are any."""
+    if not files:
+        return
+    table = Table(title)
+    for heading in (counted, "size", "last written"):
+        table.add_column(heading, justify="right")
+    for name, count, num_bytes, modified in files:
+        table.add_row(name, f"{count:,}", format_bytes(num_bytes), _date(modified))
+    stdout_console.print(table)
 
 
 def _date(seconds: float) -> str:

@@ -35,7 +35,20 @@ Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0
 TopP = Annotated[
     float, typer.Option(min=0, max=1, help="Sample from the most likely tokens of this total probability.")
 ]
+MinP = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Sample from tokens with at least this share of the top token's probability."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sampling.")]
+Supervise = Annotated[
+    bool,
+    typer.Option(
+        "--supervise/--no-supervise",
+        help="Train in a child process, and restart it from its last checkpoint if it crashes.",
+        rich_help_panel="Run",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.", rich_help_panel="Run")]
 
 
 def with_config_options(

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import JsonFlag, MaxTokens, Temperature, TopP, with_config_options
+from mlx_dpo.cli.config_options import (
+    JsonFlag,
+    MaxTokens,
+    MinP,
+    Quiet,
+    Supervise,
+    Temperature,
+    TopP,
+    with_config_options,
+)
 from mlx_dpo.cli.console import print_json, print_message, print_tables, print_text, stderr_console
 from mlx_dpo.cli.judge_options import JudgeKeyEnv, JudgeModel, JudgeText, Rubric, judge_from_options
 from mlx_dpo.cli.label import PairsToWrite
@@ -25,7 +34,7 @@ OPTIONS = [
     and field.metadata["group"] not in ("Hub", "On-policy")
 ]
 OUTPUT_DIR = Path("rounds")
-ROUNDS_PANEL, SAMPLING_PANEL, LABELS_PANEL = "Rounds", "Sampling", "Labels"
+ROUNDS_PANEL, LABELS_PANEL = "Rounds", "Labels"
 
 
 class ReferenceOfRounds(str, Enum):
@@ -79,19 +88,11 @@ def rounds(
         ),
     ] = True,
     output_dir: Annotated[Path, typer.Option(help="Folder of all files.", rich_help_panel=ROUNDS_PANEL)] = OUTPUT_DIR,
-    n: Annotated[int, typer.Option(min=2, help="Completions of each prompt.", rich_help_panel=SAMPLING_PANEL)] = 8,
+    n: Annotated[int, typer.Option(min=2, help="Completions of each prompt.")] = 8,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
-    min_p: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Sample from tokens with at least this share of the top token's probability.",
-            rich_help_panel=SAMPLING_PANEL,
-        ),
-    ] = 0.0,
+    min_p: MinP = 0.0,
     pairs: Annotated[
         PairsToWrite, typer.Option(help="Pairs of a prompt, as of `mlx-dpo label`.", rich_help_panel=LABELS_PANEL)
     ] = PairsToWrite.best_worst,
@@ -116,15 +117,8 @@ def rounds(
             min=0, help="Budget of judge calls. When it is spent, what is done is kept.", rich_help_panel=ROUNDS_PANEL
         ),
     ] = None,
-    supervise: Annotated[
-        bool,
-        typer.Option(
-            "--supervise/--no-supervise",
-            help="Train in a child process, and restart it from its last checkpoint if it crashes.",
-            rich_help_panel="Run",
-        ),
-    ] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.", rich_help_panel="Run")] = False,
+    supervise: Supervise = True,
+    quiet: Quiet = False,
     json: JsonFlag = False,
 ) -> None:
     """Iterative DPO: sample, judge, train, evaluate, and again from the policy that came of it.

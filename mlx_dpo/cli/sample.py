@@ -13,6 +13,7 @@ from mlx_dpo.cli.config_options import (
     AdapterModel,
     JsonFlag,
     MaxTokens,
+    MinP,
     Seed,
     Temperature,
     TopP,
@@ -34,10 +35,7 @@ def sample(
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
-    min_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Sample from tokens with at least this share of the top token's probability."),
-    ] = 0.0,
+    min_p: MinP = 0.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends a completion, which ends before it; can be repeated.")
     ] = None,

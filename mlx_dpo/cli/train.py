@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import ConfigFile, check_adapter_flags, with_config_options
+from mlx_dpo.cli.config_options import ConfigFile, Quiet, Supervise, check_adapter_flags, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.push import push_location, push_result_json
 from mlx_dpo.config import TrainConfig
@@ -39,14 +39,7 @@ def train(
             "--resume-anyway", help="Resume even if settings, data or model have changed.", rich_help_panel="Run"
         ),
     ] = False,
-    supervise: Annotated[
-        bool,
-        typer.Option(
-            "--supervise/--no-supervise",
-            help="Train in a child process, and restart it from its last checkpoint if it crashes.",
-            rich_help_panel="Run",
-        ),
-    ] = True,
+    supervise: Supervise = True,
     workers: Annotated[
         int,
         typer.Option(
@@ -68,7 +61,7 @@ def train(
             rich_help_panel="Run",
         ),
     ] = DEFAULT_NUM_SAMPLES,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.", rich_help_panel="Run")] = False,
+    quiet: Quiet = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Run")
     ] = False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from mlx_dpo.data.example_sources import ExampleSource
 from mlx_dpo.data.examples import Candidates, Example
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.utils.appended_rows import AppendedRows, to_json_bytes
 
 ADDED_KEYS = ("rewards", "best", "ranking", "scorer")  # of a line; they replace the row's own keys of these names
 
@@ -36,7 +36,7 @@ class ScoreFile:
 
     def __init__(self, path: str | Path, scorer_digest: str) -> None:
         self.path, self.scorer_digest = Path(path), scorer_digest
-        self._file: IO[bytes] | None = None
+        self._rows = AppendedRows(path, "scored")
 
     def resume(self, source: ExampleSource, batch_size: int) -> list[ScoredRow]:
         """Read the rows that the file already has, in whole batches, and cut off the rest of it.
@@ -65,17 +65,13 @@ class ScoreFile:
         Raises:
             UserError: it can't be written.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab", buffering=0)  # what can't be written is reported at once, and once
-        except OSError as error:
-            raise UserError(f"can't be written: {error.strerror or error}", where=Where(str(self.path))) from None
+        self._rows.open()
+        self._rows.seek_end()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Close the file."""
-        assert self._file is not None
-        self._file.close()
+        self._rows.close()
 
     def write(self, rows: Iterable[ScoredRow]) -> None:
         """Append the lines of a batch, and hand them to the operating system at once.
@@ -83,18 +79,7 @@ class ScoreFile:
         Raises:
             UserError: they can't be written, or the file is no longer at its path.
         """
-        assert self._file is not None
-        content = b"".join(self._line(row) for row in rows)
-        try:
-            while content:
-                content = content[self._file.write(content) :]
-            is_there = os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-        except OSError as error:
-            hint = "What was scored before is kept: the same command resumes after it." if self.path.exists() else None
-            message = f"can't be written: {error.strerror or error}"
-            raise UserError(message, where=Where(str(self.path)), hint=hint) from None
-        if not is_there:
-            raise UserError("the file was replaced while rows were scored", where=Where(str(self.path)))
+        self._rows.write(b"".join(self._line(row) for row in rows))
 
     def _line(self, scored: ScoredRow) -> bytes:
         row, rewards = scored.candidates.row, scored.rewards
@@ -104,7 +89,7 @@ class ScoreFile:
             added |= {"best": row["completions"][ranking[0]], "ranking": ranking}
         prefix = _line_prefix(row)
         separator = b", " if len(prefix) > 1 else b""
-        return prefix + separator + _to_json({**added, "scorer": self.scorer_digest})[1:] + b"\n"
+        return prefix + separator + to_json_bytes({**added, "scorer": self.scorer_digest})[1:] + b"\n"
 
     def _lines(self) -> list[bytes] | IO[bytes]:
         try:
@@ -133,14 +118,7 @@ class ScoreFile:
 
 def _line_prefix(row: dict[str, Any]) -> bytes:
     """The beginning of a row's line: its own keys."""
-    return _to_json({key: value for key, value in row.items() if key not in ADDED_KEYS})[:-1]
-
-
-def _to_json(value: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, in a column that is not used
-        return json.dumps(value).encode()
+    return to_json_bytes({key: value for key, value in row.items() if key not in ADDED_KEYS})[:-1]
 
 
 def _number(value: float) -> float | None:

@@ -20,20 +20,32 @@ HINT = (
 )
 
 
-class FunctionJudge(Judge):
-    """Calls a function with the prompt, the first answer and the second answer, all as text.
+class _CallsFunction:
+    """What judges that call a function have in common.
 
     Args:
-        function: returns a number from 0 to 1, or None for no verdict.
+        function: the function.
         name: shown in tables and messages.
         where: the function's file, for messages.
-        identity: all that the verdicts depend on; None if that is unknown.
+        identity: all that the results depend on; None if that is unknown.
     """
 
     def __init__(
         self, function: Callable[..., Any], name: str, where: Where | None = None, identity: str | None = None
     ) -> None:
         self.name, self._call, self._identity = name, _UserFunction(function, name, where), identity
+
+    @property
+    def identity(self) -> str | None:
+        """The name of the function and a digest of its file."""
+        return self._identity
+
+
+class FunctionJudge(_CallsFunction, Judge):
+    """Calls a function with the prompt, the first answer and the second answer, all as text.
+
+    The function returns a number from 0 to 1, or None for no verdict.
+    """
 
     @classmethod
     def accepts(cls, text: str) -> bool:
@@ -51,11 +63,6 @@ class FunctionJudge(Judge):
         judge_class = ScoringFunctionJudge if _takes_one_answer(function, name, where) else cls
         return judge_class(function, spec.text, where, f"function {name} {digest}")
 
-    @property
-    def identity(self) -> str | None:
-        """The name of the function and a digest of its file."""
-        return self._identity
-
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Call the function once per comparison."""
         return [verdict for values in self.iter_verdicts(comparisons) for verdict in values.values()]
@@ -69,25 +76,8 @@ class FunctionJudge(Judge):
             yield {i: verdict}
 
 
-class ScoringFunctionJudge(ScalarJudge):
-    """Calls a function with the prompt and an answer, both as text; arguments as those of `FunctionJudge`.
-
-    Args:
-        function: returns a finite number, or None for no score.
-        name: shown in tables and messages.
-        where: the function's file, for messages.
-        identity: all that the scores depend on; None if that is unknown.
-    """
-
-    def __init__(
-        self, function: Callable[..., Any], name: str, where: Where | None = None, identity: str | None = None
-    ) -> None:
-        self.name, self._call, self._identity = name, _UserFunction(function, name, where), identity
-
-    @property
-    def identity(self) -> str | None:
-        """The name of the function and a digest of its file."""
-        return self._identity
+class ScoringFunctionJudge(_CallsFunction, ScalarJudge):
+    """Calls a function with the prompt and an answer, both as text, which returns a finite number or None for none."""
 
     def scores(self, answers: Sequence[Answer]) -> list[float | None]:
         """Call the function once per answer."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_dpo.adapters.adapter_folder import (
@@ -20,6 +19,7 @@ from mlx_dpo.adapters.adapter_folder import (
 from mlx_dpo.data.conversations import TextOrMessages
 from mlx_dpo.forward.model_loading import find_model_folder, load_model
 from mlx_dpo.judges.judge import AdapterRewards, Answer, JudgeSpec, ScalarJudge
+from mlx_dpo.judges.model_session import ModelSession
 from mlx_dpo.lineage.weights_digest import weights_digest
 
 
@@ -38,7 +38,7 @@ class ImplicitRewardJudge(ScalarJudge):
     def __init__(self, adapter_path: str | Path, adapter_rewards: AdapterRewards, model: str | None = None) -> None:
         self.name, self.adapter_rewards = str(adapter_path), adapter_rewards
         self.model = model or adapter_base_model(adapter_path)
-        self._policy: nn.Module | None = None
+        self._session = ModelSession(self._load_policy)
 
     @classmethod
     def accepts(cls, text: str) -> bool:
@@ -57,19 +57,14 @@ class ImplicitRewardJudge(ScalarJudge):
         """A digest of the adapter's files, and of the weights of its base model."""
         return f"implicit reward {adapter_identity(self.name, self.model)}"
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Load the model and the adapter once for all calls inside, and release them after it."""
-        if self._policy is not None:
-            yield
-            return
-        self._policy = load_model(self.model).model
-        apply_adapter(self._policy, self.name)
-        try:
-            yield
-        finally:
-            self._policy = None
-            mx.clear_cache()
+    def _load_policy(self) -> nn.Module:
+        policy = load_model(self.model).model
+        apply_adapter(policy, self.name)
+        return policy
+
+    def session(self) -> AbstractContextManager[object]:
+        """A context with the model and the adapter in memory."""
+        return self._session()
 
     def scores(self, answers: Sequence[Answer]) -> list[float | None]:
         """The rewards; None where an answer is empty or was dropped for its length.
@@ -85,7 +80,7 @@ class ImplicitRewardJudge(ScalarJudge):
         filled = {key: {"prompt": prompt, "completions": texts} for key, (prompt, texts) in rows.items() if texts}
         if not filled:
             return [None] * len(answers)
-        rewards = self.adapter_rewards(self.name, self.model, list(filled.values()), policy=self._policy)
+        rewards = self.adapter_rewards(self.name, self.model, list(filled.values()), policy=self._session.model)
         scores = {
             (key, text): float(reward)
             for (key, row), row_rewards in zip(filled.items(), rewards, strict=True)

@@ -113,7 +113,7 @@ class Judge(ABC):
         """
         return None
 
-    def session(self) -> AbstractContextManager[None]:
+    def session(self) -> AbstractContextManager[object]:
         """A context in which a judge that loads a model keeps it in memory, instead of loading it for every call."""
         return nullcontext()
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
-import mlx.core as mx
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from mlx_dpo.data.chat_rendering import ChatRenderer
 from mlx_dpo.data.examples import Prompt
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
 from mlx_dpo.judges.judge import Comparison, Judge, JudgeSpec
+from mlx_dpo.judges.model_session import ModelSession
 from mlx_dpo.judges.rubric_prompt import judge_messages, parse_verdict, rubric_digest
 from mlx_dpo.lineage.weights_digest import weights_digest
 from mlx_dpo.sampling.completions import SamplingParams
@@ -34,7 +32,7 @@ class ModelJudge(Judge):
 
     def __init__(self, model: str, max_tokens: int = 1024, rubric: str | None = None) -> None:
         self.name, self.max_tokens, self.rubric = model, max_tokens, rubric
-        self._loaded: tuple[Any, ChatRenderer] | None = None
+        self._session = ModelSession(lambda: (load_model(model).model, ChatRenderer(load_tokenizer(model))))
 
     @classmethod
     def from_spec(cls, spec: JudgeSpec) -> ModelJudge:
@@ -51,25 +49,13 @@ class ModelJudge(Judge):
         weights = weights_digest(find_model_folder(self.name))
         return weights and f"model {weights} {rubric_digest(self.rubric)} {self.max_tokens}"
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Load the model, and keep it inside a `with` block."""
-        if self._loaded is not None:
-            yield
-            return
-        self._loaded = load_model(self.name).model, ChatRenderer(load_tokenizer(self.name))
-        try:
-            yield
-        finally:
-            self._loaded = None
-            mx.clear_cache()
+    def session(self) -> AbstractContextManager[object]:
+        """A context with the model in memory."""
+        return self._session()
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Generate an answer to the rubric prompt for each comparison, in batches."""
-        if self._loaded is None:
-            with self.session():
-                return self.verdicts(comparisons)
-        model, renderer = self._loaded
         prompts = [Prompt(judge_messages(comparison, self.rubric)[0]["content"]) for comparison in comparisons]
-        answers = generate_responses(model, renderer, prompts, SamplingParams(self.max_tokens))
+        with self._session() as (model, renderer):
+            answers = generate_responses(model, renderer, prompts, SamplingParams(self.max_tokens))
         return [parse_verdict(text) for text in answers]

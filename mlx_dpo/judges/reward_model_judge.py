@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_dpo.adapters.adapter_folder import adapter_base_model, is_reward_model
@@ -13,6 +12,7 @@ from mlx_dpo.adapters.reward_head import read_reward_head
 from mlx_dpo.forward.reward_model import RewardModel, encoding_config
 from mlx_dpo.judges.implicit_reward_judge import adapter_identity
 from mlx_dpo.judges.judge import Answer, JudgeSpec, ScalarJudge
+from mlx_dpo.judges.model_session import ModelSession
 
 
 class RewardModelJudge(ScalarJudge):
@@ -28,7 +28,7 @@ class RewardModelJudge(ScalarJudge):
 
     def __init__(self, adapter_path: str, model: str | None = None) -> None:
         self.name, self.model = adapter_path, model or adapter_base_model(adapter_path)
-        self._loaded: RewardModel | None = None
+        self._session = ModelSession(lambda: RewardModel.load(self.name, model=self.model))
         read_reward_head(adapter_path)  # before anything long relies on it
 
     @classmethod
@@ -48,18 +48,9 @@ class RewardModelJudge(ScalarJudge):
         encoding = (config.max_length, config.overlong, config.raw, config.chat_template_kwargs)
         return f"reward model {adapter_identity(self.name, self.model)} {encoding}"
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Load the model once for all calls inside, and release it after them."""
-        if self._loaded is not None:
-            yield
-            return
-        self._loaded = RewardModel.load(self.name, model=self.model)
-        try:
-            yield
-        finally:
-            self._loaded = None
-            mx.clear_cache()
+    def session(self) -> AbstractContextManager[object]:
+        """A context with the model in memory."""
+        return self._session()
 
     def scores(self, answers: Sequence[Answer]) -> list[float | None]:
         """The rewards; None where an answer is empty, or too long for the settings of the run."""
@@ -68,9 +59,8 @@ class RewardModelJudge(ScalarJudge):
         if not filled:
             return scores
         rows = [{"prompt": answers[i].prompt, "completion": answers[i].completion} for i in filled]
-        with self.session():
-            assert self._loaded is not None
-            rewards = self._loaded.rewards(rows)
+        with self._session() as reward_model:
+            rewards = reward_model.rewards(rows)
         for i, reward in zip(filled, rewards, strict=True):
             scores[i] = float(reward) if np.isfinite(reward) else None
         return scores

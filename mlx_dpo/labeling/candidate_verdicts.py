@@ -111,8 +111,8 @@ def _from_comparisons(
     table[first, second], table[second, first] = win_rates, 1 - win_rates
     positions = [distinct.index(text) for text in texts]
     table = table[np.ix_(positions, positions)]
-    others = np.where(np.eye(len(texts), dtype=bool), np.nan, table)
-    counts = (~np.isnan(others)).sum(axis=1)
+    against_others = np.where(np.eye(len(texts), dtype=bool), np.nan, table)
+    counts = (~np.isnan(against_others)).sum(axis=1)
     with np.errstate(invalid="ignore"):
-        scores = np.nansum(others, axis=1) / np.where(counts, counts, np.nan)
+        scores = np.nansum(against_others, axis=1) / np.where(counts, counts, np.nan)
     return CandidateVerdicts(scores, table, int(order_flipped.sum()), int(np.isnan(win_rates).sum()))

@@ -102,8 +102,8 @@ class WeightedLoss:
     @property
     def opponent(self) -> Opponent:
         """Who writes the other completion in on-policy training."""
-        others = [function.opponent for function in self.loss_functions if function.opponent is not Opponent.POLICY]
-        return others[0] if others else Opponent.POLICY
+        opponents = [function.opponent for function in self.loss_functions if function.opponent is not Opponent.POLICY]
+        return opponents[0] if opponents else Opponent.POLICY
 
     @property
     def needs_reference(self) -> bool:

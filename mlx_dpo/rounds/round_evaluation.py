@@ -43,19 +43,19 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def compare_answers(answers: AnswerSet, others: AnswerSet, judge: CachedJudge) -> dict[str, Any]:
+def compare_answers(answers: AnswerSet, opponent: AnswerSet, judge: CachedJudge) -> dict[str, Any]:
     """Win rates of a policy against another one, with their 95% intervals, as `evaluate --judge` has them.
 
     Args:
         answers: of the policy.
-        others: answers of the other policy to the same prompts.
+        opponent: answers of the other policy to the same prompts.
         judge: compares them.
 
     Raises:
         UserError: the judge fails.
     """
     with judge.session():
-        summary = judge_head_to_head(answers.prompts, others.answers, answers.answers, judge).summary
+        summary = judge_head_to_head(answers.prompts, opponent.answers, answers.answers, judge).summary
     lengths = summary["mean_characters"]
     return {
         **{name: value for name, value in summary.items() if name not in ("answers", "judge", "mean_characters")},

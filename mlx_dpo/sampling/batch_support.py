@@ -40,12 +40,12 @@ def batch_support(model: nn.Module) -> BatchSupport:
 
 def _try_support(model: nn.Module) -> BatchSupport:
     alone = [_decode(model, prefill(model, [ids], BatchSupport.SEQUENCE), [ids])[:, 0] for ids in _PROMPTS]
-    trials: dict[BatchSupport, tuple[tuple[int, ...], Callable[[], LayerCaches]]] = {
+    layouts: dict[BatchSupport, tuple[tuple[int, ...], Callable[[], LayerCaches]]] = {
         BatchSupport.PADDED_PROMPTS: ((0, 1), lambda: prefill(model, _PROMPTS, BatchSupport.PADDED_PROMPTS)),
         BatchSupport.MIXED_LENGTHS: ((0, 1), lambda: _mixed(model)),
         BatchSupport.PROMPT: ((0, 0, 0), lambda: _repeated(model)),
     }
-    for support, (rows, make_caches) in trials.items():
+    for support, (rows, make_caches) in layouts.items():
         try:
             together = _decode(model, make_caches(), [_PROMPTS[row] for row in rows])
         except _UNSUITABLE:
@@ -56,8 +56,8 @@ def _try_support(model: nn.Module) -> BatchSupport:
 
 
 def _mixed(model: nn.Module) -> LayerCaches:
-    caches, others = (prefill(model, [ids], BatchSupport.MIXED_LENGTHS) for ids in _PROMPTS)
-    append_rows(caches, others)
+    caches, joining = (prefill(model, [ids], BatchSupport.MIXED_LENGTHS) for ids in _PROMPTS)
+    append_rows(caches, joining)
     return caches
 
 

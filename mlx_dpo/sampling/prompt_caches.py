@@ -75,7 +75,7 @@ def select_rows(caches: LayerCaches, rows: Sequence[int]) -> LayerCaches:
 
 
 def _shallow_copy(cache: Any) -> Any:
-    """A cache that shares its arrays with the original, until `keep_rows` puts others in their place."""
+    """A cache that shares its arrays with the original, until `keep_rows` replaces them."""
     if isinstance(cache, CacheList):
         return CacheList(*map(_shallow_copy, cache.caches))
     return copy.copy(cache)
@@ -96,7 +96,7 @@ def _select(rows: mx.array, value: Any) -> Any:
     return value[rows] if isinstance(value, mx.array) else value
 
 
-def append_rows(caches: LayerCaches, others: LayerCaches) -> None:
+def append_rows(caches: LayerCaches, joining: LayerCaches) -> None:
     """Append the rows of another batch, which must not be used afterwards."""
-    for cache, other in zip(caches, others, strict=True):
+    for cache, other in zip(caches, joining, strict=True):
         cache.extend(other)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlx_dpo.errors import UserError, Where
+from mlx_dpo.utils.appended_rows import AppendedRows, to_json_bytes
 from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.json_files import read_json
 
@@ -27,7 +27,7 @@ class SampleFile:
     def __init__(self, path: str | Path, settings: Mapping[str, Any], group_size: int) -> None:
         self.path, self.settings, self.group_size = Path(path), json.loads(json.dumps(settings)), group_size
         self.record_path = self.path.with_name(self.path.name + RECORD_SUFFIX)
-        self._file: IO[bytes] | None = None
+        self._rows = AppendedRows(path, "sampled")
 
     def __enter__(self) -> SampleFile:
         """Open the file, new or to resume it.
@@ -35,22 +35,16 @@ class SampleFile:
         Raises:
             UserError: it exists and was written with other settings, or can't be written; it is unchanged.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() or self.record_path.exists():
-                self._check_record()
-            else:
-                with atomic_write(self.record_path) as partial:
-                    partial.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-        except OSError as error:
-            raise self._write_error(error) from None
+        if self.path.exists() or self.record_path.exists():
+            self._check_record()
+        else:
+            self._write_record()
+        self._rows.open()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Close the file."""
-        assert self._file is not None
-        self._file.close()
+        self._rows.close()
 
     def resume(self, num_rows: int) -> list[dict[str, Any]]:
         """Read the rows of whole groups that the file has, and cut off the rest of it.
@@ -61,14 +55,12 @@ class SampleFile:
         Raises:
             UserError: the file has more rows, or a line that `sample` has not written.
         """
-        assert self._file is not None
-        *lines, _ = self._file.read().split(b"\n")  # what follows the last end of a line is incomplete
+        *lines, _ = self._rows.read().split(b"\n")  # what follows the last end of a line is incomplete
         if len(lines) > num_rows:
             raise self._foreign_error(f"the file has {len(lines)} lines, and there are {num_rows} prompts")
         whole = len(lines) if len(lines) == num_rows else len(lines) // self.group_size * self.group_size
         rows = [self._parse(line, number) for number, line in enumerate(lines[:whole], 1)]
-        self._file.truncate(sum(len(line) + 1 for line in lines[:whole]))
-        self._file.seek(0, os.SEEK_END)
+        self._rows.truncate(sum(len(line) + 1 for line in lines[:whole]))
         return rows
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -77,16 +69,7 @@ class SampleFile:
         Raises:
             UserError: it can't be written, or the file is no longer at its path.
         """
-        assert self._file is not None
-        content = b"".join(_to_line(row) for row in rows)
-        try:
-            while content:
-                content = content[self._file.write(content) :]
-            is_there = os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-        except OSError as error:
-            raise self._write_error(error) from None
-        if not is_there:
-            raise UserError("the file was replaced while rows were sampled", where=Where(str(self.path)))
+        self._rows.write(b"".join(to_json_bytes(row) + b"\n" for row in rows))
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -96,6 +79,14 @@ class SampleFile:
         except (ValueError, TypeError, KeyError):
             pass
         raise self._foreign_error("this line is not one of `mlx-dpo sample`", number)
+
+    def _write_record(self) -> None:
+        try:
+            self.record_path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.record_path) as partial:
+                partial.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise self._rows.write_error(error) from None
 
     def _check_record(self) -> None:
         if not self.record_path.exists():
@@ -109,14 +100,3 @@ class SampleFile:
         hint = "Give another --output, or remove this file"
         hint += f" and {self.record_path.name} beside it." if self.record_path.exists() else "."
         return UserError(message, where=Where(str(self.path), line), hint=hint)
-
-    def _write_error(self, error: OSError) -> UserError:
-        hint = "What was sampled before is kept: the same command resumes after it." if self._file else None
-        return UserError(f"can't be written: {error.strerror or error}", where=Where(str(self.path)), hint=hint)
-
-
-def _to_line(row: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(row).encode() + b"\n"

@@ -136,7 +136,7 @@ class _Tally:
         num_tokens: sampled tokens in it.
         num_resumed_tokens: those that were there before.
         finish_reasons: counts of completions by reason.
-        seconds: of sampling the others.
+        seconds: of sampling the new ones.
     """
 
     num_prompts: int = 0

@@ -23,8 +23,8 @@ def test_it_shows_and_clears(
     LogpCache("a", "Qwen/some-model").get_or_compute(batch, lambda _: np.array([-1.0, -2.0]))
     (logp_cache_folder() / "b.logps").write_bytes(b"torn")
     VerdictCache("identity", "a judge").add({b"k" * 16: 1.0})
-    said = mlx_dpo("cache").out
-    assert "some-model" in said and "damaged" in said and "a judge" in said and "1 verdict of judges" in said
+    output = mlx_dpo("cache").out
+    assert "some-model" in output and "damaged" in output and "a judge" in output and "1 verdict of judges" in output
     shown = json.loads(mlx_dpo("cache", "--json").out)
     assert shown["bytes"] > 0 and sorted(file["pairs"] for file in shown["files"]) == [0, 1]
     assert "Deleted 2 files" in mlx_dpo("cache", "--clear").out

@@ -49,12 +49,14 @@ def test_an_endpoint_that_fails_midway(mlx_dpo: Run, flags: list[object], endpoi
     endpoint.failures = [*[None] * 20, *[(401, {}, "the key has expired")] * 9]
     ran = mlx_dpo(*flags)
     assert ran.code == 2 and "the key has expired" in ran.err and "verdicts of this run are kept" in ran.err
-    asked, endpoint.failures = len(endpoint.requests), []
+    requests_before, endpoint.failures = len(endpoint.requests), []
     ran = mlx_dpo(*flags, "--json")
     summary = json.loads(ran.out)
     assert ran.code == 0 and 16 <= summary["cache_hits"] <= 20
     assert summary["calls"] == 36 - summary["cache_hits"]
-    assert summary["calls"] <= len(endpoint.requests) - asked <= summary["calls"] + 3  # those that were on their way
+    assert (
+        summary["calls"] <= len(endpoint.requests) - requests_before <= summary["calls"] + 3
+    )  # those that were on their way
     assert len(rows_of(tmp_path / "pairs.jsonl")) == 6
 
 
@@ -81,11 +83,11 @@ def test_an_endpoint_that_stalls_can_be_interrupted(flags: list[object], endpoin
     interrupt(process, tmp_path / "output")
     endpoint.failures = []
     endpoint.stalled.set()
-    asked = len(endpoint.requests)
+    requests_before = len(endpoint.requests)
     process = start_command(flags, tmp_path / "output")
     process.join(60)
     assert process.exitcode == 0, (tmp_path / "output").read_text()
-    assert len(endpoint.requests) - asked == 36 - 8 and len(rows_of(tmp_path / "pairs.jsonl")) == 6
+    assert len(endpoint.requests) - requests_before == 36 - 8 and len(rows_of(tmp_path / "pairs.jsonl")) == 6
 
 
 def test_a_function_that_hangs_can_be_interrupted(tmp_path: Path) -> None:

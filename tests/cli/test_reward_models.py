@@ -65,9 +65,9 @@ def test_checkpoints_are_compared(mlx_dpo: Cli, run: Path) -> None:
 
 
 def test_score_adds_rewards_and_the_best(mlx_dpo: Cli, run: Path, tmp_path: Path) -> None:
-    sides = ("rejected", "chosen")
+    roles = ("rejected", "chosen")
     rows = [
-        {"prompt": row["prompt"], "completions": [row[side][0]["content"] for side in sides]} for row in rows_of(PAIRS)
+        {"prompt": row["prompt"], "completions": [row[role][0]["content"] for role in roles]} for row in rows_of(PAIRS)
     ]
     data, output = write_rows(tmp_path / "answers.jsonl", rows), tmp_path / "scores.jsonl"
     ran = mlx_dpo("score", *MODEL, "--adapter-path", run, "--data", data, "--output", output, "--json")
@@ -94,9 +94,9 @@ def test_score_adds_rewards_and_the_best(mlx_dpo: Cli, run: Path, tmp_path: Path
 
 def test_label_and_its_judge(mlx_dpo: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    sides = ("rejected", "chosen")
+    roles = ("rejected", "chosen")
     rows = [
-        {"prompt": row["prompt"], "completions": [row[side][0]["content"] for side in sides]} for row in rows_of(PAIRS)
+        {"prompt": row["prompt"], "completions": [row[role][0]["content"] for role in roles]} for row in rows_of(PAIRS)
     ]
     output = tmp_path / "pairs.jsonl"
     ran = mlx_dpo("label", write_rows(tmp_path / "answers.jsonl", rows), "--judge", run, "--output", output)

@@ -20,10 +20,10 @@ NAN = float("nan")
 class CountingJudge(FunctionJudge):
     def __init__(self, function: Callable[[str, str, str], Any]) -> None:
         super().__init__(function, "test")
-        self.seen: list[Comparison] = []
+        self.comparisons: list[Comparison] = []
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        self.seen += comparisons
+        self.comparisons += comparisons
         return super().verdicts(comparisons)
 
 
@@ -38,8 +38,10 @@ def test_every_two_different_completions_are_compared_in_both_orders() -> None:
     first, same, empty, last = judge_candidates(judge, prompts, completions)
     expected = {(p, *order) for p, t in zip(prompts, completions, strict=True) for pair in combinations(set(t), 2)
                 for order in (pair, pair[::-1])}  # fmt: skip
-    assert {(c.prompt, c.first, c.second) for c in judge.seen} == expected and len(judge.seen) == len(expected) == 8
-    assert judge_requests(judge, prompts, completions) == judge.seen
+    assert {(c.prompt, c.first, c.second) for c in judge.comparisons} == expected and len(judge.comparisons) == len(
+        expected
+    ) == 8
+    assert judge_requests(judge, prompts, completions) == judge.comparisons
     assert first.win_rates is not None and same.win_rates is not None
     assert first.win_rates.tolist() == [[0.5, 0, 0, 0.5], [1, 0.5, 1, 1], [1, 0, 0.5, 1], [0.5, 0, 0, 0.5]]
     assert first.scores.tolist() == pytest.approx([0.5 / 3, 1, 2 / 3, 0.5 / 3])
@@ -59,14 +61,14 @@ def test_order_and_missing_verdicts_are_counted() -> None:
 
 
 def test_a_scalar_judge_scores_each_completion_once() -> None:
-    seen: list[str] = []
+    scored: list[str] = []
 
     def score(prompt: str, answer: str) -> float | None:
-        seen.append(answer)
+        scored.append(answer)
         return None if answer == "?" else float(len(answer))
 
     verdicts = judge_candidates(ScoringFunctionJudge(score, "length"), ["p", "q"], [["a", "bbb", "a", "?"], ["cc"]])
-    assert seen == ["a", "bbb", "?", "cc"] and verdicts[0].win_rates is None and verdicts[0].num_missing == 1
+    assert scored == ["a", "bbb", "?", "cc"] and verdicts[0].win_rates is None and verdicts[0].num_missing == 1
     np.testing.assert_array_equal(verdicts[0].scores, [1, 3, 1, NAN])
     assert verdicts[0].wins(1, 0) == 1 and verdicts[0].wins(0, 2) == 0.5 and np.isnan(verdicts[0].wins(0, 3))
 

@@ -169,7 +169,7 @@ def test_a_model_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(written_rows) == 40 and len(loads) == 1 and summary["calls"] == 80
     assert {row["chosen"] for row in written_rows} == {"long"}
     written(tmp_path, rows, judge)
-    assert len(loads) == 1 and judge._loaded is None  # nothing to ask, nothing to load
+    assert len(loads) == 1 and judge._session.model is None  # nothing to ask, nothing to load
 
 
 class CountingJudge(ScoringFunctionJudge):
@@ -298,14 +298,14 @@ def test_a_threshold_needs_scores(tmp_path: Path) -> None:
 
 
 def test_comparisons_of_a_prompt_are_apart_from_those_of_another(tmp_path: Path) -> None:
-    seen: list[Comparison] = []
+    compared: list[Comparison] = []
 
     class Seeing(FunctionJudge):
         def iter_verdicts(self, comparisons: Sequence[Comparison]) -> Any:
-            seen.extend(comparisons)
+            compared.extend(comparisons)
             return super().iter_verdicts(comparisons)
 
     rows = [{"prompt": prompt, "completions": ["a", "b"]} for prompt in ("p", "q", "p")]
     summary = label(rows, Seeing(lambda p, a, b: float((p == "p") == (a < b)), "by prompt"), tmp_path / "a.jsonl")
-    assert len(seen) == summary["calls"] == 4
+    assert len(compared) == summary["calls"] == 4
     assert [row["chosen"] for row in rows_of(tmp_path / "a.jsonl")] == ["a", "b", "a"]

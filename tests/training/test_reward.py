@@ -114,12 +114,12 @@ def test_tokens_and_rewards_are_trls(start: Path, name: str) -> None:
     encoder = ExampleEncoder(load_tokenizer(str(CHECKPOINT)), max_length=1024, overlong="error", raw=name != "chat")
     model = RewardModel(load_reward_network(mlx_lm.load(str(CHECKPOINT))[0], str(start)), encoder)
     rows = rows_of_run(name)
-    sides = [[{"prompt": row["prompt"], "completion": row[side]} for row in rows] for side in ("chosen", "rejected")]
-    for column, side in zip(("chosen_ids", "rejected_ids"), sides, strict=True):
-        for row, pair in zip(side, theirs["pairs"], strict=True):
+    by_role = [[{"prompt": row["prompt"], "completion": row[role]} for row in rows] for role in ("chosen", "rejected")]
+    for column, answers in zip(("chosen_ids", "rejected_ids"), by_role, strict=True):
+        for row, pair in zip(answers, theirs["pairs"], strict=True):
             encoded = encoder(parse_examples(row, Where("rows"))[0])
             assert encoded is not None and [*encoded.prompt, *encoded.completions[0]] == pair[column]
-    np.testing.assert_allclose(model.rewards([*sides[0], *sides[1]]), theirs["steps"][0]["rewards"], atol=2e-6)
+    np.testing.assert_allclose(model.rewards([*by_role[0], *by_role[1]]), theirs["steps"][0]["rewards"], atol=2e-6)
 
 
 def plain_rewards(model: nn.Module, pairs: list[tuple[list[int], list[int]]]) -> mx.array:
@@ -137,12 +137,12 @@ def test_the_gradient_is_that_of_the_plain_model(tmp_path: Path, start: Path) ->
     load_adapter(model, start, allow_reward_model=True)
     model.head = nn.Linear(1, 1, bias=False)
     model.head.weight = read_reward_head(start)
-    sides = [
+    sequences = [
         [plain.completion_ids(tokenizer, row["prompt"], row[name]) for row in rows] for name in ("chosen", "rejected")
     ]
 
     def loss() -> mx.array:
-        chosen, rejected = (plain_rewards(model, side) for side in sides)
+        chosen, rejected = (plain_rewards(model, pairs) for pairs in sequences)
         return (mx.logaddexp(0, rejected - chosen) + 0.1 * (chosen + rejected) ** 2).mean()
 
     value, gradients = nn.value_and_grad(model, loss)()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mlx_dpo.export.card.card_inputs import CardInputs
 from mlx_dpo.export.card.markdown import code_block
@@ -47,14 +47,20 @@ def _adapter(inputs: CardInputs) -> Iterator[str]:
         f"mlx-dpo export --format gguf --model {name}-fused {name}.gguf   # then: llama-cli -m {name}.gguf\n"
         f"cp -r {name}-fused ~/.lmstudio/models/{_repo_id(inputs)}   # LM Studio on a Mac lists it under My Models"
     )
+    yield from _export_to_peft(inputs, _peft_code)
+
+
+def _export_to_peft(inputs: CardInputs, code: Callable[[str, str], str]) -> Iterator[str]:
+    """How to export an adapter, and the code that then loads it; nothing for full fine-tuning."""
     if inputs.config.get("fine_tune_type", "lora") == "full":
         return
+    name, base = inputs.name, _base_model(inputs)
     yield "With transformers and peft, on the base model, or on the one that it was quantized from:"
     export = (
         f"mlx-dpo export --format peft --model {base} --adapter-path {name} --base-model {_UNQUANTIZED} {name}-peft"
     )
-    yield code_block(f"{download}\n{export}")
-    yield _peft_code(_UNQUANTIZED, f"{name}-peft")
+    yield code_block(f"{_download(inputs)}\n{export}")
+    yield code(_UNQUANTIZED, f"{name}-peft")
 
 
 def _peft_adapter(inputs: CardInputs) -> Iterator[str]:
@@ -113,14 +119,7 @@ reward_model = RewardModel.load("{name}", model="{base}")
 print(reward_model.rewards([{{"prompt": "Your question", "completion": "An answer"}}]))""",
         "python",
     )
-    if inputs.config.get("fine_tune_type", "lora") == "full":
-        return
-    yield "With transformers and peft, on the base model, or on the one that it was quantized from:"
-    export = (
-        f"mlx-dpo export --format peft --model {base} --adapter-path {name} --base-model {_UNQUANTIZED} {name}-peft"
-    )
-    yield code_block(f"{download}\n{export}")
-    yield _peft_classifier_code(_UNQUANTIZED, f"{name}-peft")
+    yield from _export_to_peft(inputs, _peft_classifier_code)
 
 
 def _peft_reward_model(inputs: CardInputs) -> Iterator[str]:

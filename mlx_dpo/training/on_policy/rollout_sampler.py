@@ -76,8 +76,8 @@ class RolloutSampler:
         own = self._sample(self.model, prompts, seeds, 1)
         is_reference = self.opponent is Opponent.REFERENCE
         with swap_adapter(self.model, self._shared.tensors) if is_reference else nullcontext():
-            others = self._sample(self._opponent_model, prompts, [seed + 1 for seed in seeds], 1)
-        return [(_policy_completion(a), _other_completion(b)) for (a,), (b,) in zip(own, others, strict=True)]
+            opponents = self._sample(self._opponent_model, prompts, [seed + 1 for seed in seeds], 1)
+        return [(_policy_completion(a), _opponent_completion(b)) for (a,), (b,) in zip(own, opponents, strict=True)]
 
     def _sample(
         self, model: nn.Module, prompts: Sequence[TokenIds], seeds: Sequence[int], count: int
@@ -89,5 +89,5 @@ def _policy_completion(item: SampledCompletion) -> RolloutCompletion:
     return RolloutCompletion(item.token_ids, item.text, item.finish_reason, float(sum(item.logps)))
 
 
-def _other_completion(item: SampledCompletion) -> RolloutCompletion:
+def _opponent_completion(item: SampledCompletion) -> RolloutCompletion:
     return RolloutCompletion(item.token_ids, item.text, item.finish_reason)

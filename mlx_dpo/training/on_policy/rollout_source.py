@@ -125,7 +125,7 @@ class RolloutSource(BatchSource):
         self._first_index = len(replay.examples) if replay else 0
         self._state = self._next_state = SourceState()
         self._rollouts: list[Rollout] = []
-        self._judge_session: AbstractContextManager[None] | None = None
+        self._judge_session: AbstractContextManager[object] | None = None
 
     def batch(self, step: int) -> Sequence[IndexedExample] | None:
         """Sample and judge, unless batches are left that were sampled ahead.

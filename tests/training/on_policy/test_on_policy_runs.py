@@ -210,11 +210,11 @@ def test_pairs_of_a_file_are_replayed(tmp_path: Path) -> None:
 
 def test_the_policy_samples_with_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The very arrays that the optimizer updates, and no copy of the frozen ones."""
-    seen = list[tuple[int, ...]]()
+    weight_ids = list[tuple[int, ...]]()
     sample = rollout_sampler.sample_completions
 
     def spy(model: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(tuple(id(array) for _, array in tree_flatten(model.parameters())))
+        weight_ids.append(tuple(id(array) for _, array in tree_flatten(model.parameters())))
         return sample(model, *args, **kwargs)
 
     monkeypatch.setattr(rollout_sampler, "sample_completions", spy)
@@ -229,8 +229,13 @@ def test_the_policy_samples_with_its_own_weights(tmp_path: Path, monkeypatch: py
 
     config = on_policy_config(tmp_path, iters=3)
     train(config, model=model, tokenizer=tokenizer, prompts=PROMPTS, judge=CodePointJudge(), listener=Weights())
-    assert len(seen) == 3 and seen[1] == weights[0] and seen[2] == weights[1] and seen[1] != seen[0]
-    assert frozen <= set(seen[2])
+    assert (
+        len(weight_ids) == 3
+        and weight_ids[1] == weights[0]
+        and weight_ids[2] == weights[1]
+        and weight_ids[1] != weight_ids[0]
+    )
+    assert frozen <= set(weight_ids[2])
 
 
 def test_held_out_pairs_are_measured(tmp_path: Path) -> None:
