@@ -11,10 +11,27 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_dpo.forward.backend_check import FUSED_ATTENTION, has_problem
+from mlx_dpo.forward.plain_attention import plain_attention
+
 QUERY_BLOCK = 128  # queries in a block
 
 Mask = mx.array | str | None
 Attend = Callable[..., mx.array]
+
+
+@contextmanager
+def checked_attention() -> Iterator[None]:
+    """Make models use attention in plain operations inside a `with` block, if mlx's own is wrong on this machine."""
+    if not has_problem(FUSED_ATTENTION):
+        yield
+        return
+    fused = mx.fast.scaled_dot_product_attention
+    mx.fast.scaled_dot_product_attention = plain_attention
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = fused
 
 
 @contextmanager

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from mlx_dpo.forward.attention import blockwise_attention
+from mlx_dpo.forward.attention import blockwise_attention, checked_attention
 from mlx_dpo.forward.gated_delta_rule import chunked_gated_delta
 from mlx_dpo.forward.lightning_attention import chunked_lightning_attention
 from mlx_dpo.forward.lora_products import single_product_lora
 
-PATCHES = (blockwise_attention, single_product_lora, chunked_gated_delta, chunked_lightning_attention)
+# Attention in blocks calls what it replaces, so what that is comes first.
+PATCHES = (
+    checked_attention,
+    blockwise_attention,
+    single_product_lora,
+    chunked_gated_delta,
+    chunked_lightning_attention,
+)
 
 
 @contextmanager

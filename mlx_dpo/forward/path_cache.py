@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import sys
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 import mlx.nn as nn
 
 from mlx_dpo.forward.model_digest import model_digest
-from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.cache_folder import cache_folder
+from mlx_dpo.utils.checked_file import read_checked, write_checked
 
-_FORMAT = 1
 _SHARED_MODULES = ("mlx_lm.models.base", "mlx_lm.models.cache")  # which no module of a model belongs to
 _OWN_CODE = ("forward", "data")  # packages of this one that a forward pass goes through
 
@@ -59,29 +56,18 @@ class PathCache:
         modules = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
         for name in sorted({*modules, *_SHARED_MODULES}):
             digest.update(f"{name} {_source_digest(name)}\n".encode())
-        digest.update(_own_code_digest().encode())
+        digest.update(own_code_digest().encode())
         self.key = digest.hexdigest()
         self.path = path_cache_folder() / f"{self.key}.json"
 
     def read(self) -> RunnablePath | None:
         """The way that was found before; None where there is none, or its file is damaged."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            path = RunnablePath(str(content["sharing"]), bool(content["has_head_split"]))
-            if content == self._content(path):
-                return path
-        return None
+        values = read_checked(self.path, self.key)
+        return RunnablePath(**values) if values else None
 
     def write(self, path: RunnablePath) -> None:
-        """Keep a way. A full disk or a folder that can't be written to costs the cache, not the run."""
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.path) as partial:
-                partial.write_text(json.dumps(self._content(path)) + "\n", encoding="utf-8")
-
-    def _content(self, path: RunnablePath) -> dict[str, object]:
-        values = {"format": _FORMAT, "key": self.key, "sharing": path.sharing, "has_head_split": path.has_head_split}
-        return {**values, "check": zlib.crc32(json.dumps(values).encode())}
+        """Keep a way."""
+        write_checked(self.path, self.key, asdict(path))
 
 
 def path_cache_folder() -> Path:
@@ -103,7 +89,8 @@ def _source_digest(module: str) -> str:
 
 
 @cache
-def _own_code_digest() -> str:
+def own_code_digest() -> str:
+    """A digest of the code of this project that a forward pass goes through."""
     digest, package = hashlib.blake2b(digest_size=8), Path(__file__).parent.parent
     for name in _OWN_CODE:
         for file in sorted((package / name).glob("*.py")):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from mlx_dpo.forward.device import runs_on_cpu
+from mlx_dpo.forward.device import numpy_computes
 
 
 def softmax(logits: mx.array) -> mx.array:
     """Probabilities, [tokens, vocabulary] float32. On the CPU they replace the logits, which must not be used again."""
-    if not runs_on_cpu():
+    if not numpy_computes():
         return mx.softmax(logits, axis=-1)
     with np.errstate(invalid="ignore"):  # infinite logits give NaN, as in mlx
         for row in _writable(logits):
@@ -27,7 +27,7 @@ def softmax(logits: mx.array) -> mx.array:
 
 def log_softmax(logits: mx.array) -> mx.array:
     """Log-probabilities, [tokens, vocabulary] float32; replaces the logits as `softmax` does."""
-    if not runs_on_cpu():
+    if not numpy_computes():
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         for row in _writable(logits):
@@ -38,7 +38,7 @@ def log_softmax(logits: mx.array) -> mx.array:
 
 def exp(values: mx.array) -> mx.array:
     """Exponentials, in a new array."""
-    return mx.array(np.exp(np.array(values, copy=False))) if runs_on_cpu() else mx.exp(values)
+    return mx.array(np.exp(np.array(values, copy=False))) if numpy_computes() else mx.exp(values)
 
 
 def minus_one_hot(p: mx.array, targets: mx.array) -> mx.array:
@@ -48,7 +48,7 @@ def minus_one_hot(p: mx.array, targets: mx.array) -> mx.array:
         p: [tokens, vocabulary]; on the CPU it is changed in place.
         targets: [tokens, 1], token ids.
     """
-    if not runs_on_cpu():
+    if not numpy_computes():
         return mx.put_along_axis(p, targets, mx.take_along_axis(p, targets, axis=-1) - 1, axis=-1)
     rows = _writable(p)
     rows[np.arange(len(rows)), np.array(targets)[:, 0]] -= 1

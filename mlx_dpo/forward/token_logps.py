@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_dpo.forward.device import runs_on_cpu
+from mlx_dpo.forward.device import numpy_computes
 from mlx_dpo.forward.softmax import exp, log_softmax, minus_one_hot, softmax
 from mlx_dpo.utils.stop_flag import check_stop
 
@@ -61,8 +61,8 @@ def head_chunk_tokens(vocab_size: int, usable_bytes: int) -> int:
 
 
 def chunk_bytes(vocab_size: int, chunk_tokens: int) -> int:
-    """Bytes of a chunk's logits and of their gradients, which replace them on the CPU."""
-    return (1 if runs_on_cpu() else 2) * 4 * vocab_size * chunk_tokens
+    """Bytes of a chunk's logits and of their gradients, which replace them where numpy computes."""
+    return (1 if numpy_computes() else 2) * 4 * vocab_size * chunk_tokens
 
 
 def token_logps(

@@ -26,6 +26,7 @@ from mlx_dpo.evaluation.reference_setup import (
     precompute_with_reference_model,
     require_reference_in_memory,
 )
+from mlx_dpo.forward.backend_check import require_usable_backend
 from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.forward.model_loading import chat_template_note, load_tokenizer
 from mlx_dpo.forward.oom_fallback import NO_FALLBACK, OomFallback
@@ -219,6 +220,8 @@ def build_components(
         has_judge=inputs.judge is not None,
         has_rows=inputs.rows is not None,
     )
+    for text in require_usable_backend():
+        listener.handle(Note(text))
     if (inputs.model is None) != (inputs.tokenizer is None):
         raise UserError("a model in memory needs its tokenizer: pass both", field="model")
     tokenizer = inputs.tokenizer or load_tokenizer(config.model)

@@ -105,7 +105,7 @@ def test_the_key_is_of_everything_that_the_choice_depends_on(monkeypatch: pytest
         patch.setattr(path_cache, "_source_digest", lambda name: "changed" if "qwen3" in name else digest(name))
         keys.append(key(adapted()))
     with monkeypatch.context() as patch:
-        patch.setattr(path_cache, "_own_code_digest", lambda: "changed")
+        patch.setattr(path_cache, "own_code_digest", lambda: "changed")
         keys.append(key(adapted()))
     with monkeypatch.context() as patch:
         patch.setattr(mx, "default_device", lambda: "another")

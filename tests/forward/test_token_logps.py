@@ -97,7 +97,7 @@ def test_whole_distributions(spread: float) -> None:
 def test_chunks_have_enough_tokens_for_their_products(
     monkeypatch: pytest.MonkeyPatch, vocabulary: int, gigabytes: int, tokens: int
 ) -> None:
-    monkeypatch.setattr(head, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(head, "numpy_computes", lambda: False)
     assert head.head_chunk_tokens(vocabulary, gigabytes * 10**9) == tokens
 
 
@@ -113,7 +113,7 @@ def test_cpu_and_gpu_agree(monkeypatch: pytest.MonkeyPatch, spread: float) -> No
         return token_logps(rows, targets, lambda hidden: hidden @ weight, 10, **options)
 
     cpu = terms()
-    monkeypatch.setattr(softmax, "runs_on_cpu", lambda: False)
+    monkeypatch.setattr(softmax, "numpy_computes", lambda: False)
     for name, array in vars(terms()).items():
         np.testing.assert_allclose(np.array(getattr(cpu, name)), np.array(array), rtol=2e-5, atol=2e-5, err_msg=name)
 

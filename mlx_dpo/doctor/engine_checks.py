@@ -1,0 +1,23 @@
+"""Self-tests of the training engine on this machine's own backend."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mlx_dpo.doctor.check import CheckOutcome, CheckStatus, MachineCheck
+from mlx_dpo.forward.backend_check import BACKEND_CHECKS, BackendCheck
+
+GROUP = "training engine"
+
+
+def run_backend_check(check: BackendCheck) -> CheckOutcome:
+    """The outcome of a check that `train` makes too."""
+    problem = check.find_problem()
+    if problem is None:
+        return CheckOutcome(CheckStatus.PASSED, "agrees with plain operations")
+    return CheckOutcome(CheckStatus.FAILED, problem)
+
+
+ENGINE_CHECKS: tuple[MachineCheck, ...] = tuple(
+    MachineCheck(check.name, GROUP, partial(run_backend_check, check)) for check in BACKEND_CHECKS
+)
