@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from mlx_dpo.doctor.check import CheckOutcome, CheckStatus, MachineCheck
+from mlx_dpo.doctor.check import CheckOutcome, MachineCheck, failed, passed
 from mlx_dpo.forward.backend_check import BACKEND_CHECKS, BackendCheck
 
 GROUP = "training engine"
@@ -13,9 +13,7 @@ GROUP = "training engine"
 def run_backend_check(check: BackendCheck) -> CheckOutcome:
     """The outcome of a check that `train` makes too."""
     problem = check.find_problem()
-    if problem is None:
-        return CheckOutcome(CheckStatus.PASSED, "agrees with plain operations")
-    return CheckOutcome(CheckStatus.FAILED, problem)
+    return failed(problem, check.advice) if problem else passed("agrees with plain operations")
 
 
 ENGINE_CHECKS: tuple[MachineCheck, ...] = tuple(

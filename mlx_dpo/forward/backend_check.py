@@ -41,21 +41,30 @@ class BackendCheck:
         name: what is checked, for display.
         find_problem: what differs, with numbers; None if nothing does.
         safe_path: what training does instead if there is a problem; None if it can't avoid the operation.
+        packages: names of the packages of which another version may not have the problem.
     """
 
     name: str
     find_problem: Callable[[], str | None]
     safe_path: str | None = None
+    packages: str = "mlx"
+
+    @property
+    def advice(self) -> str:
+        """What training does if there is a problem, and what to do about it."""
+        effect = f"Training avoids it: {self.safe_path}." if self.safe_path else "Training can't avoid it, and stops."
+        return f"{effect} Install another version of {self.packages}, and report this one ({_versions()})."
+
+
+def _versions() -> str:
+    return f"mlx {version('mlx')}, numpy {np.__version__}"
 
 
 def write_through_problem() -> str | None:
     """What is wrong with numpy and mlx where they share memory; None where nothing is, or they don't."""
     if numpy_writes_through() or not (runs_on_cpu() or mx.metal.is_available()):
         return None
-    return (
-        f"an array of mlx {version('mlx')} that numpy {np.__version__} has written to keeps its values: numpy was "
-        "given a copy, though both use the same memory"
-    )
+    return "an array of mlx that numpy has written to keeps its values: numpy got a copy, though both use one memory"
 
 
 FUSED_ATTENTION = BackendCheck(
@@ -67,6 +76,7 @@ NUMPY_WRITE_THROUGH = BackendCheck(
     "numpy write-through",
     write_through_problem,
     "it runs each forward pass twice, and computes softmaxes with mlx",
+    "numpy or mlx",
 )
 BACKEND_CHECKS = (
     FUSED_ATTENTION,
@@ -112,17 +122,12 @@ def require_usable_backend() -> list[str]:
     notes = []
     for check in BACKEND_CHECKS:
         problem = backend_problems().get(check.name)
-        if problem and check.safe_path is None:
-            raise UserError(
-                f"the check of {check.name} failed on this machine: {problem}",
-                hint=f"mlx {version('mlx')} computes wrong numbers here, and training can't avoid it: install another "
-                "version of mlx, and see `mlx-dpo doctor`.",
-            )
-        if problem:
-            notes.append(
-                f"the check of {check.name} failed on this machine: {problem}. Training avoids it: {check.safe_path}. "
-                "See `mlx-dpo doctor`."
-            )
+        if not problem:
+            continue
+        text = f"the check of {check.name} failed on this machine: {problem}"
+        if check.safe_path is None:
+            raise UserError(text, hint=f"{check.advice} `mlx-dpo doctor` makes all checks.")
+        notes.append(f"{text}. {check.advice} `mlx-dpo doctor` makes all checks.")
     return notes
 
 
