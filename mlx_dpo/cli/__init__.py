@@ -31,6 +31,7 @@ def _run_command() -> int:
     from mlx_dpo.cli.app import app
     from mlx_dpo.cli.console import print_message, stderr_console
     from mlx_dpo.errors import GaveUp, Interrupted, RankLost, UserError
+    from mlx_dpo.utils.mlx_backend import backend_error
 
     try:
         app()
@@ -40,6 +41,10 @@ def _run_command() -> int:
         return interruption.exit_code
     except UserError as error:
         message, code = str(error), 2
+    except ImportError as error:
+        if (backend := backend_error(error)) is None:
+            raise
+        message, code = str(backend), 2
     except RankLost as error:
         message = (
             f"lost connection to another rank ({error})\nThe last checkpoint is kept: resume with the same command."

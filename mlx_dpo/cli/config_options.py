@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperOption
 from mlx_dpo.cli.loss_defaults import loss_default_text
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 from mlx_dpo.config_fields import unwrap_optional
+from mlx_dpo.utils.mlx_backend import backend_error
 
 Command = Callable[..., None]
 RENDERING_SETTINGS = ("raw", "chat_template_kwargs")  # how a prompt becomes token ids
@@ -108,7 +109,15 @@ class LossDefaultsCommand(TyperCommand):
     """A command whose help shows the defaults of loss settings, which are in the signatures of the losses."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Add the defaults and print the help. Only --help pays for importing the losses."""
+        """Add the defaults and print the help. Only --help pays for importing the losses, which import mlx."""
+        try:
+            self._add_loss_defaults()
+        except ImportError as error:
+            if backend_error(error) is None:
+                raise
+        super().format_help(ctx, formatter)
+
+    def _add_loss_defaults(self) -> None:
         from mlx_dpo.objectives import LOSS_FUNCTIONS
 
         settings = LOSS_FUNCTIONS[TrainConfig.loss].settings
@@ -117,7 +126,6 @@ class LossDefaultsCommand(TyperCommand):
             if isinstance(param, TyperOption) and param.name and param.help:
                 name = param.name
                 param.help += _default_text(loss_default_text(name) if has_loss_option else settings.get(name))
-        super().format_help(ctx, formatter)
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.Parameter:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -58,6 +57,8 @@ def without_revision(model: str) -> str:
 
 def hub_api() -> HfApi:
     """huggingface_hub's client with our user agent, a timeout for every request, and no secrets in its log."""
+    from importlib.metadata import version
+
     from huggingface_hub import HfApi, get_session
 
     for handler in logging.getLogger("huggingface_hub").handlers:

@@ -129,20 +129,3 @@ def test_fuse_keeps_the_base_float_type_under_dora(mlx_dpo: Cli, tmp_path: Path)
     assert mlx_dpo(*train, "--fine-tune-type", "dora").code == 0
     assert mlx_dpo("fuse", "--model", model, "--adapter-path", run, "--save-path", fused).code == 0
     assert {v.dtype for v in mx.load(str(fused / "model.safetensors")).values()} == {mx.bfloat16}
-
-
-COMMANDS = ["", "train", "evaluate", "score", "compare", "report", "fuse", "export", "import", "push", "losses", "data"]
-COMMANDS += ["sample", "label", "rounds"]
-
-
-@pytest.mark.parametrize("command", [*COMMANDS, "demo"])
-def test_help_is_quick_and_has_examples(command: str) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "mlx_dpo", *command.split(), "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0 and "Usage" in ran.stdout
-    assert command in ("", "data") or f"mlx-dpo {command}" in ran.stdout.split("Usage", 1)[1]
-    heavy = [line for line in ran.stderr.splitlines() if line.endswith(("| mlx.core", "| transformers"))]
-    assert not heavy, "--help should not wait for the libraries that train"
