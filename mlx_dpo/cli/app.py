@@ -9,6 +9,7 @@ from mlx_dpo.cli import (
     compare,
     data,
     demo,
+    doctor,
     evaluate,
     export,
     fuse,
@@ -48,4 +49,5 @@ app.command()(push.push)
 app.command()(losses.losses)
 app.add_typer(data.app, name="data")
 app.command()(cache.cache)
+app.command()(doctor.doctor)
 app.command()(demo.demo)

@@ -10,6 +10,8 @@ from typing import Any
 
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
+COMMAND_LINE = "\n    "  # what a command in an advice begins with: it stands on a line of its own, to be copied
+
 
 class CheckStatus(str, Enum):
     """How a check ended. A warning leaves training possible; skipped means that it does not apply to this machine."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +13,7 @@ from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.errors import UserError
 from mlx_dpo.forward.oom_fallback import is_out_of_memory
 from mlx_dpo.forward.prefix_cache import UnsupportedCacheError
+from mlx_dpo.utils.temporary_folder import mlx_temporary_folder
 
 Sequences = list[tuple[TokenIds, TokenIds]]  # (prompt, completion)
 CompletionSums = Callable[[Sequences], np.ndarray]  # log p of each completion, nats
@@ -128,11 +127,7 @@ def count_logits(model: nn.Module, *, evaluate: bool = True) -> int:
 
 def _missing_temporary_folder() -> str | None:
     """A hint if the temporary folder, in which mlx compiles for the CPU, is missing; else None."""
-    for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):  # in the order of std::filesystem::temp_directory_path
-        if (folder := os.environ.get(name)) is not None:
-            return (
-                None
-                if Path(folder).is_dir()
-                else f"{name} is {folder}, which is not a folder: set it to a folder, or unset it."
-            )
-    return None
+    folder = mlx_temporary_folder()
+    if folder.variable is None or folder.path.is_dir():
+        return None
+    return f"{folder.variable} is {folder.path}, which is not a folder: set it to a folder, or unset it."
