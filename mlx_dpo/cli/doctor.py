@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Only the checks that take no time.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the self-tests that take seconds.")] = False,
     bug_report: Annotated[
         bool, typer.Option("--bug-report", help="Print Markdown to paste into a bug report; it names no one.")
     ] = False,
@@ -50,7 +50,7 @@ def doctor(
 
 def _run(output: Output | None, *, quick: bool, shows_user: bool) -> list[CheckResult]:
     """Run the checks and print what they found: row by row, or at the end by `output`; after Ctrl-C what is known."""
-    from mlx_dpo.cli.tables.doctor_table import check_row, facts_table, header_row
+    from mlx_dpo.cli.tables.doctor_table import facts_table, rows_of_result
     from mlx_dpo.doctor.doctor_run import run_doctor
     from mlx_dpo.doctor.machine_facts import read_machine
 
@@ -61,12 +61,12 @@ def _run(output: Output | None, *, quick: bool, shows_user: bool) -> list[CheckR
         progress.begin("Looking at the machine")
         facts = read_machine()
         if output is None:
-            print_tables([facts_table(facts), Text(), header_row()])
+            print_tables([facts_table(facts)])
         try:
             for result in run_doctor(facts, quick=quick, shows_user=shows_user, progress=progress):
                 results.append(result)
                 if output is None:
-                    stdout_console.print(check_row(result))
+                    print_tables(rows_of_result(results))
             is_complete = True
         finally:
             spinner.close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_dpo.doctor.check import COMMAND_LINE, CheckOutcome, failed, passed, skipped, warned
 from mlx_dpo.doctor.mlx_probe import MlxFacts, MlxProbe
 from mlx_dpo.utils.formatting import format_bytes
+from mlx_dpo.utils.mlx_backend import install_hint
 
 COMPILER = "g++"  # mlx's CPU backend for Linux calls it by this name
 # A function that only this library exports, by its name. It is found if the library was loaded before mlx.
@@ -41,8 +41,8 @@ def describe_device(facts: MlxFacts) -> str:
 def _mlx_advice(problem: str) -> str:
     if "temp_directory_path" in problem:
         return "mlx needs a temporary folder; see the check of that name."
-    if sys.platform == "linux" and ("No module named 'mlx" in problem or "libmlx" in problem):
-        return "On Linux mlx needs a backend: pip install 'mlx-dpo[cpu]', or 'mlx-dpo[cuda13]' for a GPU of NVIDIA."
+    if "No module named 'mlx" in problem or "libmlx" in problem:
+        return install_hint()
     return (
         "Reinstall it (pip install --force-reinstall mlx), in an environment of its own. This shows the whole error:"
         f"{COMMAND_LINE}python -c 'import mlx.core as mx; print(mx.ones(2) + 1)'"

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
+ENVIRONMENT_GROUP, ENGINE_GROUP = "environment", "training engine"
 COMMAND_LINE = "\n    "  # what a command in an advice begins with: it stands on a line of its own, to be copied
 
 

@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_dpo.doctor.check import CheckResult, run_checks
+from mlx_dpo.doctor.check import ENGINE_GROUP, CheckResult, run_checks, skipped
+from mlx_dpo.doctor.check_process import run_checks_in_process
 from mlx_dpo.doctor.environment_checks import environment_checks
 from mlx_dpo.doctor.machine_facts import MachineFacts
 from mlx_dpo.utils.hub_client import redact_secrets
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
+
+SELF_TESTS = "mlx_dpo.doctor.engine_checks:ENGINE_CHECKS"  # not imported here: that would import mlx
+FAST_SELF_TESTS = "mlx_dpo.doctor.engine_checks:FAST_CHECKS"
 
 
 def run_doctor(
@@ -20,14 +24,21 @@ def run_doctor(
 
     Args:
         facts: result of `read_machine`.
-        quick: leave out what takes seconds.
+        quick: leave out the self-tests that take seconds.
         shows_user: whether a result may name the user of the Hub.
         progress: a phase begins with each check.
     """
-    checks = environment_checks(facts, shows_user=shows_user)
-    for result in run_checks(checks, progress):
+    for result in _results(facts, quick, shows_user, progress):
         outcome = dataclasses.replace(result.outcome, **_redacted(vars(result.outcome)))
         yield dataclasses.replace(result, outcome=outcome)
+
+
+def _results(facts: MachineFacts, quick: bool, shows_user: bool, progress: Progress) -> Iterator[CheckResult]:
+    yield from run_checks(environment_checks(facts, shows_user=shows_user), progress)
+    if facts.mlx.facts is None:
+        yield CheckResult("self-tests", ENGINE_GROUP, skipped("mlx does not run"), 0.0)
+    else:
+        yield from run_checks_in_process(FAST_SELF_TESTS if quick else SELF_TESTS, ENGINE_GROUP, progress)
 
 
 def doctor_mapping(facts: MachineFacts, results: list[CheckResult], *, is_complete: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlx_dpo.doctor.backend_checks import check_blas, check_compiler, check_memory, check_mlx
-from mlx_dpo.doctor.check import CheckOutcome, MachineCheck
+from mlx_dpo.doctor.check import ENVIRONMENT_GROUP, CheckOutcome, MachineCheck
 from mlx_dpo.doctor.disk_folders import (
     check_disk_space,
     check_hub_cache,
@@ -18,8 +18,6 @@ from mlx_dpo.doctor.hub_checks import HubChecks
 from mlx_dpo.doctor.machine_facts import MachineFacts
 from mlx_dpo.doctor.macos import check_architecture, check_macos_version, check_wired_limit
 from mlx_dpo.doctor.package_versions import check_packages, check_python, required_macos
-
-ENVIRONMENT = "environment"
 
 
 def environment_checks(facts: MachineFacts, *, shows_user: bool = True) -> list[MachineCheck]:
@@ -46,7 +44,7 @@ def environment_checks(facts: MachineFacts, *, shows_user: bool = True) -> list[
         "hub": hub.check_reach,
         "hub login": hub.check_login,
     }
-    return [MachineCheck(name, ENVIRONMENT, run) for name, run in checks.items()]
+    return [MachineCheck(name, ENVIRONMENT_GROUP, run) for name, run in checks.items()]
 
 
 def _system_checks(facts: MachineFacts) -> dict[str, Callable[[], CheckOutcome]]:

@@ -84,7 +84,7 @@ def required_macos() -> tuple[int, ...] | None:
 
 def _requirements(name: str) -> list[Requirement]:
     """What a package requires on this machine, without its extras; of mlx also where an extra brings it in."""
-    found = []
+    requirements = []
     with suppress(PackageNotFoundError):
         for text in requires(name) or ():
             with suppress(InvalidRequirement):
@@ -95,8 +95,8 @@ def _requirements(name: str) -> list[Requirement]:
                     or requirement.marker is None
                     or requirement.marker.evaluate({"extra": ""})
                 ):
-                    found.append(requirement)
-    return found
+                    requirements.append(requirement)
+    return requirements
 
 
 def _installable(requirement: Requirement) -> str:

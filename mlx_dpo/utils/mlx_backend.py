@@ -24,4 +24,9 @@ def backend_error(error: ImportError) -> UserError | None:
     """
     if error.name not in ("mlx", "mlx.core", "mlx.nn") and "libmlx" not in str(error):
         return None
-    return UserError("mlx has no backend here", hint=_ON_MAC if platform.system() == "Darwin" else _ON_LINUX)
+    return UserError("mlx has no backend here", hint=install_hint())
+
+
+def install_hint() -> str:
+    """How to install mlx with a backend on this machine."""
+    return _ON_MAC if platform.system() == "Darwin" else _ON_LINUX

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlx_dpo.doctor import disk_folders, machine_facts
+from mlx_dpo.doctor import disk_folders, doctor_run, machine_facts
+from mlx_dpo.doctor.check import ENGINE_GROUP, MachineCheck, passed, run_checks
 from mlx_dpo.doctor.mlx_probe import MlxProbe
 from mlx_dpo.doctor.system_facts import mac_system
 from tests.cli.conftest import CommandResult
@@ -31,6 +32,8 @@ def this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(machine_facts, "probe_mlx", lambda: MlxProbe(CPU))
+    checks = [MachineCheck("fused attention", ENGINE_GROUP, lambda: passed("as it should be"))]
+    monkeypatch.setattr(doctor_run, "run_checks_in_process", lambda source, group, progress: run_checks(checks))
     return tmp_path
 
 
@@ -38,6 +41,7 @@ def this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_table(mlx_dpo: Cli) -> None:
     ran = mlx_dpo("doctor", "--quick")
     assert ran.code == 0 and ran.err == "" and "this machine can train" in ran.out
+    assert "\nEnvironment\npassed " in ran.out and "\nTraining engine\npassed   fused attention" in ran.out
     assert "passed   disk space" in ran.out and "17.7 GB" in ran.out and "Traceback" not in ran.out
     assert max(len(line) for line in ran.out.splitlines() if not line.startswith("    ")) <= 80
 
@@ -117,7 +121,30 @@ def test_where_mlx_can_not_be_imported_the_others_are_checked(tmp_path: Path) ->
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 1, ran.stderr
     statuses = {check["name"]: check["status"] for check in json.loads(ran.stdout)["checks"]}
-    assert statuses["mlx"] == "failed" and statuses["disk space"] in ("passed", "warning")
+    assert statuses["mlx"] == "failed" and statuses["self-tests"] == "skipped"
+    assert statuses["disk space"] in ("passed", "warning")
+
+
+# As Python imports it at the start of every process: an mlx whose fused attention has a wrong gradient.
+PATCHED_MLX = """
+import mlx.core as mx
+correct = mx.fast.scaled_dot_product_attention
+def attention(q, k, v, **options):
+    output = correct(q, k, v, **options)
+    return output + 0.1 * (q - mx.stop_gradient(q))
+mx.fast.scaled_dot_product_attention = attention
+"""
+
+
+def test_a_wrong_gradient_of_this_machines_mlx_is_found_by_name(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PATCHED_MLX)
+    paths = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    environment = {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "mlx_dpo", "doctor", "--quick", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
+    assert ran.returncode == 1 and checks["matrix products"]["status"] == "passed"
+    assert checks["fused attention"]["status"] == "failed" and checks["fused attention"]["advice"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -19,7 +19,7 @@ STYLES = {
     CheckStatus.FAILED: "bold red",
     CheckStatus.SKIPPED: "dim",
 }
-STATUS_WIDTH, NAME_WIDTH, SECONDS_WIDTH = 7, 18, 5  # columns of the terminal
+STATUS_WIDTH, NAME_WIDTH, SECONDS_WIDTH = 7, 19, 6  # columns of the terminal
 REPORT_COMMAND = "mlx-dpo doctor --bug-report"
 
 
@@ -33,12 +33,18 @@ def facts_table(facts: MachineFacts) -> Table:
     return table
 
 
-def header_row() -> Table:
-    """The headings of the columns; rows are printed one by one below them, so all have the same widths."""
-    return _row(*(Text(heading, "bold") for heading in ("", "check", "found", "s")))
+def rows_of_result(results: Sequence[CheckResult]) -> Iterator[RenderableType]:
+    """The row of the last result, below a heading if it is the first of its group.
+
+    Rows are printed one by one, as the results are known, and so all have the same widths.
+    """
+    *before, result = results
+    if not before or before[-1].group != result.group:
+        yield Text(f"\n{result.group.capitalize()}", "bold")
+    yield _check_row(result)
 
 
-def check_row(result: CheckResult) -> Table:
+def _check_row(result: CheckResult) -> Table:
     """The row of a check."""
     status = result.outcome.status
     style = "dim" if status is CheckStatus.SKIPPED else ""
@@ -46,7 +52,7 @@ def check_row(result: CheckResult) -> Table:
         Text(status.value, STYLES[status]),
         Text(result.name, style),
         Text(result.outcome.detail, style),
-        Text(f"{result.seconds:.1f}", style),
+        Text(f"{result.seconds:.1f} s", style),
     )
 
 
