@@ -6,7 +6,7 @@ Under a causal mask, a block also skips the keys after it, which full attention 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -21,17 +21,25 @@ Attend = Callable[..., mx.array]
 
 
 @contextmanager
-def checked_attention() -> Iterator[None]:
-    """Make models use attention in plain operations inside a `with` block, if mlx's own is wrong on this machine."""
-    if not has_problem(FUSED_ATTENTION):
-        yield
-        return
-    fused = mx.fast.scaled_dot_product_attention
-    mx.fast.scaled_dot_product_attention = plain_attention
+def replaced_attention(attend: Attend) -> Iterator[None]:
+    """Make models use other attention inside a `with` block.
+
+    Args:
+        attend: takes the arguments of `mx.fast.scaled_dot_product_attention`.
+    """
+    before = mx.fast.scaled_dot_product_attention
+    mx.fast.scaled_dot_product_attention = attend
     try:
         yield
     finally:
-        mx.fast.scaled_dot_product_attention = fused
+        mx.fast.scaled_dot_product_attention = before
+
+
+@contextmanager
+def checked_attention() -> Iterator[None]:
+    """Make models use attention in plain operations inside a `with` block, if mlx's own is wrong on this machine."""
+    with replaced_attention(plain_attention) if has_problem(FUSED_ATTENTION) else nullcontext():
+        yield
 
 
 @contextmanager
@@ -41,12 +49,8 @@ def blockwise_attention(checkpoint_scores: bool = False) -> Iterator[None]:
     Args:
         checkpoint_scores: whether to recompute a block's scores in the backward pass instead of keeping them.
     """
-    full = mx.fast.scaled_dot_product_attention
-    mx.fast.scaled_dot_product_attention = _in_blocks(full, checkpoint_scores)
-    try:
+    with replaced_attention(_in_blocks(mx.fast.scaled_dot_product_attention, checkpoint_scores)):
         yield
-    finally:
-        mx.fast.scaled_dot_product_attention = full
 
 
 def _in_blocks(full: Attend, checkpoint_scores: bool) -> Attend:

@@ -10,7 +10,7 @@ import numpy as np
 
 FLOAT32_TOLERANCE = 1e-5  # relative to the largest number, where float32 products are in float32
 SMALLEST = 1e-30  # largest number of an array of zeros
-ROUNDINGS = 8  # of the data type, that add up on the way
+ROUNDINGS = 16  # of the data type, that add up: a CPU sums the products of bfloat16 numbers in bfloat16
 MAX_PRODUCT_ERROR = 1e-2  # of products in the reduced precision of any GPU; more is wrong
 
 
@@ -54,5 +54,5 @@ def largest_difference(
         share = float(np.abs(numbers - exact).max() / (scale or max(np.abs(exact).max(), SMALLEST)))
         if not share <= worst:  # NaN too
             worst = share
-            text = f"{name} differs by {share:.1e} of its largest value, where rounding explains {allowed:.1e}"
+            text = f"{name}: off by {share:.1e} of the largest value, where rounding explains {allowed:.1e}"
     return text

@@ -83,14 +83,14 @@ def supervise(
     latest = folder.latest_checkpoint()
     try:
         while True:
-            job = {
-                "config": config.to_mapping(),
-                "resume": resume,
-                "resume_anyway": resume_anyway,
-                "oom_fallback": asdict(fallback),
-                "recorder": recorder,
-                "recorder_options": dict(recorder_options or {}),
-            }
+            job = training_job(
+                config,
+                resume=resume,
+                resume_anyway=resume_anyway,
+                oom_fallback=fallback,
+                recorder=recorder,
+                recorder_options=recorder_options,
+            )
             process = TrainingProcess(job, listener)
             with handle_stop_signals(process.forward_signal):
                 process.follow()
@@ -114,6 +114,26 @@ def supervise(
             resume = latest is not None
     finally:
         listener.handle(RunEnd())
+
+
+def training_job(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    resume_anyway: bool = False,
+    oom_fallback: OomFallback = NO_FALLBACK,
+    recorder: str | None = None,
+    recorder_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what a `TrainingProcess` is to do, as plain values. For the arguments see `supervise` and `train`."""
+    return {
+        "config": config.to_mapping(),
+        "resume": resume,
+        "resume_anyway": resume_anyway,
+        "oom_fallback": asdict(oom_fallback),
+        "recorder": recorder,
+        "recorder_options": dict(recorder_options or {}),
+    }
 
 
 def next_fallback(fallback: OomFallback) -> OomFallback:
@@ -160,7 +180,7 @@ class TrainingProcess:
         """Start the process.
 
         Args:
-            job: arguments of `train` and of the recorder, as plain values.
+            job: what `training_job` returns.
             listener: receives the run's events.
         """
         self.listener = listener

@@ -61,7 +61,7 @@ def main(pipe_fd: int, job: dict[str, Any]) -> int:
 
     Args:
         pipe_fd: file descriptor of the pipe to the supervisor.
-        job: what `supervise` was called with.
+        job: what `training_job` returns.
 
     Returns:
         The exit code.
