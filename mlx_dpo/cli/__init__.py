@@ -5,6 +5,9 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import traceback
+
+REPORT_HINT = "To report it, add what `mlx-dpo doctor --bug-report` prints."
 
 
 def main() -> None:
@@ -19,6 +22,9 @@ def main() -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
+    except Exception:
+        traceback.print_exc()
+        print(f"\nThis is a fault of mlx-dpo or of this machine. {REPORT_HINT}", file=sys.stderr)
     finally:
         report_exit_code(code)
     sys.exit(code)
@@ -55,7 +61,7 @@ def _run_command() -> int:
     except subprocess.CalledProcessError as error:
         message = (
             f"{error.cmd} failed with exit status {error.returncode}; what it printed is above.\n"
-            "Steps that were saved are kept: the same command resumes from them."
+            f"Steps that were saved are kept: the same command resumes from them. {REPORT_HINT}"
         )
         code = 1
     stderr_console.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)

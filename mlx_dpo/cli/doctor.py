@@ -91,15 +91,18 @@ def _print_json(facts: MachineFacts, results: list[CheckResult], is_complete: bo
 def _print_bug_report(facts: MachineFacts, results: list[CheckResult], is_complete: bool) -> None:
     from mlx_dpo.doctor.bug_report import bug_report
 
-    print_text(bug_report(facts, results))
+    print_text(bug_report(facts, results, is_complete=is_complete))
 
 
 def _print_verdict(facts: MachineFacts, results: list[CheckResult], is_complete: bool) -> None:
     from mlx_dpo.cli.tables.doctor_table import advice_lines, verdict_text
+    from mlx_dpo.doctor.check import COMMAND_LINE
 
     advice = list(advice_lines(results))
     if advice:
-        print_tables([Text("\nWhat to do", "bold"), *advice])
+        print_tables([Text("\nWhat to do", "bold")])
+    for line in advice:
+        stdout_console.print(line, soft_wrap=line.plain.startswith(COMMAND_LINE[1:]))
     print_tables([Text(), verdict_text(results, is_complete=is_complete)])
 
 

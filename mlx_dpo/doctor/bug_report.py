@@ -17,12 +17,13 @@ MIN_HOST_LENGTH = 4  # a shorter name would be found in other words
 _NO_NAMES = {"localhost", "root"}
 
 
-def bug_report(facts: MachineFacts, results: Iterable[CheckResult]) -> str:
+def bug_report(facts: MachineFacts, results: Iterable[CheckResult], *, is_complete: bool = True) -> str:
     """The text of the report.
 
     Args:
         facts: what is known of the machine.
         results: the checks that were run.
+        is_complete: whether all were.
     """
     lines = ["### mlx-dpo doctor", "", "| machine | |", "| --- | --- |"]
     lines += [f"| {_cell(label)} | {_cell(text)} |" for label, text in facts.lines().items()]
@@ -31,6 +32,8 @@ def bug_report(facts: MachineFacts, results: Iterable[CheckResult]) -> str:
         outcome = result.outcome
         cells = (result.name, outcome.status.value, outcome.detail, f"{result.seconds:.1f}")
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    if not is_complete:
+        lines += ["", "Stopped before all checks were run."]
     return without_private_names("\n".join(lines))
 
 

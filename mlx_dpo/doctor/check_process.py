@@ -33,8 +33,9 @@ def run_checks_in_process(source: str, group: str, progress: Progress = NO_PROGR
     Args:
         source: "module:name" of a sequence of `MachineCheck`.
         group: heading of a result that belongs to none of the checks, such as that of a module that can't be imported.
-        progress: a phase begins with each check, by its name.
+        progress: a phase begins with the process, and with each check by its name.
     """
+    progress.begin(f"starting the self-tests of the {group}")
     first: int | None = 0
     while first is not None:
         process = _CheckProcess(source, first)

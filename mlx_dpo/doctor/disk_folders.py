@@ -77,7 +77,10 @@ def hub_cache() -> DiskFolder:
 
 def working_folder() -> DiskFolder:
     """The working directory, to which runs are written by default."""
-    return read_folder("working directory", Path(os.curdir).absolute())
+    try:
+        return read_folder("working directory", Path.cwd())
+    except FileNotFoundError:
+        return DiskFolder("working directory", Path(os.curdir), None, "it was deleted")
 
 
 def temporary_folder() -> DiskFolder:

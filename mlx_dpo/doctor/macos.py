@@ -101,14 +101,14 @@ def check_wired_limit(mac: MacFacts) -> CheckOutcome:
     lowest, highest = wired_limit_range(memory)
     detail = f"iogpu.wired_limit_mb={limit // MIB}: {format_bytes(limit)} of {format_bytes(memory)} of memory"
     advice = (
-        f"Return to macOS's default, or, for a model that needs more, set a limit of up to {highest // MIB} instead of "
-        f"0. A restart resets it, unless /etc/sysctl.conf sets it.{COMMAND_LINE}sudo sysctl iogpu.wired_limit_mb=0"
+        f"Return to macOS's default, 0, or, for a model that needs more, set a limit of up to {highest // MIB} (MB). "
+        f"A restart resets it, unless /etc/sysctl.conf sets it.{COMMAND_LINE}sudo sysctl iogpu.wired_limit_mb=0"
     )
     if limit < lowest:
         return failed(f"{detail}, less than macOS's default: training gets less memory than there is", advice)
     if limit > highest:
         left = format_bytes(max(0, memory - limit))
-        return failed(f"{detail} leaves {left} to macOS: the machine may freeze or restart", advice)
+        return failed(f"{detail}, which leaves {left} to macOS: the machine may freeze or restart", advice)
     return passed(detail)
 
 

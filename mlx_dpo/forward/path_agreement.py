@@ -121,7 +121,8 @@ def count_logits(model: nn.Module, *, evaluate: bool = True) -> int:
         raise UserError(
             f"mlx can't run this model on this machine: {error}",
             hint=_missing_temporary_folder()
-            or "An operation may be missing for its data type on this backend: try a float32 or a quantized copy.",
+            or "An operation may be missing for its data type on this backend: try a float32 or a quantized copy. "
+            "`mlx-dpo doctor` checks what this machine computes.",
         ) from error
 
 

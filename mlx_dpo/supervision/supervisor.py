@@ -161,7 +161,8 @@ def _crash_report(crashes: list[str], checkpoint: Path | None) -> str:
     reasons = "\n".join(f"  {i}. it {reason}" for i, reason in enumerate(crashes, 1))
     return (
         f"the training process crashed {len(crashes)} times without a checkpoint between:\n{reasons}\n"
-        f"{kept}, with a lower --memory-limit or --max-length, or --save-every 10."
+        f"{kept}, with a lower --memory-limit or --max-length, or --save-every 10.\n"
+        "`mlx-dpo doctor` checks this machine."
     )
 
 

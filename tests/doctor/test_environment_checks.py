@@ -97,6 +97,19 @@ def test_a_read_only_cache(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "read-only file system" in outcomes(read_machine())["mlx-dpo cache"].detail
 
 
+def test_everything_is_looked_at_where_home_and_working_directory_are_unusable(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "file"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "file" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(here / "file" / "token"))
+    (here / "deleted").mkdir()
+    monkeypatch.chdir(here / "deleted")
+    (here / "deleted").rmdir()
+    assert not_passed(read_machine()) == {"working directory": WARNING, "mlx-dpo cache": FAILED}
+
+
 def test_a_temporary_folder_that_is_missing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(here / "missing"))
     found = outcomes(read_machine())["temporary folder"]

@@ -67,13 +67,13 @@ def _row(*cells: RenderableType) -> Table:
 
 
 def advice_lines(results: Sequence[CheckResult]) -> Iterator[Text]:
-    """What to do about each check that was not passed, failures first; a command has a line of its own, unwrapped."""
+    """What to do about each check that was not passed, failures first; a command has a line of its own."""
     order = [CheckStatus.FAILED, CheckStatus.WARNING]
     advised = [result for result in results if result.outcome.advice and result.outcome.status in order]
     for result in sorted(advised, key=lambda result: order.index(result.outcome.status)):
         advice, *commands = (result.outcome.advice or "").splitlines()
         yield Text.assemble((result.name, STYLES[result.outcome.status]), f": {advice}")
-        yield from (Text(command, no_wrap=True, overflow="ignore") for command in commands)
+        yield from map(Text, commands)
 
 
 def verdict_text(results: Sequence[CheckResult], *, is_complete: bool = True) -> Text:
