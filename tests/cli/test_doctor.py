@@ -157,28 +157,47 @@ def test_a_wrong_gradient_of_this_machines_mlx_is_found_by_name(tmp_path: Path) 
     assert checks["fused attention"]["status"] == "failed" and checks["fused attention"]["advice"]
 
 
+# mlx is not tried; the check of open files, or the first self-test, makes a file and blocks.
+BLOCKING = """
+from mlx_dpo.cli import main
+from mlx_dpo.doctor import doctor_run, environment_checks, machine_facts
+from mlx_dpo.doctor.mlx_probe import MlxProbe
+from tests.doctor.checks_in_a_process import hang
+from tests.doctor.stand_ins import CPU
+machine_facts.probe_mlx = lambda: MlxProbe(CPU)
+if {blocks_here}:
+    environment_checks.check_open_files = hang
+doctor_run.SELF_TESTS = "tests.doctor.checks_in_a_process:HANGING"
+main()
+"""
+
+
+def stop_while_blocked(folder: Path, blocks_here: bool, *form: str) -> tuple[int, str, str]:
+    """Exit code and output of `doctor` after a Ctrl-C that reaches the whole process group, as a terminal's does."""
+    paths = os.pathsep.join(path for path in (str(Path.cwd()), os.environ.get("PYTHONPATH")) if path)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder), "PYTHONPATH": paths}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCKING.format(blocks_here=blocks_here), "doctor", *form],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder, "env": environment},
+        start_new_session=True,
+    )
+    while not (folder / "hanging").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    return process.returncode, out, err
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_ctrl_c_prints_what_is_known(tmp_path: Path, form: tuple[str, ...]) -> None:
-    code = (
-        "import time; from mlx_dpo.doctor import machine_facts, mlx_probe, environment_checks\n"
-        "from tests.doctor.stand_ins import CPU\n"
-        "machine_facts.probe_mlx = lambda: mlx_probe.MlxProbe(CPU)\n"
-        "def block():\n    open('reached', 'w'); time.sleep(600)\n"
-        "environment_checks.check_open_files = block\n"
-        "from mlx_dpo.cli import main; main()"
-    )
-    paths = os.pathsep.join(path for path in (str(Path.cwd()), os.environ.get("PYTHONPATH")) if path)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": paths}
-    command = [sys.executable, "-c", code, "doctor", *form]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, **pipes)
-    while not (tmp_path / "reached").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and err == "", err
-    assert "disk space" in out and "open files" not in out
+    code, out, err = stop_while_blocked(tmp_path, True, *form)
+    assert code == 130 and err == "" and "disk space" in out and "open files" not in out
     if form == ("--json",):
         assert json.loads(out)["complete"] is False
-    elif not form:
-        assert "Stopped after" in out
+    else:
+        assert "Stopped" in out
+
+
+def test_ctrl_c_during_a_self_test(tmp_path: Path) -> None:
+    code, out, err = stop_while_blocked(tmp_path, False)
+    assert code == 130 and err == "" and "open files" in out and "hang" not in out and "failed  " not in out

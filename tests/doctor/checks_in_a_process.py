@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 from mlx_dpo.doctor.check import CheckOutcome, MachineCheck, passed, warned
 
@@ -25,6 +26,7 @@ def raise_error() -> CheckOutcome:
 
 
 def hang() -> CheckOutcome:
+    Path("hanging").touch()
     time.sleep(600)
     return passed("")
 

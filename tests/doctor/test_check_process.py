@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +39,9 @@ def test_checks_that_can_not_be_imported() -> None:
     assert "No module named" in result.outcome.detail
 
 
-def test_a_check_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check_process, "CHECK_TIMEOUT", 5.0)
     hung, last = run_checks_in_process(f"{MODULE}:HANGING", "engine")
     assert hung.outcome.status is CheckStatus.FAILED and "longer than 5 s" in hung.outcome.detail

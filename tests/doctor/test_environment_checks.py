@@ -83,6 +83,11 @@ def test_a_cache_that_can_not_be_written_to(here: Path, name: str, variable: str
     assert not_passed(read_machine()) == ({name: FAILED} if place == "cache" else {})  # offline it need not be
 
 
+def test_a_cache_that_is_a_link_to_nowhere(here: Path) -> None:
+    (here / "cache").symlink_to(here / "missing")
+    assert not_passed(read_machine()) == {"mlx-dpo cache": FAILED}
+
+
 def test_a_read_only_cache(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = disk_folders.tempfile.TemporaryFile
 
