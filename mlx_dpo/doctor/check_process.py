@@ -21,9 +21,10 @@ from typing import Any
 from mlx_dpo.doctor.check import CheckResult, MachineCheck, failed, run_checks
 from mlx_dpo.doctor.mlx_probe import describe_exit
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
-from mlx_dpo.utils.signals import stop_signals_blocked, unblock_stop_signals
+from mlx_dpo.utils.signals import exit_on_stop_signals, stop_signals_blocked, unblock_stop_signals
 
 CHECK_TIMEOUT = 120.0  # seconds for one check, and for the process to start
+STOP_TIMEOUT = 1.0  # seconds
 CRASH_ADVICE = "Report it with the output of `mlx-dpo doctor --bug-report`."
 
 
@@ -106,14 +107,19 @@ class _CheckProcess:
         return running["number"] + 1
 
     def end(self) -> None:
-        """End the process, if it still runs."""
+        """End the process, if it still runs; it may take `STOP_TIMEOUT` to delete its temporary files."""
         if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
 
 def main(source: str, first: int) -> None:
     """Run the checks of `source` from number `first` on; a line of JSON is written as each begins and ends."""
+    exit_on_stop_signals()
     unblock_stop_signals()
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a check prints is not a message

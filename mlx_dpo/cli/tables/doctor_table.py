@@ -19,7 +19,7 @@ STYLES = {
     CheckStatus.FAILED: "bold red",
     CheckStatus.SKIPPED: "dim",
 }
-STATUS_WIDTH, NAME_WIDTH, SECONDS_WIDTH = 7, 19, 6  # columns of the terminal
+STATUS_WIDTH, NAME_WIDTH, SECONDS_WIDTH = 7, 22, 6  # columns of the terminal
 REPORT_COMMAND = "mlx-dpo doctor --bug-report"
 
 
