@@ -6,8 +6,8 @@ leaves the batch, and a waiting one takes its place (continuous batching).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import mlx.nn as nn
 import numpy as np
@@ -56,12 +56,51 @@ def sample_completions(
     Raises:
         StopRequested: `check_stop` raised it.
     """
+    ended: list[SampledSequence] = []
+    for step in decode_steps(model, tokenizer, prompts, params, n=n, prompt_seeds=prompt_seeds, batch_size=batch_size):
+        if step.ended:
+            ended += step.ended
+            if on_progress:
+                on_progress(len(ended), n * len(prompts))
+    ended.sort(key=lambda sequence: (sequence.prompt, sequence.index))
+    ends = SequenceEnds(tokenizer, params)
+    completions = list(map(ends.completion, ended))
+    return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+class DecodeStep(NamedTuple):
+    """The sequences after a step of sampling.
+
+    Attributes:
+        running: those that have not ended, each with its tokens so far.
+        ended: those that have just ended.
+    """
+
+    running: list[SampledSequence]
+    ended: list[SampledSequence]
+
+
+def decode_steps(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    n: int = 1,
+    prompt_seeds: Sequence[int] | None = None,
+    batch_size: int | None = None,
+) -> Iterator[DecodeStep]:
+    """Sample completions a token of each at a time; arguments are those of `sample_completions`.
+
+    Raises:
+        StopRequested: `check_stop` raised it.
+    """
     was_training = model.training
     model.eval()
     try:
         seeds = range(len(prompts)) if prompt_seeds is None else prompt_seeds
         support = batch_support(model)
-        ends = _SequenceEnds(tokenizer, params)
+        ends = SequenceEnds(tokenizer, params)
 
         def make_sequences(prompt: int) -> list[SampledSequence]:
             uniforms = [_uniforms(params, seeds[prompt], completion) for completion in range(n)]
@@ -70,20 +109,14 @@ def sample_completions(
         places = (batch_size or _default_batch_size(model, prompts, params)) if support > BatchSupport.SEQUENCE else 1
         queue = PromptQueue(model, prompts, support, make_sequences, max(1, places // n))
         batch = DecodeBatch(model, params, ends.is_last)
-        ended: list[SampledSequence] = []
         while queue or batch:
             if support >= BatchSupport.MIXED_LENGTHS or not batch:
                 for caches, sequences in queue.take(places - len(batch.rows)):
                     batch.join(caches, sequences)
-            if newly_ended := batch.step():
-                ended += newly_ended
-                if on_progress:
-                    on_progress(len(ended), n * len(prompts))
+            ended = batch.step()
+            yield DecodeStep(batch.rows, ended)
     finally:
         model.train(was_training)
-    ended.sort(key=lambda sequence: (sequence.prompt, sequence.index))
-    completions = list(map(ends.completion, ended))
-    return [completions[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
 def _default_batch_size(model: nn.Module, prompts: Sequence[Sequence[int]], params: SamplingParams) -> int:
@@ -97,7 +130,7 @@ def _uniforms(params: SamplingParams, prompt_seed: int, completion: int) -> np.n
     return completion_uniforms(params.seed, prompt_seed, completion, params.max_tokens)
 
 
-class _SequenceEnds:
+class SequenceEnds:
     """Where sequences end, and their text up to there.
 
     Args:
