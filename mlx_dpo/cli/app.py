@@ -6,6 +6,7 @@ import typer
 
 from mlx_dpo.cli import (
     cache,
+    collect,
     compare,
     data,
     demo,
@@ -39,6 +40,7 @@ app.command(cls=LossDefaultsCommand)(evaluate.evaluate)
 app.command(cls=LossDefaultsCommand)(score.score)
 app.command()(sample.sample)
 app.command()(label.label)
+app.command()(collect.collect)
 app.command(cls=LossDefaultsCommand)(rounds.rounds)
 app.command()(compare.compare)
 app.command()(report.report)

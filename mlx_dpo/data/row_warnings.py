@@ -52,6 +52,7 @@ INVISIBLE_COMPLETION = WarningKind(
 
 _INVISIBLE = "".join(map(chr, (0x200B, 0x200C, 0x200D, 0x2060, 0x2061, 0x2062, 0x2063, 0x2064, 0xFEFF, 0x00AD, 0x180E)))
 _BLANK = _INVISIBLE + " \t\n\r\f\v\u00a0"
+_NEVER_CONTENT = ("id",)  # columns that nobody means to train on
 _MIN_REPEATED = 4  # characters of a prompt that is found again
 
 
@@ -65,7 +66,7 @@ def row_warnings(row: Row, row_format: RowFormat, examples: Sequence[Example]) -
     """
     warnings = []
     if others := _other_columns(row_format, row):
-        unused = tuple([name for name in others if _is_text(row[name])])
+        unused = tuple([name for name in others if name not in _NEVER_CONTENT and _is_text(row[name])])
         if unused:
             warnings.append(_unused_warning(unused))
     if not examples:

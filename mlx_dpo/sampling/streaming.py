@@ -58,8 +58,6 @@ def stream_completions(
         for sequence in step.ended:
             completion = ends.completion(sequence)
             partial.append(
-                PartialCompletion(
-                    sequence.index, completion.text, len(sequence.token_ids), completion.finish_reason
-                )
+                PartialCompletion(sequence.index, completion.text, len(sequence.token_ids), completion.finish_reason)
             )
         yield partial

@@ -1,0 +1,90 @@
+"""The command `mlx-dpo collect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlx_dpo.cli.adapter_rendering import rendering_config
+from mlx_dpo.cli.config_options import (
+    RENDERING_SETTINGS,
+    AdapterModel,
+    JsonFlag,
+    MaxTokens,
+    Temperature,
+    TopP,
+    with_config_options,
+)
+from mlx_dpo.cli.console import print_json, print_message, print_text
+from mlx_dpo.errors import UserError
+
+
+@with_config_options(RENDERING_SETTINGS)
+def collect(
+    flags: dict[str, Any],
+    model: AdapterModel = None,
+    adapter_path: Annotated[Path | None, typer.Option(help="Adapter folder to load onto the model.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="File of prompts to go through: one per line (.txt), or rows with a prompt (.jsonl, .csv)."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="JSONL file that preferences are appended to.")] = Path("pairs.jsonl"),
+    num_answers: Annotated[int, typer.Option(min=1, max=4, help="Answers to each prompt.")] = 2,
+    max_tokens: MaxTokens = 512,
+    temp: Temperature = 0.9,
+    top_p: TopP = 1.0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0 for any that is free.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    json: JsonFlag = False,
+) -> None:
+    """Make preference data in a page: ask the model, and choose the better answer.
+
+    The page is served to this machine alone. Each choice is appended to --output, which `mlx-dpo train --data` reads as
+    it is; ties make no pair. Thumbs on single answers go to a file beside it, NAME.labels.jsonl, for --loss kto.
+    Ctrl-C ends it; the same command resumes, and a page that is still open reconnects.
+
+    [bold]Examples[/]
+
+      mlx-dpo collect --model ./Qwen3-4B-4bit
+
+      mlx-dpo collect --model ./Qwen3-4B-4bit --prompts prompts.txt --output pairs.jsonl --num-answers 4
+
+      mlx-dpo collect --adapter-path adapters --no-browser --port 8000
+    """
+    try:
+        from mlx_dpo.web.collect_server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "markdown_it"):
+            raise
+        raise UserError(f"the page needs {error.name}", hint="pip install 'mlx-dpo[web]'") from None
+    from mlx_dpo.adapters.adapter_folder import adapter_base_model, require_policy
+    from mlx_dpo.data.conversations import prompt_messages
+    from mlx_dpo.data.prompt_files import read_prompts
+    from mlx_dpo.sampling.completions import SamplingParams
+    from mlx_dpo.web.answer_generator import AnswerGenerator
+    from mlx_dpo.web.page_app import CollectPage
+    from mlx_dpo.web.verdicts import VerdictFiles
+
+    if adapter_path is not None:
+        require_policy(adapter_path)
+        model = model or adapter_base_model(adapter_path)
+    if model is None:
+        raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
+    rendering = rendering_config(adapter_path, flags)
+    conversations = [prompt_messages("prompt", row.prompt) for row in (read_prompts(prompts) if prompts else ())]
+    generator = AnswerGenerator(
+        model, adapter_path, raw=rendering.raw, template_kwargs=rendering.chat_template_kwargs or {}
+    )
+    params = SamplingParams(max_tokens, temp, top_p)
+    page = CollectPage(generator, VerdictFiles(output), conversations, params, num_answers)
+
+    def show_address(url: str) -> None:
+        if json:
+            print_json({"url": url, "output": str(output)})
+        else:
+            print_text(url)
+            print_message(f"Preferences are appended to {output}. Ctrl-C ends the server.")
+
+    serve(page, port=port, open_browser=browser, on_ready=show_address)

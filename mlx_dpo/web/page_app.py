@@ -1,0 +1,255 @@
+"""The application behind the page: its files, and what the page asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from mlx_dpo.data.messages import Message
+from mlx_dpo.errors import UserError
+from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.streaming import PartialCompletion
+from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerRequest
+from mlx_dpo.web.markdown_html import markdown_to_html
+from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages
+
+ASSETS = {"collect.html": "text/html", "collect.css": "text/css", "collect.js": "text/javascript"}
+UPDATE_SECONDS = 0.05  # between two pictures of the answers; a person reads no faster
+MAX_BODY_BYTES = 4_000_000
+KEPT_COMPARISONS = 100  # whose policies are remembered until there is a verdict
+
+
+class CollectPage:
+    """The page's requests, answered for one model and one file of preferences."""
+
+    def __init__(
+        self,
+        generator: AnswerGenerator,
+        verdicts: VerdictFiles,
+        prompts: Sequence[Sequence[Message]] = (),
+        params: SamplingParams | None = None,
+        num_answers: int = 2,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            generator: answers.
+            verdicts: receive what the person thinks of the answers.
+            prompts: conversations to go through.
+            params: how answers are sampled unless the page asks for something else.
+            num_answers: answers to a prompt, likewise.
+        """
+        self.generator, self.verdicts, self.prompts = generator, verdicts, prompts
+        self.params, self.num_answers = params or SamplingParams(temperature=0.9), num_answers
+        self.wins = {"tuned": 0, "base": 0, "tie": 0}
+        self._policies: dict[str, list[str]] = {}  # by comparison
+
+    def application(self) -> Starlette:
+        """The routes, without control of access."""
+        return Starlette(
+            routes=[
+                Route("/", self.show_page),
+                Route("/assets/{name}", self.show_asset),
+                Route("/api/state", self.state),
+                Route("/api/prompts/{index:int}", self.prompt),
+                Route("/api/answers", self.answers, methods=["POST"]),
+                Route("/api/verdicts", self.add_verdict, methods=["POST"]),
+                Route("/api/verdicts/remove", self.remove_verdict, methods=["POST"]),
+            ],
+            exception_handlers={UserError: _error_response},
+        )
+
+    async def show_page(self, request: Request) -> Response:
+        """The page itself."""
+        return _asset("collect.html")
+
+    async def show_asset(self, request: Request) -> Response:
+        """Its style and its script."""
+        name = request.path_params["name"]
+        return _asset(name) if name in ASSETS else JSONResponse({"message": "there is no such file"}, 404)
+
+    async def state(self, request: Request) -> Response:
+        """The model and whether it is loaded, the file, and what was collected so far."""
+        generator = self.generator
+        return JSONResponse(
+            {
+                "model": generator.name,
+                "adapter": generator.adapter_path and str(generator.adapter_path),
+                "is_ready": generator.is_ready.is_set(),
+                "error": generator.error and _error_json(generator.error),
+                "output": str(self.verdicts.preferences.path),
+                "labels_output": str(self.verdicts.labels.path),
+                "counts": await run_in_threadpool(self.verdicts.counts),
+                "num_prompts": len(self.prompts),
+                "next_prompt": await run_in_threadpool(self._next_prompt),
+                "num_answers": self.num_answers,
+                "max_answers": MAX_ANSWERS,
+                "temperature": self.params.temperature,
+                "max_tokens": self.params.max_tokens,
+                "wins": self.wins,
+            }
+        )
+
+    async def prompt(self, request: Request) -> Response:
+        """A prompt of the file."""
+        index = request.path_params["index"]
+        if index >= len(self.prompts):
+            raise UserError("there is no prompt with this number")
+        messages = list(self.prompts[index])
+        return JSONResponse({"messages": messages, "html": [markdown_to_html(turn["content"]) for turn in messages]})
+
+    async def answers(self, request: Request) -> Response:
+        """Answers to a conversation, as server-sent events; the request is cancelled when the page closes it."""
+        body = await _read_json(request)
+        messages: Any = body.get("messages")
+        n, compare = body.get("num_answers", self.num_answers), body.get("compare")
+        if not are_messages(messages):
+            raise UserError("there is no prompt to answer", field="messages")
+        if not isinstance(n, int) or not 1 <= n <= MAX_ANSWERS:
+            raise UserError(f"must be from 1 to {MAX_ANSWERS}", field="num_answers")
+        if compare and (self.generator.adapter_path is None or n < 2):
+            raise UserError("needs an adapter and two answers or more", field="compare")
+        params = _sampling_params(self.params, body)
+        return StreamingResponse(self._stream(messages, params, n, bool(compare)), media_type="text/event-stream")
+
+    async def _stream(
+        self, messages: list[Message], params: SamplingParams, n: int, compare: bool
+    ) -> AsyncIterator[str]:
+        loop, updates = asyncio.get_running_loop(), asyncio.Queue[list[PartialCompletion] | UserError | None]()
+        answers = AnswerRequest(
+            messages, params, n, compare, lambda update: loop.call_soon_threadsafe(updates.put_nowait, update)
+        )
+        self.generator.submit(answers)
+        latest: dict[int, PartialCompletion] = {}
+        shown_at = -UPDATE_SECONDS
+        try:
+            html = [markdown_to_html(turn["content"]) for turn in messages]
+            yield _event("begin", {"num_answers": n, "html": html})
+            while isinstance(update := await updates.get(), list):
+                latest |= {answer.index: answer for answer in update}
+                has_ended = any(answer.finish_reason for answer in update)
+                if latest and (has_ended or time.monotonic() - shown_at >= UPDATE_SECONDS):
+                    yield _event("answers", {"answers": [_answer_json(answer) for answer in latest.values()]})
+                    latest, shown_at = {}, time.monotonic()
+            if isinstance(update, UserError):
+                yield _event("failed", _error_json(update))
+            else:
+                yield _event("end", {"comparison": self._remember(answers.policies) if compare else None})
+        finally:
+            answers.is_cancelled.set()
+
+    def _remember(self, policies: Sequence[str]) -> str:
+        comparison = secrets.token_hex(8)
+        self._policies[comparison] = list(policies)
+        while len(self._policies) > KEPT_COMPARISONS:
+            self._policies.pop(next(iter(self._policies)))
+        return comparison
+
+    async def add_verdict(self, request: Request) -> Response:
+        """Write a verdict; the response says so once it is on the disk, and which policy each answer was of."""
+        body = await _read_json(request)
+        verdict = HumanVerdict.from_json(body.get("verdict"))
+        row_ids = await run_in_threadpool(self.verdicts.add, verdict)
+        policies = self._policies.pop(str(body.get("comparison")), None)
+        if policies is not None:
+            self._count_win(verdict, policies)
+        counts = await run_in_threadpool(self.verdicts.counts)
+        return JSONResponse({"ids": row_ids, "counts": counts, "policies": policies, "wins": self.wins})
+
+    def _count_win(self, verdict: HumanVerdict, policies: Sequence[str]) -> None:
+        if verdict.kind == "choice" and verdict.index is not None and verdict.index < len(policies):
+            self.wins[policies[verdict.index]] += 1
+        elif verdict.kind in ("tie", "both_bad"):
+            self.wins["tie"] += 1
+
+    async def remove_verdict(self, request: Request) -> Response:
+        """Undo a verdict: remove its rows."""
+        row_ids = (await _read_json(request)).get("ids")
+        if not isinstance(row_ids, list):
+            raise UserError("must be the ids of rows", field="ids")
+        removed = await run_in_threadpool(self.verdicts.remove, [str(row_id) for row_id in row_ids])
+        return JSONResponse({"removed": removed, "counts": await run_in_threadpool(self.verdicts.counts)})
+
+    def _next_prompt(self) -> int:
+        """The first prompt of the file without a verdict."""
+        judged = {
+            _prompt_key(row.get("prompt")) for row in (*self.verdicts.preferences.rows(), *self.verdicts.labels.rows())
+        }
+        for index, messages in enumerate(self.prompts):
+            prompt = messages[0]["content"] if len(messages) == 1 else list(messages)
+            if _prompt_key(prompt) not in judged:
+                return index
+        return len(self.prompts)
+
+
+def _prompt_key(prompt: Any) -> str:
+    return json.dumps(prompt, sort_keys=True)
+
+
+def _sampling_params(defaults: SamplingParams, body: Mapping[str, Any]) -> SamplingParams:
+    max_tokens = _number(body.get("max_tokens", defaults.max_tokens), "max_tokens")
+    temperature = _number(body.get("temperature", defaults.temperature), "temperature")
+    return replace(defaults, max_tokens=int(max_tokens), temperature=temperature, seed=secrets.randbits(31))
+
+
+def _number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError("must be a number", field=field)
+    return float(value)
+
+
+def _answer_json(answer: PartialCompletion) -> dict[str, Any]:
+    text = answer.text.strip()
+    return {
+        "index": answer.index,
+        "text": text,
+        "html": markdown_to_html(text),
+        "finish_reason": answer.finish_reason,
+        "num_tokens": answer.num_tokens,
+    }
+
+
+async def _read_json(request: Request) -> dict[str, Any]:
+    """The object that the page sent. Raises `UserError` if it is none, or too large."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BODY_BYTES:
+            raise UserError("the request is too large")
+    try:
+        body = json.loads(bytes(content))
+    except ValueError:
+        raise UserError("the request is not JSON") from None
+    if not isinstance(body, dict):
+        raise UserError("the request must be an object")
+    return body
+
+
+def _event(name: str, data: Mapping[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _error_json(error: UserError) -> dict[str, Any]:
+    return {"message": str(error)}
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    return JSONResponse({"message": str(error)}, status_code=400)
+
+
+def _asset(name: str) -> Response:
+    content = (files("mlx_dpo.web") / "assets" / name).read_bytes()
+    return Response(content, media_type=ASSETS[name])
