@@ -26,6 +26,7 @@ SAMPLE_GROWTH = 1.25  # length of sampled completions, after / before
 MARGIN_DROP = 0.1  # share of its best margin that the policy lost again
 MIN_KL_SHARE = 0.8  # of the KL at the best margin; below it, the policy is returning to its reference
 MIN_EXAMPLES = 20  # below it, a share has too wide an interval
+USEFUL_ACCURACY = 0.6  # reward accuracy that the interval must exclude before it counts as chance
 CHANCE_START = 0.5  # share of the steps before which accuracy may still rise
 STALLED_STEPS, STALLED_SHARE = 20, 0.2  # steps, and share of all steps, after which the loss should have changed
 STALLED_LOSS_CHANGE, STALLED_REWARD = 0.01, 0.02  # relative change of the loss, and size of rewards, that count as none
@@ -145,7 +146,8 @@ def check_over_optimization(run: RunStatistics) -> str | None:
     "chance",
     "accuracy at chance",
     "Check whether chosen and rejected are swapped in one of the files, whether the chat template is right "
-    "(`mlx-dpo data show`), and whether held-out pairs have the preferences of the training pairs.",
+    "(`mlx-dpo data show`), and whether held-out pairs have the preferences of the training pairs. Hold out more pairs "
+    "(--valid-data, --valid-pairs) if they are few.",
     reward_model_advice="Raise --learning-rate (5 to 10 times) or train longer. Check whether chosen and rejected are "
     "swapped in one of the files, and whether held-out pairs have the preferences of the training pairs.",
 )
@@ -157,6 +159,11 @@ def check_accuracy_at_chance(run: RunStatistics) -> str | None:
     numbers = f"{accuracy.value:.0%} [{accuracy.low:.0%}, {accuracy.high:.0%}]"
     if accuracy.high < 0.5:
         return f"Held-out reward accuracy is below chance, {numbers}: it learns the opposite of the held-out pairs."
+    if accuracy.high >= USEFUL_ACCURACY:
+        return (
+            f"Held-out reward accuracy can't be told from chance, {numbers}, after {run.step} steps: {accuracy.count} "
+            "pairs are too few to see less than a large difference."
+        )
     return f"Held-out reward accuracy is at chance, {numbers}, after {run.step} steps."
 
 

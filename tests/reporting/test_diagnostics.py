@@ -123,6 +123,21 @@ def test_swapped_labels_differ_from_chance(healthy: tuple[RunStatistics, Finding
     assert "below chance" in finding.message
 
 
+@pytest.mark.parametrize(("copies", "words"), [(1, "can't be told from chance"), (20, "is at chance")])
+def test_few_pairs_are_no_evidence_of_chance(
+    healthy: tuple[RunStatistics, FindingCollector], copies: int, words: str
+) -> None:
+    half = mirrored(healthy[0], 0.5)
+    last = half.eval_records[-1]
+    metrics = {name: np.tile(values, copies) for name, values in last.metrics.items()}
+    record = replace(last, metrics=metrics, lengths=np.tile(last.lengths, (copies, 1)))
+    (finding,) = [
+        finding for finding in diagnose(replace(half, eval_records=[record])) if finding.diagnostic == "chance"
+    ]
+    assert words in finding.message
+    assert (f"{len(record.margins)} pairs are too few" in finding.message) == (copies == 1)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.125, 0.25])
 def test_the_share_of_flipped_pairs_is_estimated(healthy: tuple[RunStatistics, FindingCollector], share: float) -> None:
     estimate = estimate_flipped_share(mirrored(healthy[0], share))
