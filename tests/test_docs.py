@@ -11,10 +11,12 @@ import pytest
 from rich.console import Console
 
 from mlx_dpo import TrainConfig
+from mlx_dpo.doctor.environment_checks import environment_checks
 from mlx_dpo.reporting.diagnostics_listener import diagnose
 from mlx_dpo.reporting.metric_changes import compute_changes
 from mlx_dpo.reporting.result_summary import held_out_table
 from mlx_dpo.reporting.verdict import verdict
+from tests.doctor.stand_ins import mac_machine, machine
 from tests.reporting.test_verdict import run
 
 ROOT = Path(__file__).parent.parent
@@ -84,3 +86,10 @@ def test_the_table_shown_is_the_one_printed() -> None:
     shown = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8").partition("Held-out metrics")
     block = "".join(shown[1:]).partition("length of sampled")[0]  # the made-up run has no samples
     assert words(block) == words(console.export_text())
+
+
+def test_checks_of_the_machine_have_a_row() -> None:
+    text = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w -]+?)(?: \((?:Mac|Linux)\))? \|", text, re.MULTILINE)
+    checks = {check.name for facts in (machine(), mac_machine()) for check in environment_checks(facts)}
+    assert checks == set(rows) - {"check", "---"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ["", "train", "evaluate", "score", "compare", "report", "fuse", "export", "import", "push", "losses", "data"]
-COMMANDS += ["sample", "label", "rounds", "demo", "plan", "cache"]
+COMMANDS += ["sample", "label", "rounds", "demo", "plan", "cache", "doctor"]
 MODEL_CODE = {"mlx_lm", "transformers", "huggingface_hub"}
 ARRAY_CODE = {"mlx", "numpy"}  # the help of some commands reads defaults from the losses, which import these
 READ_LOSSES = {"train", "evaluate", "score", "rounds", "plan"}
