@@ -25,6 +25,9 @@ from mlx_dpo.utils.signals import exit_on_stop_signals, stop_signals_blocked, un
 
 CHECK_TIMEOUT = 120.0  # seconds for one check, and for the process to start
 STOP_TIMEOUT = 1.0  # seconds
+START_ADVICE = (
+    "If a package can't be imported, install mlx-dpo in an environment of its own, apart from other packages."
+)
 CRASH_ADVICE = "Report it with the output of `mlx-dpo doctor --bug-report`."
 
 
@@ -100,7 +103,9 @@ class _CheckProcess:
                 running, began = message, time.perf_counter()
                 progress.begin(message["name"])
         if running is None:  # before the first check or between two
-            yield CheckResult("self-tests", group, failed(problem, CRASH_ADVICE), time.perf_counter() - began)
+            yield CheckResult(
+                "self-tests", group, failed(problem, f"{START_ADVICE} {CRASH_ADVICE}"), time.perf_counter() - began
+            )
             return None
         outcome = failed(problem, CRASH_ADVICE)
         yield CheckResult(running["name"], running["group"], outcome, time.perf_counter() - began)

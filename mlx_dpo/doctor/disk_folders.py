@@ -157,7 +157,7 @@ def check_working_folder(folder: DiskFolder) -> CheckOutcome:
             f"{where} can't be written to: {folder.problem}",
             "Change to another folder, or name one with --adapter-path.",
         )
-    return passed(f"{where} can be written to")
+    return passed("it can be written to")  # its name may be private, and is no news
 
 
 def check_temporary_folder(folder: DiskFolder) -> CheckOutcome:

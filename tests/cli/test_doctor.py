@@ -19,7 +19,7 @@ from mlx_dpo.doctor.check import ENGINE_GROUP, MachineCheck, passed, run_checks
 from mlx_dpo.doctor.mlx_probe import MlxProbe
 from mlx_dpo.doctor.system_facts import mac_system
 from tests.cli.conftest import CommandResult
-from tests.doctor.stand_ins import CPU, METAL, mac
+from tests.doctor.stand_ins import CPU, LINUX, METAL, mac
 
 Cli = Callable[..., CommandResult]
 TOKEN = "hf_SecretSecretSecretSecretSecret"
@@ -28,9 +28,10 @@ FORMS: tuple[tuple[str, ...], ...] = ((), ("--json",), ("--bug-report",))
 
 @pytest.fixture
 def this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """This machine without a fault, with its caches in a folder; mlx is not tried."""
+    """A Linux machine without a fault, with its caches in a folder; mlx is not tried."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(machine_facts, "read_system", lambda: LINUX)
     monkeypatch.setattr(machine_facts, "probe_mlx", lambda: MlxProbe(CPU))
     checks = [MachineCheck("fused attention", ENGINE_GROUP, lambda: passed("as it should be"))]
     monkeypatch.setattr(doctor_run, "run_checks_in_process", lambda source, group, progress: run_checks(checks))

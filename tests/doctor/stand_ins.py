@@ -45,9 +45,11 @@ METAL = MlxFacts("Metal", "Apple M1 Max", "applegpu_g13s", 22_906_503_168, 16_03
 CPU = MlxFacts("CPU", "AMD EPYC", "x86_64", None, 17_693_551_411, True)
 
 
-def machine(system: SystemFacts | None = None, probe: MlxProbe | None = None) -> MachineFacts:
-    """A machine without a fault: Linux, unless another system is given."""
-    system = system or SystemFacts("Debian GNU/Linux 12 (bookworm)", "x86_64", "AMD EPYC", "2", 25 * GIB)
+LINUX = SystemFacts("Debian GNU/Linux 12 (bookworm)", "x86_64", "AMD EPYC", "2", 25 * GIB)
+
+
+def machine(system: SystemFacts = LINUX, probe: MlxProbe | None = None) -> MachineFacts:
+    """A machine without a fault."""
     return MachineFacts(
         system=system,
         mlx=probe or MlxProbe(METAL if system.mac else CPU),

@@ -36,7 +36,7 @@ def test_a_check_that_ends_its_process_is_a_failure_and_the_others_run() -> None
 def test_checks_that_can_not_be_imported() -> None:
     (result,) = run_checks_in_process(f"{MODULE}_missing:CHECKS", "engine")
     assert (result.name, result.group, result.outcome.status) == ("self-tests", "engine", CheckStatus.FAILED)
-    assert "No module named" in result.outcome.detail
+    assert "No module named" in result.outcome.detail and "environment of its own" in str(result.outcome.advice)
 
 
 def test_a_check_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
