@@ -10,8 +10,9 @@ import typer
 
 from mlx_dpo.cli.config_options import JsonFlag
 from mlx_dpo.cli.console import print_json, print_message, print_tables, stderr_console
-from mlx_dpo.cli.judge_options import JudgeKeyEnv, JudgeModel, JudgeText, Rubric, judge_from_options
-from mlx_dpo.cli.row_arguments import File
+from mlx_dpo.cli.judge_options import JUDGE_HELP, JudgeKeyEnv, JudgeModel, Rubric, judge_from_options
+from mlx_dpo.cli.row_arguments import FILE_KINDS
+from mlx_dpo.errors import UserError
 
 
 class RowsToWrite(str, Enum):
@@ -32,9 +33,14 @@ class PairsToWrite(str, Enum):
 
 
 def label(
-    file: File,
-    judge: JudgeText,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help=f"{FILE_KINDS}, or - for stdin; several with --merge.")
+    ],
     output: Annotated[Path, typer.Option(help="The JSONL file to write, or to resume.")],
+    judge: Annotated[str | None, typer.Option(help=JUDGE_HELP, rich_help_panel="Judge", show_default=False)] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge verdicts of several people, instead of asking a judge.")
+    ] = False,
     judge_model: JudgeModel = None,
     judge_key_env: JudgeKeyEnv = "OPENAI_API_KEY",
     rubric: Rubric = None,
@@ -78,6 +84,9 @@ def label(
     Verdicts are cached on disk, so the same command resumes, and another --format or --margin asks nothing again. Rows
     may be pairs, or have scores, rankings or labels, already: then the judge's agreement with these is reported.
 
+    --merge takes files of verdicts that people gave in `mlx-dpo collect`, one file or one `labeller` a person, writes
+    the pairs that most of them prefer, and reports how far each two agree.
+
     [bold]Examples[/]
 
       mlx-dpo label samples.jsonl --judge judges.py:polite --output pairs.jsonl
@@ -86,7 +95,16 @@ def label(
         --max-calls 2000 --output pairs.jsonl
 
       mlx-dpo label samples.jsonl --judge ./reward-adapter --pairs all --margin 1 --drop-truncated --output pairs.jsonl
+
+      mlx-dpo label --merge ana.jsonl ben.jsonl --output pairs.jsonl
     """
+    if merge:
+        _merge(files, output, judge, json)
+        return
+    if judge is None:
+        raise UserError("is needed", field="judge", hint="Name a judge, or merge verdicts of people with --merge.")
+    if len(files) > 1:
+        raise UserError("one FILE is labelled at a time", hint="Verdicts in several files are merged by --merge.")
     from mlx_dpo.cli.tables.label_table import label_table
     from mlx_dpo.labeling.label_run import label as label_rows
     from mlx_dpo.labeling.label_settings import LabelSettings
@@ -95,7 +113,7 @@ def label(
     settings = LabelSettings(format.value, pairs.value, top_k, margin, length_control, threshold, drop_truncated)
     loaded_judge = judge_from_options(judge, judge_model, judge_key_env, rubric)
     with PhaseProgress(stderr_console) as progress:
-        summary = label_rows(file, loaded_judge, output, settings, max_calls=max_calls, progress=progress)
+        summary = label_rows(files[0], loaded_judge, output, settings, max_calls=max_calls, progress=progress)
     if summary["remaining"]:
         print_message(_budget_message(summary))
     if json:
@@ -111,3 +129,16 @@ def _budget_message(summary: dict[str, Any]) -> str:
         f"The budget of calls does not suffice for {plural(summary['remaining'], 'more prompt')}. "
         "What is done is kept: the same command resumes after it."
     )
+
+
+def _merge(files: list[str], output: Path, judge: str | None, json: bool) -> None:
+    from mlx_dpo.cli.tables.merge_table import merge_tables
+    from mlx_dpo.labeling.verdict_merging import merge_verdicts
+
+    if judge is not None:
+        raise UserError("asks no judge", field="merge", hint="Leave --judge or --merge out.")
+    summary = merge_verdicts(files, output)
+    if json:
+        print_json({"output": str(output), **summary})
+    else:
+        print_tables(merge_tables(summary))

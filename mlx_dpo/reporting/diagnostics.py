@@ -161,8 +161,8 @@ def check_accuracy_at_chance(run: RunStatistics) -> str | None:
         return f"Held-out reward accuracy is below chance, {numbers}: it learns the opposite of the held-out pairs."
     if accuracy.high >= USEFUL_ACCURACY:
         return (
-            f"Held-out reward accuracy can't be told from chance, {numbers}, after {run.step} steps: {accuracy.count} "
-            "pairs are too few to see less than a large difference."
+            f"Held-out reward accuracy can't be distinguished from chance, {numbers}, after {run.step} steps: "
+            f"{accuracy.count} pairs are too few to see less than a large difference."
         )
     return f"Held-out reward accuracy is at chance, {numbers}, after {run.step} steps."
 

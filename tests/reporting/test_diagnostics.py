@@ -123,7 +123,7 @@ def test_swapped_labels_differ_from_chance(healthy: tuple[RunStatistics, Finding
     assert "below chance" in finding.message
 
 
-@pytest.mark.parametrize(("copies", "words"), [(1, "can't be told from chance"), (20, "is at chance")])
+@pytest.mark.parametrize(("copies", "words"), [(1, "can't be distinguished from chance"), (20, "is at chance")])
 def test_few_pairs_are_no_evidence_of_chance(
     healthy: tuple[RunStatistics, FindingCollector], copies: int, words: str
 ) -> None:

@@ -45,7 +45,7 @@ def label_table(summary: Mapping[str, Any], row_format: str, judge: str) -> Tabl
         lengths = summary["mean_characters"]
         table.add_row("characters, preferred and other", f"{lengths['chosen']:.0f}, {lengths['rejected']:.0f}")
         table.add_row(
-            "the longer one preferred", _share(summary["longer_preferred"], summary["longer_preferred_interval"])
+            "the longer one preferred", format_share(summary["longer_preferred"], summary["longer_preferred_interval"])
         )
     for label, value in _agreement_rows(summary["agreement"] or {}):
         table.add_row(label, value)
@@ -56,11 +56,12 @@ def _agreement_rows(agreement: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for kind, values in agreement.items():
         yield (
             f"agreement with {kind} of people ({values['compared']:,})",
-            _share(values["agreement"], values["interval"]),
+            format_share(values["agreement"], values["interval"]),
         )
         yield "Cohen's kappa", f"{values['kappa']:.2f}"
 
 
-def _share(share: float, interval: tuple[float, float]) -> str:
+def format_share(share: float, interval: tuple[float, float]) -> str:
+    """A share with its interval, such as 61.2% (55.0% to 67.0%)."""
     low, high = interval
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
