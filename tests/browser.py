@@ -22,18 +22,21 @@ class Opened:
 
 
 class Browser:
-    """Opens files at a width and in a theme."""
+    """Opens files and addresses at a width and in a theme."""
 
     def __init__(self, chromium: Any) -> None:
         self.chromium = chromium
 
     def open(self, file: Path, width: int = 1200, theme: str = "light") -> Opened:
+        return self.open_url(file.resolve().as_uri(), width, theme)
+
+    def open_url(self, url: str, width: int = 1200, theme: str = "light") -> Opened:
         page = self.chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
         opened = Opened(page)
         page.on("console", lambda message: opened.errors.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: opened.errors.append(str(error)))
         page.on("request", lambda request: opened.requests.append(request.url))
-        page.goto(file.resolve().as_uri())
+        page.goto(url)
         page.wait_for_load_state("load")
         return opened
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any
 
 from starlette.applications import Starlette
@@ -24,10 +24,13 @@ from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.sampling.streaming import PartialCompletion
 from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerRequest
 from mlx_dpo.web.markdown_html import markdown_to_html
-from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages
+from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages, is_integer
 
-ASSETS = {"collect.html": "text/html", "collect.css": "text/css", "collect.js": "text/javascript"}
+ASSETS = files("mlx_dpo.web") / "assets"
+ASSET_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 UPDATE_SECONDS = 0.05  # between two pictures of the answers; a person reads no faster
+MAX_TOKENS = 8192  # longest answer that the page may ask for, unless the command's own setting is longer
+MAX_TEMPERATURE = 5
 MAX_BODY_BYTES = 4_000_000
 KEPT_COMPARISONS = 100  # whose policies are remembered until there is a verdict
 
@@ -54,8 +57,10 @@ class CollectPage:
         """
         self.generator, self.verdicts, self.prompts = generator, verdicts, prompts
         self.params, self.num_answers = params or SamplingParams(temperature=0.9), num_answers
+        self.max_tokens_limit = max(MAX_TOKENS, self.params.max_tokens)
         self.wins = {"tuned": 0, "base": 0, "tie": 0}
         self._policies: dict[str, list[str]] = {}  # by comparison
+        self._winners: dict[str, str] = {}  # by the id of the verdict's first row
 
     def application(self) -> Starlette:
         """The routes, without control of access."""
@@ -77,9 +82,10 @@ class CollectPage:
         return _asset("collect.html")
 
     async def show_asset(self, request: Request) -> Response:
-        """Its style and its script."""
+        """Its style, its scripts and its icon."""
         name = request.path_params["name"]
-        return _asset(name) if name in ASSETS else JSONResponse({"message": "there is no such file"}, 404)
+        is_there = name in {asset.name for asset in ASSETS.iterdir()}
+        return _asset(name) if is_there else JSONResponse({"message": "there is no such file"}, 404)
 
     async def state(self, request: Request) -> Response:
         """The model and whether it is loaded, the file, and what was collected so far."""
@@ -94,22 +100,19 @@ class CollectPage:
                 "labels_output": str(self.verdicts.labels.path),
                 "counts": await run_in_threadpool(self.verdicts.counts),
                 "num_prompts": len(self.prompts),
-                "next_prompt": await run_in_threadpool(self._next_prompt),
                 "num_answers": self.num_answers,
                 "max_answers": MAX_ANSWERS,
                 "temperature": self.params.temperature,
                 "max_tokens": self.params.max_tokens,
+                "max_tokens_limit": self.max_tokens_limit,
                 "wins": self.wins,
             }
         )
 
     async def prompt(self, request: Request) -> Response:
-        """A prompt of the file."""
-        index = request.path_params["index"]
-        if index >= len(self.prompts):
-            raise UserError("there is no prompt with this number")
-        messages = list(self.prompts[index])
-        return JSONResponse({"messages": messages, "html": [markdown_to_html(turn["content"]) for turn in messages]})
+        """The first prompt of the file from a number on that has no verdict; `index` is None if all have one."""
+        index = await run_in_threadpool(self._next_prompt, request.path_params["index"])
+        return JSONResponse({"index": index, "messages": [] if index is None else list(self.prompts[index])})
 
     async def answers(self, request: Request) -> Response:
         """Answers to a conversation, as server-sent events; the request is cancelled when the page closes it."""
@@ -118,11 +121,11 @@ class CollectPage:
         n, compare = body.get("num_answers", self.num_answers), body.get("compare")
         if not are_messages(messages):
             raise UserError("there is no prompt to answer", field="messages")
-        if not isinstance(n, int) or not 1 <= n <= MAX_ANSWERS:
+        if not is_integer(n) or not 1 <= n <= MAX_ANSWERS:
             raise UserError(f"must be from 1 to {MAX_ANSWERS}", field="num_answers")
         if compare and (self.generator.adapter_path is None or n < 2):
             raise UserError("needs an adapter and two answers or more", field="compare")
-        params = _sampling_params(self.params, body)
+        params = _sampling_params(self.params, body, self.max_tokens_limit)
         return StreamingResponse(self._stream(messages, params, n, bool(compare)), media_type="text/event-stream")
 
     async def _stream(
@@ -164,51 +167,57 @@ class CollectPage:
         verdict = HumanVerdict.from_json(body.get("verdict"))
         row_ids = await run_in_threadpool(self.verdicts.add, verdict)
         policies = self._policies.pop(str(body.get("comparison")), None)
-        if policies is not None:
-            self._count_win(verdict, policies)
+        winner = policies and _winner(verdict, policies)
+        if winner:
+            self.wins[winner] += 1
+            self._winners[row_ids[0]] = winner
         counts = await run_in_threadpool(self.verdicts.counts)
         return JSONResponse({"ids": row_ids, "counts": counts, "policies": policies, "wins": self.wins})
-
-    def _count_win(self, verdict: HumanVerdict, policies: Sequence[str]) -> None:
-        if verdict.kind == "choice" and verdict.index is not None and verdict.index < len(policies):
-            self.wins[policies[verdict.index]] += 1
-        elif verdict.kind in ("tie", "both_bad"):
-            self.wins["tie"] += 1
 
     async def remove_verdict(self, request: Request) -> Response:
         """Undo a verdict: remove its rows."""
         row_ids = (await _read_json(request)).get("ids")
-        if not isinstance(row_ids, list):
+        if not isinstance(row_ids, list) or not all(isinstance(row_id, str) for row_id in row_ids):
             raise UserError("must be the ids of rows", field="ids")
-        removed = await run_in_threadpool(self.verdicts.remove, [str(row_id) for row_id in row_ids])
-        return JSONResponse({"removed": removed, "counts": await run_in_threadpool(self.verdicts.counts)})
+        removed = await run_in_threadpool(self.verdicts.remove, row_ids)
+        for row_id in row_ids:
+            if winner := self._winners.pop(row_id, None):
+                self.wins[winner] -= 1
+        counts = await run_in_threadpool(self.verdicts.counts)
+        return JSONResponse({"removed": removed, "counts": counts, "wins": self.wins})
 
-    def _next_prompt(self) -> int:
-        """The first prompt of the file without a verdict."""
+    def _next_prompt(self, start: int) -> int | None:
         judged = {
             _prompt_key(row.get("prompt")) for row in (*self.verdicts.preferences.rows(), *self.verdicts.labels.rows())
         }
-        for index, messages in enumerate(self.prompts):
+        for index in range(start, len(self.prompts)):
+            messages = self.prompts[index]
             prompt = messages[0]["content"] if len(messages) == 1 else list(messages)
             if _prompt_key(prompt) not in judged:
                 return index
-        return len(self.prompts)
+        return None
+
+
+def _winner(verdict: HumanVerdict, policies: Sequence[str]) -> str | None:
+    """Whose answers a verdict prefers, "base" or "tuned", or "tie"; None for a verdict that compares none."""
+    if verdict.kind == "choice" and verdict.index is not None and verdict.index < len(policies):
+        return policies[verdict.index]
+    return "tie" if verdict.kind in ("tie", "both_bad") else None
 
 
 def _prompt_key(prompt: Any) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
-def _sampling_params(defaults: SamplingParams, body: Mapping[str, Any]) -> SamplingParams:
-    max_tokens = _number(body.get("max_tokens", defaults.max_tokens), "max_tokens")
-    temperature = _number(body.get("temperature", defaults.temperature), "temperature")
-    return replace(defaults, max_tokens=int(max_tokens), temperature=temperature, seed=secrets.randbits(31))
-
-
-def _number(value: Any, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError("must be a number", field=field)
-    return float(value)
+def _sampling_params(defaults: SamplingParams, body: Mapping[str, Any], limit: int) -> SamplingParams:
+    max_tokens = body.get("max_tokens", defaults.max_tokens)
+    temperature = body.get("temperature", defaults.temperature)
+    if not is_integer(max_tokens) or not 1 <= max_tokens <= limit:
+        raise UserError(f"must be a whole number from 1 to {limit}", field="max_tokens")
+    is_number = is_integer(temperature) or isinstance(temperature, float)
+    if not is_number or not 0 <= temperature <= MAX_TEMPERATURE:
+        raise UserError(f"must be a number from 0 to {MAX_TEMPERATURE}", field="temperature")
+    return replace(defaults, max_tokens=max_tokens, temperature=float(temperature), seed=secrets.randbits(31))
 
 
 def _answer_json(answer: PartialCompletion) -> dict[str, Any]:
@@ -231,8 +240,9 @@ async def _read_json(request: Request) -> dict[str, Any]:
             raise UserError("the request is too large")
     try:
         body = json.loads(bytes(content))
-    except ValueError:
-        raise UserError("the request is not JSON") from None
+        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair can't be shown, nor saved
+    except (ValueError, RecursionError):
+        raise UserError("the request is not JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise UserError("the request must be an object")
     return body
@@ -251,5 +261,4 @@ async def _error_response(request: Request, error: Exception) -> Response:
 
 
 def _asset(name: str) -> Response:
-    content = (files("mlx_dpo.web") / "assets" / name).read_bytes()
-    return Response(content, media_type=ASSETS[name])
+    return Response((ASSETS / name).read_bytes(), media_type=ASSET_TYPES[PurePath(name).suffix])

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mlx_dpo.data.messages import Message
 from mlx_dpo.errors import UserError
 from mlx_dpo.web.preference_file import PreferenceFile
 
+ROLES = ("system", "user", "assistant", "tool")
 KINDS = ("choice", "edit", "tie", "both_bad", "thumbs")
 
 
@@ -50,7 +51,7 @@ class HumanVerdict:
         _require(_are_texts(answers), "answers", "must be texts that are not empty")
         verdict = cls(messages, answers, kind, value.get("index"), value.get("edited"), value.get("is_good"))
         if kind in ("choice", "edit", "thumbs"):
-            is_index = isinstance(verdict.index, int) and 0 <= verdict.index < len(answers)
+            is_index = is_integer(verdict.index) and 0 <= verdict.index < len(answers)
             _require(is_index, "index", "must be the number of an answer")
         if kind in ("choice", "tie", "both_bad"):
             _require(len(answers) > 1, "answers", "must be two or more")
@@ -134,7 +135,13 @@ def are_messages(value: Any) -> bool:
     if not isinstance(value, list) or not value:
         return False
     turns = [turn for turn in value if isinstance(turn, dict) and set(turn) == {"role", "content"}]
-    return len(turns) == len(value) and _are_texts([turn["content"] for turn in turns]) and turns[-1]["role"] == "user"
+    are_known = len(turns) == len(value) and all(turn["role"] in ROLES for turn in turns)
+    return are_known and _are_texts([turn["content"] for turn in turns]) and turns[-1]["role"] == "user"
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether a value of JSON is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _are_texts(value: Any) -> bool:

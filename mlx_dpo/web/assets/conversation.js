@@ -1,0 +1,82 @@
+// The conversation and the answers on the screen.
+
+import { create, element } from "./dom.js";
+import { session } from "./session.js";
+
+export function showConversation(html) {
+  const items = session.messages.map((message, i) => {
+    const item = create("li", message.role);
+    const text = create("div", "text");
+    text.dir = "auto";
+    if (html && html[i] !== undefined) text.innerHTML = html[i]; else text.textContent = message.content;
+    item.append(create("h2", "", message.role), text);
+    return item;
+  });
+  element("conversation").replaceChildren(...items);
+}
+
+function answerButton(label, key, action, index) {
+  const node = create("button", action, label);
+  node.type = "button";
+  node.dataset.action = action;
+  node.dataset.index = index;
+  node.append(" ", create("kbd", "", key));
+  return node;
+}
+
+function answerCard(i, count) {
+  const card = create("article", "answer");
+  card.setAttribute("aria-label", `Answer ${i + 1}`);
+  const text = create("div", "text");
+  text.dir = "auto";
+  const actions = create("div", "buttons");
+  const key = i + 1;
+  if (count > 1) actions.append(answerButton("Better", `${key}`, "choose", i));
+  actions.append(
+    answerButton("Edit", `e ${key}`, "edit", i),
+    answerButton("Good", `g ${key}`, "good", i),
+    answerButton("Bad", `x ${key}`, "bad", i),
+  );
+  card.append(create("h2", "", `Answer ${key}`), text, create("p", "note"), actions);
+  return card;
+}
+
+export function buildAnswers(count) {
+  session.answers = Array.from({ length: count }, () => ({ text: "", html: "", finish_reason: null }));
+  session.marks = [];
+  element("answers").replaceChildren(...session.answers.map((_, i) => answerCard(i, count)));
+}
+
+export const answerCardAt = (i) => element("answers").children[i];
+
+export function showAnswer(i) {
+  const card = answerCardAt(i);
+  const answer = session.answers[i];
+  card.querySelector(".text").innerHTML = answer.html;
+  showNote(i);
+}
+
+export function showNote(i) {
+  const notes = [];
+  if (session.answers[i].finish_reason === "length") notes.push("Cut off at the longest answer.");
+  if (session.answers[i].finish_reason && !session.answers[i].text) notes.push("The answer is empty.");
+  if (session.marks[i] !== undefined) notes.push(session.marks[i] ? "Marked as good." : "Marked as bad.");
+  answerCardAt(i).querySelector(".note").textContent = notes.join(" ");
+}
+
+export function showActions() {
+  const count = session.answers.length;
+  for (const actions of element("answers").querySelectorAll(".buttons")) actions.hidden = !session.isComplete;
+  element("verdict-bar").hidden = !(session.isComplete || session.request);
+  element("tie").hidden = element("both-bad").hidden = count < 2 || !session.isComplete;
+  element("skip").hidden = !session.isComplete;
+  element("stop").hidden = !session.request;
+}
+
+// No answers on the screen; the prompt is next.
+export function clearAnswers() {
+  Object.assign(session, { answers: [], marks: [], comparison: null, isComplete: false });
+  element("answers").replaceChildren();
+  showConversation();
+  showActions();
+}
