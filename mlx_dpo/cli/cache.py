@@ -23,8 +23,9 @@ def cache(
 
     Training and evaluation cache the reference's log-probs of each pair, so that further runs on the same pairs, with
     another loss, beta or learning rate, don't compute them again. The fastest correct forward path of a model is
-    determined when it is first used. Verdicts of `mlx-dpo label` are kept by judge. Missing values are computed, or the
-    judge is asked, when they are needed.
+    determined when it is first used, and once for each version of mlx what it computes wrongly here, if anything.
+    Verdicts of `mlx-dpo label` are kept by judge. Missing values are computed, or the judge is asked, when they are
+    needed.
 
     [bold]Examples[/]
 
@@ -32,6 +33,7 @@ def cache(
 
       mlx-dpo cache --clear
     """
+    from mlx_dpo.forward.backend_check import backend_cache_file
     from mlx_dpo.forward.path_cache import list_path_files, path_cache_folder
     from mlx_dpo.labeling.verdict_cache import list_verdict_caches, verdict_cache_folder
     from mlx_dpo.reference.logp_cache import list_logp_caches, logp_cache_folder
@@ -39,7 +41,7 @@ def cache(
     files, paths, judges = list_logp_caches(), list_path_files(), list_verdict_caches()
     size = sum(file.bytes for file in files)
     if clear:
-        for path in (*(file.path for file in files), *paths, *(judge.path for judge in judges)):
+        for path in (*(file.path for file in files), *paths, *(judge.path for judge in judges), backend_cache_file()):
             path.unlink(missing_ok=True)
     if json:
         listed = [{**asdict(file), "path": str(file.path)} for file in files]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlx_dpo.cli.backend_notes import print_backend_notes
 from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, stderr_console
 from mlx_dpo.cli.judge_options import JUDGE_HELP, Rubric, judge_from_options
@@ -128,6 +129,7 @@ def evaluate(
         task_limit=task_limit,
     )
     evaluation.check()
+    print_backend_notes()
     with PhaseProgress(stderr_console) as progress:
         summaries = evaluation.run(progress)
     if json:

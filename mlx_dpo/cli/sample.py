@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mlx_dpo.cli.adapter_rendering import rendering_config
+from mlx_dpo.cli.backend_notes import print_backend_notes
 from mlx_dpo.cli.config_options import (
     RENDERING_SETTINGS,
     AdapterModel,
@@ -65,6 +66,7 @@ def sample(
     from mlx_dpo.sampling.sample_prompts import sample as sample_prompts
 
     params = SamplingParams(max_tokens, temperature, top_p, seed, min_p, tuple(stop or ()))
+    print_backend_notes()
     with PhaseProgress(stderr_console) as progress:
         summary = sample_prompts(
             model,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlx_dpo.cli.backend_notes import print_backend_notes
 from mlx_dpo.cli.config_options import ENCODING_SETTINGS, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, print_text, stderr_console
 from mlx_dpo.cli.tables.metric_tables import summary_tables, warn_about_training_settings
@@ -59,6 +60,7 @@ def score(
     from mlx_dpo.reporting.phase_progress import PhaseProgress
 
     warn_about_training_settings(flags, ("beta",), [adapter_path])
+    print_backend_notes()
     with PhaseProgress(stderr_console) as progress:
         progress.begin("Reading the rows and loading the model")
         summary = score_rows(

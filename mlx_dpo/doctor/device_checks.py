@@ -53,9 +53,7 @@ def check_memory_counters() -> CheckOutcome:
                 "Training measures what a micro-batch needs with these counters. Set --micro-batch-tokens and "
                 "--grad-checkpoint yourself, or install another version of mlx, and report this one.",
             )
-    return passed(
-        f"{format_bytes(2 * ARRAY_BYTES)} allocated and half freed: counted to {format_bytes(COUNTER_TOLERANCE)}"
-    )
+    return passed(f"{format_bytes(2 * ARRAY_BYTES)} allocated, half of it freed: counted so")
 
 
 @dataclass(frozen=True)

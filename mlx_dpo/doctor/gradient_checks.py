@@ -1,7 +1,8 @@
 """Log-probs and gradients of every path of the engine, against the plain one on small models.
 
-The plain path is mlx's own differentiation of the whole model: a sequence at a time, with all logits, and attention in
-plain operations, so that a wrong fused attention is the finding of its own check and not of each of these.
+The plain path is mlx's own differentiation of the whole model in float32: a sequence at a time, with all logits, with
+quantized weights unpacked, and attention in plain operations, so that a wrong fused attention is the finding of its own
+check and not of each of these.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.gated_delta import gated_delta_ops
+from mlx_lm.utils import dequantize_model
 
+from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.doctor.check import CheckOutcome, failed, passed
 from mlx_dpo.doctor.tiny_models import VOCABULARY, make_batch, make_tiny_model
@@ -80,8 +83,8 @@ def check_paths(*cases: PathCase, advice: str = ADVICE) -> CheckOutcome:
         batch = make_batch(case.prompt_lengths)
         weights = np.linspace(-1, 1, len(batch.sequences)).astype(np.float32)
         actual = _engine_results(case, model, batch, weights)
-        model.set_dtype(mx.float32)
-        difference = _difference(actual, _plain_results(model, batch, weights), tolerance(case.dtype))
+        expected = _plain_results(_in_float32(model), batch, weights)
+        difference = _difference(actual, expected, tolerance(case.dtype))
         if difference:
             checkpointed = f", {case.checkpointed_share:.0%} of modules checkpointed" if case.checkpointed_share else ""
             return failed(f"{difference} ({case.model_type}, {case.sharing.value}{checkpointed})", advice)
@@ -140,6 +143,16 @@ def _engine_results(case: PathCase, model: nn.Module, batch: MicroBatch, weights
     else:
         gradients = trace.gradient(weights)
     return {LOGPS: mx.array(trace.logps.sums.astype(np.float32)), **_named(gradients)}
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """The model, changed in place: its weights unpacked and in float32, and the same ones trainable."""
+    trainable = set(trainable_tensors(model))
+    model.set_dtype(mx.float32)
+    model = dequantize_model(model)
+    model.freeze()  # unpacked weights are not
+    model.unfreeze(keys=sorted({name.rpartition(".")[2] for name in trainable}))
+    return model
 
 
 def _plain_results(model: nn.Module, batch: MicroBatch, weights: np.ndarray) -> Results:

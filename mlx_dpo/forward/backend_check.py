@@ -94,7 +94,7 @@ def backend_problems() -> dict[str, str]:
 
     What numpy does is tried in each process, which takes a millisecond; the rest is read from disk where it is known.
     """
-    path, key = backend_cache_folder() / "checks.json", _backend_key()
+    path, key = backend_cache_file(), _backend_key()
     known = None if _is_replaced() else read_checked(path, key)
     if known is None:
         problems = {check.name: check.find_problem() for check in BACKEND_CHECKS if check is not NUMPY_WRITE_THROUGH}
@@ -131,9 +131,9 @@ def require_usable_backend() -> list[str]:
     return notes
 
 
-def backend_cache_folder() -> Path:
+def backend_cache_file() -> Path:
     """Where the outcome is kept."""
-    return cache_folder("backend")
+    return cache_folder("backend") / "checks.json"
 
 
 def _is_replaced() -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_dpo.adapters.attach import trainable_tensors
 from mlx_dpo.data.micro_batches import MicroBatch
+from mlx_dpo.forward.backend_check import require_usable_backend
 from mlx_dpo.forward.completion_logps import CompletionLogps, CompletionTargets, LogpOptions
 from mlx_dpo.forward.device import numpy_writes_through, usable_memory
 from mlx_dpo.forward.forward_trace import ForwardTrace
@@ -87,8 +88,9 @@ class Network:
             on_progress: receives a line before each forward pass.
 
         Raises:
-            UserError: mlx can't run the model on this machine.
+            UserError: mlx can't run the model on this machine, or computes wrong numbers here.
         """
+        require_usable_backend()
         vocab_size = count_logits(model)
         chunk_tokens = head_chunk_tokens(vocab_size, memory_limit or usable_memory())
         plain = cls(model, None, PromptSharing.NONE, vocab_size, chunk_tokens, shards)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import mlx.nn as nn
 import numpy as np
 
+from mlx_dpo.forward.attention import checked_attention
 from mlx_dpo.sampling.batch_support import batch_support
 from mlx_dpo.sampling.completions import SampledCompletion, SamplingParams
 from mlx_dpo.sampling.decode_batch import DecodeBatch, SampledSequence
@@ -24,6 +25,7 @@ from mlx_dpo.sampling.token_sampler import completion_uniforms
 DEFAULT_BATCH_SIZE = 32  # sequences side by side, where they fit in memory
 
 
+@checked_attention()
 def sample_completions(
     model: nn.Module,
     tokenizer: Any,

@@ -53,7 +53,7 @@ def sample_tokens(logits: mx.array, uniforms: np.ndarray, params: SamplingParams
     if not runs_on_cpu():
         return sample_by_mlx(logits, uniforms, params)
     mx.eval(logits)
-    rows = zip(np.array(logits, copy=False), uniforms, strict=True)
+    rows = zip(np.asarray(logits), uniforms, strict=True)
     with np.errstate(invalid="ignore"):  # infinite logits give NaN, as in mlx
         pairs = [_sample_row(row, uniform, params) for row, uniform in rows]
     tokens, logps = zip(*pairs, strict=True)
