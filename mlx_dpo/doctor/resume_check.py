@@ -14,10 +14,10 @@ from mlx_dpo.supervision.supervisor import TrainingProcess, training_job
 from mlx_dpo.training.events import Event, RunStart, Step
 from mlx_dpo.training.listener import Listener
 
-STEPS = 12
+STEPS = 10
 SAVE_EVERY = 2
 KILL_AT = 3  # steps: a checkpoint is on disk, and a step after it is lost
-BATCH_SIZE = 2
+BATCH_SIZE = 1
 ROWS_FILE = "pairs.jsonl"
 ADAPTER_FILE = "adapters.safetensors"
 ADVICE = (
