@@ -52,7 +52,7 @@ INVISIBLE_COMPLETION = WarningKind(
 
 _INVISIBLE = "".join(map(chr, (0x200B, 0x200C, 0x200D, 0x2060, 0x2061, 0x2062, 0x2063, 0x2064, 0xFEFF, 0x00AD, 0x180E)))
 _BLANK = _INVISIBLE + " \t\n\r\f\v\u00a0"
-_NEVER_CONTENT = ("id",)  # columns that nobody means to train on
+_NEVER_CONTENT = ("id", "labeller")  # columns that nobody means to train on
 _MIN_REPEATED = 4  # characters of a prompt that is found again
 
 

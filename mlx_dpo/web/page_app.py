@@ -23,7 +23,9 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.sampling.streaming import PartialCompletion
 from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerRequest
+from mlx_dpo.web.json_requests import read_json
 from mlx_dpo.web.markdown_html import markdown_to_html
+from mlx_dpo.web.row_routes import RowRoutes
 from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages, is_integer
 
 ASSETS = files("mlx_dpo.web") / "assets"
@@ -31,7 +33,6 @@ ASSET_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript
 UPDATE_SECONDS = 0.05  # between two pictures of the answers; a person reads no faster
 MAX_TOKENS = 8192  # longest answer that the page may ask for, unless the command's own setting is longer
 MAX_TEMPERATURE = 5
-MAX_BODY_BYTES = 4_000_000
 KEPT_COMPARISONS = 100  # whose policies are remembered until there is a verdict
 
 
@@ -73,6 +74,7 @@ class CollectPage:
                 Route("/api/answers", self.answers, methods=["POST"]),
                 Route("/api/verdicts", self.add_verdict, methods=["POST"]),
                 Route("/api/verdicts/remove", self.remove_verdict, methods=["POST"]),
+                *RowRoutes(self.verdicts).routes(),
             ],
             exception_handlers={UserError: _error_response},
         )
@@ -116,7 +118,7 @@ class CollectPage:
 
     async def answers(self, request: Request) -> Response:
         """Answers to a conversation, as server-sent events; the request is cancelled when the page closes it."""
-        body = await _read_json(request)
+        body = await read_json(request)
         messages: Any = body.get("messages")
         n, compare = body.get("num_answers", self.num_answers), body.get("compare")
         if not are_messages(messages):
@@ -163,7 +165,7 @@ class CollectPage:
 
     async def add_verdict(self, request: Request) -> Response:
         """Write a verdict; the response says so once it is on the disk, and which policy each answer was of."""
-        body = await _read_json(request)
+        body = await read_json(request)
         verdict = HumanVerdict.from_json(body.get("verdict"))
         row_ids = await run_in_threadpool(self.verdicts.add, verdict)
         policies = self._policies.pop(str(body.get("comparison")), None)
@@ -176,7 +178,7 @@ class CollectPage:
 
     async def remove_verdict(self, request: Request) -> Response:
         """Undo a verdict: remove its rows."""
-        row_ids = (await _read_json(request)).get("ids")
+        row_ids = (await read_json(request)).get("ids")
         if not isinstance(row_ids, list) or not all(isinstance(row_id, str) for row_id in row_ids):
             raise UserError("must be the ids of rows", field="ids")
         removed = await run_in_threadpool(self.verdicts.remove, row_ids)
@@ -229,23 +231,6 @@ def _answer_json(answer: PartialCompletion) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "num_tokens": answer.num_tokens,
     }
-
-
-async def _read_json(request: Request) -> dict[str, Any]:
-    """The object that the page sent. Raises `UserError` if it is none, or too large."""
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_BODY_BYTES:
-            raise UserError("the request is too large")
-    try:
-        body = json.loads(bytes(content))
-        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair can't be shown, nor saved
-    except (ValueError, RecursionError):
-        raise UserError("the request is not JSON in UTF-8") from None
-    if not isinstance(body, dict):
-        raise UserError("the request must be an object")
-    return body
 
 
 def _event(name: str, data: Mapping[str, Any]) -> str:

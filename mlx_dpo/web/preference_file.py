@@ -6,16 +6,25 @@ Preferences are in the file itself. Labels of single answers, which losses for p
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.appended_rows import to_json_bytes
 from mlx_dpo.utils.atomic_write import atomic_write
+
+FileStamp = tuple[int, int, int] | None  # inode, bytes, time of the last change in nanoseconds
+_MAX_ATTEMPTS = 20
+
+
+class _ChangedMeanwhile(Exception):
+    """Another program has written to the file."""
 
 
 class PreferenceFile:
@@ -47,23 +56,26 @@ class PreferenceFile:
         Raises:
             UserError: it can't be written; then the file is as it was.
         """
-        line = to_json_bytes(row) + b"\n"
+        self.append_lines([to_json_bytes(row) + b"\n"])
+
+    def append_lines(self, lines: Sequence[bytes]) -> None:
+        """Append lines, each with its end, as `append` does: all of them or none. Raises `UserError`."""
         with self._lock:
             try:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
                 try:
-                    self._append_line(descriptor, line)
+                    self._append(descriptor, b"".join(lines))
                 finally:
                     os.close(descriptor)
             except OSError as error:
                 raise self._write_error(error) from None
 
-    def _append_line(self, descriptor: int, line: bytes) -> None:
+    def _append(self, descriptor: int, content: bytes) -> None:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line  # of a program that was ended while it wrote
+            content = b"\n" + content  # of a program that was ended while it wrote
         try:
-            if os.write(descriptor, line) != len(line):
+            if os.write(descriptor, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
         except OSError:
@@ -79,16 +91,65 @@ class PreferenceFile:
         Raises:
             UserError: the file can't be written.
         """
+        return self.rewrite(lambda lines: [line for line in lines if _row_id(line) != row_id])
+
+    def rewrite(self, change: Callable[[list[bytes]], list[bytes]]) -> bool:
+        """Replace the file by one with other lines, atomically.
+
+        If another program writes to the file meanwhile, the change is made again to what it wrote.
+
+        Args:
+            change: returns the new lines, given the present ones; each ends as it does in the file. What it raises
+                leaves the file as it is. It may be called more than once.
+
+        Returns:
+            Whether lines are other than they were.
+
+        Raises:
+            UserError: the file can't be written, or is written to all the time.
+        """
         with self._lock:
             try:
-                lines = self._lines()
-                kept = [line for line in lines if _row_id(line) != row_id]
-                if len(kept) < len(lines):
-                    with atomic_write(self.path) as partial:
-                        partial.write_bytes(b"".join(kept))
+                for _ in range(_MAX_ATTEMPTS):
+                    before = self.stamp()
+                    lines = self._lines()
+                    changed = change(list(lines))
+                    if changed == lines:
+                        return False
+                    if self._replace(b"".join(changed), before):
+                        return True
             except OSError as error:
                 raise self._write_error(error) from None
-        return len(kept) < len(lines)
+        raise UserError("is written to by another program all the time", where=Where(str(self.path)))
+
+    def _replace(self, content: bytes, before: FileStamp) -> bool:
+        try:
+            with atomic_write(self.path) as partial:
+                partial.write_bytes(content)
+                if self.path.exists():
+                    shutil.copymode(self.path, partial)
+                if self.stamp() != before:
+                    raise _ChangedMeanwhile
+        except _ChangedMeanwhile:
+            return False
+        return True
+
+    def stamp(self) -> FileStamp:
+        """What differs once the file has changed; None where there is no file."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def lines(self) -> tuple[FileStamp, list[bytes]]:
+        """The lines with their ends, and the stamp of the file that they are of. Raises `UserError`."""
+        with self._lock:
+            try:
+                stamp = self.stamp()  # before: a file that changes now is read again
+                return stamp, self._lines()
+            except OSError as error:
+                raise self._read_error(error) from None
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows that can be read, in order.
@@ -96,21 +157,24 @@ class PreferenceFile:
         Raises:
             UserError: the file can't be read.
         """
-        with self._lock:
-            try:
-                lines = self._lines()
-            except OSError as error:
-                raise UserError(f"can't be read: {error.strerror or error}", where=Where(str(self.path))) from None
-        return [row for line in lines if (row := _parse(line)) is not None]
+        return [row for line in self.lines()[1] if (row := _parse(line)) is not None]
 
     def _lines(self) -> list[bytes]:
-        return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        return split_lines(self.path.read_bytes()) if self.path.exists() else []
+
+    def _read_error(self, error: OSError) -> UserError:
+        return UserError(f"can't be read: {error.strerror or error}", where=Where(str(self.path)))
 
     def _write_error(self, error: OSError) -> UserError:
         hint = (
             "Nothing was written: free some space, and give the verdict again." if error.errno == errno.ENOSPC else None
         )
         return UserError(f"can't be written: {error.strerror or error}", where=Where(str(self.path)), hint=hint)
+
+
+def split_lines(content: bytes) -> list[bytes]:
+    """Lines with their ends; only a line feed ends one, as for all that reads rows."""
+    return io.BytesIO(content).readlines()
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ def check_is_text_of_rows(start: bytes, name: str, *, is_table: bool) -> None:
     if is_table and text.lstrip()[:1] == b"{":
         hint = "Rename it to .jsonl."
         raise UserError("holds JSON objects, not a table", where=where, hint=hint)
-    if not is_table and (delimiter := _table_delimiter(text)):
+    if not is_table and (delimiter := table_delimiter(text)):
         suffix = ".tsv" if delimiter == "\t" else ".csv"
         raise UserError(f"is a table, not lines of JSON: rename it to {suffix}", where=where)
 
@@ -79,8 +79,12 @@ def is_indented(start: bytes) -> bool:
     return re.match(rb"\{[ \t]*\r?\n", text) is not None
 
 
-def _table_delimiter(text: bytes) -> str | None:
-    """The delimiter of a header of a table with known columns; None where the first line is something else."""
+def table_delimiter(text: bytes) -> str | None:
+    """The delimiter of a header of a table with known columns; None where the first line is something else.
+
+    Args:
+        text: the first bytes, without a byte order mark.
+    """
     line = text.lstrip().split(b"\n", 1)[0].decode("utf-8", "ignore").strip()
     if not line or line[0] in "[{":
         return None

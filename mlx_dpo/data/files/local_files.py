@@ -70,7 +70,7 @@ def open_local_rows(path: str, name: str | None = None) -> Iterator[RowStream]:
         return
     with ExitStack() as stack:
         try:
-            raw = _stdin() if path == "-" else _open_file(path)
+            raw = _stdin() if path == "-" else _open_file(path, name)
             if path != "-":
                 stack.callback(raw.close)
             size, is_gzip = _file_size(raw), _is_gzip(raw, name)
@@ -148,16 +148,16 @@ def _stdin() -> Any:
     return stream if hasattr(stream, "peek") else io.BufferedReader(stream)
 
 
-def _open_file(path: str) -> Any:
+def _open_file(path: str, name: str) -> Any:
     file = expand_path(path)
     if file.is_dir():
-        raise UserError("is a folder, not a file of rows", where=Where(path), hint=_SUPPORTED)
+        raise UserError("is a folder, not a file of rows", where=Where(name), hint=_SUPPORTED)
     if reason := _UNSUPPORTED.get(file.suffix.lower()):
-        raise UserError(reason, where=Where(path), hint=_SUPPORTED)
+        raise UserError(reason, where=Where(name), hint=_SUPPORTED)
     try:
         return file.open("rb", buffering=BUFFER_BYTES)
     except ValueError as error:  # a NUL in the name
-        raise UserError(f"can't be opened: {error}", where=Where(path)) from None
+        raise UserError(f"can't be opened: {error}", where=Where(name)) from None
 
 
 def _is_gzip(raw: io.BufferedReader, name: str) -> bool:
