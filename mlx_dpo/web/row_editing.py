@@ -11,7 +11,7 @@ from mlx_dpo.data.files.json_lines import parse_json_line
 from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.errors import RowError, UserError, Where
 from mlx_dpo.utils.appended_rows import to_json_bytes
-from mlx_dpo.web.stored_row import EDITED_COLUMN
+from mlx_dpo.web.verdicts import EDITED_COLUMN
 
 EDITABLE_COLUMNS = ("prompt", "chosen", "rejected", "completions", "completion", "label")
 WHOLE_ROW = "row"
@@ -68,7 +68,7 @@ def edit_line(line: bytes, edits: Any) -> bytes:
 
 
 def swap_line(line: bytes) -> bytes:
-    """A line with chosen and rejected exchanged, or with the other label; scores and the like go with their completions.
+    """A line with chosen and rejected exchanged, or with the other label; scores go with their completions.
 
     Raises:
         UserError: the row has no two completions to exchange, nor a label.

@@ -71,7 +71,7 @@ def read_import(path: Path, name: str) -> ImportedRows:
 
 
 def pasted_suffix(content: bytes) -> str:
-    """The suffix of a file with a pasted text: that of a table, if its first line is a header, else of lines of JSON."""
+    """The suffix of a file with a pasted text: that of a table if it has a header, else that of lines of JSON."""
     delimiter = table_delimiter(content[:_START_BYTES])
     return ".jsonl" if delimiter is None else ".tsv" if delimiter == "\t" else ".csv"
 

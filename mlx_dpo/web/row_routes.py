@@ -90,9 +90,7 @@ class RowRoutes:
         address = RowAddress.from_json(body.get("row"), self.index.files)
         change_id, changed = await run_in_threadpool(self.changes.edit, address, change)
         digest = line_digest(changed.after or b"")
-        return json_response(
-            {"undo": change_id, "row": {"file": changed.file, "line": changed.line, "digest": digest}}
-        )
+        return json_response({"undo": change_id, "row": {"file": changed.file, "line": changed.line, "digest": digest}})
 
     async def delete(self, request: Request) -> Response:
         """Delete a row."""

@@ -18,9 +18,9 @@ from mlx_dpo.data.row_parsing import parse_examples
 from mlx_dpo.data.row_reading import parse_line
 from mlx_dpo.errors import RowError, Where
 from mlx_dpo.labeling.verdict_merging import LABELLER_COLUMN
+from mlx_dpo.web.verdicts import EDITED_COLUMN
 
 PREFERENCE, TIE, LABEL, BROKEN = ROW_KINDS = ("preference", "tie", "label", "broken")
-EDITED_COLUMN = "edited"
 PREVIEW_CHARACTERS = 400
 _MAX_COMPARED = 8  # completions of a tie; more would make very many comparisons
 

@@ -14,6 +14,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.web.preference_file import PreferenceFile
 
 ROLES = ("system", "user", "assistant", "tool")
+EDITED_COLUMN = "edited"  # of rows with a text that a person wrote
 KINDS = ("choice", "edit", "tie", "both_bad", "thumbs")
 
 
@@ -127,7 +128,7 @@ class VerdictFiles:
             _require(bool(rejected), "answers", "are the same: there is nothing to prefer")
         others = list(map(completion, rejected))
         row = {"prompt": prompt, "chosen": completion(chosen), "rejected": others[0] if len(others) == 1 else others}
-        return [(self.preferences, row)]
+        return [(self.preferences, row | ({EDITED_COLUMN: True} if verdict.kind == "edit" else {}))]
 
 
 def are_messages(value: Any) -> bool:

@@ -38,7 +38,7 @@ def test_rows(tmp_path: Path) -> None:
             "chosen": [{"role": "assistant", "content": "a"}],
             "rejected": [{"role": "assistant", "content": "b"}],
         },
-        {"prompt": "Hi", "chosen": "d", "rejected": "c"},
+        {"prompt": "Hi", "chosen": "d", "rejected": "c", "edited": True},
         {"prompt": "Hi", "completions": ["a", "b", "c"], "scores": [0, 0, 0]},
     ]
     assert rows(tmp_path / "pairs.labels.jsonl") == [
