@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from mlx_dpo.cli.console import print_message
 
 
@@ -11,3 +13,15 @@ def print_backend_notes() -> None:
 
     for text in require_usable_backend():
         print_message(f"Note: {text}")
+
+
+def print_blas_note() -> None:
+    """Print how to load a faster BLAS, if mlx computes with its own on a Linux machine's CPU."""
+    if sys.platform != "linux":
+        return
+    from mlx_dpo.doctor.backend_checks import check_blas, preloaded_blas
+    from mlx_dpo.forward.device import runs_on_cpu
+
+    outcome = check_blas("CPU" if runs_on_cpu() else "GPU", preloaded_blas())
+    if outcome.advice is not None:
+        print_message(f"Note: {outcome.detail}. {outcome.advice}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlx_dpo.cli.backend_notes import print_blas_note
 from mlx_dpo.cli.config_options import ConfigFile, Quiet, Supervise, check_adapter_flags, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.push import push_location, push_result_json
@@ -111,6 +112,8 @@ def train(
     check_push_settings(resolved)
     image_formats = parse_image_formats(plots)
     listeners = display_listeners(resolved, live=live_report, warnings_only=quiet)
+    if not quiet:
+        print_blas_note()
     names = {*flags, *(str(name).replace("-", "_") for name in (read_yaml(config) if config else ()))}
     unwritten = find_unwritten_run(resolved, names) if launcher_rank() is None else None
     if unwritten:

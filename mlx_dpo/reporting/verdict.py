@@ -9,6 +9,8 @@ from mlx_dpo.reporting.metric_intervals import Estimate
 from mlx_dpo.reporting.run_statistics import RunStatistics
 from mlx_dpo.utils.formatting import plural
 
+MIN_TESTABLE_PAIRS = 6  # fewer have no p-value below 0.05, even if all their margins grow (2 / 2^n)
+
 
 def verdict(run: RunStatistics, changes: list[MetricChange], findings: list[Finding]) -> str:
     """One or two sentences: whether the policy learned the preferences, how sure that is, and the warnings.
@@ -60,6 +62,8 @@ def _pairs_outcome(margin: MetricChange, margin_after: Estimate, accuracy: Metri
     if _is_significant(margin):
         direction = "more" if margin_after.value > 0 else "less"
         learned = f"the policy prefers the chosen completions of held-out pairs {direction} than before"
+    elif margin_after.count < MIN_TESTABLE_PAIRS:
+        learned = f"{plural(margin_after.count, 'held-out pair')} can't show a significant change"
     else:
         learned = "held-out pairs show no significant change"
     shares = ""

@@ -67,6 +67,29 @@ def test_imitation_is_not_expected_to_learn_a_preference() -> None:
     assert "chance" in {finding.diagnostic for finding in diagnose(mixed)}
 
 
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "1 held-out pair can't show a significant change: reward margin"),
+        (5, "5 held-out pairs can't show a significant change: reward margin"),
+        (6, "the policy prefers the chosen completions of held-out pairs more than before"),
+    ],
+)
+def test_too_few_pairs_for_a_test(count: int, words: str) -> None:
+    statistics = run(0.5, -0.5)
+    few = [
+        replace(
+            record,
+            metrics={name: values[:count] for name, values in record.metrics.items()},
+            lengths=record.lengths[:count],
+            logps=record.require_logps()[:count],
+        )
+        for record in statistics.eval_records
+    ]
+    statistics = replace(statistics, eval_records=few)
+    assert verdict(statistics, compute_changes(statistics), []).startswith(f"After 50 steps, {words}")
+
+
 def test_verdicts() -> None:
     def verdict_of(statistics: RunStatistics) -> str:
         return verdict(statistics, compute_changes(statistics), diagnose(statistics))
