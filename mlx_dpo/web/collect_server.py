@@ -62,7 +62,8 @@ def serve(
 
 def _listen(port: int, last_port: int) -> socket.socket:
     for candidate in [port] if port else [last_port, 0]:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # asyncio turns Nagle's algorithm off only where the protocol is named; with it, a response takes 40 ms more
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((ADDRESS, candidate))

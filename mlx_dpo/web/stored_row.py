@@ -21,7 +21,7 @@ from mlx_dpo.labeling.verdict_merging import LABELLER_COLUMN
 from mlx_dpo.web.verdicts import EDITED_COLUMN
 
 PREFERENCE, TIE, LABEL, BROKEN = ROW_KINDS = ("preference", "tie", "label", "broken")
-PREVIEW_CHARACTERS = 400
+PREVIEW_CHARACTERS = 240  # of a text in the list, where each has one line
 _MAX_COMPARED = 8  # completions of a tie; more would make very many comparisons
 
 
@@ -130,6 +130,9 @@ def _with_roles(examples: Sequence[Example], completions: dict[str, Any]) -> Ite
         elif examples:
             role = "chosen" if key in best else "rejected"
         yield role, plain_text(completion)[:PREVIEW_CHARACTERS]
+    for example in examples:
+        if isinstance(example, Pair) and _completion_key(example.chosen) == _completion_key(example.rejected):
+            yield "rejected", plain_text(example.rejected)[:PREVIEW_CHARACTERS]
 
 
 def _judgments(prompt: Any, completions: dict[str, Any], examples: Sequence[Example]) -> Iterable[Judgment]:

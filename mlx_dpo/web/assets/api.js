@@ -29,6 +29,11 @@ export async function call(path, body) {
   return readBody(await request(path, body === undefined ? {} : post(body)));
 }
 
+// The JSON of a POST of a file's content, or of a text.
+export async function upload(path, content) {
+  return readBody(await request(path, { method: "POST", body: content }));
+}
+
 // Calls onEvent(name, data) for each server-sent event of a POST, until the server ends the response.
 export async function readEvents(path, body, signal, onEvent) {
   const response = await request(path, post(body, signal));

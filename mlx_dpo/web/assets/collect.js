@@ -1,6 +1,7 @@
 // The page of `mlx-dpo collect`: starts its views.
 
 import { ask, askNextPrompt, startConversation, stop } from "./asking.js";
+import { startData } from "./data.js";
 import { element, showError } from "./dom.js";
 import { startJudging } from "./judging.js";
 import { startKeys } from "./keys.js";
@@ -32,5 +33,6 @@ async function startCollecting() {
   if (session.server.num_prompts) await askNextPrompt(0);
 }
 
+startData();
 startViews();
 startCollecting().catch((error) => showError(error.message));
