@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 from mlx_dpo.web.collect_server import _listen
 
@@ -23,4 +24,5 @@ def test_responses_are_sent_at_once() -> None:
                 writer.close()
                 return await option
 
-    assert asyncio.run(accepted_option()) != 0
+    with ThreadPoolExecutor() as executor:  # playwright has a loop in this thread
+        assert executor.submit(lambda: asyncio.run(accepted_option())).result() != 0
