@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from mlx_dpo.errors import UserError
@@ -57,11 +58,18 @@ def check_value(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         return None
     value = _convert(field.name, kind, value)
     low, high = field.metadata["low"], field.metadata["high"]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        in_range = (low is None or value >= low) and (high is None or value <= high)
-        if not in_range or value != value or value in (float("inf"), float("-inf")):
-            raise UserError(f"{value} is out of range: {_describe_range(low, high)}", field=field.name)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and (error := range_error(field.name, value, low, high)):
+        raise error
     return value
+
+
+def range_error(name: str, value: float, low: float | None, high: float | None) -> UserError | None:
+    """The error of a number that is not finite or not in a range, whose ends are allowed; None if it is fine."""
+    in_range = (low is None or value >= low) and (high is None or value <= high)
+    if in_range and value == value and value not in (float("inf"), float("-inf")):
+        return None
+    return UserError(f"{value} is out of range: {_describe_range(low, high)}", field=name)
 
 
 def _describe_range(low: float | None, high: float | None) -> str:
@@ -70,17 +78,27 @@ def _describe_range(low: float | None, high: float | None) -> str:
     return f"at least {low}" if high is None else f"from {low} to {high}"
 
 
+def choice_error(name: str, value: str, choices: Sequence[str]) -> UserError:
+    """The error of a value that is not one of the choices."""
+    hint = did_you_mean(value, choices) or None
+    return UserError(f"{value!r} is not one of {', '.join(choices)}", field=name, hint=hint)
+
+
+def type_error(name: str, expected: str, value: Any) -> UserError:
+    """The error of a value of another type."""
+    return UserError(f"expected {expected}, not {value!r}", field=name)
+
+
 def _convert(name: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            hint = did_you_mean(str(value), choices) or None
-            raise UserError(f"{value!r} is not one of {', '.join(choices)}", field=name, hint=hint)
+            raise choice_error(name, str(value), choices)
         return value
     if typing.get_origin(kind) is list:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise _type_error(name, "a list of names", value)
+            raise type_error(name, "a list of names", value)
         return [part.strip() for item in items for part in item.split(",") if part.strip()]
     if typing.get_origin(kind) is dict:
         return _parse_object(name, value)
@@ -90,10 +108,10 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
                 raise TypeError
             return float(value)
         except (TypeError, ValueError, OverflowError):
-            raise _type_error(name, "a number", value) from None
+            raise type_error(name, "a number", value) from None
     expected = {bool: "true or false", int: "a whole number", str: "a string"}[kind]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _type_error(name, expected, value)
+        raise type_error(name, expected, value)
     return value
 
 
@@ -103,11 +121,7 @@ def _parse_object(name: str, value: Any) -> dict[str, Any]:
         try:
             value = json.loads(value)
         except ValueError:
-            raise _type_error(name, "a JSON object", value) from None
+            raise type_error(name, "a JSON object", value) from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _type_error(name, "a JSON object", value)
+        raise type_error(name, "a JSON object", value)
     return dict(value)
-
-
-def _type_error(name: str, expected: str, value: Any) -> UserError:
-    return UserError(f"expected {expected}, not {value!r}", field=name)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.discovery.near_names import similar_path
 from mlx_dpo.errors import UserError, Where
 
 CONFIG_FILE = "config.yaml"  # in the folder of a run and of a checkpoint
@@ -24,7 +25,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError("there is no such config file", where=where) from None
+        raise UserError("there is no such config file", where=where, hint=similar_path(str(path)) or None) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the config file can't be read: {error}", where=where) from None
     except yaml.YAMLError as error:

@@ -48,6 +48,11 @@ class UserError(Exception):
         hint = f"\n{self.hint}" if self.hint else ""
         return f"{place}{field}{self.message}{hint}"
 
+    def amend(self, *, field: str | None = None, hint: str | None = None) -> None:
+        """Replace the field or the hint in place: the error stays of its class, and keeps its traceback."""
+        self.field, self.hint = field or self.field, hint or self.hint
+        self.args = (str(self),)
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the error as plain values, to send to another process."""
         where = None if self.where is None else asdict(self.where)

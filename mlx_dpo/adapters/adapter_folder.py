@@ -14,6 +14,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_dpo.adapters.attach import attach_adapter, neutral_tensors, trainable_tensors
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.discovery.near_names import similar_path
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.settings.data_settings import FineTuneType
 from mlx_dpo.utils.formatting import shell_command
@@ -76,6 +77,7 @@ def _existing_folder(name: str | Path) -> Path:
     if not path.is_dir():
         state = "this is a file" if path.exists() else "there is no such folder"
         hint = "Name an adapter folder; a run leaves one at its --adapter-path, `adapters` by default."
+        hint = f"{similar_path(str(name))} {hint}".lstrip()
         raise UserError(f"no adapter: {state}", where=Where(str(name)), hint=hint)
     return path
 

@@ -36,12 +36,13 @@ def _run_command() -> int:
 
     from mlx_dpo.cli.app import app
     from mlx_dpo.cli.console import print_message, stderr_console
+    from mlx_dpo.cli.usage_errors import click_errors
     from mlx_dpo.errors import GaveUp, Interrupted, RankLost, UserError
     from mlx_dpo.utils.mlx_backend import backend_error
 
     try:
-        app()
-        return 0
+        # Returns the code of `typer.Exit`, or what the command returns, which is None.
+        return app(prog_name="mlx-dpo", standalone_mode=False) or 0
     except Interrupted as interruption:
         print_message(f"{interruption}. Resume with: {_resume_command()}")
         return interruption.exit_code
@@ -51,6 +52,9 @@ def _run_command() -> int:
         if (backend := backend_error(error)) is None:
             raise
         message, code = str(backend), 2
+    except click_errors.NoArgsIsHelpError as error:
+        error.show()
+        return 2
     except RankLost as error:
         message = (
             f"lost connection to another rank ({error})\nThe last checkpoint is kept: resume with the same command."

@@ -45,12 +45,9 @@ def collect(
     it is; ties make no pair. Thumbs on single answers go to a file beside it, NAME.labels.jsonl, for --loss kto.
     Ctrl-C ends it; the same command resumes, and a page that is still open reconnects.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo collect --model ./Qwen3-4B-4bit
-
       mlx-dpo collect --model ./Qwen3-4B-4bit --prompts prompts.txt --output pairs.jsonl --num-answers 4
-
       mlx-dpo collect --adapter-path adapters --no-browser --port 8000
     """
     try:

@@ -47,10 +47,8 @@ def compare(
     Without --prompt and --prompts, prompts are read from the keyboard, one per line. They are rendered as in the run
     that trained the adapter, if its folder has a config.yaml.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo compare --prompt "How do I boil an egg?"
-
       mlx-dpo compare --adapter-path runs/a --prompts valid.jsonl --num-prompts 5 --temp 0.7
     """
     from mlx_dpo.data.examples import Prompt

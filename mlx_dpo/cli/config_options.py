@@ -11,21 +11,24 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from typer.core import TyperCommand, TyperOption
 
-from mlx_dpo.cli.loss_defaults import loss_default_text
+from mlx_dpo.cli.option_values import SETTING_VALUES, complete_model
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 from mlx_dpo.config_fields import unwrap_optional
-from mlx_dpo.utils.mlx_backend import backend_error
 
 Command = Callable[..., None]
 RENDERING_SETTINGS = ("raw", "chat_template_kwargs")  # how a prompt becomes token ids
 ENCODING_SETTINGS = (*RENDERING_SETTINGS, "train_on", *COLUMN_SETTINGS)  # how a row does
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
+
+def model_option(help: str) -> Any:
+    """An option that takes a model: the shell completes those on this machine."""
+    return typer.Option(metavar="MODEL", autocompletion=complete_model, help=help)
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-AdapterModel = Annotated[str | None, typer.Option(help="Model folder or Hub id. Default: the adapter's model.")]
+AdapterModel = Annotated[str | None, model_option("Model folder or Hub id. Default: the adapter's model.")]
 AdapterPath = Annotated[Path, typer.Option(help="Adapter folder.")]
 ConfigFile = Annotated[
     Path | None,
@@ -71,7 +74,7 @@ def with_config_options(
     hints = typing.get_type_hints(TrainConfig)
     options = []
     for name in names or fields:
-        help = escape(helps.get(name, fields[name].metadata["help"]))  # or [@revision] would be markup
+        help = helps.get(name, fields[name].metadata["help"])
         default = defaults.get(name, fields[name].default)
         options.append(_parameter(fields[name], hints[name], help + _default_text(default)))
 
@@ -105,29 +108,6 @@ def check_adapter_flags(config: TrainConfig, flags: Mapping[str, Any]) -> None:
         require_settings_of_adapter(config, {name: getattr(config, name) for name in flags})
 
 
-class LossDefaultsCommand(TyperCommand):
-    """A command whose help shows the defaults of loss settings, which are in the signatures of the losses."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Add the defaults and print the help. Only --help pays for importing the losses, which import mlx."""
-        try:
-            self._add_loss_defaults()
-        except ImportError as error:
-            if backend_error(error) is None:
-                raise
-        super().format_help(ctx, formatter)
-
-    def _add_loss_defaults(self) -> None:
-        from mlx_dpo.objectives import LOSS_FUNCTIONS
-
-        settings = LOSS_FUNCTIONS[TrainConfig.loss].settings
-        has_loss_option = any(param.name == "loss" for param in self.params)
-        for param in self.params:
-            if isinstance(param, TyperOption) and param.name and param.help:
-                name = param.name
-                param.help += _default_text(loss_default_text(name) if has_loss_option else settings.get(name))
-
-
 def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.Parameter:
     kind, _ = unwrap_optional(hint)
     if typing.get_origin(kind) is list:
@@ -135,9 +115,12 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.P
     if typing.get_origin(kind) is dict:
         kind = str  # JSON
     flag = "--" + field.name.replace("_", "-")
+    metavar, completion = SETTING_VALUES.get(field.name, (None, None))
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=help,
+        metavar=metavar,
+        autocompletion=completion,
         show_default=False,  # the default is None, for options that were not given
         rich_help_panel=field.metadata["group"],
     )
@@ -147,4 +130,4 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, help: str) -> inspect.P
 
 
 def _default_text(default: object) -> str:
-    return "" if default in (None, "", False) else f" [dim]\\[default: {default}][/]"
+    return "" if default in (None, "", False) else f" [default: {default}]"

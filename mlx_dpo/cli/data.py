@@ -6,27 +6,36 @@ from typing import Annotated, Any
 
 import typer
 
-from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
+from mlx_dpo.cli.command_classes import AppCommand, AppGroup
+from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, model_option, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stdout_console
 from mlx_dpo.cli.data_fix import fix
 from mlx_dpo.cli.row_arguments import FILE_KINDS, File, OutputFile, load_tokenizer, progress_bar
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
 
 app = typer.Typer(
-    help="Inspect, convert and fix preference pairs before training on them: check, show, convert, fix.",
+    cls=AppGroup,
+    help="""Inspect, convert and fix preference pairs before training on them.
+
+    Examples:
+      mlx-dpo data check pairs.jsonl
+      mlx-dpo data show 1 pairs.jsonl --model ./Qwen3-4B-4bit
+      mlx-dpo data convert ultrafeedback.json pairs.jsonl
+      mlx-dpo data fix pairs.jsonl fixed.jsonl
+    """,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 
-@app.command()
+@app.command(cls=AppCommand)
 @with_config_options(("max_length", *ENCODING_SETTINGS))
 def check(
     flags: dict[str, Any],
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"{FILE_KINDS}, a folder of them, or - for stdin.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Folder or Hub id of a model, whose tokenizer is loaded to measure lengths in tokens."),
+        model_option("Folder or Hub id of a model, whose tokenizer is loaded to measure lengths in tokens."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -34,10 +43,8 @@ def check(
 
     In a folder, the train and valid files are read. Exit code 2 if there is any problem, 0 if there is none.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo data check pairs.jsonl
-
       mlx-dpo data check ./data --model ./Qwen3-4B-4bit --max-length 1024
     """
     from mlx_dpo.cli.tables.data_check_tables import print_data_check
@@ -59,22 +66,20 @@ def check(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(cls=AppCommand)
 @with_config_options(("max_length", *ENCODING_SETTINGS))
 def show(
     flags: dict[str, Any],
     number: Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the pair, from 1.")],
     file: File,
-    model: Annotated[str, typer.Option(help="Folder or Hub id of the model; only its tokenizer is loaded.")],
+    model: Annotated[str, model_option("Folder or Hub id of the model; only its tokenizer is loaded.")],
     no_color: Annotated[bool, typer.Option("--no-color", help="Markers instead of colors.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Print pair N as the model sees it: the prompt, the tokens that are trained, and the end of the turn.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo data show 1 pairs.jsonl --model ./Qwen3-4B-4bit
-
       mlx-dpo data show 17 pairs.jsonl --model ./Qwen3-4B-4bit --json
     """
     from mlx_dpo.data.chat_encoding import ExampleEncoder
@@ -93,7 +98,7 @@ def show(
     print_example(encoded, tokenizer, f"Pair {number}, {where}", colors=has_colors and not no_color)
 
 
-@app.command()
+@app.command(cls=AppCommand)
 @with_config_options(COLUMN_SETTINGS)
 def convert(
     flags: dict[str, Any],
@@ -104,10 +109,8 @@ def convert(
 ) -> None:
     """Rewrite rows of any accepted format as one pair per line: prompt, chosen, rejected (tools, chat_template_kwargs).
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo data convert ultrafeedback.json pairs.jsonl
-
       gunzip -c hh.jsonl.gz | mlx-dpo data convert - pairs.jsonl.gz --skip-bad
     """
     from mlx_dpo.data.row_conversion import convert_rows
@@ -164,4 +167,4 @@ def _read_pair(number: int, file: str, columns: dict[str, str]) -> tuple[Any, An
     raise UserError(f"there is no pair {number:,}: it holds {count:,}", where=Where(file))
 
 
-app.command()(fix)
+app.command(cls=AppCommand)(fix)

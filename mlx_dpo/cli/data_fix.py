@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
-from mlx_dpo.cli.config_options import RENDERING_SETTINGS, JsonFlag, with_config_options
+from mlx_dpo.cli.config_options import RENDERING_SETTINGS, JsonFlag, model_option, with_config_options
 from mlx_dpo.cli.console import print_json, print_message, print_text, stderr_console, stdout_console
 from mlx_dpo.cli.row_arguments import File, OutputFile, load_tokenizer, progress_bar
 from mlx_dpo.config import COLUMN_SETTINGS, TrainConfig
@@ -19,7 +17,7 @@ def fix(
     out: OutputFile,
     model: Annotated[
         str | None,
-        typer.Option(help="Folder or Hub id of a model: fix also what its chat template can't take as it is."),
+        model_option("Folder or Hub id of a model: fix also what its chat template can't take as it is."),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -30,10 +28,8 @@ def fix(
     messages again, and a system turn that the template refuses is put in front of the first user turn. Rows that need
     nothing are written as they are; --json lists all changes.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo data fix pairs.jsonl fixed.jsonl
-
       mlx-dpo data fix pairs.jsonl fixed.jsonl --model ./gemma-2-2b-it-4bit --json
     """
     from mlx_dpo.cli.tables.fix_table import print_fix_report

@@ -23,8 +23,7 @@ def demo(
     The model was pretrained on questions with polite and curt answers, half and half. The pairs prefer the polite
     ones. Results are measured on questions that are in neither training set.
 
-    [bold]Example[/]
-
+    Examples:
       mlx-dpo demo --adapter-path demo-run
     """
     from mlx_dpo.cli.run_listeners import display_listeners, write_run_outputs

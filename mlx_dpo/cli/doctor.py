@@ -33,12 +33,9 @@ def doctor(
     Lists what the machine has and what each check found, with advice for what is wrong. The exit code is 1 if a check
     failed; a warning leaves training possible. Nothing is changed, and no token is printed.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo doctor
-
       mlx-dpo doctor --quick
-
       mlx-dpo doctor --bug-report > report.md
     """
     if json and bug_report:

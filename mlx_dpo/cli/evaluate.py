@@ -12,6 +12,7 @@ from mlx_dpo.cli.backend_notes import print_backend_notes
 from mlx_dpo.cli.config_options import ENCODING_SETTINGS, JsonFlag, with_config_options
 from mlx_dpo.cli.console import print_json, print_tables, stderr_console
 from mlx_dpo.cli.judge_options import JUDGE_HELP, Rubric, judge_from_options
+from mlx_dpo.cli.option_values import complete_judge
 from mlx_dpo.cli.tables.metric_tables import evaluation_tables, warn_about_training_settings
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
@@ -50,10 +51,7 @@ def evaluate(
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(
-            help=JUDGE_HELP,
-            rich_help_panel=JUDGE_PANEL,
-        ),
+        typer.Option(metavar="JUDGE", autocompletion=complete_judge, help=JUDGE_HELP, rich_help_panel=JUDGE_PANEL),
     ] = None,
     judge_model: Annotated[str | None, typer.Option(help="Model name in the API.", rich_help_panel=JUDGE_PANEL)] = None,
     judge_key_env: Annotated[
@@ -82,7 +80,7 @@ def evaluate(
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    r"""Evaluate a model, with or without an adapter, on preference pairs.
+    """Evaluate a model, with or without an adapter, on preference pairs.
 
     Rewards are beta times the log-ratio of policy and reference, summed over the completion. Accuracy is the share of
     pairs whose chosen completion has the higher reward. With --reference none, log-probs replace the log-ratios;
@@ -94,15 +92,11 @@ def evaluate(
     orders. The length-controlled win rate is what it would be if completions were as long as those of the model
     without adapter (as in AlpacaEval 2).
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --by category
-
       mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters/checkpoints --data valid.jsonl
-
       mlx-dpo evaluate --model ./fused --reference ./Qwen3-4B-4bit --data valid.jsonl --json
-
-      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --generate 50 \
+      mlx-dpo evaluate --model ./Qwen3-4B-4bit --adapter-path adapters --data valid.jsonl --generate 50
         --judge https://api.openai.com/v1 --judge-model gpt-4.1-mini --tasks arc_easy --task-limit 200
     """
     config = TrainConfig.from_mapping(flags)

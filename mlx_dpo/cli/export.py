@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.config_options import JsonFlag
+from mlx_dpo.cli.config_options import JsonFlag, model_option
 from mlx_dpo.cli.console import print_json, print_text, stderr_console
 from mlx_dpo.errors import UserError
 from mlx_dpo.utils.formatting import format_bytes, shell_command
@@ -59,9 +59,7 @@ def export(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            help="Model folder or Hub id. Default: the adapter's model. Required for gguf: the model to write."
-        ),
+        model_option("Model folder or Hub id. Default: the adapter's model. Required for gguf: the model to write."),
     ] = None,
     gguf_type: Annotated[
         GGUFType | None, typer.Option(help="gguf: f16 (the default), or q8_0, half as large and nearly as good.")
@@ -81,12 +79,9 @@ def export(
     A GGUF file holds the model with its tokenizer and chat template, for llama.cpp, Ollama and LM Studio; fuse the
     adapter into the model first. Adapters and models that a format can't represent are refused.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo export --format peft --adapter-path runs/a ./runs-a-peft
-
       mlx-dpo export --format gguf --model ./fused_model --gguf-type q8_0 ./mine.gguf
-
       mlx-dpo export --format gguf-lora --adapter-path runs/a ./runs-a.gguf
     """
     from mlx_dpo.reporting.phase_progress import PhaseProgress

@@ -51,12 +51,9 @@ def fuse(
     held-out pairs, and layers get as many bits as keep the margin. After training with --fuse-bits, the base's bits
     are enough.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo fuse --adapter-path adapters --save-path ./Qwen3-4B-mine
-
       mlx-dpo fuse --bits 8 --calibrate valid.jsonl --save-path ./Qwen3-4B-mine
-
       mlx-dpo fuse --model ./Qwen3-4B-4bit --bits none --save-path ./Qwen3-4B-mine-bf16
     """
     from mlx_dpo.adapters.adapter_folder import adapter_base_model

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_dpo.cli.config_options import JsonFlag
+from mlx_dpo.cli.config_options import JsonFlag, model_option
 from mlx_dpo.cli.console import print_json, print_text, stderr_console
 from mlx_dpo.utils.formatting import shell_command
 
@@ -16,7 +16,7 @@ def import_(
     folder: Annotated[Path, typer.Argument(metavar="PEFT_FOLDER", help="Folder of an adapter that PEFT saved.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter in mlx-lm's format.")],
     model: Annotated[
-        str | None, typer.Option(help="Model folder or Hub id. Default: what the adapter names as its base model.")
+        str | None, model_option("Model folder or Hub id. Default: what the adapter names as its base model.")
     ] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -24,10 +24,8 @@ def import_(
 
     A run can start from it: mlx-dpo train --init-adapter OUT.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo import ./peft-adapter ./adapter
-
       mlx-dpo import ./peft-adapter ./adapter --model ./Qwen3-4B-4bit
     """
     from mlx_dpo.adapters.adapter_folder import adapter_base_model

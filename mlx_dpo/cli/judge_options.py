@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlx_dpo.cli.option_values import complete_judge
+
 if TYPE_CHECKING:
     from mlx_dpo.judges.judge import Judge
 
 JUDGE_HELP = "FILE.py:NAME, a model, an adapter (by its rewards), or the URL of an OpenAI-compatible API."
 _PANEL = "Judge"
 
-JudgeText = Annotated[str, typer.Option(help=JUDGE_HELP, rich_help_panel=_PANEL)]
+JudgeText = Annotated[
+    str, typer.Option(metavar="JUDGE", autocompletion=complete_judge, help=JUDGE_HELP, rich_help_panel=_PANEL)
+]
 JudgeModel = Annotated[
     str | None, typer.Option(help="Model name in the API, or base model of an adapter.", rich_help_panel=_PANEL)
 ]

@@ -87,15 +87,11 @@ def label(
     --merge takes files of verdicts that people gave in `mlx-dpo collect`, one file or one `labeller` a person, writes
     the pairs that most of them prefer, and reports how far each two agree.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo label samples.jsonl --judge judges.py:polite --output pairs.jsonl
-
-      mlx-dpo label samples.jsonl --judge https://api.openai.com/v1 --judge-model gpt-4.1-mini --rubric rubric.txt \
+      mlx-dpo label samples.jsonl --judge https://api.openai.com/v1 --judge-model gpt-4.1-mini --rubric rubric.txt
         --max-calls 2000 --output pairs.jsonl
-
       mlx-dpo label samples.jsonl --judge ./reward-adapter --pairs all --margin 1 --drop-truncated --output pairs.jsonl
-
       mlx-dpo label --merge ana.jsonl ben.jsonl --output pairs.jsonl
     """
     if merge:

@@ -8,6 +8,7 @@ import typer
 
 from mlx_dpo.cli.config_options import JsonFlag
 from mlx_dpo.cli.console import print_json
+from mlx_dpo.cli.option_values import complete_loss
 from mlx_dpo.cli.tables.loss_tables import print_loss, print_losses
 
 if TYPE_CHECKING:
@@ -16,18 +17,18 @@ if TYPE_CHECKING:
 
 def losses(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A loss, or one of your own: FILE.py:NAME.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", autocompletion=complete_loss, help="A loss, or one of your own: FILE.py:NAME."
+        ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
     """List the losses that --loss takes, or describe one: its formula, what its rewards are, its settings.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo losses
-
       mlx-dpo losses simpo
-
       mlx-dpo losses --json
     """
     from mlx_dpo.objectives import LOSS_FUNCTIONS, find_loss_function

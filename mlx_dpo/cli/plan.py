@@ -45,12 +45,9 @@ def plan(
     the index of the weights are downloaded. The activations are counted in the graph of a training step. The peak is
     an estimate: within 10% for models whose weights outweigh it, up to 40% too low for long pairs on tiny models.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo plan --model ./Qwen3-4B-4bit --data pairs.jsonl
-
       mlx-dpo plan --model ./Qwen3-4B-4bit --data pairs.jsonl --memory-limit 16GB --json
-
       mlx-dpo plan --config-only --model mlx-community/Qwen3-8B-4bit --memory-limit 24GB --max-length 4096
     """
     resolved = load_config(config, flags)

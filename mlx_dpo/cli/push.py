@@ -44,12 +44,9 @@ def push(
     --include names them. A README.md of your own is uploaded unchanged; otherwise a model card is written. After an
     interruption, the same command resumes the upload.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo push adapters --repo-id user/name --dry-run
-
       mlx-dpo push ./Qwen3-4B-mine --repo-id user/Qwen3-4B-mine --public
-
       mlx-dpo push runs/a --repo-id user/name --include metrics.jsonl --include 'checkpoints/*'
     """
     from mlx_dpo.export.folder_kind import detect_folder_kind

@@ -29,12 +29,9 @@ def report(
 
     Images of the charts are saved in plots/ next to the page.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo report adapters
-
       mlx-dpo report runs/a runs/b --output compared.html --plots png,svg
-
       mlx-dpo report adapters --json
     """
     from mlx_dpo.reporting.chart_images import PLOTS_FOLDER, parse_image_formats, write_chart_images

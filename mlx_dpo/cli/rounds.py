@@ -130,11 +130,9 @@ def rounds(
     Everything is in --output-dir: round-1/samples.jsonl, pairs.jsonl, adapter, evaluation.json, and so on, and
     rounds.html. The same command resumes, wherever it was interrupted; with more --rounds it adds rounds.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo rounds --model ./Qwen3-4B-4bit --prompts prompts.txt --judge judges.py:polite --rounds 3
-
-      mlx-dpo rounds --model ./Qwen3-4B-4bit --prompts prompts.jsonl --judge ./reward-adapter --n 4 --reference base \
+      mlx-dpo rounds --model ./Qwen3-4B-4bit --prompts prompts.jsonl --judge ./reward-adapter --n 4 --reference base
         --learning-rate 5e-6 --beta 0.05 --valid-data valid.jsonl --output-dir runs/rounds
     """
     from mlx_dpo.cli.round_training import RoundTrainer

@@ -54,10 +54,8 @@ def sample(
     and not on what else is sampled. If --output exists, the same command resumes after its last complete group of
     prompts. With an adapter, prompts are rendered as in the run that trained it, if its folder has a config.yaml.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo sample --model ./Qwen3-4B-4bit --prompts prompts.txt --n 8 --output samples.jsonl
-
       mlx-dpo sample --adapter-path adapters --prompts train.jsonl --temperature 0.7 --top-p 0.95 --max-tokens 512
     """
     config = rendering_config(adapter_path, flags)

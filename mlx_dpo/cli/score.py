@@ -49,10 +49,8 @@ def score(
     `best`, the completion with the highest reward (best-of-n), and `ranking`, all indices, best first. If --output
     exists, the same command resumes after its last complete batch.
 
-    [bold]Examples[/]
-
+    Examples:
       mlx-dpo score --model ./Qwen3-4B-4bit --adapter-path adapters --data answers.jsonl --output scores.jsonl
-
       mlx-dpo score --model ./Qwen3-4B-4bit --adapter-path adapters --data rewardbench.jsonl --by subset
     """
     config = TrainConfig.from_mapping(flags)

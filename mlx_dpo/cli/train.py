@@ -74,22 +74,16 @@ def train(
     The run's folder (--adapter-path) loads in mlx_lm.generate, fuse and server. It holds the adapter, the metrics, the
     resolved config and the checkpoints.
 
-    [bold]Examples[/]
-
-      mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl
-
-      mlx-dpo train --model ./Qwen3-4B-4bit --data folder/ --epochs 2 --beta 0.05 --adapter-path runs/a
-
-      mlx-dpo train --on-policy --model ./Qwen3-4B-4bit --prompts prompts.txt --judge judges.py:polite
-
-      mlx-dpo train -c runs/a/config.yaml --learning-rate 2e-5 --adapter-path runs/b
-
-      mlx-dpo train --resume --adapter-path runs/a
-
-      mlx.launch --hostfile hosts.json --backend ring -- mlx-dpo train --model ... --data ...
-
     The same command resumes an unfinished run. If the system kills the training (out of memory, the display's watchdog,
     a crash), it is restarted from its last checkpoint. Ctrl-C saves and stops; a second Ctrl-C stops immediately.
+
+    Examples:
+      mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl
+      mlx-dpo train --model ./Qwen3-4B-4bit --data folder/ --epochs 2 --beta 0.05 --adapter-path runs/a
+      mlx-dpo train --on-policy --model ./Qwen3-4B-4bit --prompts prompts.txt --judge judges.py:polite
+      mlx-dpo train -c runs/a/config.yaml --learning-rate 2e-5 --adapter-path runs/b
+      mlx-dpo train --resume --adapter-path runs/a
+      mlx.launch --hostfile hosts.json --backend ring -- mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl
     """
     if workers > 1 and launcher_rank() is None:
         raise typer.Exit(launch_workers(workers))

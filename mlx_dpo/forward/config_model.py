@@ -11,7 +11,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, quiet_hub, translate_hub_errors
+from mlx_dpo.forward.model_loading import download_files
+from mlx_dpo.utils.hub_client import quiet_hub
 from mlx_dpo.utils.json_files import read_json
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -38,16 +39,35 @@ def fetch_config(name: str) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 def _download(name: str) -> tuple[Path, Path]:
-    repo = HubRepoRef.parse(name)
-    if repo is None or repo.config_and_split:
-        hint = "Name a folder with a config.json, or a Hub id like user/name or user/name@revision, with --model."
-        raise UserError("no such folder, and it is not a Hub id either", where=Where(name), field="model", hint=hint)
-    with translate_hub_errors(name, prefix="no such folder, and "), quiet_hub():
-        fetch = hub_api().snapshot_download
-        folder = Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=[CONFIG, INDEX]))
+    with quiet_hub():
+        folder = download_files(name, [CONFIG, INDEX])
     if not (folder / CONFIG).is_file():
         raise UserError("there is no config.json in this repository, so it is no model", where=Where(name))
     return folder / CONFIG, folder / INDEX
+
+
+def model_classes(config: dict[str, Any], name: str = CONFIG) -> tuple[Any, Any]:
+    """The classes in mlx-lm of a model and of its settings.
+
+    Args:
+        config: the config, as `fetch_config` returns it.
+        name: what messages call the model.
+
+    Raises:
+        UserError: mlx-lm has no such model type.
+    """
+    from mlx_lm.utils import _get_classes
+
+    where = Where(name)
+    if "model_type" not in config:
+        raise UserError("its config.json names no model_type, so it is not known how it is built", where=where)
+    try:
+        model_class, args_class = _get_classes(config)
+    except ValueError:
+        message = f"mlx-lm knows no model type {config['model_type']!r}"
+        hint = "It can't be trained: choose another model, or upgrade mlx-lm."
+        raise UserError(message, where=where, hint=hint) from None
+    return model_class, args_class
 
 
 def build_model(config: dict[str, Any], tensor_names: frozenset[str] = frozenset(), *, name: str = CONFIG) -> nn.Module:
@@ -61,17 +81,8 @@ def build_model(config: dict[str, Any], tensor_names: frozenset[str] = frozenset
     Raises:
         UserError: mlx-lm has no such model type, or the config lacks something.
     """
-    from mlx_lm.utils import _get_classes
-
     where = Where(name)
-    if "model_type" not in config:
-        raise UserError("its config.json names no model_type, so it is not known how it is built", where=where)
-    try:
-        model_class, args_class = _get_classes(config)
-    except ValueError:
-        message = f"mlx-lm knows no model type {config['model_type']!r}"
-        hint = "It can't be trained: choose another model, or upgrade mlx-lm."
-        raise UserError(message, where=where, hint=hint) from None
+    model_class, args_class = model_classes(config, name)
     try:
         model: nn.Module = model_class(args_class.from_dict(config))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from mlx_dpo.discovery.near_names import models_to_name, suggest_models
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, translate_hub_errors
 from mlx_dpo.utils.json_files import read_json
@@ -36,7 +37,7 @@ class LoadedModel:
 def find_model_folder(name: str) -> Path:
     """The local folder of a model: `name` itself, or its snapshot from the Hub. Raises `UserError`."""
     if not name:
-        raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
+        raise no_model_error()
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -44,19 +45,32 @@ def find_model_folder(name: str) -> Path:
         return path
     if path.exists():
         raise UserError("--model takes a model folder or a Hub id, but this is a file", where=Where(name))
-    return _snapshot(name)
-
-
-def _snapshot(name: str) -> Path:
     from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
+    return download_files(name, DEFAULT_ALLOW_PATTERNS)
+
+
+def no_model_error() -> UserError:
+    """The error of a command that needs a model and got none: it names some that are on this machine."""
+    hint = f"Name a model folder or Hub id with --model. {models_to_name()}"
+    return UserError("no model given", field="model", hint=hint)
+
+
+def download_files(name: str, patterns: Sequence[str]) -> Path:
+    """The snapshot of a model on the Hub, with those of its files that match patterns. Raises `UserError`.
+
+    Args:
+        name: user/name or user/name@revision.
+        patterns: of file names, such as *.json.
+    """
     repo = HubRepoRef.parse(name)
-    if repo is None or repo.config_and_split:
-        hint = "Hub ids are like user/name, or user/name@revision."
-        raise UserError("there is no such folder, and it is not a Hub id", where=Where(name), hint=hint)
-    with translate_hub_errors(name, prefix="there is no such folder, and "):
-        fetch = hub_api().snapshot_download
-        return Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    with suggest_models(name):
+        if repo is None or repo.config_and_split:
+            hint = "Hub ids are like user/name, or user/name@revision."
+            raise UserError("there is no such folder, and it is not a Hub id", where=Where(name), hint=hint)
+        with translate_hub_errors(name, prefix="there is no such folder, and "):
+            fetch = hub_api().snapshot_download
+            return Path(fetch(repo.repo_id, revision=repo.revision, allow_patterns=list(patterns)))
 
 
 @contextmanager

@@ -89,10 +89,10 @@ def _source_digest(module: str) -> str:
 
 
 @cache
-def own_code_digest() -> str:
-    """A digest of the code of this project that a forward pass goes through."""
+def own_code_digest(packages: tuple[str, ...] = _OWN_CODE) -> str:
+    """A digest of the code of this project that a forward pass goes through, or of other packages of it."""
     digest, package = hashlib.blake2b(digest_size=8), Path(__file__).parent.parent
-    for name in _OWN_CODE:
+    for name in packages:
         for file in sorted((package / name).glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from mlx_dpo.data.messages import format_hh_dialogue
 from mlx_dpo.data.prompt_files import PromptRow, read_prompt_rows
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.forward.device import keep_weights_resident
-from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer
+from mlx_dpo.forward.model_loading import find_model_folder, load_model, load_tokenizer, no_model_error
 from mlx_dpo.forward.path_agreement import count_logits
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.lineage.weights_digest import weights_digest
@@ -82,7 +82,7 @@ def sample(
     if n < 1 or (batch_size is not None and batch_size < 1):
         raise UserError("must be at least 1", field="n" if n < 1 else "batch_size")
     if model is None and adapter_path is None:
-        raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
+        raise no_model_error()
     progress.begin("Reading the prompts")
     if adapter_path is not None:
         require_policy(adapter_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -69,6 +69,11 @@ class ConfigEstimate:
     def to_mapping(self) -> dict[str, Any]:
         """Return the estimate as plain values, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ConfigEstimate:
+        """Make an estimate from the result of `to_mapping`."""
+        return cls(**{**values, "lengths": [LengthEstimate(**row) for row in values["lengths"]]})
 
 
 def estimate_from_config(config: TrainConfig, lengths: Sequence[int] = ()) -> ConfigEstimate:

@@ -56,7 +56,7 @@ def test_flags_that_agree_with_the_adapter_pass(mlx_dpo: Cli, tmp_path: Path) ->
 def test_settings_of_adapters_have_no_effect_in_full_fine_tuning(mlx_dpo: Cli, tmp_path: Path, flag: str) -> None:
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", tmp_path / "run")
     ran = mlx_dpo("train", *flags, "--fine-tune-type", "full", f"--{flag}", 0.5 if flag == "dropout" else 8)
-    assert ran.code == 2 and f"`{flag}`" in ran.err
+    assert ran.code == 2 and f"`--{flag}`" in ran.err
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

@@ -56,6 +56,7 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
         "--output",
         out / "report.html",
     ),
+    "models": lambda out: ("models", MODEL, CHECKPOINT),
     "data check": lambda out: ("data", "check", PLENTY, "--model", MODEL),
     "data convert": lambda out: ("data", "convert", PLENTY, out / "pairs.jsonl"),
     "data fix": lambda out: ("data", "fix", PLENTY, out / "fixed.jsonl"),

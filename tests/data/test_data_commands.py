@@ -169,7 +169,7 @@ def test_show_hides_no_tricks_and_counts_pairs(tmp_path: Path) -> None:
     assert "not counted: 1" in shown.stderr
     assert told("show", 3, file, "--model", CHECKPOINT)["chosen"]["text"].startswith("b")
     assert "there is no pair 5: it holds 4" in complaint("show", 5, file, "--model", CHECKPOINT)
-    assert data("show", 0, file, "--model", CHECKPOINT).exit_code == 2
+    assert "`N`: 0 is out of range" in complaint("show", 0, file, "--model", CHECKPOINT)
 
 
 def test_convert(tmp_path: Path) -> None:

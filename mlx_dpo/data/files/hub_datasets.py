@@ -22,6 +22,7 @@ from mlx_dpo.data.files.hub_splits import (
 )
 from mlx_dpo.data.files.json_lines import numbered_lines
 from mlx_dpo.data.files.local_files import RowStream, open_local_rows
+from mlx_dpo.discovery.near_names import suggest_datasets
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.hub_client import HubRepoRef, hub_api, quiet_hub, translate_hub_errors
 
@@ -70,7 +71,7 @@ class HubDataset:
     def __init__(self, name: str, repo: HubRepoRef) -> None:
         """List what is in the repository. Raises `UserError`."""
         self.name, self.repo = name, repo
-        with translate_hub_errors(name, prefix=_NOT_LOCAL), quiet_hub():
+        with suggest_datasets(name), translate_hub_errors(name, prefix=_NOT_LOCAL), quiet_hub():
             downloaded = hub_api().snapshot_download(  # online or not
                 repo.repo_id, repo_type="dataset", revision=repo.revision, allow_patterns=["README.md"]
             )

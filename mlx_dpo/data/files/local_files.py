@@ -22,6 +22,7 @@ from mlx_dpo.data.files.json_array import BUFFER_BYTES, array_elements, json_val
 from mlx_dpo.data.files.json_lines import numbered_lines
 from mlx_dpo.data.files.parquet_lines import ParquetLines
 from mlx_dpo.data.files.table_lines import TableLines, is_table_name
+from mlx_dpo.discovery.near_names import similar_path
 from mlx_dpo.errors import UserError, Where
 
 _UNSUPPORTED = {
@@ -118,7 +119,7 @@ def _row_lines(stream: Any, name: str) -> tuple[Iterator[tuple[int, int, bytes]]
 def os_error_to_user_error(error: OSError, name: str) -> UserError:
     """The message for a file that can't be read."""
     if isinstance(error, FileNotFoundError):
-        return UserError("no such file", where=Where(name), hint=_SUPPORTED)
+        return UserError("no such file", where=Where(name), hint=similar_path(name) or _SUPPORTED)
     if isinstance(error, PermissionError):
         return UserError("may not be read: permission denied", where=Where(name))
     return UserError(f"can't be read: {error.strerror or error}", where=Where(name))
