@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.browser import browser as browser
+from tests.discovery.fake_models import machine as machine
 from tests.hub.fixture import hub as hub
 from tests.scheduling import ProcessesInOneWorker
 

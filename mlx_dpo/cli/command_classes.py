@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from rich.markup import escape
@@ -11,8 +12,11 @@ from mlx_dpo.cli.console import print_message, stdout_console
 from mlx_dpo.cli.help_page import help_page, split_help
 from mlx_dpo.cli.usage_errors import click_errors, display_name, no_such, usage_error
 from mlx_dpo.config import TrainConfig
+from mlx_dpo.distributed.rank_environment import is_main_process
 from mlx_dpo.errors import RowError, UserError
 from mlx_dpo.utils.mlx_backend import backend_error
+
+MAX_COMPLETION_HELP = 70  # characters
 
 
 class AppCommand(TyperCommand):
@@ -121,7 +125,8 @@ def _take_from_lm_studio(values: dict[str, Any]) -> None:
     from mlx_dpo.discovery.installed_models import find_in_lm_studio
 
     if folder := find_in_lm_studio(name):
-        print_message(f"{name} is not in the Hub cache; the model is LM Studio's, in {folder}.")
+        if is_main_process():
+            print_message(f"{name} is not in the Hub cache; the model is LM Studio's, in {folder}.")
         values["model"] = str(folder)
 
 
@@ -133,8 +138,12 @@ def write_help(command: Any, ctx: Any, formatter: Any, defaults: dict[str, str])
 
 
 def short_helps(items: list[Any]) -> list[Any]:
-    """Completions with the first sentence of their help, which typer's shells print as Rich's markup."""
+    """Completions with the first sentence of their help, in one line: fish takes another line for another completion.
+
+    typer reads the help as Rich's markup, and breaks it at 80 columns.
+    """
     for item in items:
         if item.help:
-            item.help = escape(item.help.partition(". ")[0].rstrip("."))
+            sentence = item.help.partition(". ")[0].rstrip(".").replace("'", "’")  # zsh would drop it
+            item.help = escape(textwrap.shorten(sentence, MAX_COMPLETION_HELP, placeholder=" ..."))
     return items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -26,6 +27,11 @@ class SafeConsole(Console):
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
         """Make a console for stdout or stderr; other options as of `rich.console.Console`."""
         super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the output is a terminal that can redraw lines; a dumb one gets what a log file gets."""
+        return super().is_terminal and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render an object, without the control characters in its text."""

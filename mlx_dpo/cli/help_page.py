@@ -117,7 +117,11 @@ def _append_commands(page: Text, commands: Mapping[str, Any], width: int) -> Non
 
 
 def _append_parameter(page: Text, names: str, label: str, description: str, width: int) -> None:
-    page.append(INDENT).append(names, NAME_STYLE).append(f" {label}\n" if label else "\n")
+    page.append(_fill(names, width, indent=INDENT), NAME_STYLE)
+    if len(f"{INDENT}{names} {label}") <= width:
+        page.append(f" {label}\n" if label else "\n")
+    else:  # choices, in a narrow terminal
+        page.append("\n" + _fill(label.replace("|", "| "), width, indent=TEXT_INDENT).replace("| ", "|") + "\n")
     if description:
         page.append(_fill(description, width, indent=TEXT_INDENT) + "\n")
 

@@ -114,7 +114,7 @@ def _missing(folder: Path, names: Sequence[str]) -> str | None:
     count = len(expected) or max((int(shard[1]) for shard in shards), default=0)
     available = len(expected & set(names)) if expected else len(shards)
     if available < count:
-        return f"{count - available} of {count} files of weights"
+        return f"{count - available} of {count} weight files"
     if not any(name.startswith("model") and name.endswith(".safetensors") for name in names):
         return "all weights"
     return None if _TOKENIZER_FILES & set(names) else "the tokenizer"

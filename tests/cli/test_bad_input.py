@@ -158,7 +158,7 @@ def test_nothing_to_resume(mlx_dpo: Cli, tmp_path: Path) -> None:
     ("knob", "value", "said"),
     [
         ("loss", "sigmod", "sigmoid"),
-        ("label_smoothing", 0.7, "label_smoothing"),
+        ("label_smoothing", 0.7, "--label-smoothing"),
         ("beta", -1, "beta"),
         ("memory_limit", "lots", "12GB"),
         ("lora_keys", "no.such.layer", "q_proj"),

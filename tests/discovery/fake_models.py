@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 QUANTIZED = {"bits": 4, "group_size": 32}
@@ -54,12 +57,37 @@ def write_model(folder: Path, files: dict[str, Any]) -> Path:
 def write_hub_model(cache: Path, repo_id: str, files: dict[str, Any], repo_type: str = "model") -> Path:
     """Put a repository into huggingface_hub's cache, its files as links to blobs; returns the snapshot."""
     repo = cache / f"{repo_type}s--{repo_id.replace('/', '--')}"
-    blobs = write_model(repo / "blobs", {f"blob-{name}": content for name, content in files.items()})
+    write_model(repo / "blobs", {f"blob-{name}": content for name, content in files.items()})
     snapshot = repo / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     for name in files:
         (snapshot / name).symlink_to(Path("../../blobs") / f"blob-{name}")
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(COMMIT)
-    assert blobs.is_dir()
     return snapshot
+
+
+@dataclass
+class Machine:
+    """A home folder with a Hub cache and a folder of LM Studio, both empty."""
+
+    home: Path
+    hub: Path
+    lm_studio: Path
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The home of this process and of those that it starts; the working folder is beside it, and empty."""
+    from huggingface_hub import constants
+
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    hub = home / "hub"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.chdir(here)
+    return Machine(home, hub, home / ".lmstudio" / "models")

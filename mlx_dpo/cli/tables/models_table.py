@@ -60,7 +60,8 @@ def _facts(fit: ModelFit) -> tuple[str, str, str, str]:
 
 
 def _verdict(fit: ModelFit) -> str:
-    if missing := fit.model.contents.missing:
+    missing = fit.model.contents.missing
+    if fit.trainable and missing:
         return f"{missing} missing" + (f"; then {fit.longest_pair:,} tokens" if fit.longest_pair else "")
     if fit.reason:
         return fit.reason
