@@ -41,7 +41,7 @@ def test_a_flag_that_contradicts_the_adapter_is_refused(
     flags = ("--model", CHECKPOINT, "--data", PAIRS, "--adapter-path", tmp_path / "run", "--init-adapter", ADAPTER)
     ran = mlx_dpo(command, *flags, f"--{flag}", value)
     assert ran.code == 2 and ran.out == ""
-    assert f"`{flag.replace('-', '_')}`" in ran.err and str(ADAPTER) in ran.err.replace("\n", "")
+    assert f"`--{flag}`" in ran.err and str(ADAPTER) in ran.err.replace("\n", "")
     assert not (tmp_path / "run").exists()
 
 
