@@ -279,6 +279,7 @@ def test_another_type_is_refused(tmp_path: Path) -> None:
 def test_numbers_without_a_place_are_refused(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
     weights = dict(mx.load(str(folder / "model.safetensors")))
+    mx.eval(weights)  # mlx reads late, and the file is about to be replaced
     weights["model.layers.0.mlp.up_proj.weight"] = 1e6 * mx.ones_like(weights["model.layers.0.mlp.up_proj.weight"])
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     with pytest.raises(UserError, match=r"blk\.0\.ffn_up\.weight.*F16"):
@@ -304,6 +305,7 @@ def test_a_layer_without_a_place_is_refused(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(mlx_lm_model, "__init__", with_more)
     weights = dict(mx.load(str(folder / "model.safetensors")))
+    mx.eval(weights)  # mlx reads late, and the file is about to be replaced
     for layer in (0, 1):
         weights |= {
             f"model.layers.{layer}.mlp.gate_of_mine.{k}": mx.zeros(s) for k, s in (("weight", (2, 2)), ("bias", 2))
