@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from mlx_dpo.cli.console import print_json, print_text, stderr_console
 from mlx_dpo.errors import UserError
 from mlx_dpo.utils.formatting import format_bytes, shell_command
 from mlx_dpo.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from mlx_dpo.export.ollama.modelfile import GGUFWithModelfile
 
 
 class ExportFormat(str, Enum):
@@ -76,8 +79,9 @@ def export(
     """Write an adapter or a model in another library's format.
 
     A PEFT adapter loads in transformers, vLLM and other libraries that read PEFT; its layers have transformers' names.
-    A GGUF file holds the model with its tokenizer and chat template, for llama.cpp, Ollama and LM Studio; fuse the
-    adapter into the model first. Adapters and models that a format can't represent are refused.
+    A GGUF file holds the model with its tokenizer and chat template, for llama.cpp, LM Studio and Ollama; fuse the
+    adapter into the model first. Beside it stands NAME.Modelfile, for `ollama create`. Adapters and models that a
+    format can't represent are refused.
 
     Examples:
       mlx-dpo export --format peft --adapter-path runs/a ./runs-a-peft
@@ -92,36 +96,54 @@ def export(
             flag = "--" + name.replace("_", "-")
             hint = FUSE_HINT if name == "adapter_path" else None
             raise UserError(f"{flag} has no effect with --format {format.value}", field=name, hint=hint)
+    gguf = None
     with PhaseProgress(stderr_console) as progress:
         progress.begin("Loading")
-        _write(out, format, adapter_path or Path("adapters"), model, gguf_type or GGUFType.f16, base_model, progress)
+        if format is ExportFormat.gguf:
+            gguf = _write_model(out, model, gguf_type or GGUFType.f16, progress)
+        else:
+            _write_adapter(out, format, adapter_path or Path("adapters"), model, base_model, progress)
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.iterdir()))
     if json:
-        print_json({"path": str(out), "format": format.value, "bytes": size})
+        print_json({"path": str(out), "format": format.value, "bytes": size, **(modelfile_json(gguf) if gguf else {})})
         return
     print_text(f"Written to {out} ({format_bytes(size)}). Next:")
     print_text(f"  {NEXT_COMMANDS[format](out)}")
+    if gguf is not None:
+        print_modelfile(gguf)
 
 
-def _write(
+def print_modelfile(written: GGUFWithModelfile) -> None:
+    """Print how Ollama takes a GGUF file, and what to know about that."""
+    print_text(f"  {written.create_command}")
+    for note in written.notes:
+        print_text(f"Note on {written.modelfile}: {note}.")
+
+
+def modelfile_json(written: GGUFWithModelfile) -> dict[str, Any]:
+    """The keys on the Modelfile in the JSON of a command that writes a GGUF file."""
+    return {"modelfile": str(written.modelfile), "modelfile_notes": list(written.notes)}
+
+
+def _write_model(out: Path, model: str | None, gguf_type: GGUFType, progress: Progress) -> GGUFWithModelfile:
+    from mlx_dpo.export.ollama.modelfile import write_gguf_with_modelfile
+
+    if model is None:
+        hint = "Name a model folder with --model. `mlx-dpo fuse` makes one of an adapter and its model."
+        raise UserError("--format gguf writes a whole model", field="model", hint=hint)
+    return write_gguf_with_modelfile(model, out, gguf_type.value, progress=progress)
+
+
+def _write_adapter(
     out: Path,
     format: ExportFormat,
     adapter_path: Path,
     model: str | None,
-    gguf_type: GGUFType,
     base_model: str | None,
     progress: Progress,
 ) -> None:
     from mlx_dpo.adapters.adapter_folder import adapter_base_model
 
-    if format is ExportFormat.gguf:
-        from mlx_dpo.export.gguf.gguf_export import write_gguf
-
-        if model is None:
-            hint = "Name a model folder with --model. `mlx-dpo fuse` makes one of an adapter and its model."
-            raise UserError("--format gguf writes a whole model", field="model", hint=hint)
-        write_gguf(model, out, gguf_type.value, progress=progress)
-        return
     model = model or adapter_base_model(adapter_path)
     progress.begin(f"Writing {out}")
     if format is ExportFormat.peft:

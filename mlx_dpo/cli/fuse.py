@@ -10,7 +10,7 @@ import typer
 
 from mlx_dpo.cli.config_options import AdapterModel, AdapterPath, JsonFlag
 from mlx_dpo.cli.console import print_json, print_text, stderr_console, stdout_console
-from mlx_dpo.cli.export import GGUFType
+from mlx_dpo.cli.export import GGUFType, modelfile_json, print_modelfile
 from mlx_dpo.utils.formatting import shell_command
 
 
@@ -38,7 +38,11 @@ def fuse(
     force: Annotated[bool, typer.Option("--force", help="Save the model even if it keeps less than 95%.")] = False,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="mlx-lm's name for --bits none.")] = False,
     gguf: Annotated[
-        Path | None, typer.Option(help="Also write the fused model as this GGUF file, for llama.cpp and LM Studio.")
+        Path | None,
+        typer.Option(
+            help="Also write the fused model as this GGUF file, for llama.cpp and LM Studio, and NAME.Modelfile beside "
+            "it, for Ollama."
+        ),
     ] = None,
     gguf_type: Annotated[
         GGUFType, typer.Option(help="Type of the --gguf file: f16, or q8_0, half as large.")
@@ -65,9 +69,11 @@ def fuse(
     from mlx_dpo.reporting.phase_progress import PhaseProgress
 
     if gguf is not None:
-        from mlx_dpo.export.gguf.gguf_export import import_gguf, write_gguf
+        from mlx_dpo.export.gguf.gguf_export import import_gguf
+        from mlx_dpo.export.ollama.modelfile import require_modelfile_new, write_gguf_with_modelfile
 
         import_gguf()
+        require_modelfile_new(gguf)
 
     def write_documents(folder: Path, report: FusedModelReport) -> None:
         copy_training_record(adapter_path, folder, report.to_mapping())
@@ -88,16 +94,18 @@ def fuse(
     except MarginLostError as error:
         stderr_console.print(fuse_table(error.report))
         raise
+    written = None
     if gguf is not None:
         with PhaseProgress(stderr_console) as progress:
-            write_gguf(fused.path, gguf, gguf_type.value, progress=progress)
+            written = write_gguf_with_modelfile(fused.path, gguf, gguf_type.value, progress=progress)
     if json:
-        print_json({**fused.to_mapping(), **({"gguf": str(gguf)} if gguf else {})})
+        print_json({**fused.to_mapping(), **({"gguf": str(gguf), **modelfile_json(written)} if written else {})})
         return
     stdout_console.print(fuse_table(fused))
     if fused.note:
         print_text(fused.note)
     print_text(f"The fused model is in {fused.path}. Next:")
     print_text("  " + shell_command("mlx_lm.generate", "--model", fused.path, "--prompt", "Your question"))
-    if gguf is not None:
-        print_text("  " + shell_command("llama-cli", "-m", gguf, "-p", "Your question"))
+    if written is not None:
+        print_text("  " + shell_command("llama-cli", "-m", written.file, "-p", "Your question"))
+        print_modelfile(written)

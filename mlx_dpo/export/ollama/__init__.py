@@ -1,0 +1,1 @@
+"""Ollama's description of a model: a Modelfile with the chat template as a Go template."""
