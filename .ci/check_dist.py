@@ -43,7 +43,9 @@ def wheel_problems(file: Path, package: set[str]) -> list[str]:
         names = {name for name in wheel.namelist() if not name.endswith("/")}
         info = f"{'-'.join(file.name.split('-')[:2])}.dist-info"
         metadata = BytesParser().parsebytes(wheel.read(f"{info}/METADATA"))
-    return differences("wheel", names, package | {f"{info}/{name}" for name in IN_DIST_INFO}) + metadata_problems(metadata)
+    return differences("wheel", names, package | {f"{info}/{name}" for name in IN_DIST_INFO}) + metadata_problems(
+        metadata
+    )
 
 
 def metadata_problems(metadata: Message) -> list[str]:

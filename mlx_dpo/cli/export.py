@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlx_dpo.export.ollama.modelfile import GGUFWithModelfile
 
 
-class ExportFormat(str, Enum):
+class ExportFormat(StrEnum):
     """The values of --format."""
 
     peft = "peft"
@@ -27,7 +27,7 @@ class ExportFormat(str, Enum):
     gguf_lora = "gguf-lora"
 
 
-class GGUFType(str, Enum):
+class GGUFType(StrEnum):
     """The values of --gguf-type: the types of matrices in a GGUF file."""
 
     f16 = "f16"

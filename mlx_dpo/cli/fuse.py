@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from mlx_dpo.cli.export import GGUFType, modelfile_json, print_modelfile
 from mlx_dpo.utils.formatting import shell_command
 
 
-class BitsChoice(str, Enum):
+class BitsChoice(StrEnum):
     """The values of --bits."""
 
     AUTO, SAME, FIVE, SIX, EIGHT, NONE = "auto", "same", "5", "6", "8", "none"

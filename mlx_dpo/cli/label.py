@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from mlx_dpo.cli.row_arguments import FILE_KINDS
 from mlx_dpo.errors import UserError
 
 
-class RowsToWrite(str, Enum):
+class RowsToWrite(StrEnum):
     """Values of --format."""
 
     pairs = "pairs"
@@ -24,7 +24,7 @@ class RowsToWrite(str, Enum):
     labelled = "labelled"
 
 
-class PairsToWrite(str, Enum):
+class PairsToWrite(StrEnum):
     """Values of --pairs."""
 
     best_worst = "best-worst"

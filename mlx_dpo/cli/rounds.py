@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +37,7 @@ OUTPUT_DIR = Path("rounds")
 ROUNDS_PANEL, LABELS_PANEL = "Rounds", "Labels"
 
 
-class ReferenceOfRounds(str, Enum):
+class ReferenceOfRounds(StrEnum):
     """Values of --reference."""
 
     previous = "previous"

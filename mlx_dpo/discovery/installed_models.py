@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 from mlx_dpo.discovery.hub_cache import cached_repos, latest_snapshot
@@ -13,7 +13,7 @@ from mlx_dpo.discovery.model_contents import ModelContents, is_model_folder, rea
 from mlx_dpo.utils.hub_client import HubRepoRef
 
 
-class ModelSource(str, Enum):
+class ModelSource(StrEnum):
     """Where a model was found."""
 
     HUB = "Hub cache"

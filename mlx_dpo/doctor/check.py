@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
@@ -14,7 +14,7 @@ ENVIRONMENT_GROUP, ENGINE_GROUP = "environment", "training engine"
 COMMAND_LINE = "\n    "  # what a command in an advice begins with: it stands on a line of its own, to be copied
 
 
-class CheckStatus(str, Enum):
+class CheckStatus(StrEnum):
     """How a check ended. A warning leaves training possible; skipped means that it does not apply to this machine."""
 
     PASSED = "passed"

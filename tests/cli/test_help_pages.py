@@ -102,7 +102,7 @@ def test_a_command_line_breaks_between_options() -> None:
 
 def test_defaults_and_required_options() -> None:
     text = page("mlx-dpo label", 80)
-    assert text.startswith("Usage: mlx-dpo label --judge JUDGE --output PATH [OPTIONS] FILE\n")
+    assert text.startswith("Usage: mlx-dpo label --output PATH [OPTIONS] FILE...\n")
     assert "--pairs best-worst|all|top-k\n" in text and "[default: best-worst]" in text and "(required)" in text
     assert "[default: 8]" in page("mlx-dpo train", 80)
     assert "Usage: mlx-dpo report [OPTIONS] RUNS...\n" in page("mlx-dpo report", 80)

@@ -115,7 +115,7 @@ def test_a_budget_that_is_spent(mlx_dpo: Run, flags: list[object], endpoint: End
     ("more", "message"),
     [
         (["--judge", "nowhere.py:judge"], "no such file"),
-        (["--format", "scores", "--margin", 1], "`margin`: does not apply to --format scores"),
+        (["--format", "scores", "--margin", 1], "`--margin`: does not apply to --format scores"),
         (["--rubric", PAIRS], "does not contain"),
     ],
 )

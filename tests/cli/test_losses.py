@@ -50,7 +50,7 @@ def test_an_unknown_loss(mlx_dpo: Cli) -> None:
 def test_a_knob_that_the_loss_does_not_use(mlx_dpo: Cli, tmp_path: Path) -> None:
     flags = ("--model", CHECKPOINT, "--data", PAIRS)
     ran = mlx_dpo("train", *flags, "--adapter-path", tmp_path / "run", "--loss", "ipo", "--simpo-gamma", 1)
-    assert ran.code == 2 and "simpo_gamma" in ran.err and "used by simpo" in ran.err
+    assert ran.code == 2 and "--simpo-gamma" in ran.err and "used by simpo" in ran.err
     assert mlx_dpo("evaluate", *flags, "--loss", "sft=1,hinge", "--label-smoothing", 0.2).code == 2
     assert not (tmp_path / "run").exists()
 
