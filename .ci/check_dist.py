@@ -3,8 +3,8 @@
 
     python .ci/check_dist.py dist
 
-The package in both holds exactly the files of `mlx_dpo/` that git tracks: the demo's model and pairs and the page's assets
-too, and nothing of tests, caches or earlier builds.
+The package in both holds exactly the files of `mlx_dpo/` that git tracks, the demo's model and pairs and the page's
+assets too, and nothing of tests, caches or earlier builds.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ COMMANDS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "data fix": lambda out: ("data", "fix", PLENTY, out / "fixed.jsonl"),
 }
 # Those that are over in an instant, or have tests of their own: train in supervision/ and training/, rounds in rounds/,
-# push in export/.
-OTHERS = {"train", "rounds", "demo", "push", "import", "losses", "cache", "data show"}
+# push in export/, doctor beside this file, collect in web/.
+OTHERS = {"train", "rounds", "demo", "push", "import", "losses", "cache", "collect", "doctor", "data show"}
 
 
 def test_every_command_is_tested() -> None:
