@@ -1,6 +1,7 @@
 # make demo: the main job on the bundled model. make test: the tests. Both make .venv where it is missing.
 # make test-slow: the same promises on more (fifty kills, 20,000 broken rows, the demo to its end).
 # make docs: the documentation, as pages in site/.
+# make test-llamacpp: those tests that need llama.cpp, which it installs (34 MB).
 # make test-peft: those tests that need torch and PEFT, which it installs (large).
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ WITH_BLAS := $(if $(BLAS),LD_PRELOAD="$(BLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 WORKERS ?= 2
 PYTEST := OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow test-peft lint docs clean
+.PHONY: demo test test-slow test-llamacpp test-peft lint docs clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-run
@@ -30,6 +31,10 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
+
+test-llamacpp: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --editable '.[test-llamacpp]'
+	$(PYTEST) -m llamacpp
 
 test-peft: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --editable '.[test-peft]'

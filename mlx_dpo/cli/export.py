@@ -30,6 +30,7 @@ class ExportFormat(StrEnum):
 class GGUFType(StrEnum):
     """The values of --gguf-type: the types of matrices in a GGUF file."""
 
+    f32 = "f32"
     f16 = "f16"
     q8_0 = "q8_0"
 
@@ -65,7 +66,8 @@ def export(
         model_option("Model folder or Hub id. Default: the adapter's model. Required for gguf: the model to write."),
     ] = None,
     gguf_type: Annotated[
-        GGUFType | None, typer.Option(help="gguf: f16 (the default), or q8_0, half as large and nearly as good.")
+        GGUFType | None,
+        typer.Option(help="gguf: f16 (default), q8_0 (half as large, nearly as good), or f32 (to quantize further)."),
     ] = None,
     base_model: Annotated[
         str | None,

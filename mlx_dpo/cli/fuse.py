@@ -45,7 +45,7 @@ def fuse(
         ),
     ] = None,
     gguf_type: Annotated[
-        GGUFType, typer.Option(help="Type of the --gguf file: f16, or q8_0, half as large.")
+        GGUFType, typer.Option(help="Type of the --gguf file: f16; q8_0, half as large; f32, to quantize further.")
     ] = GGUFType.f16,
     json: JsonFlag = False,
 ) -> None:

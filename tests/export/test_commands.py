@@ -44,12 +44,12 @@ def test_what_is_printed(mlx_dpo: Cli, tmp_path: Path) -> None:
 
 def test_gguf_types(mlx_dpo: Cli, tmp_path: Path) -> None:
     sizes = []
-    for kind in ("f16", "q8_0"):
+    for kind in ("f32", "f16", "q8_0"):
         file = tmp_path / f"{kind}.gguf"
         flags = ("--format", "gguf", "--model", CHECKPOINT, "--gguf-type", kind)
         sizes.append(json.loads(mlx_dpo("export", *flags, file, "--json").out)["bytes"])
-        assert gguf.GGUFReader(file).fields["general.file_type"].contents() == {"f16": 1, "q8_0": 7}[kind]
-    assert sizes[1] < sizes[0]
+        assert gguf.GGUFReader(file).fields["general.file_type"].contents() == {"f32": 0, "f16": 1, "q8_0": 7}[kind]
+    assert sizes[2] < sizes[1] < sizes[0]
 
 
 WRONG = [

@@ -106,7 +106,7 @@ def q8_0(rows: np.ndarray) -> np.ndarray:
 def test_every_tensor(tmp_path: Path, kind: str) -> None:
     folder = make_model(tmp_path / "model", kind)
     expected = expected_tensors(folder, kind)
-    for stored in ("f16", "q8_0"):
+    for stored in ("f32", "f16", "q8_0"):
         write_gguf(folder, tmp_path / f"{stored}.gguf", stored)  # type: ignore[arg-type]
         _, tensors = read_gguf(tmp_path / f"{stored}.gguf")
         assert tensors.keys() - {"rope_freqs.weight"} == expected.keys()
@@ -115,8 +115,9 @@ def test_every_tensor(tmp_path: Path, kind: str) -> None:
             if tensor.ndim == 1:
                 assert tensors[name].tensor_type.name == "F32"
                 np.testing.assert_array_equal(actual, tensor, err_msg=name)
-            elif stored == "f16":
-                np.testing.assert_array_equal(actual, tensor.astype(np.float16), err_msg=name)
+            elif stored in ("f32", "f16"):
+                assert tensors[name].tensor_type.name == stored.upper()
+                np.testing.assert_array_equal(actual, tensor.astype(f"f{int(stored[1:]) // 8}"), err_msg=name)
             else:
                 assert tensors[name].tensor_type.name == "Q8_0"
                 np.testing.assert_array_equal(actual, q8_0(tensor), err_msg=name)

@@ -28,7 +28,8 @@ from mlx_dpo.export.lora_factors import alternatives_hint, load_adapter_factors,
 from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.utils.progress import NO_PROGRESS, Progress
 
-GGUFMatrixType = Literal["f16", "q8_0"]
+GGUFMatrixType = Literal["f32", "f16", "q8_0"]
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
 
 def write_gguf(
@@ -36,7 +37,8 @@ def write_gguf(
 ) -> Path:
     """Write a model with its tokenizer and chat template as one GGUF file.
 
-    Matrices become float16, or Q8_0 (blocks of 32 8-bit numbers with a float16 scale); norms and biases float32.
+    Matrices become float32, float16, or Q8_0 (blocks of 32 8-bit numbers with a float16 scale); norms and biases
+    float32.
     Quantized weights are dequantized first.
 
     Args:
@@ -59,7 +61,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(None, description.family.architecture)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(Path(model).resolve().name)
-    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{matrix_type.upper()}"])
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[matrix_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_parameters(writer, description)
     writer.add_vocab_size(vocab_size)
