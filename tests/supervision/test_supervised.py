@@ -177,7 +177,7 @@ def test_a_supervisor_that_is_killed_leaves_a_saved_run(tmp_path: Path, whole: P
 
 def test_a_mistake_and_a_fault_come_through(tmp_path: Path) -> None:
     wrong = subprocess.run(command(tmp_path / "run", "--beta", "-1"), capture_output=True, text=True)
-    assert wrong.returncode == 2 and "`beta`" in wrong.stderr
+    assert wrong.returncode == 2 and "`--beta`" in wrong.stderr
     missing = subprocess.run(command(tmp_path / "run", "--data", tmp_path / "no.jsonl"), capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stderr.count("error:") == 1 and "no such file" in missing.stderr
     told = subprocess.run(command(tmp_path / "run", "--iters", 1, "--json"), capture_output=True, text=True, check=True)
