@@ -24,7 +24,7 @@ RESULTS = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
 # Seconds, memory, sizes of files with text in them, and where this process has its files.
 VARYING = ("seconds", "memory", "modified", "files", "pairs_per_second", "tokens_per_second", "peak_memory_gb")
 # Keys of JSON that earlier versions did not have.
-ADDED = ("warnings", "known_models", "outputs_written", "lineage", "verdicts")
+ADDED = ("warnings", "known_models", "estimated_models", "outputs_written", "lineage", "verdicts")
 
 
 @pytest.fixture
