@@ -150,7 +150,7 @@ def test_workers_on_this_machine_and_what_they_end_with(tmp_path: Path, start_pr
 def test_rows_that_come_by_stdin_can_t_be_shared(tmp_path: Path, start_process: Any) -> None:
     process = start_process([*train(tmp_path / "run"), "--data", "-"])
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and err.count("`data`: stdin can't be used with several processes") == 1
+    assert process.returncode == 2 and err.count("`--data`: stdin can't be used with several processes") == 1
 
 
 def test_ctrl_c_saves_all(tmp_path: Path, start_process: Any) -> None:
