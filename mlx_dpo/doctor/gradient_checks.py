@@ -23,7 +23,8 @@ from mlx_dpo.data.micro_batches import MicroBatch
 from mlx_dpo.doctor.check import CheckOutcome, failed, passed
 from mlx_dpo.doctor.tiny_models import VOCABULARY, make_batch, make_tiny_model
 from mlx_dpo.forward.attention import QUERY_BLOCK, replaced_attention
-from mlx_dpo.forward.gated_delta_rule import SEGMENT, gated_delta_rule
+from mlx_dpo.forward.chunked_recurrence import SEGMENT
+from mlx_dpo.forward.gated_delta_rule import gated_delta_rule
 from mlx_dpo.forward.head import find_head_split
 from mlx_dpo.forward.network import Network, PromptSharing
 from mlx_dpo.forward.plain_attention import plain_attention

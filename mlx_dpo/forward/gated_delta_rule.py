@@ -13,22 +13,27 @@ i. The d of all its tokens, the rows of D, solve one unit lower triangular syste
 
 N and A do not depend on S_0, so they are computed for many chunks together. Source: Yang et al. 2024, "Gated Delta
 Networks" (arXiv 2412.06464), for one gate a head; Kimi Team 2025, "Kimi Linear" (arXiv 2510.26692), for one a channel.
-
-Products of gates are multiplied up: nothing is divided, and no logarithm is taken. So gates may be zero, and there are
-no exponentials, each of which costs as much as tens of multiplications on a CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models import gated_delta
 
-CHUNK = 64  # tokens in a chunk; a power of two
-SEGMENT = 4 * CHUNK  # tokens whose intermediates are in memory at a time; the states between segments are kept
+from mlx_dpo.forward.chunked_recurrence import (
+    chunk_size,
+    from_chunks,
+    gated_scores,
+    in_chunks,
+    in_segments,
+    solve_chunks,
+    unit_lower_inverse,
+)
 
 Scores = tuple[mx.array, mx.array, mx.array, mx.array]
 
@@ -78,51 +83,8 @@ def gated_delta_rule(
         g = mx.where(mask.reshape(batch, length, *[1] * (g.ndim - 2)), g, 1)
         beta = mx.where(mask[..., None], beta, 0)
     state = mx.zeros((batch, heads, value_size, key_size)) if state is None else state.astype(mx.float32)
-    y, state = _in_segments(min(CHUNK, 1 << (length - 1).bit_length()))(q, k, v, g, beta, state)[:2]
+    y, state = in_segments(partial(_segment, chunk=chunk_size(length)))(q, k, v, g, beta, state)[:2]
     return y, state
-
-
-def _in_segments(chunk: int) -> Any:
-    """The rule, a segment at a time; after its two outputs come the states between the segments.
-
-    mlx orders a graph by its edges alone. So each segment depends on the one before, and in the backward pass on the
-    gradients of the one after: what is computed inside of one is freed before the next begins. The segments are cut
-    and joined here, and not in the graph, because mlx orders the gradient of a split in a way that holds all of them.
-    """
-
-    def segment(*inputs: mx.array) -> tuple[mx.array, mx.array]:
-        return _segment(*inputs, chunk=chunk)
-
-    def forward(*inputs: mx.array) -> tuple[mx.array, ...]:
-        *tokens, state = inputs
-        outputs, states = [], []
-        for part in _parts(tokens):
-            results = segment(*mx.depends(part, [state]), state)
-            y, state = mx.depends(list(results), list(results))
-            outputs.append(y)
-            states.append(state)
-        return mx.concatenate(outputs, axis=1), state, *states[:-1]
-
-    def backward(inputs: list[mx.array], gradients: list[mx.array], outputs: list[mx.array]) -> list[mx.array]:
-        *tokens, first_state = inputs
-        y_grad, state_grad = gradients[:2]
-        states = [first_state, *outputs[2:]]
-        token_grads = []
-        for part, y_part, state in reversed(list(zip(_parts(tokens), _parts([y_grad]), states, strict=True))):
-            upstream = [*y_part, state_grad]
-            _, grads = mx.vjp(segment, mx.depends([*part, state], upstream), upstream)
-            *grads, state_grad = mx.depends(grads, grads)
-            token_grads.append(grads)
-        return [*(mx.concatenate(list(grads[::-1]), axis=1) for grads in zip(*token_grads, strict=True)), state_grad]
-
-    custom: Any = mx.custom_function(forward)  # its stub says object
-    custom.vjp(backward)
-    return custom
-
-
-def _parts(arrays: list[mx.array]) -> list[list[mx.array]]:
-    """The segments of arrays of [B, T, ...]."""
-    return [[x[:, i : i + SEGMENT] for x in arrays] for i in range(0, arrays[0].shape[1], SEGMENT)]
 
 
 def _segment(
@@ -130,47 +92,25 @@ def _segment(
 ) -> tuple[mx.array, mx.array]:
     """`gated_delta_rule` of a few chunks, with all intermediates in memory."""
     (batch, length, key_heads, _), heads, dtype = q.shape, v.shape[2], q.dtype
-    values_per_key, padding = heads // key_heads, -length % chunk
+    values_per_key = heads // key_heads
 
-    def in_chunks(x: mx.array, groups: int, padding_value: float = 0.0) -> mx.array:
-        """[B, key heads, value heads of each or 1, chunks, tokens, size]."""
-        x = x.astype(mx.float32).reshape(batch, length, key_heads, groups, -1)
-        x = mx.pad(x, [(0, 0), (0, padding), *[(0, 0)] * 3], constant_values=padding_value) if padding else x
-        return x.reshape(batch, -1, chunk, *x.shape[2:]).transpose(0, 3, 4, 1, 2, 5)
+    def chunks(x: mx.array, groups: int, padding_value: float = 0.0) -> mx.array:
+        return in_chunks(x.reshape(batch, length, key_heads, groups, -1), chunk, padding_value)
 
-    q, k, v = in_chunks(q, 1), in_chunks(k, 1), in_chunks(v, values_per_key)
-    g, beta = in_chunks(g, values_per_key, padding_value=1.0), in_chunks(beta, values_per_key)
+    q, k, v = chunks(q, 1), chunks(k, 1), chunks(v, values_per_key)
+    g, beta = chunks(g, values_per_key, padding_value=1.0), chunks(beta, values_per_key)
     kk, qk, before, after = (_scalar_scores if g.shape[-1] == 1 else _channel_scores)(q, k, g)
-    start, delta, last = _solve_chunks(
-        _unit_lower_inverse(beta * kk),
+    start, delta, last = solve_chunks(
+        unit_lower_inverse(beta * kk),
         beta * v,
-        (beta * before) * k,
+        -(beta * before) * k,
         after * k,
         before[..., -1:, :],
+        None,
         state.reshape(batch, key_heads, values_per_key, 1, *state.shape[2:]),
     )
     y = (before * q) @ start.swapaxes(-1, -2) + qk @ delta
-    y = y.transpose(0, 3, 4, 1, 2, 5).reshape(batch, length + padding, heads, -1)[:, :length]
-    return y.astype(dtype), last.reshape(state.shape)
-
-
-def _solve_chunks(
-    inverse: mx.array, v: mx.array, k_before: mx.array, k_after: mx.array, decay: mx.array, state: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    """The part that runs from chunk to chunk. All arguments but the last have chunks as axis 3.
-
-    Returns:
-        The state at the start of each chunk, the solutions D of each, and the last state.
-    """
-    # by split: of a slice, the gradient has the size of all chunks
-    chunks = zip(*(mx.split(x, v.shape[3], axis=3) for x in (inverse, v, k_before, k_after, decay)), strict=True)
-    starts, deltas = [], []
-    for inverse_n, v_n, before_n, after_n, decay_n in chunks:
-        delta = inverse_n @ (v_n - before_n @ state.swapaxes(-1, -2))
-        starts.append(state)
-        deltas.append(delta)
-        state = decay_n * state + delta.swapaxes(-1, -2) @ after_n
-    return mx.concatenate(starts, axis=3), mx.concatenate(deltas, axis=3), state
+    return from_chunks(y, length).astype(dtype), last.reshape(state.shape)
 
 
 def _scalar_scores(q: mx.array, k: mx.array, g: mx.array) -> Scores:
@@ -184,28 +124,12 @@ def _scalar_scores(q: mx.array, k: mx.array, g: mx.array) -> Scores:
 
 
 def _channel_scores(q: mx.array, k: mx.array, g: mx.array) -> Scores:
-    """With one gate a channel: first of blocks of one token, then of two, four and so on, each from two halves.
-
-    A pair of tokens in different halves is as far from their border as P of the second and G_C of the first say.
-    """
-    chunk, size = g.shape[-2], 1
-    rows = mx.stack([k, q])
+    """The same with one gate a channel."""
     own = mx.broadcast_to((q * k).sum(axis=-1, keepdims=True), (*g.shape[:-1], 1))
-    scores, before, after = mx.stack([mx.zeros_like(own), own]), g, mx.ones_like(g)
-
-    def halves(x: mx.array) -> list[mx.array]:
-        blocks = x.reshape(*x.shape[:-2], chunk // (2 * size), 2, size, -1)
-        return [half.squeeze(-3) for half in mx.split(blocks, 2, axis=-3)]
-
-    while size < chunk:
-        (before_1, before_2), (after_1, after_2) = halves(before), halves(after)
-        corner = (halves(rows)[1] * before_2) @ (halves(k)[0] * after_1).swapaxes(-1, -2)
-        first, second = halves(scores)
-        scores = _lower_blocks(first, second, corner).reshape(*scores.shape[:-1], 2 * size)
-        after = mx.concatenate([after_1 * before_2[..., -1:, :], after_2], axis=-2).reshape(g.shape)
-        before = mx.concatenate([before_1, before_1[..., -1:, :] * before_2], axis=-2).reshape(g.shape)
-        size *= 2
-    return scores[0], scores[1], before, after
+    scores, before, after = gated_scores(
+        mx.stack([k, q])[:, None], g[None, None], k[None, None], mx.stack([mx.zeros_like(own), own])[:, None], g
+    )
+    return scores[0, 0], scores[1, 0], before[0, 0], after
 
 
 def _gate_products(gates: mx.array) -> mx.array:
@@ -230,30 +154,3 @@ def _gate_products(gates: mx.array) -> mx.array:
     custom: Any = mx.custom_function(forward)  # its stub says object
     custom.vjp(backward)
     return custom(gates)
-
-
-def _unit_lower_inverse(lower: mx.array) -> mx.array:
-    """(I + N)^-1, where N is the part of [..., C, C] matrices below the diagonal; the rest is ignored."""
-
-    def backward(lower: mx.array, gradient: mx.array, inverse: mx.array) -> mx.array:
-        transposed = inverse.swapaxes(-1, -2)
-        return -mx.tril(transposed @ gradient @ transposed, -1)
-
-    custom: Any = mx.custom_function(_inverse_by_halves)  # its stub says object
-    custom.vjp(backward)
-    return custom(lower)
-
-
-def _inverse_by_halves(lower: mx.array) -> mx.array:
-    """As accurate as forward substitution; a series in powers of N is not, since they grow before they cancel."""
-    half = lower.shape[-1] // 2
-    if not half:
-        return mx.ones_like(lower)
-    first, second = _inverse_by_halves(mx.stack([lower[..., :half, :half], lower[..., half:, half:]]))
-    return _lower_blocks(first, second, -(second @ lower[..., half:, :half] @ first))
-
-
-def _lower_blocks(first: mx.array, second: mx.array, corner: mx.array) -> mx.array:
-    """The matrices [[first, 0], [corner, second]]."""
-    top = mx.concatenate([first, mx.zeros_like(first)], axis=-1)
-    return mx.concatenate([top, mx.concatenate([corner, second], axis=-1)], axis=-2)

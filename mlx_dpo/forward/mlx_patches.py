@@ -7,8 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 from mlx_dpo.forward.attention import blockwise_attention, checked_attention
 from mlx_dpo.forward.gated_delta_rule import chunked_gated_delta
+from mlx_dpo.forward.kernels_without_gradient import operations_for_kernels
 from mlx_dpo.forward.lightning_attention import chunked_lightning_attention
 from mlx_dpo.forward.lora_products import single_product_lora
+from mlx_dpo.forward.rwkv7_recurrence import chunked_rwkv7
+from mlx_dpo.forward.selective_scan import chunked_selective_scan
 
 # Attention in blocks calls what it replaces, so what that is comes first.
 PATCHES = (
@@ -17,6 +20,9 @@ PATCHES = (
     single_product_lora,
     chunked_gated_delta,
     chunked_lightning_attention,
+    chunked_rwkv7,
+    chunked_selective_scan,
+    operations_for_kernels,
 )
 
 

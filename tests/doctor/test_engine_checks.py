@@ -19,7 +19,7 @@ from mlx_dpo.doctor import device_checks, gradient_checks, resume_check
 from mlx_dpo.doctor.check import CheckOutcome, CheckStatus, run_checks
 from mlx_dpo.doctor.device_checks import MeasuredModel, check_command_time
 from mlx_dpo.doctor.engine_checks import ENGINE_CHECKS, FAST_CHECKS
-from mlx_dpo.forward import attention, gated_delta_rule, token_logps
+from mlx_dpo.forward import attention, chunked_recurrence, token_logps
 from mlx_dpo.forward.network import Network
 from mlx_dpo.forward.prefix_cache import PrefixKVCache
 from mlx_dpo.sampling import batched_sampling
@@ -129,8 +129,8 @@ def scaled(owner: Any, name: str, factor: float = 1.001) -> Plant:
 
 
 def wrong_delta_inverse(patch: pytest.MonkeyPatch) -> None:
-    inverse = gated_delta_rule._inverse_by_halves
-    patch.setattr(gated_delta_rule, "_inverse_by_halves", lambda lower: inverse(0.999 * lower))
+    inverse = chunked_recurrence._inverse_by_halves
+    patch.setattr(chunked_recurrence, "_inverse_by_halves", lambda lower: inverse(0.999 * lower))
 
 
 def seeds_that_depend_on_the_call(patch: pytest.MonkeyPatch) -> None:

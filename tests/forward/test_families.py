@@ -14,7 +14,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_dpo.adapters.attach import attach_adapter
 from mlx_dpo.adapters.spec import AdapterSpec
 from mlx_dpo.errors import UserError
-from mlx_dpo.forward import attention, gated_delta_rule
+from mlx_dpo.forward import attention, chunked_recurrence
 from mlx_dpo.forward.network import Network, PromptSharing
 from tests.forward.families import CONFIGS, KEYS, ONE_PROMPT, PLAIN, UNTRAINABLE, WINDOW, sharing, tiny
 from tests.forward.test_network import batch_of, ids, plainly
@@ -37,8 +37,8 @@ def randomise(model: nn.Module) -> None:
 @pytest.mark.parametrize("family", TRAINABLE)
 def test_a_type_trains_and_shares_as_the_table_says(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
-    monkeypatch.setattr(gated_delta_rule, "CHUNK", 4)
-    monkeypatch.setattr(gated_delta_rule, "SEGMENT", 8)
+    monkeypatch.setattr(chunked_recurrence, "CHUNK", 4)
+    monkeypatch.setattr(chunked_recurrence, "SEGMENT", 8)
     model = tiny(family)
     attach_adapter(model, AdapterSpec("lora", -1, rank=4, scale=4.0, keys=KEYS.get(family)))
     randomise(model)
