@@ -18,7 +18,8 @@ from mlx_dpo.cli.config_options import (
     with_config_options,
 )
 from mlx_dpo.cli.console import print_json, print_message, print_text
-from mlx_dpo.errors import UserError
+from mlx_dpo.errors import UserError, Where
+from mlx_dpo.utils.formatting import plural
 
 
 @with_config_options(RENDERING_SETTINGS)
@@ -62,7 +63,7 @@ def collect(
     from mlx_dpo.sampling.completions import SamplingParams
     from mlx_dpo.web.answer_generator import AnswerGenerator
     from mlx_dpo.web.page_app import CollectPage
-    from mlx_dpo.web.verdicts import VerdictFiles
+    from mlx_dpo.web.verdicts import VerdictFiles, are_messages
 
     if adapter_path is not None:
         require_policy(adapter_path)
@@ -71,6 +72,11 @@ def collect(
         raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
     rendering = rendering_config(adapter_path, flags)
     conversations = [prompt_messages("prompt", row.prompt) for row in (read_prompts(prompts) if prompts else ())]
+    for number, messages in enumerate(conversations, 1):
+        if not are_messages(messages):
+            raise UserError(
+                f"prompt {number} can't be asked: it must be turns of text, the user's last", where=Where(str(prompts))
+            )
     generator = AnswerGenerator(
         model, adapter_path, raw=rendering.raw, template_kwargs=rendering.chat_template_kwargs or {}
     )
@@ -84,4 +90,8 @@ def collect(
             print_text(url)
             print_message(f"Preferences are appended to {output}. Ctrl-C ends the server.")
 
-    serve(page, port=port, open_browser=browser, on_ready=show_address)
+    try:
+        serve(page, port=port, open_browser=browser, on_ready=show_address)
+    except SystemExit:  # a stop signal
+        print_message(f"Ended. {output} has {plural(page.verdicts.counts()['preferences'], 'preference')}.")
+        raise

@@ -10,7 +10,7 @@ import hmac
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -24,6 +24,16 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+SIGNED_IN = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0;url=/">
+<link rel="icon" href="/assets/icon.svg" type="image/svg+xml">
+<title>mlx-dpo</title>
+</head>
+</html>
+"""
 
 
 class AccessControl:
@@ -71,7 +81,9 @@ class AccessControl:
         """Keep the token of the address in a cookie, and leave that address, which a history would show."""
         if "token" not in request.query_params:
             return None
-        response = RedirectResponse("/", status_code=303)
+        # Not a redirect: a browser sends no SameSite cookie to one if another site has linked here, such as a terminal
+        # in a page. It does when this response leads on.
+        response = HTMLResponse(SIGNED_IN)
         response.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
         return response
 

@@ -27,8 +27,11 @@ from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.sampling.batch_support import batch_support
 from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.sampling.streaming import PartialCompletion, stream_completions
+from mlx_dpo.utils.stop_flag import StopRequested, stop_on
 
 MAX_ANSWERS = 4
+STOP_SECONDS = 5
+AnswerUpdate = list[PartialCompletion] | UserError | StopRequested | None
 
 
 @dataclass
@@ -40,9 +43,9 @@ class AnswerRequest:
         params: how answers are sampled.
         num_answers: how many.
         compare: whether half of the answers, at random places, are of the model without the adapter.
-        on_update: receives, in the generator's thread, the answers that have changed; None once at the end, or the
-            error that ended it.
-        is_cancelled: set it to end the request; it then gets no further update.
+        on_update: receives, in the generator's thread, the answers that have changed; None once at the end, or what
+            ended it: an error, or `StopRequested` if it was cancelled or the generator stopped. It must not raise.
+        is_cancelled: set it to end the request.
         policies: [answers] of which policy each answer is, "base" or "tuned", once it has begun.
     """
 
@@ -50,7 +53,7 @@ class AnswerRequest:
     params: SamplingParams
     num_answers: int
     compare: bool
-    on_update: Callable[[list[PartialCompletion] | UserError | None], object]
+    on_update: Callable[[AnswerUpdate], object]
     is_cancelled: threading.Event = field(default_factory=threading.Event)
     policies: list[str] = field(default_factory=list)
 
@@ -81,6 +84,7 @@ class AnswerGenerator:
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self.error: UserError | None = None
         self.is_ready = threading.Event()
+        self._is_stopped = threading.Event()
 
     def start(self) -> None:
         """Load the model and answer what is submitted."""
@@ -90,9 +94,16 @@ class AnswerGenerator:
         """Add a request to the queue."""
         self._requests.put(request)
 
-    def stop(self) -> None:
-        """End the thread after the request that it is answering, if any."""
+    def request_stop(self) -> None:
+        """End the request that is being answered and all that wait, and then the thread."""
+        self._is_stopped.set()
         self._requests.put(None)
+
+    def stop(self) -> None:
+        """`request_stop`, and wait for the thread; only shortly for a model that is being loaded."""
+        self.request_stop()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -103,7 +114,9 @@ class AnswerGenerator:
             self.error = UserError(f"the model can't be loaded: {type(error).__name__}: {error}")
         self.is_ready.set()
         while (request := self._requests.get()) is not None:
-            if self.error is not None:
+            if self._is_stopped.is_set():
+                request.on_update(StopRequested())
+            elif self.error is not None:
                 request.on_update(self.error)
             elif not request.is_cancelled.is_set():
                 self._answer(request, model, renderer)
@@ -122,15 +135,17 @@ class AnswerGenerator:
 
     def _answer(self, request: AnswerRequest, model: nn.Module, renderer: ChatRenderer) -> None:
         try:
-            for partial in self._stream(request, model, renderer):
-                if request.is_cancelled.is_set():
-                    return
-                request.on_update(partial)
+            with stop_on(request.is_cancelled), stop_on(self._is_stopped):
+                for partial in self._stream(request, model, renderer):
+                    request.on_update(partial)
             request.on_update(None)
+        except StopRequested as stop:
+            request.on_update(stop)
         except UserError as error:
             request.on_update(error)
-        except (RuntimeError, ValueError) as error:  # out of memory, or an operation that the backend lacks
-            request.on_update(UserError(f"the model can't answer: {error}", hint="Ask for fewer or shorter answers."))
+        except Exception as error:  # of the backend, such as out of memory, or of a chat template: the page shows it
+            message = f"the model can't answer: {type(error).__name__}: {error}"
+            request.on_update(UserError(message, hint="Fewer or shorter answers take less memory."))
 
     def _stream(
         self, request: AnswerRequest, model: nn.Module, renderer: ChatRenderer

@@ -12,6 +12,7 @@ import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -19,6 +20,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.cache_folder import cache_folder
 from mlx_dpo.web.access_control import AccessControl
+from mlx_dpo.web.answer_generator import AnswerGenerator
 from mlx_dpo.web.page_app import CollectPage
 
 ADDRESS = "127.0.0.1"
@@ -49,15 +51,33 @@ def serve(
     _write_session(session, port, token)
     app = AccessControl(page.application(), token=token, port=port)
     config = uvicorn.Config(
-        app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+        app,
+        lifespan="off",
+        ws="none",
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     url = f"http://{ADDRESS}:{port}/?token={token}"
     on_ready(url)
     page.generator.start()
     if open_browser:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    with listener:
-        uvicorn.Server(config).run([listener])
+    try:
+        with listener:
+            _PageServer(config, page.generator).run([listener])
+    finally:
+        page.generator.stop()
+
+
+class _PageServer(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, generator: AnswerGenerator) -> None:
+        super().__init__(config)
+        self.generator = generator
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.generator.request_stop()  # else the server would wait for the answers that are being sampled
+        super().handle_exit(sig, frame)
 
 
 def _listen(port: int, last_port: int) -> socket.socket:

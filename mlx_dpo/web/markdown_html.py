@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererProtocol
+from markdown_it.token import Token
+from markdown_it.utils import EnvType, OptionsDict
 
 
 def markdown_to_html(text: str) -> str:
@@ -20,4 +24,14 @@ def markdown_to_html(text: str) -> str:
 def _renderer() -> MarkdownIt:
     renderer = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
     renderer.disable(["image", "html_inline", "html_block"])
+    renderer.add_render_rule("link_open", _link_to_another_tab)
     return renderer
+
+
+def _link_to_another_tab(
+    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
+    """A link that leaves the page as it is, with its answers, and that names it to no other site."""
+    tokens[index].attrSet("target", "_blank")
+    tokens[index].attrSet("rel", "noopener noreferrer")
+    return str(self.renderToken(tokens, index, options, env))  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import PurePath
@@ -22,7 +23,7 @@ from mlx_dpo.data.messages import Message
 from mlx_dpo.errors import UserError
 from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.sampling.streaming import PartialCompletion
-from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerRequest
+from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerRequest, AnswerUpdate
 from mlx_dpo.web.json_requests import read_json
 from mlx_dpo.web.markdown_html import markdown_to_html
 from mlx_dpo.web.row_routes import RowRoutes
@@ -31,6 +32,7 @@ from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages, is_in
 ASSETS = files("mlx_dpo.web") / "assets"
 ASSET_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 UPDATE_SECONDS = 0.05  # between two pictures of the answers; a person reads no faster
+RENDERING_SHARE = 0.1  # of the time, at most: long answers are shown less often, so that sampling isn't slowed down
 MAX_TOKENS = 8192  # longest answer that the page may ask for, unless the command's own setting is longer
 MAX_TEMPERATURE = 5
 KEPT_COMPARISONS = 100  # whose policies are remembered until there is a verdict
@@ -133,25 +135,32 @@ class CollectPage:
     async def _stream(
         self, messages: list[Message], params: SamplingParams, n: int, compare: bool
     ) -> AsyncIterator[str]:
-        loop, updates = asyncio.get_running_loop(), asyncio.Queue[list[PartialCompletion] | UserError | None]()
-        answers = AnswerRequest(
-            messages, params, n, compare, lambda update: loop.call_soon_threadsafe(updates.put_nowait, update)
-        )
+        loop, updates = asyncio.get_running_loop(), asyncio.Queue[AnswerUpdate]()
+
+        def on_update(update: AnswerUpdate) -> None:
+            with suppress(RuntimeError):  # the server has just ended, and its loop is closed
+                loop.call_soon_threadsafe(updates.put_nowait, update)
+
+        answers = AnswerRequest(messages, params, n, compare, on_update)
         self.generator.submit(answers)
         latest: dict[int, PartialCompletion] = {}
-        shown_at = -UPDATE_SECONDS
+        next_at = 0.0
         try:
             html = [markdown_to_html(turn["content"]) for turn in messages]
             yield _event("begin", {"num_answers": n, "html": html})
             while isinstance(update := await updates.get(), list):
                 latest |= {answer.index: answer for answer in update}
                 has_ended = any(answer.finish_reason for answer in update)
-                if latest and (has_ended or time.monotonic() - shown_at >= UPDATE_SECONDS):
-                    yield _event("answers", {"answers": [_answer_json(answer) for answer in latest.values()]})
-                    latest, shown_at = {}, time.monotonic()
+                if latest and (has_ended or time.monotonic() >= next_at):
+                    began = time.monotonic()
+                    event = _event("answers", {"answers": [_answer_json(answer) for answer in latest.values()]})
+                    latest = {}
+                    yield event
+                    now = time.monotonic()
+                    next_at = now + max(UPDATE_SECONDS, (now - began) * (1 / RENDERING_SHARE - 1))
             if isinstance(update, UserError):
                 yield _event("failed", _error_json(update))
-            else:
+            elif update is None:
                 yield _event("end", {"comparison": self._remember(answers.policies) if compare else None})
         finally:
             answers.is_cancelled.set()

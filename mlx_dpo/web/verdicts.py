@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from mlx_dpo.data.messages import Message
+from mlx_dpo.data.messages import SYSTEM_ROLES, Message
 from mlx_dpo.errors import UserError
 from mlx_dpo.web.preference_file import PreferenceFile
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 EDITED_COLUMN = "edited"  # of rows with a text that a person wrote
 KINDS = ("choice", "edit", "tie", "both_bad", "thumbs")
 

@@ -56,7 +56,7 @@ class CollectServer:
     def client(self) -> httpx.Client:
         """A browser's place: with the cookie, and with the Origin that a POST needs."""
         client = httpx.Client(base_url=self.address, headers={"Origin": self.address}, timeout=60)
-        assert client.get(self.url).status_code == 200
+        client.cookies = httpx.get(self.url).cookies
         return client
 
     def wait_until_loaded(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class CollectView:
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.page = opened, opened.page
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(20_000)
         self.dialogs: list[str] = []
         self.page.on("dialog", self._dismiss)
 
@@ -106,11 +106,15 @@ class CollectView:
         for key in keys:
             self.page.keyboard.press(key)
 
-    def ask(self, text: str) -> None:
-        """Type a prompt, and wait for its answers."""
-        self.page.wait_for_function("document.activeElement.id === 'prompt'")
+    def send(self, text: str) -> None:
+        """Type a prompt once the page is there."""
+        self.page.locator("#prompt:focus").wait_for()
         self.page.keyboard.type(text)
         self.press("Enter")
+
+    def ask(self, text: str) -> None:
+        """Type a prompt, and wait for its answers."""
+        self.send(text)
         self.wait_for_answers()
 
     def wait_for_answers(self) -> None:

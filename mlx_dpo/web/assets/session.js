@@ -79,6 +79,6 @@ export async function waitForModel() {
       showError(error.message);
     }
   }
-  showStatus("");
+  if (!session.request) showStatus("");
   if (session.server.error) throw new Error(session.server.error.message);
 }
