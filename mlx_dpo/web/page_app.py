@@ -27,6 +27,7 @@ from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerReq
 from mlx_dpo.web.json_requests import read_json
 from mlx_dpo.web.markdown_html import markdown_to_html
 from mlx_dpo.web.row_routes import RowRoutes
+from mlx_dpo.web.row_tally import prompt_key
 from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages, is_integer
 
 ASSETS = files("mlx_dpo.web") / "assets"
@@ -198,13 +199,11 @@ class CollectPage:
         return JSONResponse({"removed": removed, "counts": counts, "wins": self.wins})
 
     def _next_prompt(self, start: int) -> int | None:
-        judged = {
-            _prompt_key(row.get("prompt")) for row in (*self.verdicts.preferences.rows(), *self.verdicts.labels.rows())
-        }
+        judged = self.verdicts.judged_prompts()
         for index in range(start, len(self.prompts)):
             messages = self.prompts[index]
             prompt = messages[0]["content"] if len(messages) == 1 else list(messages)
-            if _prompt_key(prompt) not in judged:
+            if prompt_key(prompt) not in judged:
                 return index
         return None
 
@@ -214,10 +213,6 @@ def _winner(verdict: HumanVerdict, policies: Sequence[str]) -> str | None:
     if verdict.kind == "choice" and verdict.index is not None and verdict.index < len(policies):
         return policies[verdict.index]
     return "tie" if verdict.kind in ("tie", "both_bad") else None
-
-
-def _prompt_key(prompt: Any) -> str:
-    return json.dumps(prompt, sort_keys=True)
 
 
 def _sampling_params(defaults: SamplingParams, body: Mapping[str, Any], limit: int) -> SamplingParams:

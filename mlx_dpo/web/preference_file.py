@@ -11,12 +11,11 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_dpo.errors import UserError, Where
-from mlx_dpo.utils.appended_rows import to_json_bytes
 from mlx_dpo.utils.atomic_write import atomic_write
 
 FileStamp = tuple[int, int, int] | None  # inode, bytes, time of the last change in nanoseconds
@@ -28,7 +27,7 @@ class _ChangedMeanwhile(Exception):
 
 
 class PreferenceFile:
-    """A JSONL file that rows are appended to. A row is on the disk when `append` returns.
+    """A JSONL file that rows are appended to. A row is on the disk when `append_lines` returns.
 
     Several threads may use it; other programs may append to the file, and read it at any time.
     """
@@ -50,16 +49,15 @@ class PreferenceFile:
         except OSError as error:
             raise self._write_error(error) from None
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Append a row, and wait until it is on the disk.
+    def append_lines(self, lines: Sequence[bytes]) -> None:
+        """Append lines, and wait until they are on the disk.
+
+        Args:
+            lines: each with its end.
 
         Raises:
-            UserError: it can't be written; then the file is as it was.
+            UserError: they can't be written; then the file is as it was.
         """
-        self.append_lines([to_json_bytes(row) + b"\n"])
-
-    def append_lines(self, lines: Sequence[bytes]) -> None:
-        """Append lines, each with its end, as `append` does: all of them or none. Raises `UserError`."""
         with self._lock:
             try:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -151,14 +149,6 @@ class PreferenceFile:
             except OSError as error:
                 raise self._read_error(error) from None
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows that can be read, in order.
-
-        Raises:
-            UserError: the file can't be read.
-        """
-        return [row for line in self.lines()[1] if (row := _parse(line)) is not None]
-
     def _lines(self) -> list[bytes]:
         return split_lines(self.path.read_bytes()) if self.path.exists() else []
 
@@ -177,14 +167,15 @@ def split_lines(content: bytes) -> list[bytes]:
     return io.BytesIO(content).readlines()
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None if it has none."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
 
 def _row_id(line: bytes) -> str | None:
-    row = _parse(line)
+    row = parse_row(line)
     return None if row is None else row.get("id")

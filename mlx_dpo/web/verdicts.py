@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any, TypeGuard
 
 from mlx_dpo.data.messages import SYSTEM_ROLES, Message
 from mlx_dpo.errors import UserError
+from mlx_dpo.utils.appended_rows import to_json_bytes
 from mlx_dpo.web.preference_file import PreferenceFile
+from mlx_dpo.web.row_tally import RowTally
 
 ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 EDITED_COLUMN = "edited"  # of rows with a text that a person wrote
@@ -78,6 +79,7 @@ class VerdictFiles:
         """
         self.preferences = PreferenceFile(output)
         self.labels = PreferenceFile(output.with_name(f"{output.stem}.labels{output.suffix}"))
+        self._tallies = (RowTally(self.preferences), RowTally(self.labels))
 
     def add(self, verdict: HumanVerdict) -> list[str]:
         """Write the rows of a verdict, and return their ids.
@@ -85,10 +87,10 @@ class VerdictFiles:
         Raises:
             UserError: a file can't be written.
         """
-        row_ids = []
-        for file, row in self._rows(verdict):
-            row_ids.append(uuid.uuid4().hex)
-            file.append({**row, "id": row_ids[-1]})
+        file, rows = self._rows(verdict)
+        row_ids = [uuid.uuid4().hex for _ in rows]
+        lines = [to_json_bytes({**row, "id": row_id}) + b"\n" for row, row_id in zip(rows, row_ids, strict=True)]
+        file.append_lines(lines)
         return row_ids
 
     def remove(self, row_ids: Sequence[str]) -> int:
@@ -97,10 +99,18 @@ class VerdictFiles:
 
     def counts(self) -> dict[str, int]:
         """How many preferences, ties and labels the files have."""
-        kinds = Counter("preferences" if "chosen" in row else "ties" for row in self.preferences.rows())
-        return {"preferences": kinds["preferences"], "ties": kinds["ties"], "labels": len(self.labels.rows())}
+        kinds = self._tallies[0].kinds()
+        return {
+            "preferences": kinds["preference"],
+            "ties": kinds["tie"],
+            "labels": self._tallies[1].kinds()["label"],
+        }
 
-    def _rows(self, verdict: HumanVerdict) -> list[tuple[PreferenceFile, dict[str, Any]]]:
+    def judged_prompts(self) -> set[str]:
+        """The `prompt_key` of each prompt that has a verdict. Raises `UserError`."""
+        return self._tallies[0].prompts() | self._tallies[1].prompts()
+
+    def _rows(self, verdict: HumanVerdict) -> tuple[PreferenceFile, list[dict[str, Any]]]:
         is_text = len(verdict.messages) == 1
         prompt = verdict.messages[0]["content"] if is_text else list(verdict.messages)
 
@@ -110,13 +120,13 @@ class VerdictFiles:
         if verdict.kind == "tie":
             scores = [0] * len(verdict.answers)  # equal ones make no pair
             row = {"prompt": prompt, "completions": list(map(completion, verdict.answers)), "scores": scores}
-            return [(self.preferences, row)]
+            return self.preferences, [row]
         if verdict.kind in ("both_bad", "thumbs"):
             labels = dict.fromkeys(range(len(verdict.answers)), False)
             if verdict.kind == "thumbs":
                 labels = {int(verdict.index or 0): bool(verdict.is_good)}
-            return [
-                (self.labels, {"prompt": prompt, "completion": completion(verdict.answers[i]), "label": label})
+            return self.labels, [
+                {"prompt": prompt, "completion": completion(verdict.answers[i]), "label": label}
                 for i, label in labels.items()
             ]
         index = int(verdict.index or 0)
@@ -128,7 +138,7 @@ class VerdictFiles:
             _require(bool(rejected), "answers", "are the same: there is nothing to prefer")
         others = list(map(completion, rejected))
         row = {"prompt": prompt, "chosen": completion(chosen), "rejected": others[0] if len(others) == 1 else others}
-        return [(self.preferences, row | ({EDITED_COLUMN: True} if verdict.kind == "edit" else {}))]
+        return self.preferences, [row | ({EDITED_COLUMN: True} if verdict.kind == "edit" else {})]
 
 
 def are_messages(value: Any) -> bool:

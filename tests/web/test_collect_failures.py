@@ -1,4 +1,4 @@
-"""The collecting page when something ends, breaks or is full: what was acknowledged is kept, the page says what is wrong."""
+"""The collecting page when something ends, breaks or is full: what was acknowledged is kept, and the page says why."""
 
 from __future__ import annotations
 
@@ -211,4 +211,4 @@ def test_port_in_use(endless: CollectServer, tmp_path: Path) -> None:
     port = endless.address.rpartition(":")[2]
     command = [*endless.command[:-6], "--output", str(tmp_path / "pairs.jsonl"), "--port", port]
     ended = subprocess.run(command, cwd=ROOT, env=endless.environment, capture_output=True, text=True)
-    assert ended.returncode == 2 and "`port`: can't be used: Address already in use" in ended.stderr
+    assert ended.returncode == 2 and "`--port`: can't be used: Address already in use" in ended.stderr
