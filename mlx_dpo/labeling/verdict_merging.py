@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -67,57 +67,60 @@ def merge_verdicts(files: Sequence[str], output: str | Path) -> dict[str, Any]:
 
     Returns:
         `labellers`, the number of comparisons that each has judged; `comparisons`; `pairs`, the number of rows written;
-        `undecided`, comparisons without a majority, which are left out; `changed`, how often a person changed a
-        verdict; `agreement`, a mapping for each two labellers that have comparisons in common: their names, `compared`,
-        `agreement` with its 95% `interval`, and Cohen's `kappa`.
+        `undecided`, comparisons without a majority, which are left out; `repeated`, how often a person judged the same
+        completions again, and `changed`, how often with another verdict; `agreement`, a mapping for each two labellers
+        that have comparisons in common: their names, and what `vote_agreement` returns.
 
     Raises:
         UserError: a file can't be read or has no preferences, or the output can't be written.
         RowError: a row can't be read.
     """
     comparisons: dict[Key, MergedComparison] = {}
-    num_changed = 0
+    counts: Counter[str] = Counter()
     for file in files:
-        file_changes, num_votes = _read_file(file, comparisons)
-        num_changed += file_changes
-        if not num_votes:
+        file_counts = _read_file(file, comparisons)
+        counts += file_counts
+        if not file_counts["votes"]:
             raise UserError("holds no preferences", where=Where(file), hint="Give files of pairs, or of scored rows.")
     decided = [comparison for comparison in comparisons.values() if comparison.majority]
     with write_new(output) as partial:
         partial.write_bytes(b"".join(to_json_bytes(comparison.to_row()) + b"\n" for comparison in decided))
-    counts: dict[str, int] = defaultdict(int)
-    for comparison in comparisons.values():
-        for labeller in comparison.votes:
-            counts[labeller] += 1
+    labellers = Counter(name for comparison in comparisons.values() for name in comparison.votes)
     return {
-        "labellers": dict(counts),
+        "labellers": dict(labellers),
         "comparisons": len(comparisons),
         "pairs": len(decided),
         "undecided": len(comparisons) - len(decided),
-        "changed": num_changed,
-        "agreement": list(_agreements(comparisons.values(), sorted(counts))),
+        "repeated": counts["repeated"],
+        "changed": counts["changed"],
+        "agreement": list(_agreements(comparisons, sorted(labellers))),
     }
 
 
-def _read_file(file: str, comparisons: dict[Key, MergedComparison]) -> tuple[int, int]:
-    """Add the verdicts of a file. Returns how many of them changed an earlier one, and how many there are."""
-    num_changed = num_votes = 0
+def _read_file(file: str, comparisons: dict[Key, MergedComparison]) -> Counter[str]:
+    """Add the verdicts of a file. Returns how many `votes` there are, `repeated` and `changed` ones among them."""
+    counts: Counter[str] = Counter()
     with open_rows(file) as stream:
         for number, _, line in stream.lines:
             where = Where(stream.name, number)
             row = parse_json_line(line, where)
             labeller = row.get(LABELLER_COLUMN) if isinstance(row, dict) else None
             name = labeller if isinstance(labeller, str) and labeller else Path(file).stem
-            for key, comparison, vote in _votes(row, where):
+            for key, comparison, vote in row_votes(row, where):
                 votes = comparisons.setdefault(key, comparison).votes
-                num_changed += votes.get(name, vote) != vote
-                num_votes += 1
+                counts["votes"] += 1
+                counts["repeated"] += name in votes
+                counts["changed"] += votes.get(name, vote) != vote
                 votes[name] = vote
-    return num_changed, num_votes
+    return counts
 
 
-def _votes(row: Any, where: Where) -> Iterator[tuple[Key, MergedComparison, int]]:
-    """The comparisons of a row, each with its vote."""
+def row_votes(row: Any, where: Where) -> Iterator[tuple[Key, MergedComparison, int]]:
+    """The comparisons of a row, each with its key and its vote: 1 if the first completion is better, -1, or 0.
+
+    Raises:
+        RowError: the row can't be read.
+    """
     if isinstance(row, dict) and row.get("completions") is not None:  # it may have ties
         for candidates in parse_row_to_label(row, where):
             if not isinstance(candidates, Candidates):
@@ -150,20 +153,35 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _agreements(comparisons: Iterable[MergedComparison], labellers: Sequence[str]) -> Iterable[dict[str, Any]]:
-    comparisons = list(comparisons)
+def _agreements(comparisons: Mapping[Key, MergedComparison], labellers: Sequence[str]) -> Iterable[dict[str, Any]]:
     for pair in combinations(labellers, 2):
-        shared = [comparison.votes for comparison in comparisons if all(name in comparison.votes for name in pair)]
-        if shared:
-            votes = np.array([[own[name] for name in pair] for own in shared])
-            equal = (votes[:, 0] == votes[:, 1]).astype(np.float64)
-            yield {
-                "labellers": list(pair),
-                "compared": len(shared),
-                "agreement": float(equal.mean()),
-                "interval": list(win_rate_interval(equal)),
-                "kappa": vote_kappa(votes),
-            }
+        votes = [{key: c.votes[name] for key, c in comparisons.items() if name in c.votes} for name in pair]
+        if agreement := vote_agreement(*votes):
+            yield {"labellers": list(pair), **agreement}
+
+
+def vote_agreement(first: Mapping[Key, int], second: Mapping[Key, int]) -> dict[str, Any] | None:
+    """How far two people agree on the comparisons that both have judged.
+
+    Args:
+        first: one's votes, 1, -1 or 0, by comparison.
+        second: the other one's.
+
+    Returns:
+        `compared`, the number of comparisons; `agreement`, the share of equal votes, with its 95% `interval`, where
+        comparisons of the same prompt count as dependent; and Cohen's `kappa`. None if they have none in common.
+    """
+    shared = [key for key in first if key in second]
+    if not shared:
+        return None
+    votes = np.array([[first[key], second[key]] for key in shared])
+    equal = (votes[:, 0] == votes[:, 1]).astype(np.float64)
+    return {
+        "compared": len(shared),
+        "agreement": float(equal.mean()),
+        "interval": list(win_rate_interval(equal, groups=[key[0] for key in shared])),
+        "kappa": vote_kappa(votes),
+    }
 
 
 def vote_kappa(votes: np.ndarray) -> float:

@@ -87,6 +87,31 @@ def test_kappa() -> None:
     assert vote_kappa(five) == pytest.approx((0.6 - expected) / (1 - expected))
 
 
+def test_kappa_of_each_two_of_three_people(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    votes = {
+        name: dict(enumerate(rng.choice([1, -1, 0], p=[0.6, 0.3, 0.1], size=40))) for name in ("ana", "ben", "eva")
+    }
+    votes["eva"] = {number: vote for number, vote in votes["eva"].items() if number >= 10}  # has judged fewer
+    files = [
+        write(tmp_path / f"{name}.jsonl", *(pair(n, vote > 0) if vote else tie(n) for n, vote in own.items()))
+        for name, own in votes.items()
+    ]
+    agreements = merge_verdicts(files, tmp_path / "out.jsonl")["agreement"]
+    assert [row["labellers"] for row in agreements] == [["ana", "ben"], ["ana", "eva"], ["ben", "eva"]]
+    for row in agreements:
+        first, second = (votes[name] for name in row["labellers"])
+        shared = [number for number in first if number in second]
+        table = np.zeros((3, 3), np.float64)  # of both orders of the two completions
+        for number in shared:
+            for sign in (1, -1):
+                table[1 + sign * first[number], 1 + sign * second[number]] += 0.5 / len(shared)
+        chance = table.sum(axis=0) @ table.sum(axis=1)
+        assert row["compared"] == len(shared) and row["kappa"] == pytest.approx(
+            (np.trace(table) - chance) / (1 - chance)
+        )
+
+
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ana, ben = write(tmp_path / "ana.jsonl", pair(1, True)), write(tmp_path / "ben.jsonl", pair(1, True))
     out = str(tmp_path / "out.jsonl")

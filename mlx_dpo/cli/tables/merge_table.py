@@ -14,7 +14,8 @@ COUNT_LABELS = {
     "comparisons": "comparisons",
     "pairs": "pairs written",
     "undecided": "without a majority, left out",
-    "changed": "verdicts that a person changed later",
+    "repeated": "verdicts that a person gave again",
+    "changed": "of these, other than before",
 }
 
 
@@ -29,7 +30,7 @@ def merge_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
     for name, count in summary["labellers"].items():
         counts.add_row(Text(f"of {name}"), f"{count:,}")
     for key, label in COUNT_LABELS.items():
-        if summary[key] or key != "changed":
+        if summary["repeated"] or key not in ("repeated", "changed"):
             counts.add_row(label, f"{summary[key]:,}")
     yield counts
     if summary["agreement"]:
