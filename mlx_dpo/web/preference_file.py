@@ -6,12 +6,14 @@ Preferences are in the file itself. Labels of single answers, which losses for p
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ class _ChangedMeanwhile(Exception):
 class PreferenceFile:
     """A JSONL file that rows are appended to. A row is on the disk when `append_lines` returns.
 
-    Several threads may use it; other programs may append to the file, and read it at any time.
+    Several threads and several servers may use it; other programs may append to the file, and read it at any time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,13 +62,19 @@ class PreferenceFile:
         """
         with self._lock:
             try:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-                try:
+                with self._locked() as descriptor:
                     self._append(descriptor, b"".join(lines))
-                finally:
-                    os.close(descriptor)
             except OSError as error:
                 raise self._write_error(error) from None
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """A descriptor of the file, locked: of several servers that write to it, one does so at a time."""
+        descriptor = _open_locked(self.path)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _append(self, descriptor: int, content: bytes) -> None:
         size = os.fstat(descriptor).st_size
@@ -108,29 +116,33 @@ class PreferenceFile:
         """
         with self._lock:
             try:
-                for _ in range(_MAX_ATTEMPTS):
-                    before = self.stamp()
-                    lines = self._lines()
-                    changed = change(list(lines))
-                    if changed == lines:
-                        return False
-                    if self._replace(b"".join(changed), before):
-                        return True
+                if not self.path.exists() and not change([]):
+                    return False
+                with self._locked():
+                    for _ in range(_MAX_ATTEMPTS):
+                        before = self.stamp()
+                        lines = self._lines()
+                        changed = change(list(lines))
+                        if changed == lines:
+                            return False
+                        if self._replace(b"".join(changed), before):
+                            return True
             except OSError as error:
                 raise self._write_error(error) from None
         raise UserError("is written to by another program all the time", where=Where(str(self.path)))
 
     def _replace(self, content: bytes, before: FileStamp) -> bool:
-        try:
+        with ExitStack() as locks, suppress(_ChangedMeanwhile):
             with atomic_write(self.path) as partial:
                 partial.write_bytes(content)
+                # the new file, too: another server may write to it only after the name of `partial` is free
+                locks.callback(os.close, _open_locked(partial))
                 if self.path.exists():
                     shutil.copymode(self.path, partial)
                 if self.stamp() != before:
                     raise _ChangedMeanwhile
-        except _ChangedMeanwhile:
-            return False
-        return True
+            return True
+        return False
 
     def stamp(self) -> FileStamp:
         """What differs once the file has changed; None where there is no file."""
@@ -160,6 +172,17 @@ class PreferenceFile:
             "Nothing was written: free some space, and give the verdict again." if error.errno == errno.ENOSPC else None
         )
         return UserError(f"can't be written: {error.strerror or error}", where=Where(str(self.path)), hint=hint)
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)  # another server has replaced the file
 
 
 def split_lines(content: bytes) -> list[bytes]:

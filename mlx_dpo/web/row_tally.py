@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from typing import Any
 
-from mlx_dpo.web.preference_file import FileStamp, PreferenceFile, parse_row
+from mlx_dpo.web.parsed_lines import ParsedLines
+from mlx_dpo.web.preference_file import PreferenceFile, parse_row
 
 
 class RowTally:
-    """Read again when the file has changed, at each verdict; lines that it knows are not parsed again."""
+    """The counts are right at once when the file has changed."""
 
     def __init__(self, file: PreferenceFile) -> None:
         """Start without rows.
@@ -19,30 +19,15 @@ class RowTally:
         Args:
             file: the file.
         """
-        self.file, self._lock = file, threading.Lock()
-        self._stamp: FileStamp = None
-        self._known: dict[bytes, tuple[str, str]] = {}
-        self._kinds: Counter[str] = Counter()
+        self._rows = ParsedLines(file, _read)
 
     def kinds(self) -> Counter[str]:
         """How many rows are a preference, a tie or a label. Raises `UserError` if the file can't be read."""
-        with self._lock:
-            self._refresh()
-            return self._kinds.copy()
+        return Counter(kind for kind, _ in self._rows.values())
 
     def prompts(self) -> set[str]:
         """The `prompt_key` of each row. Raises `UserError` if the file can't be read."""
-        with self._lock:
-            self._refresh()
-            return {prompt for _, prompt in self._known.values()}
-
-    def _refresh(self) -> None:
-        if self._stamp is not None and self.file.stamp() == self._stamp:
-            return
-        self._stamp, lines = self.file.lines()
-        known = {line: self._known.get(line) or _read(line) for line in lines}
-        self._kinds = Counter(known[line][0] for line in lines)
-        self._known = known
+        return {prompt for _, prompt in self._rows.values()}
 
 
 def prompt_key(prompt: Any) -> str:

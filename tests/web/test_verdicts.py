@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlx_dpo.errors import UserError
+from mlx_dpo.web.preference_file import PreferenceFile
 from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -79,3 +81,28 @@ def test_removed_rows_leave_the_others_as_they_are(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(before)
     assert files.remove([row_id]) == 1 and path.read_bytes() == before
     assert files.remove([row_id]) == 0
+
+
+def test_a_file_that_several_servers_write_to(tmp_path: Path) -> None:
+    """Each has a lock of its own for its threads; a removal replaces the file while others append to it."""
+    path = tmp_path / "pairs.jsonl"
+
+    def write(name: int) -> list[str]:
+        file, kept = PreferenceFile(path), []
+        for i in range(40):
+            row_id = f"{name}-{i}"
+            file.append_lines([json.dumps({"id": row_id}).encode() + b"\n"])
+            if i % 2:
+                assert file.remove(row_id)
+            else:
+                kept.append(row_id)
+        return kept
+
+    with ThreadPoolExecutor(4) as executor:
+        kept = [*executor.map(write, range(4))]
+    ids = [row["id"] for row in map(json.loads, path.read_text().splitlines())]
+    assert sorted(ids) == sorted(row_id for own in kept for row_id in own)
+
+
+def test_nothing_is_removed_from_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert not PreferenceFile(tmp_path / "pairs.jsonl").remove("id") and not list(tmp_path.iterdir())
