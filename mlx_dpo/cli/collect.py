@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,13 @@ from mlx_dpo.cli.console import print_json, print_message, print_text
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.utils.formatting import plural
 
+if TYPE_CHECKING:
+    from mlx_dpo.sampling.completions import SamplingParams
+    from mlx_dpo.web.page_app import CollectPage
+    from mlx_dpo.web.verdicts import VerdictFiles
+
+DEFAULT_OUTPUT = "pairs.jsonl"
+
 
 @with_config_options(RENDERING_SETTINGS)
 def collect(
@@ -31,7 +38,29 @@ def collect(
         str | None,
         typer.Option(help="File of prompts to go through: one per line (.txt), or rows with a prompt (.jsonl, .csv)."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="JSONL file that preferences are appended to.")] = Path("pairs.jsonl"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"JSONL file that preferences are appended to. Default: {DEFAULT_OUTPUT}; with --review, "
+            "FILE's name with the labeller's.",
+            show_default=False,
+        ),
+    ] = None,
+    review: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Judge the completions of this file again, blind and without a model: any row format."
+        ),
+    ] = None,
+    labeller: Annotated[
+        str | None,
+        typer.Option(
+            help="Your name, for each row's column `labeller`. Default with --review: the system's user name."
+        ),
+    ] = None,
+    repeat: Annotated[
+        float, typer.Option(min=0, max=1, help="With --review: share of the comparisons to show a second time.")
+    ] = 0.0,
     num_answers: Annotated[int, typer.Option(min=1, max=4, help="Answers to each prompt.")] = 2,
     max_tokens: MaxTokens = 512,
     temp: Temperature = 0.9,
@@ -46,10 +75,15 @@ def collect(
     it is; ties make no pair. Thumbs on single answers go to a file beside it, NAME.labels.jsonl, for --loss kto.
     Ctrl-C ends it; the same command resumes, and a page that is still open reconnects.
 
+    With --review several people judge one file, pairs or the output of `mlx-dpo sample`, each with a file of verdicts
+    of their own; `mlx-dpo label --merge` makes pairs of them, and says how far these people agree.
+
     Examples:
       mlx-dpo collect --model ./Qwen3-4B-4bit
       mlx-dpo collect --model ./Qwen3-4B-4bit --prompts prompts.txt --output pairs.jsonl --num-answers 4
       mlx-dpo collect --adapter-path adapters --no-browser --port 8000
+      mlx-dpo collect --review pairs.jsonl --labeller ana --output verdicts.jsonl
+      mlx-dpo collect --review samples.jsonl --labeller ben --repeat 0.05
     """
     try:
         from mlx_dpo.web.collect_server import serve
@@ -57,19 +91,59 @@ def collect(
         if error.name not in ("starlette", "uvicorn", "markdown_it"):
             raise
         raise UserError(f"the page needs {error.name}", hint="pip install 'mlx-dpo[web]'") from None
+    from mlx_dpo.sampling.completions import SamplingParams
+    from mlx_dpo.web.verdicts import VerdictFiles
+
+    if review is not None:
+        if model or adapter_path or prompts:
+            hint = "Leave --model, --adapter-path and --prompts out."
+            raise UserError("judges what is in the file, without a model", field="review", hint=hint)
+        page = _review_page(review, output, labeller, repeat)
+    elif repeat:
+        raise UserError("shows comparisons of --review again", field="repeat", hint="Name a file with --review.")
+    else:
+        params = SamplingParams(max_tokens, temp, top_p)
+        verdicts = VerdictFiles(output or Path(DEFAULT_OUTPUT), labeller)
+        page = _answer_page(model, adapter_path, flags, prompts, verdicts, params, num_answers)
+    written = page.verdicts.preferences.path
+
+    def show_address(url: str) -> None:
+        if json:
+            print_json({"url": url, "output": str(written)})
+        else:
+            print_text(url)
+            print_message(f"Preferences are appended to {written}. Ctrl-C ends the server.")
+
+    try:
+        serve(page, port=port, open_browser=browser, on_ready=show_address)
+    except SystemExit:  # a stop signal
+        print_message(f"Ended. {written} has {plural(page.verdicts.counts()['preferences'], 'preference')}.")
+        raise
+
+
+def _answer_page(
+    model: str | None,
+    adapter_path: Path | None,
+    flags: dict[str, Any],
+    prompts: str | None,
+    verdicts: VerdictFiles,
+    params: SamplingParams,
+    num_answers: int,
+) -> CollectPage:
+    """The page that asks a model."""
     from mlx_dpo.adapters.adapter_folder import adapter_base_model, require_policy
     from mlx_dpo.data.conversations import prompt_messages
     from mlx_dpo.data.prompt_files import read_prompts
-    from mlx_dpo.sampling.completions import SamplingParams
     from mlx_dpo.web.answer_generator import AnswerGenerator
     from mlx_dpo.web.page_app import CollectPage
-    from mlx_dpo.web.verdicts import VerdictFiles, are_messages
+    from mlx_dpo.web.verdicts import are_messages
 
     if adapter_path is not None:
         require_policy(adapter_path)
         model = model or adapter_base_model(adapter_path)
     if model is None:
-        raise UserError("no model given", field="model", hint="Name a model folder or Hub id with --model.")
+        hint = "Name a model folder or Hub id with --model; to judge a file without one, --review FILE."
+        raise UserError("no model given", field="model", hint=hint)
     rendering = rendering_config(adapter_path, flags)
     conversations = [prompt_messages("prompt", row.prompt) for row in (read_prompts(prompts) if prompts else ())]
     for number, messages in enumerate(conversations, 1):
@@ -80,18 +154,18 @@ def collect(
     generator = AnswerGenerator(
         model, adapter_path, raw=rendering.raw, template_kwargs=rendering.chat_template_kwargs or {}
     )
-    params = SamplingParams(max_tokens, temp, top_p)
-    page = CollectPage(generator, VerdictFiles(output), conversations, params, num_answers)
+    return CollectPage(generator, verdicts, conversations, params, num_answers)
 
-    def show_address(url: str) -> None:
-        if json:
-            print_json({"url": url, "output": str(output)})
-        else:
-            print_text(url)
-            print_message(f"Preferences are appended to {output}. Ctrl-C ends the server.")
 
-    try:
-        serve(page, port=port, open_browser=browser, on_ready=show_address)
-    except SystemExit:  # a stop signal
-        print_message(f"Ended. {output} has {plural(page.verdicts.counts()['preferences'], 'preference')}.")
-        raise
+def _review_page(file: str, output: Path | None, labeller: str | None, repeat: float) -> CollectPage:
+    """The page that reviews a file; which rows are left out is printed."""
+    from mlx_dpo.web.review_page import open_review_page
+
+    page = open_review_page(file, output, labeller, repeat)
+    assert page.review is not None
+    review = page.review.progress.review
+    if review.num_bad:
+        print_message(f"{plural(review.num_bad, 'row')} can't be read, the first: {review.problem}")
+    if review.num_single:
+        print_message(f"{plural(review.num_single, 'row')} without two different completions: nothing to compare.")
+    return page

@@ -58,6 +58,23 @@ class SampledCompletion:
     logps: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class PartialCompletion:
+    """A completion so far.
+
+    Attributes:
+        index: among the completions of the prompt.
+        text: without a last character of which only some tokens are sampled.
+        num_tokens: sampled so far.
+        finish_reason: None while it is being sampled, else as in `SampledCompletion`.
+    """
+
+    index: int
+    text: str
+    num_tokens: int
+    finish_reason: Literal["stop", "length"] | None = None
+
+
 def _require(holds: bool, field: str, message: str) -> None:
     if not holds:
         raise UserError(message, field=field)

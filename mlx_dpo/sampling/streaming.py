@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import mlx.nn as nn
 
 from mlx_dpo.sampling.batched_sampling import SequenceEnds, decode_steps
-from mlx_dpo.sampling.completions import SamplingParams
+from mlx_dpo.sampling.completions import PartialCompletion, SamplingParams
 from mlx_dpo.sampling.stop_texts import text_after
-
-
-@dataclass(frozen=True)
-class PartialCompletion:
-    """A completion so far.
-
-    Attributes:
-        index: among the completions of the prompt.
-        text: without a last character of which only some tokens are sampled.
-        num_tokens: sampled so far.
-        finish_reason: None while it is being sampled, else as in `SampledCompletion`.
-    """
-
-    index: int
-    text: str
-    num_tokens: int
-    finish_reason: Literal["stop", "length"] | None = None
 
 
 def stream_completions(

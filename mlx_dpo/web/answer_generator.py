@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +25,12 @@ from mlx_dpo.forward.model_loading import load_model, load_tokenizer
 from mlx_dpo.forward.path_agreement import count_logits
 from mlx_dpo.forward.vocabulary import check_vocabulary
 from mlx_dpo.sampling.batch_support import batch_support
-from mlx_dpo.sampling.completions import SamplingParams
-from mlx_dpo.sampling.streaming import PartialCompletion, stream_completions
+from mlx_dpo.sampling.completions import PartialCompletion
+from mlx_dpo.sampling.streaming import stream_completions
 from mlx_dpo.utils.stop_flag import StopRequested, stop_on
+from mlx_dpo.web.answer_request import AnswerRequest
 
-MAX_ANSWERS = 4
 STOP_SECONDS = 5
-AnswerUpdate = list[PartialCompletion] | UserError | StopRequested | None
-
-
-@dataclass
-class AnswerRequest:
-    """A conversation to answer.
-
-    Attributes:
-        messages: its turns, the user's last.
-        params: how answers are sampled.
-        num_answers: how many.
-        compare: whether half of the answers, at random places, are of the model without the adapter.
-        on_update: receives, in the generator's thread, the answers that have changed; None once at the end, or what
-            ended it: an error, or `StopRequested` if it was cancelled or the generator stopped. It must not raise.
-        is_cancelled: set it to end the request.
-        policies: [answers] of which policy each answer is, "base" or "tuned", once it has begun.
-    """
-
-    messages: Sequence[Message]
-    params: SamplingParams
-    num_answers: int
-    compare: bool
-    on_update: Callable[[AnswerUpdate], object]
-    is_cancelled: threading.Event = field(default_factory=threading.Event)
-    policies: list[str] = field(default_factory=list)
 
 
 class AnswerGenerator:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -20,8 +21,10 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.utils.atomic_write import atomic_write
 from mlx_dpo.utils.cache_folder import cache_folder
 from mlx_dpo.web.access_control import AccessControl
-from mlx_dpo.web.answer_generator import AnswerGenerator
 from mlx_dpo.web.page_app import CollectPage
+
+if TYPE_CHECKING:
+    from mlx_dpo.web.answer_generator import AnswerGenerator
 
 ADDRESS = "127.0.0.1"
 SHUTDOWN_SECONDS = 1  # that open streams of answers may take to end
@@ -60,23 +63,26 @@ def serve(
     )
     url = f"http://{ADDRESS}:{port}/?token={token}"
     on_ready(url)
-    page.generator.start()
+    if page.generator is not None:
+        page.generator.start()
     if open_browser:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     try:
         with listener:
             _PageServer(config, page.generator).run([listener])
     finally:
-        page.generator.stop()
+        if page.generator is not None:
+            page.generator.stop()
 
 
 class _PageServer(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, generator: AnswerGenerator) -> None:
+    def __init__(self, config: uvicorn.Config, generator: AnswerGenerator | None) -> None:
         super().__init__(config)
         self.generator = generator
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.generator.request_stop()  # else the server would wait for the answers that are being sampled
+        if self.generator is not None:  # else the server would wait for the answers that are being sampled
+            self.generator.request_stop()
         super().handle_exit(sig, frame)
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,14 +21,17 @@ from starlette.routing import Route
 
 from mlx_dpo.data.messages import Message
 from mlx_dpo.errors import UserError
-from mlx_dpo.sampling.completions import SamplingParams
-from mlx_dpo.sampling.streaming import PartialCompletion
-from mlx_dpo.web.answer_generator import MAX_ANSWERS, AnswerGenerator, AnswerRequest, AnswerUpdate
+from mlx_dpo.sampling.completions import PartialCompletion, SamplingParams
+from mlx_dpo.web.answer_request import MAX_ANSWERS, AnswerRequest, AnswerUpdate
 from mlx_dpo.web.json_requests import read_json
 from mlx_dpo.web.markdown_html import markdown_to_html
+from mlx_dpo.web.review_routes import ReviewRoutes
 from mlx_dpo.web.row_routes import RowRoutes
 from mlx_dpo.web.row_tally import prompt_key
 from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages, is_integer
+
+if TYPE_CHECKING:  # it imports mlx-lm, which takes seconds
+    from mlx_dpo.web.answer_generator import AnswerGenerator
 
 ASSETS = files("mlx_dpo.web") / "assets"
 ASSET_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -44,21 +47,24 @@ class CollectPage:
 
     def __init__(
         self,
-        generator: AnswerGenerator,
+        generator: AnswerGenerator | None,
         verdicts: VerdictFiles,
         prompts: Sequence[Sequence[Message]] = (),
         params: SamplingParams | None = None,
         num_answers: int = 2,
+        review: ReviewRoutes | None = None,
     ) -> None:
         """Join the parts.
 
         Args:
-            generator: answers.
+            generator: answers; None where a file is reviewed.
             verdicts: receive what the person thinks of the answers.
             prompts: conversations to go through.
             params: how answers are sampled unless the page asks for something else.
             num_answers: answers to a prompt, likewise.
+            review: the file that is reviewed, instead of asking a model.
         """
+        self.review = review
         self.generator, self.verdicts, self.prompts = generator, verdicts, prompts
         self.params, self.num_answers = params or SamplingParams(temperature=0.9), num_answers
         self.max_tokens_limit = max(MAX_TOKENS, self.params.max_tokens)
@@ -78,6 +84,7 @@ class CollectPage:
                 Route("/api/verdicts", self.add_verdict, methods=["POST"]),
                 Route("/api/verdicts/remove", self.remove_verdict, methods=["POST"]),
                 *RowRoutes(self.verdicts).routes(),
+                *(self.review.routes() if self.review else ()),
             ],
             exception_handlers={UserError: _error_response},
         )
@@ -97,10 +104,11 @@ class CollectPage:
         generator = self.generator
         return JSONResponse(
             {
-                "model": generator.name,
-                "adapter": generator.adapter_path and str(generator.adapter_path),
-                "is_ready": generator.is_ready.is_set(),
-                "error": generator.error and _error_json(generator.error),
+                "model": generator and generator.name,
+                "adapter": generator and generator.adapter_path and str(generator.adapter_path),
+                "is_ready": generator is None or generator.is_ready.is_set(),
+                "error": generator and generator.error and _error_json(generator.error),
+                "review": self.review and await run_in_threadpool(self.review.progress.summary),
                 "output": str(self.verdicts.preferences.path),
                 "labels_output": str(self.verdicts.labels.path),
                 "counts": await run_in_threadpool(self.verdicts.counts),
@@ -128,13 +136,17 @@ class CollectPage:
             raise UserError("there is no prompt to answer", field="messages")
         if not is_integer(n) or not 1 <= n <= MAX_ANSWERS:
             raise UserError(f"must be from 1 to {MAX_ANSWERS}", field="num_answers")
+        if self.generator is None:
+            raise UserError("no model is loaded: this page reviews a file")
         if compare and (self.generator.adapter_path is None or n < 2):
             raise UserError("needs an adapter and two answers or more", field="compare")
         params = _sampling_params(self.params, body, self.max_tokens_limit)
-        return StreamingResponse(self._stream(messages, params, n, bool(compare)), media_type="text/event-stream")
+        return StreamingResponse(
+            self._stream(self.generator, messages, params, n, bool(compare)), media_type="text/event-stream"
+        )
 
     async def _stream(
-        self, messages: list[Message], params: SamplingParams, n: int, compare: bool
+        self, generator: AnswerGenerator, messages: list[Message], params: SamplingParams, n: int, compare: bool
     ) -> AsyncIterator[str]:
         loop, updates = asyncio.get_running_loop(), asyncio.Queue[AnswerUpdate]()
 
@@ -143,7 +155,7 @@ class CollectPage:
                 loop.call_soon_threadsafe(updates.put_nowait, update)
 
         answers = AnswerRequest(messages, params, n, compare, on_update)
-        self.generator.submit(answers)
+        generator.submit(answers)
         latest: dict[int, PartialCompletion] = {}
         next_at = 0.0
         try:

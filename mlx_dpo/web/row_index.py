@@ -183,11 +183,11 @@ def _summarize(rows: Sequence[ListedRow]) -> dict[str, Any]:
         "edited": sum(listed.row.is_edited for listed in rows),
         "warned": sum(listed.is_warned for listed in rows),
         "duplicates": sum(listed.copies > 1 for listed in rows),
-        "agreement": _repeat_agreement(rows),
+        "agreement": repeat_agreement(rows),
     }
 
 
-def _repeat_agreement(rows: Sequence[ListedRow]) -> dict[str, Any] | None:
+def repeat_agreement(rows: Sequence[ListedRow]) -> dict[str, Any] | None:
     """How often a person judged as the time before, where the same was shown again; None where nothing was."""
     repeats = list(_repeats(rows))
     if not repeats:

@@ -26,9 +26,17 @@ START_SECONDS = 120
 class CollectServer:
     """A server that was started with a file to write to; `start` starts the same command again after `kill`."""
 
-    def __init__(self, folder: Path, *options: str, model: str = MODEL, **environment: str) -> None:
-        self.folder, self.output = folder, folder / "pairs.jsonl"
-        self.command = [sys.executable, "-m", "mlx_dpo", "collect", "--model", model, "--no-browser", "--json"]
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        model: str | None = MODEL,
+        output: str = "pairs.jsonl",
+        **environment: str,
+    ) -> None:
+        self.folder, self.output = folder, folder / output
+        self.command = [sys.executable, "-m", "mlx_dpo", "collect", "--no-browser", "--json"]
+        self.command += ["--model", model] if model else []
         self.command += ["--output", str(self.output), *options]
         self.environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), **environment}
         self.errors = folder / "stderr.txt"

@@ -5,6 +5,7 @@ import { startData } from "./data.js";
 import { element, showError } from "./dom.js";
 import { startJudging } from "./judging.js";
 import { startKeys } from "./keys.js";
+import { startReview } from "./review.js";
 import { refresh, session, waitForModel } from "./session.js";
 import { startViews } from "./views.js";
 
@@ -23,6 +24,7 @@ async function startCollecting() {
   element("new").addEventListener("click", startConversation);
   startJudging();
   startKeys();
+  if (session.server.review) return startReview();
   element("prompt").focus();
   try {
     await waitForModel();

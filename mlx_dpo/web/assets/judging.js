@@ -4,18 +4,21 @@ import { call } from "./api.js";
 import { askNextPrompt, stop, takeBackPrompt } from "./asking.js";
 import { answerCardAt, buildAnswers, clearAnswers, showActions, showAnswer, showConversation, showNote } from "./conversation.js";
 import { button, create, element, showError, showStatus } from "./dom.js";
+import { refreshProgress, showComparison, showNextComparison, skipComparison } from "./review.js";
 import { session, showCounts, showFailure } from "./session.js";
 
 // Saves a verdict, and returns the server's answer, or null if it isn't saved.
 async function save(verdict) {
   if (!session.isComplete || session.isSaving) return null;
   session.isSaving = true;
-  const { messages, answers, marks, promptIndex } = session;
+  const { messages, answers, marks, promptIndex, review } = session;
   const sent = { messages, answers: answers.map((answer) => answer.text), ...verdict };
   try {
-    const result = await call("/api/verdicts", { verdict: sent, comparison: session.comparison });
-    session.verdicts.push({ ids: result.ids, messages, answers, marks: [...marks], promptIndex });
-    session.server.wins = result.wins;
+    const result = review
+      ? await call("/api/review/verdicts", { shown: review.shown, ...verdict })
+      : await call("/api/verdicts", { verdict: sent, comparison: session.comparison });
+    session.verdicts.push({ ids: result.ids, messages, answers, marks: [...marks], promptIndex, review });
+    if (result.wins) session.server.wins = result.wins;
     showCounts(result.counts);
     showError("");
     element("undo").disabled = false;
@@ -35,6 +38,7 @@ async function judge(verdict, kept) {
 
 // To the next prompt; `kept` is the answer that the conversation continues with, or null.
 async function advance(kept, policies) {
+  if (session.review) return showNextComparison();
   const revealed = policies ? ` ${policies.map((policy, i) => `Answer ${i + 1}: ${policy}.`).join(" ")}` : "";
   if (session.promptIndex !== null) return askNextPrompt(session.promptIndex + 1);
   if (kept === null) takeBackPrompt();
@@ -111,7 +115,12 @@ export async function undo() {
   showAgain(last);
 }
 
-function showAgain({ messages, answers, marks, promptIndex }) {
+function showAgain({ messages, answers, marks, promptIndex, review }) {
+  if (review) {
+    showComparison(review);
+    showStatus("Undone: judge these answers again.");
+    return refreshProgress();
+  }
   const isOther = session.messages !== messages;
   if (isOther && session.isComplete && session.promptIndex === null && !element("prompt").value) {
     element("prompt").value = takeBackPrompt(); // it was asked and not judged yet
@@ -129,6 +138,7 @@ function showAgain({ messages, answers, marks, promptIndex }) {
 
 export async function skip() {
   if (!session.isComplete || session.isSaving) return;
+  if (session.review) return skipComparison();
   if (session.promptIndex !== null) return askNextPrompt(session.promptIndex + 1);
   takeBackPrompt();
   clearAnswers();

@@ -14,6 +14,7 @@ const WITH_A_NUMBER = {
 const KEYS = {
   t: tie, b: allBad, " ": skip, u: undo, n: startConversation, Escape: stop, "/": () => element("prompt").focus(),
 };
+const REVIEW_KEYS = { e: tie, t: tie, b: allBad, " ": skip, u: undo };
 
 let pendingKey = null; // e, g or x, which wait for the number of an answer
 
@@ -21,12 +22,14 @@ function handleKey(event) {
   if (currentView() !== "collect" || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (isTextField(event.target)) return;
   if (event.target.matches("button, summary, a, input") && [" ", "Enter"].includes(event.key)) return;
+  const isReview = Boolean(session.server?.review);
+  const keys = isReview ? REVIEW_KEYS : KEYS;
   const pending = pendingKey;
   pendingKey = null;
   const index = event.key.length === 1 ? "1234".indexOf(event.key) : -1;
   if (index >= 0) {
     if (pending) WITH_A_NUMBER[pending].run(index); else choose(index);
-  } else if (event.key in WITH_A_NUMBER) {
+  } else if (!isReview && Object.hasOwn(WITH_A_NUMBER, event.key)) {
     if (!session.isComplete) return;
     const { words, run } = WITH_A_NUMBER[event.key];
     if (session.answers.length === 1) {
@@ -35,8 +38,8 @@ function handleKey(event) {
       pendingKey = event.key;
       showStatus(`Number of the answer to ${words}?`);
     }
-  } else if (Object.hasOwn(KEYS, event.key)) {
-    KEYS[event.key]();
+  } else if (Object.hasOwn(keys, event.key)) {
+    keys[event.key]();
   } else return;
   event.preventDefault();
 }

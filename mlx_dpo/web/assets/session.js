@@ -13,10 +13,11 @@ export const session = {
   answers: [], // {text, html, finish_reason}
   marks: [], // of each answer that was marked: true for good, false for bad
   comparison: null, // id by which the server knows which answer is whose
+  review: null, // the comparison on the screen where a file is reviewed: {shown, turns, answers}
   request: null, // AbortController of the answers that are being sampled
   isComplete: false, // all answers are there and can be judged
   isSaving: false, // a verdict, or its removal, is on its way
-  verdicts: [], // for undo: {ids, messages, answers, marks, promptIndex}
+  verdicts: [], // for undo: {ids, messages, answers, marks, promptIndex, review}
 };
 
 let isReconnecting = false;
