@@ -3,6 +3,10 @@
 # make docs: the documentation, as pages in site/.
 # make test-llamacpp: those tests that need llama.cpp, which it installs (34 MB).
 # make test-peft: those tests that need torch and PEFT, which it installs (large).
+# make dist: wheel and sdist in dist/, checked. make test-install: a wheel in empty environments, by pip, uv and pipx.
+# make test-lowest: some tests with the oldest dependencies that pyproject.toml allows.
+# make lint-workflows: the workflows of .github, which make lint checks too.
+# TESTS names files or folders of tests: make test TESTS=tests/data
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -17,9 +21,19 @@ WITH_BLAS := $(if $(BLAS),LD_PRELOAD="$(BLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 
 # Tests run in several processes, all tests of a file in one of them; one BLAS thread in each is faster than several that compete.
 WORKERS ?= 2
-PYTEST := OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST_WITH = OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(1)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(call PYTEST_WITH,$(BIN))
+TESTS ?=
 
-.PHONY: demo test test-slow test-llamacpp test-peft lint docs clean
+# Of each dependency, the version that RESOLUTION chooses: lowest-direct, lowest or highest, as uv names them.
+RESOLUTION ?= lowest-direct
+LOWEST_VENV := $(VENV)-$(RESOLUTION)
+# Tests that together call every dependency.
+LOWEST_TESTS ?= tests/cli/test_help.py tests/cli/test_usage_errors.py tests/cli/test_terminals.py tests/data/test_file_kinds.py \
+  tests/export/test_gguf.py tests/export/test_upload.py tests/forward/test_network.py tests/judges/test_endpoint.py \
+  tests/reporting/test_chart_images.py tests/training/test_exact.py tests/web/test_row_routes.py
+
+.PHONY: demo test test-slow test-llamacpp test-peft test-install test-lowest lint lint-workflows docs dist clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-run
@@ -27,10 +41,10 @@ demo: $(VENV)/.installed
 	@echo "mlx-dpo is installed in $(VENV): source $(BIN)/activate"
 
 test: $(VENV)/.installed-test
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 test-slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(TESTS)
 
 test-llamacpp: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --editable '.[test-llamacpp]'
@@ -40,14 +54,36 @@ test-peft: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --editable '.[test-peft]'
 	$(PYTEST) -m peft
 
-lint: $(VENV)/.installed-test
+# WHEEL is the wheel to install; by default it is built.
+test-install: $(VENV)/.installed-test $(VENV)/.installed-dist
+	WHEEL='$(WHEEL)' $(BIN)/python -m pytest -m installation -s tests/installation
+
+test-lowest: $(VENV)/.installed-dist
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST_VENV)
+	$(BIN)/uv pip install --quiet --python $(LOWEST_VENV) --resolution $(RESOLUTION) \
+	  --editable '.[$(if $(EXTRA),$(EXTRA)$(comma))test]'
+	$(call PYTEST_WITH,$(LOWEST_VENV)/bin) $(LOWEST_TESTS)
+
+lint: $(VENV)/.installed-test lint-workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lint-workflows: $(VENV)/.installed-test
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
+	$(BIN)/shellcheck .ci/run .ci/install-packages .ci/check-mlx-lm .ci/update-issue
+	$(BIN)/zizmor --offline --quiet .github
+
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict --quiet
+
+# TAG is the tag that the version has to be of, as v0.1.0; by default it is not checked.
+dist: $(VENV)/.installed-dist
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist $(TAG)
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -62,5 +98,9 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[$(if $(EXTRA),$(EXTRA)$(comma))docs]'
 	touch $@
 
+$(VENV)/.installed-dist: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[$(if $(EXTRA),$(EXTRA)$(comma))dist]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) $(VENV)-* site dist

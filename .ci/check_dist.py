@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Check the wheel and the sdist in a folder: contents, metadata, sizes.
 
-    python .ci/check_dist.py dist
+    python .ci/check_dist.py dist [v0.1.0]
 
 The package in both holds exactly the files of `mlx_dpo/` that git tracks, the demo's model and pairs and the page's
-assets too, and nothing of tests, caches or earlier builds.
+assets too, and nothing of tests, caches or earlier builds. A tag has to be that of the version.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import zipfile
 from email.message import Message
 from email.parser import BytesParser
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 2_000_000  # of a wheel or an sdist; the demo's model is 580 KB of it
-IN_SDIST = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+IN_SDIST = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
 IN_DIST_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
 
 
@@ -37,6 +38,11 @@ def differences(kind: str, names: set[str], expected: set[str]) -> list[str]:
     return missing + [f"{kind}: {name} does not belong there" for name in sorted(names - expected)]
 
 
+def project() -> dict[str, Any]:
+    """The table [project] of pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def wheel_problems(file: Path, package: set[str]) -> list[str]:
     """Problems with the contents and the metadata of a wheel."""
     with zipfile.ZipFile(file) as wheel:
@@ -50,14 +56,14 @@ def wheel_problems(file: Path, package: set[str]) -> list[str]:
 
 def metadata_problems(metadata: Message) -> list[str]:
     """What the metadata lacks of pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    source = project()
     expected = {
-        "Name": [project["name"]],
-        "Version": [project["version"]],
-        "License-Expression": [project["license"]],
-        "Requires-Python": [project["requires-python"]],
-        "Provides-Extra": list(project["optional-dependencies"]),
-        "Classifier": project["classifiers"],
+        "Name": [source["name"]],
+        "Version": [source["version"]],
+        "License-Expression": [source["license"]],
+        "Requires-Python": [source["requires-python"]],
+        "Provides-Extra": list(source["optional-dependencies"]),
+        "Classifier": source["classifiers"],
     }
     return [
         f"metadata: {key} is {metadata.get_all(key)}, not {values}"
@@ -72,6 +78,12 @@ def sdist_problems(file: Path, package: set[str]) -> list[str]:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     names = {name for name in names if not re.match(r"mlx_dpo\.egg-info/", name)}
     return differences("sdist", names, package | IN_SDIST)
+
+
+def tag_problems(tag: str) -> list[str]:
+    """Says if a tag is not that of the version."""
+    version = project()["version"]
+    return [] if tag == f"v{version}" else [f"the tag {tag} is not v{version}, the version in pyproject.toml"]
 
 
 def problems(folder: Path) -> list[str]:
@@ -90,5 +102,7 @@ def problems(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     found = problems(Path(sys.argv[1]))
+    for tag in sys.argv[2:]:
+        found += tag_problems(tag)
     print("\n".join(found) or "The wheel and the sdist hold what they should.")
     sys.exit(bool(found))

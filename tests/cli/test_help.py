@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ["", "train", "evaluate", "score", "compare", "report", "fuse", "export", "import", "push", "losses", "data"]
-COMMANDS += ["sample", "label", "rounds", "demo", "plan", "cache", "doctor"]
+COMMANDS += ["sample", "label", "rounds", "demo", "plan", "cache", "doctor", "models", "collect"]
 MODEL_CODE = {"mlx_lm", "transformers", "huggingface_hub"}
 ARRAY_CODE = {"mlx", "numpy"}  # the help of some commands reads defaults from the losses, which import these
 READ_LOSSES = {"train", "evaluate", "score", "rounds", "plan"}
-# Twice what it takes: this is to notice a library that does much at import, not a slow machine.
-MAX_CPU_RATIO = 60  # CPU time of `mlx-dpo --help` by that of `python -c pass`
+MAX_CPU_SECONDS = 0.3  # of `mlx-dpo --help`
+MAX_CPU_RATIO = 15  # to the CPU time of `python -c pass`, for machines on which that already takes more than 20 ms
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -48,4 +48,5 @@ def test_help_takes_little_time(tmp_path: Path) -> None:
     command = ["-m", "mlx_dpo", "--help"]
     cpu_seconds(command, environment)
     baseline = min(cpu_seconds(["-c", "pass"], environment) for _ in range(5))
-    assert min(cpu_seconds(command, environment) for _ in range(3)) < MAX_CPU_RATIO * baseline
+    limit = max(MAX_CPU_SECONDS, MAX_CPU_RATIO * baseline)
+    assert any(cpu_seconds(command, environment) < limit for _ in range(10))
