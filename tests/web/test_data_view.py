@@ -47,6 +47,7 @@ class DataView:
         self.dialogs: list[str] = []
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
         self.page.get_by_role("link", name="Data", exact=True).click()
+        self.page.locator("#data-list").wait_for()
 
     def wait_for_status(self, text: str) -> None:
         self.page.locator("#data-status", has_text=text).wait_for()

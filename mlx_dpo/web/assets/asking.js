@@ -1,7 +1,7 @@
 // A prompt that was typed, or the next one of the file, and the answers as they come.
 
 import { call, ConnectionLost, readEvents } from "./api.js";
-import { buildAnswers, clearAnswers, showActions, showAnswer, showConversation } from "./conversation.js";
+import { announceAnswer, buildAnswers, clearAnswers, showActions, showAnswer, showConversation } from "./conversation.js";
 import { button, element, isTextField, showError, showStatus } from "./dom.js";
 import { session, showFailure } from "./session.js";
 
@@ -56,6 +56,7 @@ async function sample() {
   showActions();
   showStatus("Waiting for the model…");
   element("answers").focus({ preventScroll: true });
+  element("status").scrollIntoView({ block: "nearest" });
   try {
     await readAnswers(request);
   } catch (error) {
@@ -88,6 +89,7 @@ function showAnswers(answers) {
   for (const answer of answers) {
     session.answers[answer.index] = answer;
     showAnswer(answer.index);
+    if (answer.finish_reason) announceAnswer(answer.index);
   }
 }
 
@@ -95,7 +97,10 @@ function complete(comparison) {
   Object.assign(session, { request: null, comparison, isComplete: true });
   showActions();
   showStatus(session.answers.length > 1 ? "Which one is better?" : "Is it good?");
-  if (!isTextField(document.activeElement)) element("answers").focus({ preventScroll: true });
+  if (isTextField(document.activeElement)) return; // the next prompt is being typed
+  element("answers").focus({ preventScroll: true });
+  element("verdict-bar").scrollIntoView({ block: "nearest" });
+  element("status").scrollIntoView({ block: "nearest" });
 }
 
 // Back to before the answers: a typed prompt to its field, one of the file to be asked again or skipped.

@@ -1,18 +1,21 @@
 // The conversation and the answers on the screen.
 
-import { create, element } from "./dom.js";
+import { create, element, showHtml } from "./dom.js";
 import { session } from "./session.js";
 
 export function showConversation(html) {
+  const texts = session.messages.map((message) => {
+    const text = create("div", "text", message.content);
+    text.dir = "auto";
+    return text;
+  });
   const items = session.messages.map((message, i) => {
     const item = create("li", message.role);
-    const text = create("div", "text");
-    text.dir = "auto";
-    if (html && html[i] !== undefined) text.innerHTML = html[i]; else text.textContent = message.content;
-    item.append(create("h2", "", message.role), text);
+    item.append(create("h2", "", message.role), texts[i]);
     return item;
   });
   element("conversation").replaceChildren(...items);
+  html?.forEach((turn, i) => showHtml(texts[i], turn));
 }
 
 function answerButton(label, key, action, index) {
@@ -44,6 +47,7 @@ function answerCard(i, count) {
 export function buildAnswers(count) {
   session.answers = Array.from({ length: count }, () => ({ text: "", html: "", finish_reason: null }));
   session.marks = [];
+  element("announcements").replaceChildren();
   element("answers").replaceChildren(...session.answers.map((_, i) => answerCard(i, count)));
 }
 
@@ -52,8 +56,13 @@ export const answerCardAt = (i) => element("answers").children[i];
 export function showAnswer(i) {
   const card = answerCardAt(i);
   const answer = session.answers[i];
-  card.querySelector(".text").innerHTML = answer.html;
+  showHtml(card.querySelector(".text"), answer.html);
   showNote(i);
+}
+
+// Answers are too quick to be read out as they grow: a screen reader gets each when it is finished.
+export function announceAnswer(i) {
+  element("announcements").append(create("p", "", `Answer ${i + 1}: ${answerCardAt(i).querySelector(".text").innerText}`));
 }
 
 export function showNote(i) {
@@ -76,6 +85,7 @@ export function showActions() {
 // No answers on the screen; the prompt is next.
 export function clearAnswers() {
   Object.assign(session, { answers: [], marks: [], comparison: null, isComplete: false });
+  element("announcements").replaceChildren();
   element("answers").replaceChildren();
   showConversation();
   showActions();

@@ -17,7 +17,14 @@ export function button(label, key, className, onClick) {
   return node;
 }
 
-export function showStatus(text) { element("status").textContent = text; }
+// Inserts HTML of the server's Markdown renderer, which escapes what is in a text. What scrolls is reached by the keyboard.
+export function showHtml(node, html) {
+  node.innerHTML = html;
+  for (const block of node.querySelectorAll("pre, table")) if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
+}
+
+// What doesn't change is not set again, so that a screen reader says it once.
+export function showStatus(text) { if (element("status").textContent !== text) element("status").textContent = text; }
 
 export function showError(text) {
   element("error").textContent = text || "";
