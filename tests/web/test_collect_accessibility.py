@@ -113,6 +113,36 @@ def test_axe_on_the_data_view(server: CollectServer, view: CollectView) -> None:
     assert violations(view) == []
 
 
+@pytest.fixture(scope="module")
+def review_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectServer]:
+    folder = tmp_path_factory.mktemp("review")
+    rows = [{"prompt": f"{MARKDOWN}{i}", "chosen": MARKDOWN, "rejected": "b" * 500} for i in range(2)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
+    with collect_server(folder, "--review", str(folder / "rows.jsonl"), "--labeller", " ", model=None) as started:
+        yield started
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_axe_on_a_review(review_server: CollectServer, browser: Browser, width: int, theme: str) -> None:
+    review_server.output.unlink(missing_ok=True)
+    review_server.kill()  # forgets the name
+    review_server.start()
+    view = review_server.open_page(browser, width=width, theme=theme)
+    view.page.locator("#labeller:focus").wait_for()
+    assert violations(view) == []
+    view.page.keyboard.type("ana")
+    view.press("Enter")
+    for number in range(2):
+        view.page.locator("#review-progress", has_text=f"{number} of 2").wait_for()
+        view.wait_for_answers()
+        assert violations(view) == []
+        assert view.page.evaluate("document.documentElement.scrollWidth") <= width
+        view.press("1")
+    view.page.locator("#review-result h2").wait_for()
+    assert violations(view) == [] and view.opened.errors == []
+    view.page.close()
+
+
 def test_finished_answers_are_announced_once(server: CollectServer, browser: Browser) -> None:
     view = server.open_page(browser)
     view.page.locator("#prompt:focus").wait_for()
