@@ -162,7 +162,8 @@ class PreferenceFile:
                 raise self._read_error(error) from None
 
     def _lines(self) -> list[bytes]:
-        return split_lines(self.path.read_bytes()) if self.path.exists() else []
+        """With their ends; only a line feed ends one, as for all that reads rows."""
+        return io.BytesIO(self.path.read_bytes()).readlines() if self.path.exists() else []
 
     def _read_error(self, error: OSError) -> UserError:
         return UserError(f"can't be read: {error.strerror or error}", where=Where(str(self.path)))
@@ -183,11 +184,6 @@ def _open_locked(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         os.close(descriptor)  # another server has replaced the file
-
-
-def split_lines(content: bytes) -> list[bytes]:
-    """Lines with their ends; only a line feed ends one, as for all that reads rows."""
-    return io.BytesIO(content).readlines()
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:

@@ -121,9 +121,12 @@ class CollectView:
         self.press("Enter")
 
     def ask(self, text: str) -> None:
-        """Type a prompt, and wait for its answers."""
+        """Type a prompt, and wait for answers that differ; a small model now and then says the same twice."""
         self.send(text)
         self.wait_for_answers()
+        if len(set(self.answers())) < self.page.locator(".answer").count():
+            self.press("Space")
+            self.ask(text)
 
     def wait_for_answers(self) -> None:
         self.page.locator("#skip").wait_for()

@@ -15,7 +15,7 @@ import pytest
 from tests.browser import Browser
 from tests.web.collect_server_process import MODEL, ROOT, CollectServer, collect_server, wait_for
 
-SHORT = ("--max-tokens", "8")
+SHORT = ("--max-tokens", "8", "--temp", "3")  # answers that differ
 FULL_DISK = """
 import errno, os
 write = os.write
@@ -151,7 +151,8 @@ def test_prompts_are_resumed_where_they_were_left(tmp_path: Path, browser: Brows
             view.wait_for_answers()
             assert view.turns() == [prompt]
             view.press("2")
-            view.wait_for_status("Waiting" if prompt == "Gamma" else "All prompts of the file have verdicts.")
+            wait_for(lambda prompt=prompt: view.turns() != [prompt])  # type: ignore[misc]
+        view.wait_for_status("All prompts of the file have verdicts.")
         assert [row["prompt"] for row in server.rows()] == ["Alpha", "Beta", "Gamma", "Delta"]
         assert view.opened.errors == []
         view.page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,3 +182,33 @@ def test_each_control_has_a_name_and_shows_its_focus(view: CollectView) -> None:
     ):
         assert name in names
     assert {style for name, style in reached if name and name != "Ask"} >= {"solid"}
+
+
+def test_answers_that_make_no_pair(server: CollectServer, view: CollectView) -> None:
+    def answer_with(*texts: str) -> None:
+        answers = [{"index": i, "text": t, "html": t, "finish_reason": "stop"} for i, t in enumerate(texts)]
+        events = (("begin", {"html": ["Hi"]}), ("answers", {"answers": answers}), ("end", {"comparison": None}))
+        body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+        view.page.route("**/api/answers", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+
+    for texts, sentence in ((("Same", "Same"), "are the same"), (("", "Hello"), "is empty")):
+        answer_with(*texts)
+        view.send("Hi")
+        view.wait_for_status(sentence)
+        for key in "12tb":
+            view.press(key)
+            view.wait_for_error(sentence)
+        view.press("Space")
+        view.wait_for_status("Skipped.")
+    view.send("Hi")
+    view.wait_for_status("is empty")
+    view.press("g", "1")
+    view.wait_for_error("Answer 1 is empty")
+    view.press("x", "2")
+    view.page.locator(".answer .note", has_text="Marked as bad.").wait_for()
+    view.press("e", "2")
+    view.page.keyboard.type(" there")
+    view.press("Control+Enter")
+    view.wait_for_status("Saved.")
+    assert [(row["chosen"], row["rejected"]) for row in server.rows()] == [("Hello there", "Hello")]
+    assert [(row["completion"], row["label"]) for row in server.rows("pairs.labels.jsonl")] == [("Hello", False)]

@@ -1,7 +1,9 @@
 // A prompt that was typed, or the next one of the file, and the answers as they come.
 
 import { call, ConnectionLost, readEvents } from "./api.js";
-import { announceAnswer, buildAnswers, clearAnswers, showActions, showAnswer, showConversation } from "./conversation.js";
+import {
+  announceAnswer, buildAnswers, clearAnswers, comparisonProblem, showActions, showAnswer, showConversation,
+} from "./conversation.js";
 import { button, element, isTextField, showError, showStatus } from "./dom.js";
 import { session, showFailure } from "./session.js";
 
@@ -96,7 +98,7 @@ function showAnswers(answers) {
 function complete(comparison) {
   Object.assign(session, { request: null, comparison, isComplete: true });
   showActions();
-  showStatus(session.answers.length > 1 ? "Which one is better?" : "Is it good?");
+  showStatus(session.answers.length > 1 ? comparisonProblem() || "Which one is better?" : "Is it good?");
   if (isTextField(document.activeElement)) return; // the next prompt is being typed
   element("answers").focus({ preventScroll: true });
   element("verdict-bar").scrollIntoView({ block: "nearest" });

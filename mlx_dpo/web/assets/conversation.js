@@ -73,6 +73,14 @@ export function showNote(i) {
   answerCardAt(i).querySelector(".note").textContent = notes.join(" ");
 }
 
+// Why the answers can't be compared; empty if they can.
+export function comparisonProblem() {
+  const texts = session.answers.map((answer) => answer.text);
+  if (texts.includes("")) return "An answer is empty: edit or mark another one, or skip them (space).";
+  if (new Set(texts).size === 1) return "These answers are the same: edit or mark one, or skip them (space).";
+  return "";
+}
+
 export function showActions() {
   const count = session.answers.length;
   for (const actions of element("answers").querySelectorAll(".buttons")) actions.hidden = !session.isComplete;

@@ -2,7 +2,9 @@
 
 import { call } from "./api.js";
 import { askNextPrompt, stop, takeBackPrompt } from "./asking.js";
-import { answerCardAt, buildAnswers, clearAnswers, showActions, showAnswer, showConversation, showNote } from "./conversation.js";
+import {
+  answerCardAt, buildAnswers, clearAnswers, comparisonProblem, showActions, showAnswer, showConversation, showNote,
+} from "./conversation.js";
 import { button, create, element, showError, showStatus } from "./dom.js";
 import { refreshProgress, showComparison, showNextComparison, skipComparison } from "./review.js";
 import { session, showCounts, showFailure } from "./session.js";
@@ -36,6 +38,12 @@ async function judge(verdict, kept) {
   if (result) await advance(kept, result.policies);
 }
 
+// A verdict that compares all answers.
+function compare(verdict, kept) {
+  const problem = session.isComplete && !session.review && comparisonProblem();
+  if (problem) showError(problem); else judge(verdict, kept);
+}
+
 // To the next prompt; `kept` is the answer that the conversation continues with, or null.
 async function advance(kept, policies) {
   if (session.review) return showNextComparison();
@@ -50,22 +58,29 @@ async function advance(kept, policies) {
 
 export function choose(index) {
   if (session.answers.length < 2 || index >= session.answers.length) return;
-  judge({ kind: "choice", index }, session.answers[index].text);
+  compare({ kind: "choice", index }, session.answers[index].text);
 }
 
-export function tie() { if (session.answers.length > 1) judge({ kind: "tie" }, null); }
+export function tie() { if (session.answers.length > 1) compare({ kind: "tie" }, null); }
 
 export function allBad() {
   if (session.answers.length < 2) return;
   if (session.marks.length) return showError("Some of these answers are marked already: mark the others, or undo (u).");
-  judge({ kind: "both_bad" }, null);
+  compare({ kind: "both_bad" }, null);
+}
+
+function isEmpty(index) {
+  const answer = session.answers[index];
+  const isUnusable = Boolean(answer.finish_reason) && !answer.text;
+  if (isUnusable) showError(`Answer ${index + 1} is empty: edit or mark another one, or skip them (space).`);
+  return isUnusable;
 }
 
 // Marks an answer as good or bad. The others can still be judged, until each has a mark.
 export async function mark(index, isGood) {
-  if (index >= session.answers.length) return;
+  if (index >= session.answers.length || isEmpty(index)) return;
   if (session.marks[index] !== undefined) return showError(`Answer ${index + 1} is marked already: undo (u) that first.`);
-  const result = await save({ kind: "thumbs", index, is_good: isGood });
+  const result = await save({ kind: "thumbs", answers: [session.answers[index].text], index: 0, is_good: isGood });
   if (!result) return;
   session.marks[index] = isGood;
   showNote(index);
@@ -75,16 +90,17 @@ export async function mark(index, isGood) {
 }
 
 export function beginEdit(index) {
-  if (!session.isComplete || index >= session.answers.length) return;
+  if (!session.isComplete || index >= session.answers.length || isEmpty(index)) return;
   const card = answerCardAt(index);
   if (card.querySelector(".editor")) return card.querySelector(".editor").focus();
   const editor = create("textarea", "editor");
-  editor.value = session.answers[index].text;
+  const original = session.answers[index].text;
+  editor.value = original;
   editor.rows = Math.min(20, editor.value.split("\n").length + 4);
   editor.dir = "auto";
   editor.setAttribute("aria-label", `Answer ${index + 1} as it should be`);
   const cancel = () => { showAnswer(index); card.querySelector(".save").remove(); element("answers").focus(); };
-  const finish = () => judge({ kind: "edit", index, edited: editor.value }, editor.value);
+  const finish = () => judge({ kind: "edit", answers: [original], index: 0, edited: editor.value }, editor.value);
   editor.addEventListener("keydown", (event) => {
     event.stopPropagation();
     if (event.key === "Escape") cancel();
