@@ -100,7 +100,7 @@ def render_page(
     Returns:
         HTML.
     """
-    title, scripts = escape(title), [_asset(name) for name in SCRIPTS]
+    title, scripts = escape(title), [report_asset(name) for name in SCRIPTS]
     body = [f"<h1>{title}</h1>", *sections_before, *_chart_figures(charts, chart_note), *sections_after]
     chart_data = json.dumps({chart.name: chart.to_mapping() for chart in charts}).replace("<", "\\u003c")
     return "\n".join([*_head(title, scripts, live), *body, *_scripts(chart_data, scripts)])
@@ -119,7 +119,7 @@ def _head(title: str, scripts: Sequence[str], live: bool) -> Iterator[str]:
     yield "<meta name=viewport content='width=device-width, initial-scale=1'>"
     yield "<link rel=icon href='data:,'>"
     yield f"<title>{title}: mlx-dpo</title>"
-    yield f"<style>\n{_asset('page.css')}</style>"
+    yield f"<style>\n{report_asset('page.css')}</style>"
     yield "</head>"
     yield "<body>"
 
@@ -150,7 +150,8 @@ def _figure(chart: Chart) -> str:
     return f"<figure data-chart={escape(chart.name)}><h3>{title}</h3>{canvas}{caption}</figure>"
 
 
-def _asset(name: str) -> str:
+def report_asset(name: str) -> str:
+    """The text of a file in assets/, such as one of `SCRIPTS`."""
     text = (files("mlx_dpo.reporting") / "assets" / name).read_text(encoding="utf-8")
     return text.partition("//# sourceMappingURL")[0]  # a debugger would request it from the network
 

@@ -17,17 +17,19 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from mlx_dpo.data.messages import Message
 from mlx_dpo.errors import UserError
 from mlx_dpo.sampling.completions import PartialCompletion, SamplingParams
 from mlx_dpo.web.answer_request import MAX_ANSWERS, AnswerRequest, AnswerUpdate
+from mlx_dpo.web.blind_comparisons import BlindComparisons
+from mlx_dpo.web.comparison_routes import ComparisonRoutes
 from mlx_dpo.web.json_requests import read_json
 from mlx_dpo.web.markdown_html import markdown_to_html
 from mlx_dpo.web.review_routes import ReviewRoutes
 from mlx_dpo.web.row_routes import RowRoutes
-from mlx_dpo.web.row_tally import prompt_key
+from mlx_dpo.web.row_tally import next_prompt
 from mlx_dpo.web.verdicts import HumanVerdict, VerdictFiles, are_messages, is_integer
 
 if TYPE_CHECKING:  # it imports mlx-lm, which takes seconds
@@ -39,7 +41,6 @@ UPDATE_SECONDS = 0.05  # between two pictures of the answers; a person reads no 
 RENDERING_SHARE = 0.1  # of the time, at most: long answers are shown less often, so that sampling isn't slowed down
 MAX_TOKENS = 8192  # longest answer that the page may ask for, unless the command's own setting is longer
 MAX_TEMPERATURE = 5
-KEPT_COMPARISONS = 100  # whose policies are remembered until there is a verdict
 
 
 class CollectPage:
@@ -68,9 +69,7 @@ class CollectPage:
         self.generator, self.verdicts, self.prompts = generator, verdicts, prompts
         self.params, self.num_answers = params or SamplingParams(temperature=0.9), num_answers
         self.max_tokens_limit = max(MAX_TOKENS, self.params.max_tokens)
-        self.wins = {"tuned": 0, "base": 0, "tie": 0}
-        self._policies: dict[str, list[str]] = {}  # by comparison
-        self._winners: dict[str, str] = {}  # by the id of the verdict's first row
+        self.comparisons = BlindComparisons(verdicts.preferences.path)
 
     def application(self) -> Starlette:
         """The routes, without control of access."""
@@ -85,9 +84,18 @@ class CollectPage:
                 Route("/api/verdicts/remove", self.remove_verdict, methods=["POST"]),
                 *RowRoutes(self.verdicts).routes(),
                 *(self.review.routes() if self.review else ()),
+                *self._model_routes(),
             ],
             exception_handlers={UserError: _error_response},
         )
+
+    def _model_routes(self) -> list[BaseRoute]:
+        if self.generator is None:
+            return []
+        from mlx_dpo.web.training_routes import TrainingRoutes  # it imports mlx, which takes seconds
+
+        comparisons = ComparisonRoutes(self.comparisons, self.generator, self.verdicts, self.prompts)
+        return [*TrainingRoutes(self.verdicts, self.generator).routes(), *comparisons.routes()]
 
     async def show_page(self, request: Request) -> Response:
         """The page itself."""
@@ -107,6 +115,7 @@ class CollectPage:
                 "model": generator and generator.name,
                 "adapter": generator and generator.adapter_path and str(generator.adapter_path),
                 "is_ready": generator is None or generator.is_ready.is_set(),
+                "release_reason": generator and generator.release_reason,
                 "error": generator and generator.error and _error_json(generator.error),
                 "review": self.review and await run_in_threadpool(self.review.progress.summary),
                 "output": str(self.verdicts.preferences.path),
@@ -118,7 +127,7 @@ class CollectPage:
                 "temperature": self.params.temperature,
                 "max_tokens": self.params.max_tokens,
                 "max_tokens_limit": self.max_tokens_limit,
-                "wins": self.wins,
+                "wins": await run_in_threadpool(self._wins),
             }
         )
 
@@ -140,6 +149,8 @@ class CollectPage:
             raise UserError("no model is loaded: this page reviews a file")
         if compare and (self.generator.adapter_path is None or n < 2):
             raise UserError("needs an adapter and two answers or more", field="compare")
+        if compare and n % 2:
+            raise UserError("needs an even number of answers: half of them are of each policy", field="compare")
         params = _sampling_params(self.params, body, self.max_tokens_limit)
         return StreamingResponse(
             self._stream(self.generator, messages, params, n, bool(compare)), media_type="text/event-stream"
@@ -174,29 +185,34 @@ class CollectPage:
             if isinstance(update, UserError):
                 yield _event("failed", _error_json(update))
             elif update is None:
-                yield _event("end", {"comparison": self._remember(answers.policies) if compare else None})
+                comparison = self.comparisons.remember(answers.policies, generator) if compare else None
+                yield _event("end", {"comparison": comparison})
         finally:
             answers.is_cancelled.set()
-
-    def _remember(self, policies: Sequence[str]) -> str:
-        comparison = secrets.token_hex(8)
-        self._policies[comparison] = list(policies)
-        while len(self._policies) > KEPT_COMPARISONS:
-            self._policies.pop(next(iter(self._policies)))
-        return comparison
 
     async def add_verdict(self, request: Request) -> Response:
         """Write a verdict; the response says so once it is on the disk, and which policy each answer was of."""
         body = await read_json(request)
-        verdict = HumanVerdict.from_json(body.get("verdict"))
-        row_ids = await run_in_threadpool(self.verdicts.add, verdict)
-        policies = self._policies.pop(str(body.get("comparison")), None)
+        row_ids, policies = await run_in_threadpool(self._add, body.get("verdict"), str(body.get("comparison")))
+        counts, wins = await run_in_threadpool(self.verdicts.counts), await run_in_threadpool(self._wins)
+        return JSONResponse({"ids": row_ids, "counts": counts, "policies": policies, "wins": wins})
+
+    def _add(self, value: Any, comparison: str) -> tuple[list[str], list[str] | None]:
+        verdict = HumanVerdict.from_json(value)
+        row_ids = self.verdicts.add(verdict)
+        policies = self.comparisons.policies(comparison)
         winner = policies and _winner(verdict, policies)
-        if winner:
-            self.wins[winner] += 1
-            self._winners[row_ids[0]] = winner
-        counts = await run_in_threadpool(self.verdicts.counts)
-        return JSONResponse({"ids": row_ids, "counts": counts, "policies": policies, "wins": self.wins})
+        if not winner:
+            return row_ids, None
+        try:
+            self.comparisons.add(comparison, value["messages"], value["answers"], winner)
+        except UserError:
+            self.verdicts.remove(row_ids)
+            raise
+        return [*row_ids, comparison], policies
+
+    def _wins(self) -> dict[str, Any]:
+        return self.comparisons.summary(self.generator.adapter_digest if self.generator else None)
 
     async def remove_verdict(self, request: Request) -> Response:
         """Undo a verdict: remove its rows."""
@@ -204,20 +220,12 @@ class CollectPage:
         if not isinstance(row_ids, list) or not all(isinstance(row_id, str) for row_id in row_ids):
             raise UserError("must be the ids of rows", field="ids")
         removed = await run_in_threadpool(self.verdicts.remove, row_ids)
-        for row_id in row_ids:
-            if winner := self._winners.pop(row_id, None):
-                self.wins[winner] -= 1
-        counts = await run_in_threadpool(self.verdicts.counts)
-        return JSONResponse({"removed": removed, "counts": counts, "wins": self.wins})
+        await run_in_threadpool(self.comparisons.remove, row_ids)
+        counts, wins = await run_in_threadpool(self.verdicts.counts), await run_in_threadpool(self._wins)
+        return JSONResponse({"removed": removed, "counts": counts, "wins": wins})
 
     def _next_prompt(self, start: int) -> int | None:
-        judged = self.verdicts.judged_prompts()
-        for index in range(start, len(self.prompts)):
-            messages = self.prompts[index]
-            prompt = messages[0]["content"] if len(messages) == 1 else list(messages)
-            if prompt_key(prompt) not in judged:
-                return index
-        return None
+        return next_prompt(self.prompts, start, self.verdicts.judged_prompts())
 
 
 def _winner(verdict: HumanVerdict, policies: Sequence[str]) -> str | None:
@@ -258,7 +266,8 @@ def _error_json(error: UserError) -> dict[str, Any]:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    return JSONResponse({"message": str(error)}, status_code=400)
+    field = error.field if isinstance(error, UserError) else None
+    return JSONResponse({"message": str(error), "field": field}, status_code=400)
 
 
 def _asset(name: str) -> Response:

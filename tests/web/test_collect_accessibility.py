@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.browser import Browser
+from tests.web.accessibility import violations
 from tests.web.collect_server_process import CollectServer, CollectView, collect_server
 
-AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 MARKDOWN = f"""# Title
 
 A [link](https://x.org), `code`, ~~none~~, and
@@ -69,13 +67,6 @@ def view(request: pytest.FixtureRequest, server: CollectServer, browser: Browser
     opened.page.close()
 
 
-def violations(view: CollectView) -> list[tuple[str, list[Any]]]:
-    if not view.page.evaluate("'axe' in window"):
-        view.page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = view.page.evaluate("axe.run()")["violations"]
-    return [(fault["id"], [node["html"][:200] for node in fault["nodes"]]) for fault in found]
-
-
 def test_axe_on_collecting(view: CollectView) -> None:
     assert violations(view) == []
     view.page.locator("#settings summary").click()
@@ -110,6 +101,15 @@ def test_axe_on_the_data_view(server: CollectServer, view: CollectView) -> None:
     view.page.locator("#import-text").fill("not a row")
     view.page.locator("#import-add").click()
     view.page.locator("#import-problems li").wait_for()
+    assert violations(view) == []
+
+
+def test_axe_on_the_settings_of_a_run(view: CollectView) -> None:
+    view.page.get_by_role("link", name="Train", exact=True).click()
+    view.page.locator("#train-outline", has_text="no rows").wait_for()
+    assert violations(view) == []
+    view.page.locator("#train-rank").fill("none")
+    view.page.locator("#train-rank-error", has_text="expected a whole number").wait_for()
     assert violations(view) == []
 
 

@@ -18,6 +18,8 @@ from tests.browser import Browser
 from tests.web.collect_server_process import CollectServer, CollectView, collect_server, wait_for
 
 NAME = "<img src=x onerror=alert(1)>"
+TRAINING = ("/api/training", "/api/training/report", "/api/comparisons/revealed", "/report-assets/charts.js")
+CHANGES = (*(f"/api/training/{action}" for action in ("start", "stop", "resume", "adapter")), "/api/comparisons")
 SHORT = ("--max-tokens", "4")
 USER = [{"role": "user", "content": "Hi"}]
 SCRIPTS = (
@@ -62,12 +64,12 @@ def client(server: CollectServer) -> Iterator[httpx.Client]:
         {"Cookie": "mlx-dpo=x"},
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/assets/collect.js", "/api/state", "/api/prompts/0", "/api/rows"])
+@pytest.mark.parametrize("path", ["/", "/assets/collect.js", "/api/state", "/api/prompts/0", "/api/rows", *TRAINING])
 def test_refused_requests(client: httpx.Client, headers: dict[str, str], path: str) -> None:
     assert client.get(path, headers=headers).status_code == 403
 
 
-@pytest.mark.parametrize("path", ["/api/answers", "/api/verdicts", "/api/verdicts/remove"])
+@pytest.mark.parametrize("path", ["/api/answers", "/api/verdicts", "/api/verdicts/remove", *CHANGES])
 def test_a_post_names_the_page_that_sent_it(server: CollectServer, client: httpx.Client, path: str) -> None:
     request = client.build_request("POST", path, json={})
     del request.headers["Origin"]

@@ -1,7 +1,9 @@
-// Draws each <figure data-chart="NAME"> from the page's JSON with Chart.js, and keeps the charts in `window.charts`.
+// Draws each <figure data-chart="NAME"> with Chart.js, from the JSON of a report's page or from what is given to
+// `window.drawCharts`, and keeps the charts in `window.charts`.
 "use strict";
 
-const chartData = JSON.parse(document.getElementById("charts").textContent);
+const reportData = document.getElementById("charts");
+let chartData = reportData ? JSON.parse(reportData.textContent) : {};
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const COLORS = {
   light: ["#2f6fed", "#d95f02", "#0b8f6a", "#8e44ad", "#c2185b", "#6d4c41", "#00838f", "#9e9d24"],
@@ -84,6 +86,9 @@ function draw() {
     window.charts[name] = new Chart(figure.querySelector("canvas"), config(chartData[name], style));
   }
 }
+
+// Draws again, from an object of charts by name.
+window.drawCharts = (charts) => { chartData = charts; draw(); };
 
 draw();
 dark.addEventListener("change", draw);

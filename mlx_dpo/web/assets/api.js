@@ -11,7 +11,10 @@ async function request(path, options) {
   } catch (error) {
     throw error.name === "AbortError" ? error : new ConnectionLost();
   }
-  if (!response.ok) throw new Error((await readBody(response)).message);
+  if (!response.ok) {
+    const { message, field } = await readBody(response);
+    throw Object.assign(new Error(message), { field }); // of a setting
+  }
   return response;
 }
 

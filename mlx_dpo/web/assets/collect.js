@@ -7,24 +7,24 @@ import { startJudging } from "./judging.js";
 import { startKeys } from "./keys.js";
 import { startReview } from "./review.js";
 import { refresh, session, waitForModel } from "./session.js";
+import { startTraining } from "./train.js";
 import { startViews } from "./views.js";
 
 async function startCollecting() {
   await refresh();
-  const { model, adapter, output, labels_output: labelsOutput, max_tokens_limit: limit } = session.server;
-  element("model").textContent = adapter ? `${model} with ${adapter}` : model;
+  const { output, labels_output: labelsOutput, max_tokens_limit: limit } = session.server;
   element("output").textContent = `Preferences: ${output}. Labels: ${labelsOutput}.`;
   element("num-answers").value = session.server.num_answers;
   element("temperature").value = session.server.temperature;
   element("max-tokens").value = session.server.max_tokens;
   element("max-tokens").max = limit;
-  element("compare-field").hidden = !adapter;
   element("composer").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
   element("stop").addEventListener("click", stop);
   element("new").addEventListener("click", startConversation);
   startJudging();
   startKeys();
   if (session.server.review) return startReview();
+  startTraining();
   element("prompt").focus();
   try {
     await waitForModel();

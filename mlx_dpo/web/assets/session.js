@@ -37,7 +37,11 @@ export function showCounts(counts) {
 
 export async function refresh() {
   session.server = await call("/api/state");
-  showCounts(session.server.counts);
+  const { model, adapter, counts } = session.server;
+  if (model) element("model").textContent = adapter ? `${model} with ${adapter}` : model;
+  element("compare-field").hidden = !adapter;
+  if (!adapter) element("compare").checked = false;
+  showCounts(counts);
 }
 
 // Says what went wrong; if the server is gone, tries until it is back.
@@ -69,8 +73,8 @@ async function reconnect() {
 
 // Waits until the model is loaded; throws an Error if it can't be.
 export async function waitForModel() {
-  showStatus("Loading the model…");
   while (!session.server.is_ready) {
+    showStatus(session.server.release_reason ? "The model is loaded again when training ends." : "Loading the model…");
     await pause(LOADING_MS);
     try {
       await refresh();
