@@ -19,12 +19,13 @@ from mlx_dpo.web.row_changes import RowAddress, RowChanges
 from mlx_dpo.web.row_editing import can_swap, edit_line, editable_fields, swap_line
 from mlx_dpo.web.row_import import pasted_suffix, read_import
 from mlx_dpo.web.row_index import ListedRow, RowFilter, RowIndex
-from mlx_dpo.web.stored_row import line_digest
+from mlx_dpo.web.stored_row import LABEL, PREFERENCE, TIE, line_digest
 from mlx_dpo.web.verdicts import VerdictFiles
 
 MAX_ROWS = 200  # in one response
 MAX_IMPORT_BYTES = 1 << 29
 PASTED = "pasted text"
+EXPORTS = {"pairs": ((PREFERENCE, TIE), ""), "labels": ((LABEL,), ".labels")}  # kinds of rows, and part of a name
 
 
 class RowRoutes:
@@ -46,7 +47,7 @@ class RowRoutes:
             Route("/api/rows", self.list_rows),
             Route("/api/rows/summary", self.summary),
             Route("/api/rows/row", self.show_row),
-            Route("/api/rows/export", self.export),
+            Route("/api/rows/export/{examples}", self.export),
             Route("/api/rows/edit", self.edit, methods=["POST"]),
             Route("/api/rows/swap", self.swap, methods=["POST"]),
             Route("/api/rows/delete", self.delete, methods=["POST"]),
@@ -130,17 +131,24 @@ class RowRoutes:
         }
 
     async def export(self, request: Request) -> Response:
-        """The lines of the rows that pass the filter of the address, as a file."""
+        """The lines of the pairs, ties among them, or of the labels that pass the filter of the address, as a file.
+
+        `train` takes a file of the ones or of the others, and none with rows that can't be used.
+        """
+        examples = request.path_params["examples"]
+        if examples not in EXPORTS:
+            raise UserError(f"must be one of {', '.join(EXPORTS)}", field="examples")
+        kinds, name_part = EXPORTS[examples]
         conditions = RowFilter.from_query(request.query_params)
-        _, rows = await run_in_threadpool(self.index.rows, conditions)
+        _, listed = await run_in_threadpool(self.index.rows, conditions)
+        rows = [row for row in listed if row.row.kind in kinds]
 
         def lines() -> Iterator[bytes]:
             for start in range(0, len(rows), MAX_ROWS):
                 yield b"".join(row.row.line.rstrip(b"\r\n") + b"\n" for row in rows[start : start + MAX_ROWS])
 
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", self._stem)
-        name = f"{stem}.{conditions.kind or 'rows'}.jsonl"
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        headers = {"Content-Disposition": f'attachment; filename="{stem}.exported{name_part}.jsonl"'}
         return StreamingResponse(lines(), media_type="application/jsonl", headers=headers)
 
 

@@ -191,6 +191,7 @@ def test_answers_that_make_no_pair(server: CollectServer, view: CollectView) -> 
         body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
         view.page.route("**/api/answers", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
 
+    view.page.locator("#prompt:focus").wait_for()  # a route of the page before would be lost
     for texts, sentence in ((("Same", "Same"), "are the same"), (("", "Hello"), "is empty")):
         answer_with(*texts)
         view.send("Hi")
@@ -207,6 +208,8 @@ def test_answers_that_make_no_pair(server: CollectServer, view: CollectView) -> 
     view.press("x", "2")
     view.page.locator(".answer .note", has_text="Marked as bad.").wait_for()
     view.press("e", "2")
+    view.press("Control+Enter")
+    view.wait_for_error("Change the text first")
     view.page.keyboard.type(" there")
     view.press("Control+Enter")
     view.wait_for_status("Saved.")

@@ -193,11 +193,13 @@ def test_export(view: DataView) -> None:
     view.page.locator("#data-search").fill("question 27")
     view.wait_for_status("1 row listed")
     with view.page.expect_download() as download:
-        view.page.get_by_text("Export what is listed").click()
+        view.page.get_by_text("Export listed pairs").click()
     assert Path(download.value.path()).read_text() == json.dumps(ROWS[27]) + "\n"
+    view.page.locator("#data-search").fill("")
+    view.wait_for_status("30 rows listed")
     with view.page.expect_download() as download:
-        view.page.get_by_text("Export pairs").click()
-    assert download.value.suggested_filename == "pairs.preference.jsonl"
+        view.page.get_by_text("Export listed pairs").click()
+    assert download.value.suggested_filename == "pairs.exported.jsonl"
     assert Path(download.value.path()).read_bytes() == view.path.read_bytes()
 
 

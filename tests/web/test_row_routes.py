@@ -15,6 +15,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
+from mlx_dpo.data.example_file import ExampleFile
+from mlx_dpo.data.row_parsing import parse_labelled_examples, parse_pairs
 from mlx_dpo.errors import UserError
 from mlx_dpo.web.row_routes import RowRoutes
 from mlx_dpo.web.verdicts import VerdictFiles
@@ -283,11 +285,24 @@ def test_what_is_no_file_of_rows(rows: Rows, content: bytes, name: str) -> None:
 def test_export(rows: Rows) -> None:
     before = rows.write('{"prompt":"p",  "chosen": "c", "rejected": "r"}', *ROWS)
     rows.labels.write_text(json.dumps(LABEL) + "\n")
-    response = rows.client.get("/api/rows/export", params={"kind": "label"})
-    assert response.headers["content-disposition"] == 'attachment; filename="pairs.label.jsonl"'
+    response = rows.client.get("/api/rows/export/labels")
+    assert response.headers["content-disposition"] == 'attachment; filename="pairs.exported.labels.jsonl"'
     assert response.text == json.dumps(LABEL) + "\n"
-    assert rows.client.get("/api/rows/export").content == before + response.content
-    assert rows.client.get("/api/rows/export", params={"search": "colour"}).text == json.dumps(ROWS[1]) + "\n"
+    assert rows.client.get("/api/rows/export/pairs").content == before
+    assert rows.client.get("/api/rows/export/pairs", params={"search": "colour"}).text == json.dumps(ROWS[1]) + "\n"
+    assert rows.client.get("/api/rows/export/pairs", params={"kind": "label"}).text == ""
+    assert "`examples`: must be one of pairs, labels" in rows.client.get("/api/rows/export/all").json()["message"]
+
+
+def test_train_reads_what_is_exported(rows: Rows) -> None:
+    """Each export is rows of one sort, whatever is in the files."""
+    rows.write(*ROWS, "no JSON", LABEL)
+    rows.labels.write_text(json.dumps(LABEL) + "\n" + json.dumps(ROWS[0]) + "\n")
+    file = rows.path.with_name("exported.jsonl")
+    num_pairs = len(ROWS) - 1 + 1  # none of the tie, one in the other file
+    for examples, parse, number in (("pairs", parse_pairs, num_pairs), ("labels", parse_labelled_examples, 2)):
+        file.write_bytes(rows.client.get(f"/api/rows/export/{examples}").content)
+        assert len(ExampleFile.open(str(file), parse=parse)) == number
 
 
 def test_half_a_surrogate_pair_is_shown(rows: Rows) -> None:

@@ -2,7 +2,7 @@
 
 import { call, ConnectionLost, readEvents } from "./api.js";
 import {
-  announceAnswer, buildAnswers, clearAnswers, comparisonProblem, showActions, showAnswer, showConversation,
+  announceAnswer, buildAnswers, clearAnswers, question, showActions, showAnswer, showConversation,
 } from "./conversation.js";
 import { button, element, isTextField, showError, showStatus } from "./dom.js";
 import { session, showFailure } from "./session.js";
@@ -98,7 +98,7 @@ function showAnswers(answers) {
 function complete(comparison) {
   Object.assign(session, { request: null, comparison, isComplete: true });
   showActions();
-  showStatus(session.answers.length > 1 ? comparisonProblem() || "Which one is better?" : "Is it good?");
+  showStatus(question());
   if (isTextField(document.activeElement)) return; // the next prompt is being typed
   element("answers").focus({ preventScroll: true });
   element("verdict-bar").scrollIntoView({ block: "nearest" });
@@ -137,6 +137,7 @@ export function startConversation() {
   if (session.request || session.isSaving) return;
   Object.assign(session, { messages: [], promptIndex: null });
   clearAnswers();
+  showError("");
   showStatus("");
   element("prompt").focus();
 }

@@ -81,6 +81,11 @@ export function comparisonProblem() {
   return "";
 }
 
+// What the person is to decide.
+export function question() {
+  return session.answers.length > 1 ? comparisonProblem() || "Which one is better?" : "Is it good?";
+}
+
 export function showActions() {
   const count = session.answers.length;
   for (const actions of element("answers").querySelectorAll(".buttons")) actions.hidden = !session.isComplete;

@@ -5,6 +5,7 @@ import { element, isTextField, showError } from "./dom.js";
 import { changeRow, openRow, startRowEditor } from "./roweditor.js";
 import { openImport, startImport } from "./rowimport.js";
 import { RowList } from "./rowlist.js";
+import { refresh as refreshState, session } from "./session.js";
 import { currentView, onShow } from "./views.js";
 
 const WATCH_MS = 2000; // how often a change by another tab or program is looked for
@@ -28,7 +29,9 @@ function query() {
 }
 
 function filter() {
-  element("export-listed").href = `/api/rows/export?${query()}`;
+  for (const examples of ["pairs", "labels"]) {
+    element(`export-${examples}`).href = `/api/rows/export/${examples}?${query()}`;
+  }
   return list.load(query());
 }
 
@@ -60,7 +63,9 @@ function showLabellers(names) {
 
 async function update() {
   const summary = await call("/api/rows/summary");
+  const isChanged = summary.version !== shownVersion;
   showSummary(summary);
+  if (isChanged && session.server) await refreshState();
   if (summary.version !== list.version) await list.load(query(), { keepPlace: true });
 }
 

@@ -3,7 +3,8 @@
 import { call } from "./api.js";
 import { askNextPrompt, stop, takeBackPrompt } from "./asking.js";
 import {
-  answerCardAt, buildAnswers, clearAnswers, comparisonProblem, showActions, showAnswer, showConversation, showNote,
+  answerCardAt, buildAnswers, clearAnswers, comparisonProblem, question, showActions, showAnswer, showConversation,
+  showNote,
 } from "./conversation.js";
 import { button, create, element, showError, showStatus } from "./dom.js";
 import { refreshProgress, showComparison, showNextComparison, skipComparison } from "./review.js";
@@ -99,15 +100,27 @@ export function beginEdit(index) {
   editor.rows = Math.min(20, editor.value.split("\n").length + 4);
   editor.dir = "auto";
   editor.setAttribute("aria-label", `Answer ${index + 1} as it should be`);
-  const cancel = () => { showAnswer(index); card.querySelector(".save").remove(); element("answers").focus(); };
-  const finish = () => judge({ kind: "edit", answers: [original], index: 0, edited: editor.value }, editor.value);
+  const cancel = () => {
+    showAnswer(index);
+    card.querySelector(".save").remove();
+    showError("");
+    showStatus(question());
+    element("answers").focus();
+  };
+  const finish = () => {
+    const edited = editor.value;
+    if (!edited.trim() || edited === original) return showError("Change the text first, or leave it as it was (esc).");
+    judge({ kind: "edit", answers: [original], index: 0, edited }, edited);
+  };
   editor.addEventListener("keydown", (event) => {
     event.stopPropagation();
     if (event.key === "Escape") cancel();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) finish();
   });
   card.querySelector(".text").replaceChildren(editor);
-  card.querySelector(".buttons").prepend(button("Save the edit", "ctrl enter", "save", finish));
+  card.querySelector(".buttons").prepend(button("Save the edit", "ctrl+enter", "save", finish));
+  showError("");
+  showStatus("Write what the answer should be.");
   editor.focus();
 }
 
@@ -159,6 +172,7 @@ export async function skip() {
   takeBackPrompt();
   clearAnswers();
   element("prompt").focus();
+  showError("");
   showStatus("Skipped.");
 }
 
