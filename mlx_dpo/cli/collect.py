@@ -75,6 +75,9 @@ def collect(
     it is; ties make no pair. Thumbs on single answers go to a file beside it, NAME.labels.jsonl, for --loss kto.
     Ctrl-C ends it; the same command resumes, and a page that is still open reconnects.
 
+    The page also trains on the file, in a process of its own that goes on when the server ends, and compares the model
+    with and without the adapter, blind.
+
     With --review several people judge one file, pairs or the output of `mlx-dpo sample`, each with a file of verdicts
     of their own; `mlx-dpo label --merge` makes pairs of them, and says how far these people agree.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.web.train_page import TrainView, write_pairs
 
 QUESTIONS = [f"Question {i}?" for i in range(12)]
 CHOSEN = 6
+NAME = "my 'run'; $x"
 HOSTILE = "<img src=x onerror=alert(1)> $(x) 'y'"
 
 
@@ -34,11 +36,11 @@ def test_from_an_empty_folder_to_a_win_rate(tmp_path: Path, browser: Browser) ->
         view.show()
         view.field("rank").fill("none")
         expect(view.page.locator("#train-rank-error")).to_have_text("expected a whole number, not 'none'")
-        view.start(rank="4", iters="3")
+        view.start(rank="4", iters="3", adapter_path=NAME)
         expect(view.page.locator("#train-charts canvas").first).to_be_visible(timeout=60_000)
-        view.expect_title("adapters: finished")
-        assert (tmp_path / "adapters" / "rows.jsonl").read_bytes() == server.output.read_bytes()
-        expect(view.page.locator("#model")).to_contain_text("with " + str(tmp_path / "adapters"))
+        view.expect_title(f"{NAME}: finished")
+        assert (tmp_path / NAME / "rows.jsonl").read_bytes() == server.output.read_bytes()
+        expect(view.page.locator("#model")).to_contain_text("with " + str(tmp_path / NAME))
         expect(view.page.locator("#train-verdict")).to_contain_text("3 steps")
         compare_blind(server, view, [question for question in QUESTIONS if question not in prompts_of(server)])
         view.page.locator("#train-output-details summary").click()
@@ -97,8 +99,13 @@ def compare_blind(server: CollectServer, view: TrainView, fresh: list[str]) -> N
     view.press("u")
     expect(rate).to_contain_text("Of 2 comparisons")
     commands = view.page.locator("#next-commands code").all_inner_texts()
+    words = [shlex.split(command) for command in commands]
     for name in ("compare", "fuse", "push"):
-        assert any(command.startswith(f"mlx-dpo {name} ") for command in commands)
+        assert any(part[:2] == ["mlx-dpo", name] and str(server.folder / NAME) in part for part in words)
+    view.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    view.page.locator("#next-commands button").nth(2).click()
+    expect(view.page.locator("#next-commands button").nth(2)).to_have_text("Copied")
+    assert view.page.evaluate("navigator.clipboard.readText()") == commands[2]
 
 
 @pytest.mark.slow  # tests of the routes end a server too

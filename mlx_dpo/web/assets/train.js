@@ -77,12 +77,13 @@ async function showReport(run) {
   reportVersion = run.version;
 }
 
-function buildCommand(command) {
+function buildCommand(command, i) {
   const item = create("li", "command");
   const code = create("code", "", command);
   const copy = create("button", "", "Copy");
   copy.type = "button";
-  copy.setAttribute("aria-label", `Copy: ${command}`);
+  code.id = `next-command-${i}`;
+  copy.setAttribute("aria-describedby", code.id);
   copy.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(command);
