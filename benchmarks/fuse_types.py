@@ -1,4 +1,4 @@
-"""Which model types `fuse` merges, and how exactly: a table of all that mlx-lm's own tests construct.
+"""Which model types `fuse` merges, and how exactly: a table of nearly all that mlx-lm has.
 
     python benchmarks/fuse_types.py [--out docs/benchmarks/fuse-types.md] [TYPE ...]
 
@@ -25,7 +25,7 @@ from tests.forward.families import CONFIGS
 ABOUT = """# Model types that can be fused
 
 Made by `python benchmarks/fuse_types.py --out docs/benchmarks/fuse-types.md`, with mlx-lm {version}. A tiny random
-model of every type that mlx-lm's own tests construct, with a random adapter on the layers that `train` adapts by
+model of nearly every type that mlx-lm has, with a random adapter on the layers that `train` adapts by
 default, is fused and loaded with plain `mlx_lm.load`. A number is the difference of its logits from those with the
 adapter, relative to these: the largest of 24 tokens; at 8 bits the median, since rounding may send a token to other
 experts. The adapters themselves change the logits by about a half. `tests/export/test_fuse_types.py` holds every type

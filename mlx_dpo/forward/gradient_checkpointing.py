@@ -46,6 +46,7 @@ def gradient_checkpointing(model: nn.Module, count: int) -> Iterator[None]:
     The first modules are chosen, since later ones have freed their activations by the time the backward pass reaches
     them. mlx-lm's own `grad_checkpoint` wraps the class of the first block only, and permanently; hybrids have several
     classes. Where all blocks are checkpointed, attention scores are too: they would be the largest activations.
+    A layer that takes an object other than a cache is run as it is: arrays in it would be lost to the gradient.
 
     Args:
         model: the model.
@@ -70,6 +71,8 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
         # Floating arrays are inputs, so that their gradient is kept, those in caches among them; masks, ids and
         # settings are closed over, since mx.checkpoint would ask for a gradient to every array it is given.
         flat = tree_flatten((args, kwargs))
+        if any(map(_may_hold_arrays, (v for _, v in flat))):
+            return call(layer, *args, **kwargs)
         inputs = {k: v for k, v in flat if isinstance(v, mx.array) and mx.issubdtype(v.dtype, mx.floating)}
         rest = {k: v for k, v in flat if k not in inputs}
         caches = [v for v in rest.values() if isinstance(v, PrefixCache)]
@@ -106,6 +109,11 @@ def _checkpointed(call: Callable[..., Any], chosen: set[int], least: bool) -> Ca
         return out[0][1] if out[0][0] == "" else tree_unflatten(out)
 
     return wrapper
+
+
+def _may_hold_arrays(argument: Any) -> bool:
+    """Whether gradients may flow through an argument that is no array: an object that a layer reads or writes."""
+    return hasattr(argument, "__dict__") and not isinstance(argument, PrefixCache)
 
 
 def _has_active_dropout(layer: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Every model type that mlx-lm's own tests construct is fused to what it was with the adapter, or refused."""
+"""Nearly every model type of mlx-lm is fused to what it was with the adapter, or refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_type_is_fused_or_refused(tmp_path: Path, family: str, case: str) -> N
         assert not (tmp_path / "fused").exists()
         return
     assert outcome.refusal == ""
-    assert outcome.error <= CASES[case].tolerance < 0.1 < outcome.update
+    assert outcome.error <= CASES[case].tolerance < 0.09 < outcome.update
 
 
 def test_the_table_names_types_that_are_there() -> None:

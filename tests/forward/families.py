@@ -1,6 +1,7 @@
-"""A tiny config for every model type that mlx-lm's own tests construct, and how completions share a prompt in each.
+"""A tiny config for nearly every model type of mlx-lm, and how completions share a prompt in each.
 
-Some that people have and those tests do not are among them. The one that mlx-lm's tests skip, olmo, is not.
+Missing are deepseek_v41, which mlx-lm itself can't differentiate; muse_spark, which has 816 billion parameters;
+prism_hadamard_qwen35, which is packed in 2 bits; and olmo, whose import needs a package that is not here.
 
 As of mlx-lm 0.32.2; line numbers are those of mlx_lm/models/TYPE.py there.
 """
@@ -110,6 +111,44 @@ LLAMA4 = {
     "use_qk_norm": True,
 }
 
+LONGCAT = {
+    **LATENT,
+    "attention_method": "MLA",
+    "zero_expert_type": "identity",
+    "ffn_hidden_size": 64,
+    "moe_topk": 2,
+    "expert_ffn_hidden_size": 32,
+    "n_routed_experts": 2,
+    "zero_expert_num": 2,
+    "num_layers": 2,
+    "routed_scaling_factor": 1.0,
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+}
+GEMMA4 = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "global_head_dim": 16,
+    "vocab_size_per_layer_input": 320,
+    "hidden_size_per_layer_input": 16,
+    "layer_types": SLIDING * 2,
+    "tie_word_embeddings": True,
+}
+QWEN3_5 = {
+    **COMMON,
+    **LINEAR,
+    "num_experts": 0,
+    "model_type": "qwen3_5_text",
+    "rope_parameters": {"type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+}
+LLAMA_4_SCALING = {
+    "rope_theta": 10000.0,
+    "type": "default",
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.1,
+}
+ROPES = {kind: {"rope_theta": 10000.0, "rope_type": "default"} for kind in SLIDING}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "Klear": {"mlp_only_layers": [0], "decoder_sparse_step": 1, "n_shared_experts": 1, "num_key_value_heads": 4},
     "afm7": {
@@ -122,6 +161,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "afmoe": {"layer_types": SLIDING, "num_dense_layers": 1},
     "apertus": {"mlp_bias": True, "post_norm": True, "qk_norm": True},
     "baichuan_m1": {"sliding_window_layers": [0], "conv_window": 2},
+    "bailing_hybrid": {
+        **LATENT,
+        **ROUTED,
+        "num_hidden_layers": 4,
+        "layer_group_size": 2,
+        "group_norm_size": 1,
+        "moe_shared_expert_intermediate_size": 32,
+    },
     "bailing_moe": {**ROUTED},
     "bailing_moe_linear": {**ROUTED, "num_key_value_heads": 4, "layer_group_size": 2, "group_norm_size": 1},
     "bailing_moe_v3": {**LATENT, **ROUTED, "layer_group_size": 2, "moe_shared_expert_intermediate_size": 32},
@@ -144,7 +191,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_num_experts": 4},
     "exaone": {"num_layers": 2},
     "exaone4": {"rope_scaling": None, "sliding_window_pattern": "LG", "layer_types": SLIDING},
+    "exaone_moe": {**ROUTED, "layer_types": SLIDING, "is_moe_layer": [False, True]},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16},
+    "gear": {"layer_types": SLIDING},
     "gemma": {},
     "gemma2": {},
     "gemma3": {"text_config": {**COMMON, "model_type": "gemma3_text", "sliding_window_pattern": 2}},
@@ -168,22 +217,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "laurel_rank": 4,
         }
     },
-    "gemma4_text": {
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "global_head_dim": 16,
-        "vocab_size_per_layer_input": 320,
-        "hidden_size_per_layer_input": 16,
-        "layer_types": SLIDING * 2,
-        "tie_word_embeddings": True,
+    "gemma4": {
+        "vocab_size": 320,
+        "text_config": {**COMMON, **GEMMA4, "model_type": "gemma4_text", "enable_moe_block": True, "top_k_experts": 2},
     },
+    "gemma4_text": {**GEMMA4},
     "glm": {},
     "glm4": {"partial_rotary_factor": 0.5},
     "glm4_moe": {**ROUTED, "rope_scaling": None, "use_qk_norm": True, "partial_rotary_factor": 0.5},
+    "glm4_moe_lite": {**LATENT, **ROUTED},
+    "glm_moe_dsa": {
+        **LATENT,
+        **ROUTED,
+        "index_n_heads": 4,
+        "index_head_dim": 16,
+        "index_topk": WINDOW,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
     "gpt2": {**GPT},
     "gpt_bigcode": {**GPT},
     "gpt_neox": {"rotary_emb_base": 10000, "rotary_pct": 0.25},
     "gpt_oss": {"layer_types": SLIDING},
+    "gptj": {"n_embd": 64, "n_head": 4, "n_layer": 2, "rotary_dim": 8, "n_positions": 256},
     "granite": {**GRANITE, "intermediate_size": 128},
     "granitemoe": {**GRANITE, "intermediate_size": 128},
     "granitemoehybrid": {
@@ -223,12 +280,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_expand": 2,
     },
+    "kimi_k25": {"text_config": {**COMMON, **LATENT, **ROUTED}},
+    "kimi_k3": {
+        "text_config": {
+            **COMMON,
+            **LATENT,
+            "linear_attn_config": {
+                "num_heads": 4,
+                "head_dim": 16,
+                "kda_layers": [1],
+                "full_attn_layers": [2],
+                "short_conv_kernel_size": 4,
+            },
+            "num_experts_per_token": 2,
+            "num_shared_experts": 1,
+            "attn_res_block_size": 2,
+            "first_k_dense_replace": 1,
+        }
+    },
     "kimi_linear": {
         **LATENT,
         "linear_attn_config": {"num_heads": 4, "head_dim": 16, "kda_layers": [1], "short_conv_kernel_size": 4},
         "model_max_length": 1024,
     },
     "kimi_vl": {"text_config": {**COMMON, **LATENT, **ROUTED}},
+    "laguna": {"layer_types": SLIDING, "shared_expert_intermediate_size": 32, "rope_parameters": ROPES},
     "lfm2": {**LFM2},
     "lfm2-vl": {"text_config": {**COMMON, **LFM2, "model_type": "lfm2"}},
     "lfm2_moe": {**LFM2},
@@ -236,20 +312,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"layer_types": SLIDING},
     "llama4": {"text_config": {**COMMON, **LLAMA4, "model_type": "llama4"}},
     "llama4_text": {"intermediate_size_mlp": 64, "no_rope_layers": [0, 1], "use_qk_norm": True},
-    "longcat_flash": {
-        **LATENT,
-        "attention_method": "MLA",
-        "zero_expert_type": "identity",
-        "ffn_hidden_size": 64,
-        "moe_topk": 2,
-        "expert_ffn_hidden_size": 32,
-        "n_routed_experts": 2,
-        "zero_expert_num": 2,
-        "num_layers": 2,
-        "routed_scaling_factor": 1.0,
-        "mla_scale_q_lora": True,
-        "mla_scale_kv_lora": True,
-    },
+    "longcat_flash": {**LONGCAT},
+    "longcat_flash_ngram": {**LONGCAT, "ngram_vocab_size_ratio": 2, "emb_neighbor_num": 2, "emb_split_num": 2},
     "mamba": {"conv_kernel": 4, "state_size": 8, "time_step_rank": 4},
     "mamba2": {
         "num_heads": 8,
@@ -261,6 +325,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "time_step_limit": (0.01, 10.0),
         "time_step_rank": "auto",
     },
+    "mellum": {"layer_types": SLIDING, "rope_parameters": ROPES},
     "mimo": {},
     "mimo_v2_flash": {
         **ROUTED,
@@ -281,18 +346,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
     },
     "minicpm": {"dim_model_base": 64, "scale_depth": 1.0, "scale_emb": 1.0},
-    "minimax": {"shared_intermediate_size": 64, "rotary_dim": 16},
-    "ministral3": {
-        "layer_types": SLIDING,
-        "rope_parameters": {
-            "rope_theta": 10000.0,
-            "type": "default",
-            "original_max_position_embeddings": 16,
-            "llama_4_scaling_beta": 0.1,
+    "minicpm3": {
+        **LATENT,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [1.1] * 4,
+            "original_max_position_embeddings": 256,
         },
+        "dim_model_base": 64,
+        "scale_depth": 1.0,
+        "scale_emb": 1.0,
     },
+    "minimax": {"shared_intermediate_size": 64, "rotary_dim": 16},
+    "minimax_m3_vl": {
+        "text_config": {
+            **COMMON,
+            "dense_intermediate_size": 96,
+            "shared_intermediate_size": 32,
+            "mlp_layer_types": ["dense", "sparse"],
+        }
+    },
+    "ministral3": {"layer_types": SLIDING, "rope_parameters": LLAMA_4_SCALING},
     "mistral3": {"text_config": {**COMMON, "model_type": "llama"}},
+    "mistral4": {**LATENT, **ROUTED, "head_dim": None, "rope_parameters": LLAMA_4_SCALING},
     "mixtral": {},
+    "muse_glimmer": {"layer_types": SLIDING},
+    "nanbeige": {"num_loops": 2},
     "nanochat": {},
     "nemotron": {"hidden_act": "gelu"},
     "nemotron-nas": {
@@ -346,6 +426,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "type": "longrope",
         },
     },
+    "phixtral": {"num_vocab": 320, "model_dim": 64, "num_heads": 4, "num_layers": 2, "rotary_dim": 8},
     "pixtral": {"text_config": {**COMMON, "model_type": "llama"}},
     "plamo": {"n_shared_head": 2},
     "plamo2": {
@@ -354,19 +435,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_d_state": 16,
         "mamba_num_heads": 4,
     },
+    "plamo3": {"window_size": WINDOW, "sliding_window_pattern": 2},
     "qwen": {"kv_channels": 16},
     "qwen2": {},
     "qwen2_moe": {**QWEN_MOE},
+    "qwen2_vl": {"text_config": {**COMMON, "model_type": "qwen2"}},
     "qwen3": {},
-    "qwen3_5": {
-        "text_config": {
-            **COMMON,
-            **LINEAR,
-            "num_experts": 0,
-            "model_type": "qwen3_5_text",
-            "rope_parameters": {"type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-        },
-    },
+    "qwen3_5": {"text_config": {**QWEN3_5}},
+    "qwen3_5_moe": {"text_config": {**QWEN3_5, **QWEN_MOE, "num_experts": 4, "model_type": "qwen3_5_moe_text"}},
     "qwen3_moe": {**QWEN_MOE},
     "qwen3_next": {**LINEAR, **QWEN_MOE, "partial_rotary_factor": 0.5},
     "qwen3_vl": {"text_config": {**COMMON, "model_type": "qwen3"}},
@@ -380,8 +456,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rwkv7": {"a_low_rank_dim": 8, "v_low_rank_dim": 8, "gate_low_rank_dim": 8, "decay_low_rank_dim": 8},
     "seed_oss": {},
     "smollm3": {},
+    "solar_open": {**ROUTED, "partial_rotary_factor": 0.5},
+    "spark2_5": {"layer_types": SLIDING, "rope_parameters": ROPES},
     "stablelm": {"partial_rotary_factor": 0.25, "use_qkv_bias": True},
     "starcoder2": {},
+    "step3p5": {
+        "num_attention_groups": 2,
+        "layer_types": SLIDING,
+        "moe_num_experts": 4,
+        "moe_top_k": 2,
+        "share_expert_dim": 32,
+        "moe_layers_enum": "1",
+    },
+    "talkie": {},
+    "telechat3": {},
     "youtu_llm": {**LATENT},
 }
 
@@ -395,6 +483,7 @@ ONE_PROMPT = {  # and why prompts of unlike length, padded on the left, cannot s
     "jamba": "the state-space layers take no mask (278)",
     "llama4": "the mask of a chunk is built from one offset (238)",
     "mamba": "the state-space layers take no mask (120)",
+    "mistral4": "queries are scaled by a logarithm of the position, and padding stands at negative ones (336)",
     "ministral3": "queries are scaled by a logarithm of the position, and padding stands at negative ones (47)",
     "olmo_hybrid": "the convolutions take no mask (123)",
     "rwkv7": "the recurrence and the token shift take no mask (382)",
@@ -406,9 +495,13 @@ PLAIN = {  # and why a prompt run first gives other numbers
 UNTRAINABLE = {  # with LoRA on all layers by mlx-lm itself: what it says, and why
     "bitnet": ("nothing to train", "its linear layers are of a class that LoRA does not know"),
     "gemma3n": ("no attribute 'weight'", "it reads the weight of a layer that LoRA replaces (231)"),
+    "kimi_k3": ("no attribute 'weight'", "it reads the weights of layers that LoRA replaces (711, 850)"),
     "recurrent_gemma": ("no attribute '_no_grad'", "its Model does not initialise nn.Module, so it cannot be frozen"),
 }
-KEYS = {"gemma3n": ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj")}  # with LoRA on these it trains
+KEYS = {  # with LoRA on these they train
+    "gemma3n": ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"),
+    "kimi_k3": ("self_attn.qkv_proj", "self_attn.q_b_proj", "self_attn.o_proj", "mlp.down_proj"),
+}
 
 
 def sharing(family: str) -> PromptSharing:

@@ -1,4 +1,4 @@
-"""Every model type that mlx-lm's own tests construct, against mlx-lm's plain way of running it."""
+"""Nearly every model type of mlx-lm against mlx-lm's plain way of running it."""
 
 from __future__ import annotations
 
