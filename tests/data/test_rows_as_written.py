@@ -166,6 +166,21 @@ ROWS: dict[str, tuple[dict[str, Any], list[Pair]]] = {
         [Pair("q", "A.", "B.")],
     ),
     "Auto-J, a tie": ({"prompt": "q", "response 1": "B.", "response 2": "A.", "label": 2}, []),
+    "TL;DR comparison": (
+        {
+            **{"info": {"id": "t3", "post": "p", "title": "t", "subreddit": "s"}, "split": "train", "choice": 1},
+            **{"summaries": [{"text": " B.", "policy": "sup1", "note": "n"}, {"text": " A.", "policy": "ref"}]},
+            **{"worker": "w", "batch": "batch3", "extra": {"confidence": 8}},
+        },
+        [Pair("SUBREDDIT: r/s\n\nTITLE: t\n\nPOST: p\n\nTL;DR:", " A.", " B.")],
+    ),
+    "CNN/DM comparison, from parquet": (
+        {
+            "info": {"id": "i", "post": None, "title": "t", "subreddit": None, "site": "cnn", "article": "a"},
+            **{"summaries": [{"text": "A."}, {"text": "B."}], "choice": 0, "extra": {"confidence": None}},
+        },
+        [Pair("Article: a\n\nTL;DR:", "A.", "B.")],
+    ),
     "distilabel": (
         {"instruction": "q", "generations": ["B.", "A.", "C.", None], "ratings": [2, 5.0, None, 4]},
         [Pair("q", "A.", "B.")],

@@ -43,7 +43,8 @@ def draw_curves(lines: Sequence[Metrics]) -> bytes | None:
     rewards.set(title=f"Rewards, {'validation' if use_validation else 'training'} pairs", xlabel="step")
     for axes in (loss, rewards):
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:  # rewards are missing without pairs
+            axes.legend()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
     return image.getvalue()
