@@ -11,6 +11,7 @@ tried, then shorter pairs.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -80,20 +81,21 @@ def max_lengths() -> dict[str, int]:
     return {name: int(read_yaml(EXAMPLES / name / "config.yaml")["max_length"]) for name in RECIPES}
 
 
-def estimate(config: dict[str, Any], gigabytes: int, num_layers: int) -> ConfigEstimate:
+@functools.cache
+def estimate(name: str, gigabytes: int, num_layers: int) -> ConfigEstimate:
     """What a model takes at the lengths of all recipes, and at the shorter ones."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
+        (Path(folder) / "config.json").write_text(json.dumps(MODELS[name]))
         settings = TrainConfig(model=folder, memory_limit=str(memory_of(gigabytes)), num_layers=num_layers)
         return estimate_from_config(settings, sorted({*max_lengths().values(), *LENGTHS}))
 
 
-def settings_that_fit(estimates: dict[int, ConfigEstimate], max_length: int) -> str:
+def settings_that_fit(name: str, gigabytes: int, max_length: int) -> str:
     """The first settings that fit, and their peak; a dash if none do."""
     tries = [(layers, max_length) for layers in NUM_LAYERS]
     tries += [(NUM_LAYERS[-1], length) for length in LENGTHS if length < max_length]
     for layers, length in tries:
-        row = next(row for row in estimates[layers].lengths if row.tokens == length)
+        row = next(row for row in estimate(name, gigabytes, layers).lengths if row.tokens == length)
         if row.fits:
             options = [] if layers == -1 else [f"--num-layers {layers}"]
             options += [] if length == max_length else [f"--max-length {length}"]
@@ -103,14 +105,11 @@ def settings_that_fit(estimates: dict[int, ConfigEstimate], max_length: int) -> 
 
 def model_rows(name: str) -> dict[str, str]:
     """A model's row of each recipe's table."""
-    all_estimates = {}
-    for gigabytes in MACS:
-        all_estimates[gigabytes] = {layers: estimate(MODELS[name], gigabytes, layers) for layers in NUM_LAYERS}
-        print_status(f"{name}, {gigabytes} GB")
-    weights = f"{all_estimates[MACS[0]][-1].weights / 1e9:.2f} GB"
+    print_status(name)
+    weights = f"{estimate(name, MACS[0], NUM_LAYERS[0]).weights / 1e9:.2f} GB"
     rows = {}
     for recipe, length in max_lengths().items():
-        cells = [settings_that_fit(all_estimates[gigabytes], length) for gigabytes in MACS]
+        cells = [settings_that_fit(name, gigabytes, length) for gigabytes in MACS]
         rows[recipe] = f"| `{name}` | {weights} | {' | '.join(cells)} |"
     return rows
 
