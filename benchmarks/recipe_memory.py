@@ -2,8 +2,8 @@
 
     python benchmarks/recipe_memory.py [--out docs/benchmarks/recipe-memory.md] [--models NAME,...]
 
-Estimated from each model's config.json by `mlx-dpo plan --config-only`, not measured on a Mac: with the lengths of the
-recipe's config.yaml and otherwise default settings. The memory is what a run plans with by default there: 70% of what
+Estimated from each model's shape (`MODELS`) by `mlx-dpo plan --config-only`, not measured on a Mac: with the lengths of
+the recipe's config.yaml and otherwise default settings. The memory is what a run plans with by default there: 70% of what
 Metal recommends, and that is two thirds of a Mac's memory. Where a recipe does not fit, fewer trained layers are
 tried, then shorter pairs.
 """
@@ -122,7 +122,7 @@ def page(names: list[str]) -> str:
         "# Memory of the recipes",
         "",
         "Made by `python benchmarks/recipe_memory.py --out docs/benchmarks/recipe-memory.md`: estimates by",
-        "`mlx-dpo plan --config-only` of each model's config.json, not measurements on a Mac. A cell has the peak of a",
+        "`mlx-dpo plan --config-only` of each model's shape, not measurements on a Mac. A cell has the peak of a",
         "step on the longest pair of the recipe, and the options it needs to fit. A run plans with 70% of the two",
         f"thirds that Metal recommends: {limits}. A dash: 8 trained layers and 256 tokens",
         "do not fit either. Adapters have rank 8; a larger batch takes no more memory.",
