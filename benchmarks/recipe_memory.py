@@ -3,8 +3,8 @@
     python benchmarks/recipe_memory.py [--out docs/benchmarks/recipe-memory.md] [--models NAME,...]
 
 Estimated from each model's shape (`MODELS`) by `mlx-dpo plan --config-only`, not measured on a Mac: with the lengths of
-the recipe's config.yaml and otherwise default settings. The memory is what a run plans with by default there: 70% of what
-Metal recommends, and that is two thirds of a Mac's memory. Where a recipe does not fit, fewer trained layers are
+the recipe's config.yaml and otherwise default settings. The memory is what a run plans with by default there: 70% of
+what Metal recommends, and that is two thirds of a Mac's memory. Where a recipe does not fit, fewer trained layers are
 tried, then shorter pairs.
 """
 
