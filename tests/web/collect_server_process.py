@@ -77,7 +77,9 @@ class CollectServer:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def open_page(self, browser: Browser, **options: Any) -> CollectView:
-        return CollectView(browser.open_url(self.url, **options))
+        view = CollectView(browser.open_url(self.url, **options))
+        view.page.locator("header").wait_for()  # the page that keeps the token leads on to this one
+        return view
 
 
 @contextmanager
