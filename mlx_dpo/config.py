@@ -14,6 +14,7 @@ from mlx_dpo.errors import UserError, Where
 from mlx_dpo.settings.data_settings import DataSettings
 from mlx_dpo.settings.objective_settings import ObjectiveSettings
 from mlx_dpo.settings.on_policy_settings import OnPolicySettings
+from mlx_dpo.settings.policy_gradient_settings import PolicyGradientSettings
 from mlx_dpo.utils.formatting import did_you_mean
 
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"]
@@ -21,7 +22,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OnPolicySettings, ObjectiveSettings, DataSettings):  # fields are in the reverse order of the bases
+class TrainConfig(PolicyGradientSettings, OnPolicySettings, ObjectiveSettings, DataSettings):
+    # Fields are in the reverse order of the bases.
     """All settings of a run; `setting(...)` gives each field its default, help text and range.
 
     Values are checked and converted when it is constructed.

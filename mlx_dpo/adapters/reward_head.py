@@ -1,7 +1,7 @@
 """The scalar head of a reward model, a module of the model beside mlx-lm's own, and its file in an adapter folder.
 
 The adapter's own files stay as mlx-lm reads them: the head is in a file beside them, which makes the folder that of a
-reward model.
+reward model. A value head, which PPO trains beside the policy, is in another file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mlx_dpo.adapters.adapter_folder import (
     read_safetensors,
 )
 from mlx_dpo.adapters.spec import Tensors
+from mlx_dpo.adapters.value_head import VALUE_HEAD_FILE, VALUE_HEAD_TENSORS, read_value_head
 from mlx_dpo.errors import UserError, Where
 
 REWARD_HEAD_WEIGHT = "reward_head.weight"  # its parameter in the model, and its tensor in the file
@@ -43,10 +44,13 @@ def initial_head_weight(hidden_size: int, seed: int) -> mx.array:
 
 
 def tensors_by_file(tensors: Tensors) -> dict[str, Tensors]:
-    """Split trained tensors by the file of an adapter folder that holds them: first the head's, if there is one."""
-    adapter = {name: tensor for name, tensor in tensors.items() if name != REWARD_HEAD_WEIGHT}
-    head = {name: tensor for name, tensor in tensors.items() if name not in adapter}
-    return {**({REWARD_HEAD_FILE: head} if head else {}), ADAPTER_WEIGHTS_FILE: adapter}
+    """Split trained tensors by the file of an adapter folder that holds them: first a head's, if there is one."""
+    heads = {REWARD_HEAD_FILE: (REWARD_HEAD_WEIGHT,), VALUE_HEAD_FILE: VALUE_HEAD_TENSORS}
+    files = {
+        file: {name: tensors[name] for name in names} for file, names in heads.items() if set(names) <= tensors.keys()
+    }
+    in_heads = {name for names in heads.values() for name in names}
+    return {**files, ADAPTER_WEIGHTS_FILE: {k: tensor for k, tensor in tensors.items() if k not in in_heads}}
 
 
 def read_reward_head(folder: str | Path) -> mx.array:
@@ -66,10 +70,10 @@ def read_reward_head(folder: str | Path) -> mx.array:
 
 
 def read_trained_tensors(folder: str | Path) -> Tensors:
-    """Read everything that a run trained, by parameter name: the adapter's tensors, and the head's if it has one.
+    """Read everything that a run trained, by parameter name: the adapter's tensors, and those of its heads, if any.
 
     Raises:
         UserError: it is not an adapter folder, or is damaged.
     """
-    tensors = read_adapter(folder)[1]
+    tensors = {**read_adapter(folder)[1], **read_value_head(folder)}
     return {**tensors, REWARD_HEAD_WEIGHT: read_reward_head(folder)} if is_reward_model(folder) else tensors

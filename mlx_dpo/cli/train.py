@@ -70,6 +70,7 @@ def train(
     """Train LoRA adapters on preference pairs.
 
     With --on-policy, these are the model's own answers to --prompts, sampled and compared by --judge while it trains.
+    --loss ppo and --loss rloo learn from the scores of such answers, by a --reward-model or a --judge, without pairs.
 
     The run's folder (--adapter-path) loads in mlx_lm.generate, fuse and server. It holds the adapter, the metrics, the
     resolved config and the checkpoints.
@@ -81,6 +82,7 @@ def train(
       mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl
       mlx-dpo train --model ./Qwen3-4B-4bit --data folder/ --epochs 2 --beta 0.05 --adapter-path runs/a
       mlx-dpo train --on-policy --model ./Qwen3-4B-4bit --prompts prompts.txt --judge judges.py:polite
+      mlx-dpo train --loss ppo --model ./Qwen3-4B-4bit --prompts prompts.txt --reward-model reward-model
       mlx-dpo train -c runs/a/config.yaml --learning-rate 2e-5 --adapter-path runs/b
       mlx-dpo train --resume --adapter-path runs/a
       mlx.launch --hostfile hosts.json --backend ring -- mlx-dpo train --model ./Qwen3-4B-4bit --data pairs.jsonl

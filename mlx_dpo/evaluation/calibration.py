@@ -14,7 +14,7 @@ from mlx_dpo.data.example_file import ExampleFile
 from mlx_dpo.data.files.row_files import find_data_files
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import HELD_OUT, ExampleSet, open_example_sets
-from mlx_dpo.evaluation.loss_setup import loss_from_config, resolve_loss_settings
+from mlx_dpo.evaluation.loss_setup import preference_loss_from_config, resolve_loss_settings
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.utils.progress import NO_PROGRESS
 
@@ -52,7 +52,7 @@ def find_calibration_set(adapter_path: str | Path, calibrate: str | None, tokeni
     """
     file = Path(adapter_path) / "config.yaml"
     config = load_config(file, {}) if file.is_file() else TrainConfig()
-    loss = loss_from_config(config)
+    loss = preference_loss_from_config(config)
     config = resolve_loss_settings(config, loss)
     if calibrate is not None:
         name, example_set = calibrate, _pairs_of_file(config, calibrate, tokenizer)

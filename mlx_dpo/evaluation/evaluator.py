@@ -18,7 +18,7 @@ from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.example_sets import ExampleSet, Rows, example_reader, open_evaluation_source
 from mlx_dpo.evaluation.loss_setup import (
     config_for_adapters,
-    loss_from_config,
+    preference_loss_from_config,
     resolve_for_examples,
     resolve_loss_settings,
 )
@@ -91,7 +91,7 @@ class Evaluator:
     def __init__(
         self, config: TrainConfig, *, by: Sequence[str] = (), tokenizer: Any = None, rows: Rows | None = None
     ) -> None:
-        self.loss = loss_from_config(config)
+        self.loss = preference_loss_from_config(config)
         config = resolve_loss_settings(config, self.loss)
         tokenizer = tokenizer or load_tokenizer(config.model)
         encoder = ExampleEncoder.from_config(config, tokenizer)

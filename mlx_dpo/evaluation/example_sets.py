@@ -247,7 +247,7 @@ def _on_policy_sets(
 ) -> ExampleSets:
     """No examples to train on yet, as they are sampled while training, and those held out."""
     sampled = EncodedExamples(ExampleList([], "sampled answers", []), encoder)
-    width = 1 if loss.opponent is Opponent.MIXTURE else 2
+    width = 1 if loss.opponent in (Opponent.MIXTURE, Opponent.NONE) else 2
     sets = {TRAIN: ExampleSet(sampled, np.zeros(0, np.int64), ReferenceLogps(0, width))}
     if held_out_source is not None:
         held_out = EncodedExamples(held_out_source, encoder, skipped_rows)

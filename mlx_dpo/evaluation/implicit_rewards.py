@@ -29,7 +29,7 @@ from mlx_dpo.data.row_parsing import RowParser
 from mlx_dpo.errors import UserError
 from mlx_dpo.evaluation.evaluator import ProgressCallback
 from mlx_dpo.evaluation.example_sets import Rows, examples_from_rows, open_evaluation_source
-from mlx_dpo.evaluation.loss_setup import config_for_adapters, loss_from_config, resolve_loss_settings
+from mlx_dpo.evaluation.loss_setup import config_for_adapters, preference_loss_from_config, resolve_loss_settings
 from mlx_dpo.evaluation.measuring import ExampleMeasurement, measure
 from mlx_dpo.evaluation.metric_summary import ColumnLabels, EvaluationResult
 from mlx_dpo.evaluation.reference_setup import POLICY_REFERENCES, load_reference_model
@@ -181,7 +181,7 @@ class RewardScorer:
         use_path_cache: bool | None = None,
     ) -> None:
         config = config_for_adapters(config, [adapter_path])
-        self.loss, self.length_normalise = loss_from_config(config), length_normalise
+        self.loss, self.length_normalise = preference_loss_from_config(config), length_normalise
         if self.loss.needs_reward_head:
             config = resolve_loss_settings(config, self.loss)  # there is no reference
             if length_normalise:

@@ -28,6 +28,19 @@ def loss_from_config(config: TrainConfig) -> WeightedLoss:
     )
 
 
+def preference_loss_from_config(config: TrainConfig) -> WeightedLoss:
+    """Build the loss of a config that preferences are measured with.
+
+    Raises:
+        UserError: the loss is unknown, a setting does not apply to it, or it is a policy gradient.
+    """
+    loss = loss_from_config(config)
+    if loss.policy_gradient:
+        hint = "Leave --loss out, for DPO's."
+        raise UserError(f"the loss {config.loss!r} is not made of preferences", field="loss", hint=hint)
+    return loss
+
+
 def config_for_adapters(config: TrainConfig, adapters: Sequence[str | Path | None]) -> TrainConfig:
     """Return the settings to measure adapters with: those of policies are as given, those of reward models their runs'.
 

@@ -64,6 +64,7 @@ class CompletionLogps:
         collision_logps: [tokens], see `TokenTerms`; None if not requested.
         token_kls: [tokens] nats, KL(reference || this policy) at each position; None if not requested.
         token_logratios: [tokens] nats, log p - log p_reference; None if not requested.
+        token_values: [tokens] values of the states before each token; None without a value head.
     """
 
     token_logps: np.ndarray
@@ -73,6 +74,7 @@ class CompletionLogps:
     collision_logps: np.ndarray | None = None
     token_kls: np.ndarray | None = None
     token_logratios: np.ndarray | None = None
+    token_values: np.ndarray | None = None
 
     @classmethod
     def from_token_terms(
@@ -156,6 +158,13 @@ class CompletionLogps:
         if kl_scores is not None and self.token_logratios is not None:
             gradients = gradients + kl_scores[self.sequence_indices] * self.token_logratios
         return mx.array(gradients.astype(np.float32))[:, None]
+
+    @property
+    def token_positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """([tokens], [tokens]): the sequence of each token, and its place among that sequence's tokens, from 0."""
+        starts = np.flatnonzero(np.diff(self.sequence_indices, prepend=-1))
+        lengths = np.diff(starts, append=len(self.sequence_indices))
+        return self.sequence_indices, np.arange(len(self.sequence_indices)) - np.repeat(starts, lengths)
 
     def _sum_by_sequence(self, values: np.ndarray) -> np.ndarray:
         return np.bincount(self.sequence_indices, values, minlength=self.num_sequences)

@@ -55,6 +55,27 @@ class ForwardTrace:
         if kls is not None and self.terms.kl_grads is not None:
             kl_weights = mx.array(kls[self.logps.sequence_indices].astype(np.float32))[:, None]
             upstream_grad = upstream_grad + kl_weights * self.terms.kl_grads.astype(mx.float32)
+        return self._run_backward(upstream_grad)
+
+    def token_gradient(self, logps: np.ndarray, values: np.ndarray | None = None) -> Any:
+        """Compute the gradient of the trainable parameters, from one for each token; evaluated.
+
+        Args:
+            logps: [tokens], the loss's gradient with respect to `CompletionLogps.token_logps`.
+            values: [tokens], with respect to `CompletionLogps.token_values`, if there are any.
+
+        Returns:
+            A tree like the model's trainable parameters.
+        """
+        assert self.terms.logp_grads is not None
+        upstream_grad = mx.array(logps.astype(np.float32))[:, None] * self.terms.logp_grads.astype(mx.float32)
+        if values is not None:  # the last column of the hidden states; no log-prob depends on it
+            value_grad = mx.array(values.astype(np.float32))[:, None]
+            upstream_grad = mx.concatenate([upstream_grad[:, :-1], value_grad], axis=1)
+        return self._run_backward(upstream_grad)
+
+    def _run_backward(self, upstream_grad: mx.array) -> Any:
+        """The gradient of the trainable parameters from that of the hidden states; evaluated."""
         gradients = self.backward(upstream_grad)
         # From the last block to the first, in the order of the backward pass: evaluated all at once, mlx keeps much of
         # every block until the end.

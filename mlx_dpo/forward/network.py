@@ -57,6 +57,7 @@ class Network:
         shards: tensor parallelism; None if this process has all weights. With it, all ranks call every method
             together, and the gradient is the sum over ranks.
         frozen_digests: the `tensor_digest` of frozen tensors, by name, as far as they are known.
+        temperature: logits are divided by it, so that log-probs are those of what is sampled at that temperature.
     """
 
     model: nn.Module
@@ -66,6 +67,7 @@ class Network:
     chunk_tokens: int
     shards: TensorParallelism | None = None
     frozen_digests: Mapping[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @classmethod
     def from_model(
@@ -262,7 +264,8 @@ class Network:
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """Logits, [tokens, vocabulary], of hidden states, [tokens, hidden]."""
-        return hidden_states if self.head_split is None else self.head_split.logits(hidden_states)
+        logits = hidden_states if self.head_split is None else self.head_split.logits(hidden_states)
+        return logits if self.temperature == 1 else logits.astype(mx.float32) / self.temperature
 
     def _targets(self, batch: MicroBatch) -> CompletionTargets:
         """The completion tokens, in the order of `_hidden_states`."""

@@ -27,9 +27,9 @@ class RewardModelJudge(ScalarJudge):
     """
 
     def __init__(self, adapter_path: str, model: str | None = None) -> None:
+        read_reward_head(adapter_path)  # before anything long relies on it
         self.name, self.model = adapter_path, model or adapter_base_model(adapter_path)
         self._session = ModelSession(lambda: RewardModel.load(self.name, model=self.model))
-        read_reward_head(adapter_path)  # before anything long relies on it
 
     @classmethod
     def accepts(cls, text: str) -> bool:

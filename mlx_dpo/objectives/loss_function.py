@@ -27,6 +27,7 @@ class RewardKind(Enum):
     LOGP = "beta * log pi(y|x), summed over the completion's tokens"
     MEAN_LOGP = "beta * log pi(y|x) / |y|, the mean over the completion's tokens"
     HEAD = "the output of a scalar head at the completion's last token"
+    SCORE = "the score of a reward model or a judge, less kl_coef * (log pi - log pi_ref)"
 
 
 class Opponent(Enum):
@@ -35,6 +36,7 @@ class Opponent(Enum):
     POLICY = "the policy itself"
     REFERENCE = "the reference"
     MIXTURE = "a mixture of policy and reference"
+    NONE = "nobody: the score of a completion counts"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class LossFunction:
             whole optimizer batch; returns the state that the loss of this batch sees. None: it keeps no state.
         opponent: who writes the other completion in on-policy training; a loss for which that is not the policy itself
             is defined for on-policy training only.
+        advantages: of a policy gradient, makes (advantages, returns), [completions, tokens], of `SampledRewards`, with
+            settings of its own by keyword; `function` then takes `SampledTokens` and returns [completions].
+        statistics: of a policy gradient, takes the arguments of `function`; returns metrics by name, [completions].
+        needs_value_head: whether values of states are learned, by a head on the policy's body.
     """
 
     function: Callable[..., mx.array]
@@ -78,6 +84,9 @@ class LossFunction:
     uses_margins: bool = False
     next_state: Callable[..., LossState] | None = None
     opponent: Opponent = Opponent.POLICY
+    advantages: Callable[..., tuple[mx.array, mx.array]] | None = None
+    statistics: Callable[..., dict[str, mx.array]] | None = None
+    needs_value_head: bool = False
 
     @property
     def name(self) -> str:
@@ -87,20 +96,29 @@ class LossFunction:
     @cached_property
     def keyword_defaults(self) -> dict[str, Any]:
         """The settings in the function's signature, with their defaults."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return _keyword_defaults(self.function)
+
+    @cached_property
+    def advantage_defaults(self) -> dict[str, Any]:
+        """The settings in the signature of `advantages`, with their defaults."""
+        return _keyword_defaults(self.advantages) if self.advantages else {}
+
+    @property
+    def is_policy_gradient(self) -> bool:
+        """Whether it is made of advantages of sampled tokens, and not of log-probs of whole completions."""
+        return self.advantages is not None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that can be set for this loss, with defaults."""
         divergence = DIVERGENCE_DEFAULTS if self.supports_f_divergence else {}
         beta = {"beta": DEFAULT_BETA} if self.has_token_logps else {}
-        return beta | self.keyword_defaults | divergence
+        return beta | self.advantage_defaults | self.keyword_defaults | divergence
 
     @property
     def has_token_logps(self) -> bool:
-        """Whether it is made of log-probs of tokens, which can be weighted, and not of a head's output."""
-        return self.rewards is not RewardKind.HEAD
+        """Whether it is made of log-probs of completions, whose tokens can be weighted."""
+        return self.rewards not in (RewardKind.HEAD, RewardKind.SCORE)
 
     @property
     def summary(self) -> str:
@@ -128,6 +146,11 @@ class LossFunction:
         summary, *rest = re.split(r"^(\w[\w ]*):\n", inspect.getdoc(self.function) or "", flags=re.MULTILINE)
         sections = zip(rest[::2], rest[1::2], strict=True)
         return {"": summary.strip(), **{name: " ".join(text.split()) for name, text in sections}}
+
+
+def _keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def declare_loss(**facts: Any) -> Callable[[Callable[..., mx.array]], Callable[..., mx.array]]:

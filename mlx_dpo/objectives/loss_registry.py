@@ -17,7 +17,7 @@ from mlx_dpo.utils.formatting import did_you_mean
 ORDER = """
     sigmoid robust hinge ipo sigmoid_norm exo_pair discopop dpop rdpo odpo beta_dpo tdpo tdpo2 nca_pair bco_pair
     sppo_hard cal_dpo apo_zero apo_down aot aot_unpaired simpo cpo orpo kto bco apo_zero_unpaired sft
-    xpo nash_md reward
+    xpo nash_md ppo rloo reward
 """.split()  # noqa: SIM905
 LOSS_ALIASES = {"dpo": "sigmoid"}
 

@@ -59,7 +59,7 @@ class WeightedLoss:
         _refuse_divergence(functions, settings)
         _refuse_zeros(functions, settings)
         _refuse_weighting(functions, use_weighting)
-        _refuse_for_heads(functions, use_weighting, ld_alpha)
+        _refuse_without_logps(functions, use_weighting, ld_alpha)
         defaults = {name: value for function in reversed(functions) for name, value in function.settings.items()}
         resolved = {k: default if settings.get(k) is None else settings[k] for k, default in defaults.items()}
         return cls(terms, resolved, use_weighting, ld_alpha)
@@ -108,7 +108,12 @@ class WeightedLoss:
     @property
     def needs_reference(self) -> bool:
         """Whether the loss or its rewards need the reference's log-probs."""
-        return self._reward_kind is RewardKind.LOGRATIO
+        return self._reward_kind in (RewardKind.LOGRATIO, RewardKind.SCORE)
+
+    @property
+    def policy_gradient(self) -> LossFunction | None:
+        """The loss function if it is a policy gradient, which is never summed with others."""
+        return next((function for function in self.loss_functions if function.is_policy_gradient), None)
 
     @property
     def needs_reward_head(self) -> bool:
@@ -252,16 +257,18 @@ def _refuse_weighting(functions: Sequence[LossFunction], use_weighting: bool) ->
         raise UserError(f"the loss {sorting[0]!r} can't be weighted", field="use_weighting", hint=hint)
 
 
-def _refuse_for_heads(functions: Sequence[LossFunction], use_weighting: bool, ld_alpha: float) -> None:
-    """Refuse what needs log-probs together with a loss on a reward head, which gives none."""
-    head = next((function.name for function in functions if not function.has_token_logps), None)
-    if head is None:
+def _refuse_without_logps(functions: Sequence[LossFunction], use_weighting: bool, ld_alpha: float) -> None:
+    """Refuse what needs log-probs of completions together with a loss that is not made of them."""
+    alone = next((function for function in functions if not function.has_token_logps), None)
+    if alone is None:
         return
+    head = alone.name
     if len(functions) > 1:
         hint = "Train the reward model and the policy in two runs."
-        raise UserError(
-            f"the loss {head!r} trains a reward head, and can't be summed with others", field="loss", hint=hint
-        )
+        purpose = "trains a reward head"
+        if alone.is_policy_gradient:
+            purpose, hint = "is a policy gradient", "Leave out the other losses."
+        raise UserError(f"the loss {head!r} {purpose}, and can't be summed with others", field="loss", hint=hint)
     for field, is_set in (("use_weighting", use_weighting), ("ld_alpha", ld_alpha != 1)):
         if is_set:
             message = f"the loss {head!r} has no log-probs of tokens to weight"

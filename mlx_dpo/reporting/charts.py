@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlx_dpo.reporting.curve_specs import CURVES, CurveSpec
 from mlx_dpo.reporting.run_statistics import EvalRecord, RunStatistics
 
 MAX_CURVE_POINTS = 400
@@ -62,71 +63,6 @@ class Chart:
     def to_mapping(self) -> dict[str, Any]:
         """The chart as plain values, for the page."""
         return {"type": self.kind, "x": self.x_label, "y": self.y_label, "series": list(map(vars, self.series))}
-
-
-@dataclass(frozen=True)
-class CurveSpec:
-    """A chart of metrics over steps. Several metrics of one run get a color each.
-
-    Attributes:
-        name: see `Chart`.
-        title: see `Chart`.
-        y_label: see `Chart`.
-        metrics: keys of metrics.jsonl.
-        description: see `Chart`.
-        is_implicit: whether label and description are about implicit rewards, and not about a reward model's.
-    """
-
-    name: str
-    title: str
-    y_label: str
-    metrics: tuple[str, ...]
-    description: str = ""
-    is_implicit: bool = False
-
-
-CURVES = (
-    CurveSpec("loss", "Loss", "", ("loss",)),
-    CurveSpec(
-        "rewards",
-        "Rewards",
-        "beta x nats",
-        ("rewards/chosen", "rewards/rejected"),
-        "Often both fall, the chosen one less. What matters is the margin, and that chosen completions stay likely.",
-        is_implicit=True,
-    ),
-    CurveSpec("margin", "Reward margin", "beta x nats", ("rewards/margins",), is_implicit=True),
-    CurveSpec("accuracy", "Reward accuracy", "share of pairs", ("rewards/accuracies",)),
-    CurveSpec(
-        "logps",
-        "Completion log-probs",
-        "nats",
-        ("logps/chosen", "logps/rejected"),
-        "Summed over the tokens of a completion.",
-    ),
-    CurveSpec(
-        "judge_reward", "Judge's reward", "", ("rollouts/reward",), "Mean over the answers sampled for training."
-    ),
-    CurveSpec("answer_length", "Length of answers", "tokens", ("rollouts/length",)),
-    CurveSpec(
-        "entropy_kl",
-        "Entropy, and KL to the reference",
-        "nats per token",
-        ("rollouts/entropy", "rollouts/kl"),
-        "Estimated on sampled answers.",
-    ),
-    CurveSpec(
-        "variety",
-        "Variety and ties",
-        "share",
-        ("rollouts/distinct", "rollouts/ties"),
-        "Distinct answers to a prompt, and prompts for which the judge prefers no answer.",
-    ),
-    CurveSpec("grad_norm", "Gradient norm", "before clipping", ("grad_norm",)),
-    CurveSpec("learning_rate", "Learning rate", "", ("learning_rate",)),
-    CurveSpec("memory", "Peak memory", "GB", ("peak_memory_gb",)),
-    CurveSpec("speed", "Speed", "pairs per second", ("pairs_per_second",)),
-)
 
 
 def build_charts(runs: Sequence[RunStatistics]) -> list[Chart]:

@@ -9,7 +9,7 @@ from typing import Literal
 from mlx_dpo.reporting.run_statistics import RunStatistics
 
 Check = Callable[[RunStatistics], str | None]
-Requirement = Literal["pairs", "samples", "train_metrics", "rollouts"]
+Requirement = Literal["pairs", "samples", "train_metrics", "rollouts", "verdicts", "policy_gradient"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ class Diagnostic:
             return not run.is_likelihood_only and run.after is not None and run.after.is_paired
         if self.requires == "rollouts":
             return bool(run.rollout_metrics)
-        return len(run.samples) > 1 if self.requires == "samples" else bool(run.train_metrics)
+        if self.requires == "verdicts":
+            return any("rollouts/ties" in line for line in run.rollout_metrics)
+        if self.requires == "policy_gradient":
+            return run.is_policy_gradient
+        if self.requires == "samples":
+            return len(run.samples) > 1
+        return bool(run.train_metrics) and not run.is_policy_gradient  # whose loss need not fall
 
     def advice_for(self, run: RunStatistics) -> str:
         """What to try, given what the run trained."""

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from mlx_dpo.reporting import rollout_diagnostics as rollout_diagnostics  # adds its own
+from mlx_dpo.reporting import policy_gradient_diagnostics as policy_gradient_diagnostics  # adds its own
+from mlx_dpo.reporting import rollout_diagnostics as rollout_diagnostics  # likewise
 from mlx_dpo.reporting.diagnostic_registry import DIAGNOSTICS as DIAGNOSTICS
 from mlx_dpo.reporting.diagnostic_registry import diagnostic
 from mlx_dpo.reporting.metric_intervals import Estimate, correlation, estimate_share, paired_p_value

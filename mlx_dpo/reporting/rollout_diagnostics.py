@@ -24,15 +24,15 @@ ALWAYS_TIES = 0.95  # share of prompts without a preferred answer
     "judge gamed by length",
     "Have the judge look at what should count instead, or let its score fall with length; --loss rdpo or "
     "sigmoid_norm, and --missing-eos-penalty where answers are cut off, work against it.",
-    requires="rollouts",
+    requires="verdicts",
 )
 def check_judge_gamed_by_length(run: RunStatistics) -> str | None:
     """Rewards rise together with length, and the longer answer wins: Singhal et al. 2023 (arXiv 2310.03716)."""
-    ends = _beginning_and_end(run)
+    ends = beginning_and_end(run)
     if ends is None:
         return None
-    lengths, rewards = ([_mean(part, f"rollouts/{name}") for part in ends] for name in ("length", "reward"))
-    longer = _mean(run.rollout_metrics, "rollouts/longer_chosen")
+    lengths, rewards = ([mean_over_reports(part, f"rollouts/{name}") for part in ends] for name in ("length", "reward"))
+    longer = mean_over_reports(run.rollout_metrics, "rollouts/longer_chosen")
     if not (lengths[1] >= LENGTH_GROWTH * lengths[0] and rewards[1] > rewards[0] and longer >= LONGER_CHOSEN_SHARE):
         return None
     return (
@@ -45,15 +45,17 @@ def check_judge_gamed_by_length(run: RunStatistics) -> str | None:
 @diagnostic(
     "collapsed_variety",
     "collapse of variety",
-    "Stop earlier, lower --learning-rate or raise --beta, raise --temperature, or mix in offline pairs with --replay.",
+    "Stop earlier, lower --learning-rate, raise --beta, --kl-coef or --temperature, or mix in pairs (--replay).",
     requires="rollouts",
 )
 def check_collapse_of_variety(run: RunStatistics) -> str | None:
     """The policy writes one answer only: Kirk et al. 2023 (arXiv 2310.06452)."""
-    ends = _beginning_and_end(run)
+    ends = beginning_and_end(run)
     if ends is None:
         return None
-    distinct, entropy = ([_mean(part, f"rollouts/{name}") for part in ends] for name in ("distinct", "entropy"))
+    distinct, entropy = (
+        [mean_over_reports(part, f"rollouts/{name}") for part in ends] for name in ("distinct", "entropy")
+    )
     has_few_texts = distinct[0] >= VARIED_SHARE and distinct[1] <= COLLAPSED_SHARE
     has_no_entropy = entropy[1] <= min(ENTROPY_SHARE * entropy[0], COLLAPSED_ENTROPY)
     if not has_few_texts and not has_no_entropy:
@@ -69,19 +71,20 @@ def check_collapse_of_variety(run: RunStatistics) -> str | None:
     "judge that always ties",
     "Try the judge on a few answers (`mlx-dpo label`). Raise --num-completions or --temperature if answers are alike, "
     "and give graded scores instead of right or wrong.",
-    requires="rollouts",
+    requires="verdicts",
 )
 def check_judge_always_ties(run: RunStatistics) -> str | None:
     """The judge has no preference from the beginning, so there is nothing to learn."""
-    ties = _mean(run.rollout_metrics, "rollouts/ties")
-    at_first = _mean(_part(run.rollout_metrics, 0), "rollouts/ties")
+    ties = mean_over_reports(run.rollout_metrics, "rollouts/ties")
+    at_first = mean_over_reports(_part(run.rollout_metrics, 0), "rollouts/ties")
     if not (ties >= ALWAYS_TIES and at_first >= ALWAYS_TIES):
         return None
-    distinct = _mean(run.rollout_metrics, "rollouts/distinct")
+    distinct = mean_over_reports(run.rollout_metrics, "rollouts/distinct")
     return f"The judge prefers no answer for {ties:.0%} of the prompts; {distinct:.0%} of their answers are distinct."
 
 
-def _beginning_and_end(run: RunStatistics) -> tuple[Sequence[Metrics], Sequence[Metrics]] | None:
+def beginning_and_end(run: RunStatistics) -> tuple[Sequence[Metrics], Sequence[Metrics]] | None:
+    """The first and the last reports on what was sampled; None if there are too few."""
     reports = run.rollout_metrics
     return (_part(reports, 0), _part(reports, -1)) if len(reports) >= MIN_REPORTS else None
 
@@ -92,7 +95,7 @@ def _part(reports: Sequence[Metrics], index: int) -> Sequence[Metrics]:
     return reports[-count:] if index else reports[:count]
 
 
-def _mean(reports: Sequence[Metrics], name: str) -> float:
+def mean_over_reports(reports: Sequence[Metrics], name: str) -> float:
     """The mean of a metric over the reports that have it; NaN if none has."""
     values = [report[name] for report in reports if name in report]
     return float(np.mean(values)) if values else float("nan")

@@ -44,9 +44,9 @@ def _selected_steps(rollouts: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _shown(rollout: dict[str, Any]) -> list[int]:
-    """The pair, or the first two answers."""
+    """The pair, or the first answers, at most two."""
     pair = rollout["chosen"], rollout["rejected"]
-    return [0, 1] if None in pair else list(pair)
+    return list(range(len(rollout["completions"])))[:2] if None in pair else list(pair)
 
 
 def _answer(rollout: dict[str, Any], i: int) -> str:

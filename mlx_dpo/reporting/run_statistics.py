@@ -118,7 +118,7 @@ class RunStatistics:
         metadata: command, versions, machine, number of steps and limits.
         lineage: description of the lineage, in one line.
         rollout_metrics: of an on-policy run, the reports on what was sampled: those of `train_metrics`, and those on
-            steps for which the judge had no preference.
+            steps for which the judge had no preference or no score.
     """
 
     path: Path
@@ -156,7 +156,7 @@ class RunStatistics:
             samples=list(map(SampledCompletions.from_json, records.read_jsonl(folder / records.SAMPLES_FILE))),
             metadata=records.read_json(folder / records.METADATA_FILE) or {},
             lineage=describe_lineage(lineage) if lineage else "",
-            rollout_metrics=[line for line in lines if "rollouts/ties" in line],
+            rollout_metrics=[line for line in lines if {"rollouts/ties", "objective/kl"} & line.keys()],
         )
 
     @property
@@ -180,6 +180,11 @@ class RunStatistics:
     def is_reward_model(self) -> bool:
         """Whether it trained a reward model: its metrics are those of rewards without log-probs."""
         return any("mean_reward" in line for line in [*self.train_metrics[:1], *self.eval_metrics[:1]])
+
+    @property
+    def is_policy_gradient(self) -> bool:
+        """Whether it was trained by PPO or RLOO."""
+        return any("objective/kl" in line for line in self.rollout_metrics)
 
     @property
     def is_likelihood_only(self) -> bool:

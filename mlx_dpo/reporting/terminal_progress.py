@@ -25,6 +25,7 @@ METRIC_FORMATS = {
     "rewards/margins": "margin {:+.3f}",
     "rollouts/reward": "judge {:.3f}",
     "rollouts/ties": "ties {:.0%}",
+    "objective/kl": "KL {:.2f}",
 }
 
 

@@ -14,7 +14,7 @@ from mlx_dpo.data.prompt_files import PromptRow, read_prompt_rows
 from mlx_dpo.data.shuffled_epochs import split_held_out
 from mlx_dpo.errors import UserError, Where
 from mlx_dpo.evaluation.example_sets import example_reader, open_evaluation_source
-from mlx_dpo.evaluation.loss_setup import loss_from_config
+from mlx_dpo.evaluation.loss_setup import preference_loss_from_config
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.labeling.cached_judge import BudgetSpent, CachedJudge
 from mlx_dpo.labeling.label_output import finished_summary
@@ -196,7 +196,7 @@ class IterativeTraining:
 
 def _check_training(training: TrainConfig) -> None:
     """Raise `UserError` if the loss or the held-out pairs can't be used, before anything is sampled."""
-    loss = loss_from_config(training)
+    loss = preference_loss_from_config(training)
     if loss.needs_reward_head:
         message = f"the loss {training.loss!r} trains a reward model, which writes no completions"
         raise UserError(message, field="loss", hint="Use `mlx-dpo train`, and the reward model as --judge here.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlx_dpo.adapters.adapter_folder import ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE
 from mlx_dpo.adapters.spec import AdapterSpec, Tensors
+from mlx_dpo.adapters.value_head import VALUE_HEAD_FILE
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.config_files import dump_yaml
 from mlx_dpo.errors import UserError, Where
@@ -131,7 +132,9 @@ class CheckpointSaver:
             checkpoint: the checkpoint's folder.
             tensors: trainable tensors by name, as in the checkpoint.
         """
-        names = [name for name in (ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE) if (checkpoint / name).is_file()]
+        names = [
+            name for name in (ADAPTER_WEIGHTS_FILE, REWARD_HEAD_FILE, VALUE_HEAD_FILE) if (checkpoint / name).is_file()
+        ]
         if not any(filecmp.cmpfiles(self.folder.path, checkpoint, names, shallow=False)[1:]):  # mismatches, missing
             return
         try:

@@ -37,7 +37,7 @@ from mlx_dpo.lineage.lineage_file import Lineage
 from mlx_dpo.lineage.lineage_steps import run_lineage
 from mlx_dpo.lineage.model_identity import identify_model
 from mlx_dpo.objectives import LossStates, WeightedLoss
-from mlx_dpo.training.batch_loss import PreferenceLoss
+from mlx_dpo.training.batch_loss import BatchLoss, PreferenceLoss
 from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
 from mlx_dpo.training.checkpoint import TrainingState, read_training_state
 from mlx_dpo.training.checkpoint_saver import CheckpointSaver
@@ -51,10 +51,14 @@ from mlx_dpo.training.on_policy.on_policy_setup import (
     make_rollout_source,
     open_on_policy,
 )
+from mlx_dpo.training.policy_gradient.policy_gradient_checks import check_policy_gradient, resolve_policy_gradient
+from mlx_dpo.training.policy_gradient.policy_gradient_loss import PolicyGradientLoss
+from mlx_dpo.training.policy_gradient.policy_gradient_scorer import PolicyGradientScorer
+from mlx_dpo.training.policy_gradient.policy_gradient_setup import make_trajectory_source, with_policy_gradient
 from mlx_dpo.training.policy_setup import common_fallback, load_policy, make_memory_model, resolved_adapter_settings
 from mlx_dpo.training.provenance import DATA_KEYS
 from mlx_dpo.training.run_folder import RunFolder
-from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync
+from mlx_dpo.training.scorer import CompletionLogProbScorer, ReferenceSync, Scorer
 from mlx_dpo.training.trainer import Trainer
 
 
@@ -141,15 +145,11 @@ class TrainComponents:
             stop: set it to end the run after the current step.
             source: provides the examples; by default those to train on, shuffled, or sampled from the policy.
         """
-        config, references = self.config, {name: examples.reference for name, examples in self.example_sets.items()}
-        sync = None
-        if config.reference_sync_steps:
-            sync = ReferenceSync(config.reference_sync_steps, config.reference_mixup or ReferenceSync.mixup)
+        config = self.config
         return Trainer(
             config,
             source or self._make_source(listener),
-            CompletionLogProbScorer(self.policy, self.memory_model, self.loss, references, config.max_length, sync),
-            PreferenceLoss(self.loss),
+            *self._scorer_and_loss(),
             self.evaluate if HELD_OUT in self.example_sets else None,
             CheckpointSaver(folder, config, self.policy.spec, listener, is_main=self.communicator.is_main),
             listener,
@@ -157,11 +157,22 @@ class TrainComponents:
             self.communicator,
         )
 
+    def _scorer_and_loss(self) -> tuple[Scorer, BatchLoss]:
+        config, policy, memory_model, loss = self.config, self.policy, self.memory_model, self.loss
+        if loss.policy_gradient:
+            return PolicyGradientScorer(policy, memory_model, loss, config.max_length), PolicyGradientLoss(loss)
+        references, sync = {name: examples.reference for name, examples in self.example_sets.items()}, None
+        if config.reference_sync_steps:
+            sync = ReferenceSync(config.reference_sync_steps, config.reference_mixup or ReferenceSync.mixup)
+        scorer = CompletionLogProbScorer(policy, memory_model, loss, references, config.max_length, sync)
+        return scorer, PreferenceLoss(loss)
+
     def _make_source(self, listener: Listener) -> BatchSource:
         config, train_set = self.config, self.train_set
         if self.on_policy is None:
             return ShuffledDataset(train_set, config.batch_size, config.seed)
-        return make_rollout_source(
+        make_source = make_trajectory_source if self.loss.policy_gradient else make_rollout_source
+        return make_source(
             config, self.loss, self.on_policy, self.policy, self.memory_model, train_set, self.communicator, listener
         )
 
@@ -210,7 +221,7 @@ def build_components(
     """
     config, listener = inputs.config, inputs.listener
     loss = loss_from_config(config)
-    config = resolve_loss_settings(config, loss)
+    config = resolve_policy_gradient(resolve_loss_settings(config, loss), loss)
     require_settings_of_adapter(config, {})
     require_reference_in_memory(config, loss)
     check_on_policy(
@@ -220,6 +231,8 @@ def build_components(
         has_judge=inputs.judge is not None,
         has_rows=inputs.rows is not None,
     )
+    has_valid_rows = inputs.valid_rows is not None
+    check_policy_gradient(config, loss, has_judge=inputs.judge is not None, has_valid_rows=has_valid_rows)
     for text in require_usable_backend():
         listener.handle(Note(text))
     if (inputs.model is None) != (inputs.tokenizer is None):
@@ -253,6 +266,8 @@ def build_components(
     policy, model_folder = load_policy(config, inputs.model, communicator, progress)
     if loss.needs_reward_head:
         policy = with_reward_head(policy, config.init_adapter, config.seed)
+    elif loss.policy_gradient:
+        policy = with_policy_gradient(policy, config, loss.policy_gradient)
     check_vocabulary(policy.network.model, tokenizer)
     for text in policy.notes:
         listener.handle(Note(text))

@@ -24,12 +24,12 @@ from mlx_dpo.objectives.loss_function import Opponent
 from mlx_dpo.reference.reference_policy import NoReference, SharedNetworkReference
 from mlx_dpo.sampling.batched_sampling import DEFAULT_BATCH_SIZE
 from mlx_dpo.sampling.sampling_memory import sampling_bytes
-from mlx_dpo.training.batch_source import BatchSource
 from mlx_dpo.training.components import TrainComponents, TrainInputs, build_components
 from mlx_dpo.training.events import Preparing, RunEnd
 from mlx_dpo.training.listener import Listener
 from mlx_dpo.training.on_policy.on_policy_setup import JudgeOrFunction, Prompts
-from mlx_dpo.training.on_policy.planned_rollouts import PlannedRollouts
+from mlx_dpo.training.policy_gradient.policy_gradient_checks import completions_per_prompt
+from mlx_dpo.training.policy_gradient.policy_gradient_setup import planned_source
 from mlx_dpo.training.policy_setup import memory_limit
 from mlx_dpo.training.run_folder import RunFolder
 from mlx_dpo.training.trainer import Trainer
@@ -132,7 +132,10 @@ def estimate_run(
         inputs = TrainInputs(config, model, tokenizer, rows, valid_rows, listener, prompts=prompts, judge=judge)
         components = build_components(inputs)
         with tempfile.TemporaryDirectory() as folder:
-            source = _planned_source(components)
+            on_policy, reference = components.on_policy, components.train_set.reference
+            source = None
+            if on_policy:
+                source = planned_source(components.config, components.loss, on_policy.prompts, reference)
             return _estimate(
                 components, components.make_trainer(RunFolder(folder), Listener(), source=source), listener
             )
@@ -140,18 +143,11 @@ def estimate_run(
         listener.handle(RunEnd())
 
 
-def _planned_source(components: TrainComponents) -> BatchSource | None:
-    """Stands for what on-policy training would sample; None if it samples nothing."""
-    if components.on_policy is None:
-        return None
-    config, reference = components.config, components.train_set.reference
-    return PlannedRollouts(components.on_policy.prompts, reference, config.batch_size, config.max_tokens)
-
-
 def _sampling_bytes(components: TrainComponents, prompt_tokens: int) -> int:
     """Bytes that sampling takes beside the weights, with completions of the greatest length."""
     config = components.config
-    sequences = min(DEFAULT_BATCH_SIZE, config.batch_size * config.rollout_batches * config.num_completions)
+    num_prompts = config.batch_size * (config.num_mini_batches or config.rollout_batches)
+    sequences = min(DEFAULT_BATCH_SIZE, num_prompts * completions_per_prompt(config, components.loss))
     has_two_caches = components.loss.opponent is Opponent.MIXTURE
     num_bytes = sampling_bytes(components.policy.model, prompt_tokens, config.max_tokens, sequences)
     return num_bytes * 2 if has_two_caches else num_bytes

@@ -12,6 +12,7 @@ import pytest
 
 from mlx_dpo.objectives import LOSS_FUNCTIONS
 from mlx_dpo.objectives.loss_inputs import example_pairs
+from mlx_dpo.objectives.sampled_tokens import example_tokens
 
 NUMBER = r"-?\d+\.?\d*(?:e[-+]\d+)?"
 
@@ -35,7 +36,7 @@ def test_docstring_states_everything(name: str) -> None:
 @pytest.mark.parametrize("name", LOSS_FUNCTIONS)
 def test_example_runs(name: str) -> None:
     function = LOSS_FUNCTIONS[name].function
-    scope = {name: function, "example_pairs": example_pairs, "mx": mx}
+    scope = {name: function, "example_pairs": example_pairs, "example_tokens": example_tokens, "mx": mx}
     (example,) = doctest.DocTestFinder(recurse=False).find(function, name, globs=scope)
     assert example.examples
     assert not doctest.DocTestRunner(NumberChecker(), verbose=False).run(example).failed

@@ -45,9 +45,41 @@ def findings(run: RunStatistics) -> dict[str, str]:
 
 def test_a_healthy_run_has_none() -> None:
     assert findings(run_of()) == {}
-    assert all(check.applies_to(run_of()) for check in DIAGNOSTICS if check.requires == "rollouts")
+    assert all(check.applies_to(run_of()) for check in DIAGNOSTICS if check.requires in ("rollouts", "verdicts"))
+    assert not any(check.applies_to(run_of()) for check in DIAGNOSTICS if check.requires == "policy_gradient")
     offline = RunStatistics(Path("run"), {}, [], [])
-    assert not any(check.applies_to(offline) for check in DIAGNOSTICS if check.requires == "rollouts")
+    sampled = ("rollouts", "verdicts", "policy_gradient")
+    assert not any(check.applies_to(offline) for check in DIAGNOSTICS if check.requires in sampled)
+
+
+def policy_gradient_run(**curves: Curve) -> RunStatistics:
+    """Ten reports of PPO, whose loss does not fall, healthy but for the curves that are given."""
+    healthy: dict[str, Curve] = {
+        "objective/kl": lambda t: 2 * t,
+        "objective/scores": lambda t: 0.5 + 0.4 * t,
+        "policy/clipfrac_avg": lambda t: 0.05,
+        "loss": lambda t: 0.1,
+        "rollouts/length": lambda t: 20.0,
+        "rollouts/entropy": lambda t: 0.4,
+    }
+    curves = {**healthy, **curves}
+    reports = [{"step": 10 * i, **{name: curve((i - 1) / 9) for name, curve in curves.items()}} for i in range(1, 11)]
+    return RunStatistics(Path("run"), {}, reports, [], rollout_metrics=reports, metadata={"steps": 100})
+
+
+@pytest.mark.parametrize(
+    ("name", "curves", "words"),
+    [
+        ("large_policy_steps", {"policy/clipfrac_avg": lambda t: 0.3 * t}, "28% of the ratios"),
+        ("far_from_reference", {"objective/kl": lambda t: 40 * t}, "38 nats; scores went from 0.522 to 0.878"),
+    ],
+)
+def test_a_policy_gradient_that_fails_is_found(name: str, curves: dict[str, Curve], words: str) -> None:
+    assert findings(policy_gradient_run()) == {}
+    checks = {check.name for check in DIAGNOSTICS if check.applies_to(policy_gradient_run())}
+    assert checks == {"collapsed_variety", "large_policy_steps", "far_from_reference"}
+    (finding,) = findings(policy_gradient_run(**curves)).items()
+    assert finding[0] == name and words in finding[1]
 
 
 LONGER: dict[str, Curve] = {"length": lambda t: 20 + 30 * t, "longer_chosen": lambda t: 0.9}

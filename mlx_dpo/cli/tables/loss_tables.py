@@ -20,8 +20,9 @@ completion; w is the chosen completion, l the rejected one; |y| is a completion'
 def loss_requirements(loss: LossFunction) -> str:
     """What a loss needs from the data and the trainer, such as "pairs, reference"."""
     unpaired_data = "pairs or labels" if loss.uses_reference else "pairs or single answers"
+    data = unpaired_data if loss.unpaired else "pairs"
     requirements = {
-        unpaired_data if loss.unpaired else "pairs": True,
+        "prompts, scores" if loss.is_policy_gradient else data: True,
         "scores": loss.needs_scores,
         "reference": loss.uses_reference and not loss.needs_token_kls,
         "reference in every step": loss.needs_token_kls,

@@ -135,15 +135,24 @@ def _summary(inputs: CardInputs) -> str:
         return f"{subject}, trained on {source}. Loss: {inline_code(config.get('loss'))}."
     return (
         f"{subject}, trained on {source}. "
-        f"Loss: {inline_code(config.get('loss'))}, beta {config.get('beta')}. Reference: {_reference(config)}."
+        f"Loss: {inline_code(config.get('loss'))}, {_strength(config)}. Reference: {_reference(config)}."
     )
+
+
+def _strength(config: Mapping[str, Any]) -> str:
+    """The setting that keeps the policy near its reference."""
+    if config.get("beta") is None and config.get("kl_coef") is not None:
+        return f"KL coefficient {config['kl_coef']}"
+    return f"beta {config.get('beta')}"
 
 
 def _own_answers(config: Mapping[str, Any], num_prompts: int | None) -> str:
     """What an on-policy run was trained on."""
     count = f"{plural(num_prompts, 'prompt')} of " if num_prompts else ""
     prompts = inline_code(config.get("prompts") or "prompts in memory")
-    return f"its own answers to {count}{prompts}, compared by {inline_code(config.get('judge') or 'a function')}"
+    verb = "compared" if config.get("kl_coef") is None else "scored"
+    judge = inline_code(config.get("judge") or config.get("reward_model") or "a function")
+    return f"its own answers to {count}{prompts}, {verb} by {judge}"
 
 
 def _lineage(inputs: CardInputs) -> Iterator[str]:

@@ -37,8 +37,8 @@ def check_on_policy(
     if not (config.prompts or has_prompts):
         hint = "Name a file of prompts with --prompts."
         raise UserError("there are no prompts to answer", field="prompts", hint=hint)
-    if not (config.judge or has_judge):
-        hint = "Name a judge: --judge FILE.py:NAME, the URL of an API, an adapter, or a model."
+    if not (config.judge or config.reward_model or has_judge):
+        hint = "Name a judge: --judge FILE.py:NAME, the URL of an API, an adapter, or a model; or a --reward-model."
         raise UserError("nobody compares the answers", field="judge", hint=hint)
     if config.max_tokens > config.max_length - MIN_PROMPT_TOKENS:
         hint = f"Raise --max-length from {config.max_length}, or lower --max-tokens."
@@ -93,7 +93,7 @@ def _check_reference(config: TrainConfig, loss: WeightedLoss) -> None:
 def _check_opponent(config: TrainConfig, loss: WeightedLoss) -> None:
     if config.nash_md_mixture_coef is not None and loss.opponent is not Opponent.MIXTURE:
         raise UserError(f"the loss {config.loss!r} has no mixture", field="nash_md_mixture_coef")
-    if loss.opponent is Opponent.POLICY:
+    if loss.opponent in (Opponent.POLICY, Opponent.NONE):
         return
     if config.reference == "none":
         message = f"the loss {config.loss!r} compares the policy's answers with those of its reference"

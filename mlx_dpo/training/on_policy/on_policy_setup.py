@@ -21,6 +21,7 @@ from mlx_dpo.forward.policy import Policy
 from mlx_dpo.judges.function_judge import judge_from_function
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.judges.judge_registry import load_judge
+from mlx_dpo.judges.reward_model_judge import RewardModelJudge
 from mlx_dpo.objectives import WeightedLoss
 from mlx_dpo.sampling.completions import SamplingParams
 from mlx_dpo.training.batch_source import ShuffledDataset
@@ -32,6 +33,7 @@ from mlx_dpo.training.on_policy.rollout import Rollout
 from mlx_dpo.training.on_policy.rollout_record import rollout_record
 from mlx_dpo.training.on_policy.rollout_sampler import RolloutSampler
 from mlx_dpo.training.on_policy.rollout_source import RolloutSettings, RolloutSource
+from mlx_dpo.training.on_policy.sampled_source import OnRollouts
 from mlx_dpo.utils.progress import Progress
 
 Prompts = Sequence[TextOrMessages | PromptSource]
@@ -88,7 +90,9 @@ def open_on_policy(
         raise UserError("there are no prompts to answer", field="prompts")
     stream = PromptStream(sources, encoder, config.seed, config.max_tokens)
     stream.token_ids(0)  # a template that refuses prompts is reported now
-    if judge is None:
+    if judge is None and config.reward_model:
+        judge = RewardModelJudge(config.reward_model, config.judge_model)
+    elif judge is None:
         judge = load_judge(config.judge or "", model=config.judge_model, adapter_rewards=adapter_rewards)
     elif not isinstance(judge, Judge):
         judge = judge_from_function(judge)
@@ -137,12 +141,6 @@ def make_rollout_source(
         missing_eos_penalty=config.missing_eos_penalty or 0.0,
         keeps_reference_logps=not config.reference_sync_steps and config.ld_alpha in (None, 1),
     )
-
-    def on_rollouts(step: int, rollouts: list[Rollout]) -> None:
-        prompts = inputs.prompts.prompts
-        lines = [rollout_record(step, prompts[rollout.prompt].prompt, rollout) for rollout in rollouts]
-        listener.handle(RolloutsUsed(step, lines))
-
     return RolloutSource(
         inputs.prompts,
         sampler,
@@ -153,5 +151,16 @@ def make_rollout_source(
         inputs.digest,
         communicator,
         ShuffledDataset(train_set, replayed, config.seed) if replayed else None,
-        on_rollouts,
+        rollout_reporter(inputs, listener),
     )
+
+
+def rollout_reporter(inputs: OnPolicyInputs, listener: Listener) -> OnRollouts:
+    """Make the function that passes a step's rollouts to a listener, as `RolloutsUsed`."""
+
+    def report(step: int, rollouts: list[Rollout]) -> None:
+        prompts = inputs.prompts.prompts
+        lines = [rollout_record(step, prompts[rollout.prompt].prompt, rollout) for rollout in rollouts]
+        listener.handle(RolloutsUsed(step, lines))
+
+    return report

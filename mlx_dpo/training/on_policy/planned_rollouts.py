@@ -21,7 +21,14 @@ class PlannedRollouts(BatchSource):
 
     digest = "planned rollouts"
 
-    def __init__(self, prompts: PromptStream, reference: ReferenceLogps, batch_size: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        prompts: PromptStream,
+        reference: ReferenceLogps,
+        batch_size: int,
+        max_tokens: int,
+        planned_example: Example | None = None,
+    ) -> None:
         """Make a source.
 
         Args:
@@ -29,7 +36,9 @@ class PlannedRollouts(BatchSource):
             reference: table of the reference's log-probs, in which made-up ones are entered.
             batch_size: prompts of an optimizer batch.
             max_tokens: length of the completions.
+            planned_example: what each completion is, if it is an example of its own; by default pairs, or completions.
         """
+        self.planned_example = planned_example
         self.prompts, self.reference, self.batch_size, self.max_tokens = prompts, reference, batch_size, max_tokens
         self.steps_per_epoch = -(-len(prompts) // batch_size)
 
@@ -43,5 +52,5 @@ class PlannedRollouts(BatchSource):
     def _encoded(self, position: int) -> EncodedExample:
         prompt = self.prompts.token_ids(self.prompts.index(position))
         count = self.reference.completions_per_example
-        example: Example = Pair("", "", "") if count == 2 else Completion("", "")
+        example = self.planned_example or (Pair("", "", "") if count == 2 else Completion("", ""))
         return EncodedExample(prompt, ((prompt[0],) * self.max_tokens,) * count, example)

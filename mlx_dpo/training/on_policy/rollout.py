@@ -20,6 +20,10 @@ class RolloutCompletion:
         finish_reason: "stop", or "length" if it was cut off.
         logp: log-prob under the policy at temperature 1, nats, summed over its tokens; None if another model wrote it.
         reference_logp: that under the reference; None without a reference.
+        token_logps: for a policy gradient, log-probs of its tokens under the policy that sampled it, nats, at the
+            temperature of the sampling.
+        reference_token_logps: likewise under the reference; equal to `token_logps` without one.
+        token_values: values of the states before each token, of a value head; empty without one.
     """
 
     token_ids: TokenIds
@@ -27,6 +31,9 @@ class RolloutCompletion:
     finish_reason: str
     logp: float | None = None
     reference_logp: float | None = None
+    token_logps: tuple[float, ...] = ()
+    reference_token_logps: tuple[float, ...] = ()
+    token_values: tuple[float, ...] = ()
 
     @property
     def entropy(self) -> float | None:
@@ -82,7 +89,10 @@ class Rollout:
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Rollout:
         """Make it from what `to_mapping` returned, read from JSON."""
-        completions = [{**item, "token_ids": tuple(item["token_ids"])} for item in values["completions"]]
+        completions: list[dict[str, Any]] = [
+            {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}
+            for item in values["completions"]
+        ]
         win_rates = values["win_rates"]
         return cls(
             **{

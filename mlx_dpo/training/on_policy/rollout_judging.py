@@ -38,25 +38,40 @@ def judge_rollouts(
     Raises:
         UserError: the judge fails.
     """
-    texts = [[completion.text for completion in rollout.completions] for rollout in rollouts]
-    judged = judge_candidates(judge, prompts, texts)
+    judged = _judge(judge, rollouts, prompts, missing_eos_penalty)
     return [
-        _with_verdicts(rollout, verdicts, opponent, missing_eos_penalty)
+        _with_pair_or_win_rate(_with_scores(rollout, verdicts), verdicts, opponent)
         for rollout, verdicts in zip(rollouts, judged, strict=True)
     ]
 
 
-def _with_verdicts(
-    rollout: Rollout, verdicts: CandidateVerdicts, opponent: Opponent, missing_eos_penalty: float
-) -> Rollout:
-    is_cut = np.array([completion.finish_reason == "length" for completion in rollout.completions])
-    verdicts = replace(verdicts, scores=verdicts.scores - missing_eos_penalty * is_cut)
+def score_rollouts(
+    judge: Judge, rollouts: Sequence[Rollout], prompts: Sequence[TextOrMessages], missing_eos_penalty: float
+) -> list[Rollout]:
+    """Score the completions of rollouts, without choosing among them; arguments and errors as in `judge_rollouts`."""
+    judged = _judge(judge, rollouts, prompts, missing_eos_penalty)
+    return [_with_scores(rollout, verdicts) for rollout, verdicts in zip(rollouts, judged, strict=True)]
+
+
+def _judge(
+    judge: Judge, rollouts: Sequence[Rollout], prompts: Sequence[TextOrMessages], missing_eos_penalty: float
+) -> list[CandidateVerdicts]:
+    texts = [[completion.text for completion in rollout.completions] for rollout in rollouts]
+    judged = judge_candidates(judge, prompts, texts)
+    is_cut = [[item.finish_reason == "length" for item in rollout.completions] for rollout in rollouts]
+    return [
+        replace(verdicts, scores=verdicts.scores - missing_eos_penalty * np.array(cut))
+        for verdicts, cut in zip(judged, is_cut, strict=True)
+    ]
+
+
+def _with_scores(rollout: Rollout, verdicts: CandidateVerdicts) -> Rollout:
     table = verdicts.win_rates
-    rollout = replace(
-        rollout,
-        scores=finite_or_none(verdicts.scores),
-        win_rates=None if table is None else tuple(map(finite_or_none, table)),
-    )
+    win_rates = None if table is None else tuple(map(finite_or_none, table))
+    return replace(rollout, scores=finite_or_none(verdicts.scores), win_rates=win_rates)
+
+
+def _with_pair_or_win_rate(rollout: Rollout, verdicts: CandidateVerdicts, opponent: Opponent) -> Rollout:
     if opponent is Opponent.MIXTURE:
         return replace(rollout, win_rate=_preference(verdicts))
     pairs = select_pairs(verdicts)

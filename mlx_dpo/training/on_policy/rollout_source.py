@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -22,20 +21,19 @@ from mlx_dpo.forward.memory_model import MemoryModel
 from mlx_dpo.judges.judge import Judge
 from mlx_dpo.objectives.loss_function import Opponent
 from mlx_dpo.reference.reference_policy import NoReference, ReferenceLogps
-from mlx_dpo.training.batch_source import BatchSource, ShuffledDataset
+from mlx_dpo.training.batch_source import ShuffledDataset
 from mlx_dpo.training.checkpoint import ComponentState
 from mlx_dpo.training.events import Metrics
 from mlx_dpo.training.on_policy.prompt_stream import PromptStream
 from mlx_dpo.training.on_policy.rollout import Rollout, RolloutCompletion
 from mlx_dpo.training.on_policy.rollout_judging import judge_rollouts
-from mlx_dpo.training.on_policy.rollout_metrics import EMPTY_STEPS, Sums, add_rollouts, mean_rollout_metrics
+from mlx_dpo.training.on_policy.rollout_metrics import Sums, add_rollouts, count_step, mean_rollout_metrics
 from mlx_dpo.training.on_policy.rollout_sampler import RolloutSampler
+from mlx_dpo.training.on_policy.sampled_source import OnRollouts, SampledSource
 
 MAX_DRAWS = 4  # times that prompts are drawn for a batch, if the judge has no preference on any of them
 
 _UNUSED = Completion("", "")  # the reference scores token ids
-
-OnRollouts = Callable[[int, list[Rollout]], None]
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,8 @@ class SourceState:
         return cls(**{**values, "batches": batches})
 
 
-class RolloutSource(BatchSource):
-    """Samples prompts' completions from the policy, has them judged, and makes the examples of a step of them.
-
-    With several ranks, each samples and judges its share of the prompts.
-    """
+class RolloutSource(SampledSource):
+    """Makes the examples of a step, pairs or single completions, of what is sampled and judged."""
 
     def __init__(
         self,
@@ -118,14 +113,12 @@ class RolloutSource(BatchSource):
             replay: offline pairs that each batch has beside the sampled ones.
             on_rollouts: receives the step, counted from 1, and its rollouts once the step is done.
         """
-        self.prompts, self.sampler, self.judge, self.reference = prompts, sampler, judge, reference
-        self.memory_model, self.settings, self.digest, self.communicator = memory_model, settings, digest, communicator
-        self.replay, self.on_rollouts = replay, on_rollouts
+        super().__init__(prompts, sampler, judge, digest, communicator, on_rollouts)
+        self.reference, self.memory_model, self.settings, self.replay = reference, memory_model, settings, replay
         self.steps_per_epoch = -(-len(prompts) // settings.prompts_per_batch)
         self._first_index = len(replay.examples) if replay else 0
         self._state = self._next_state = SourceState()
         self._rollouts: list[Rollout] = []
-        self._judge_session: AbstractContextManager[object] | None = None
 
     def batch(self, step: int) -> Sequence[IndexedExample] | None:
         """Sample and judge, unless batches are left that were sampled ahead.
@@ -147,8 +140,7 @@ class RolloutSource(BatchSource):
         add_rollouts(state.sums, rollouts)
         replayed = self.replay.batch(step) if self.replay else []
         is_empty = not examples and not replayed
-        empty, steps = state.sums.get(EMPTY_STEPS, [0.0, 0])
-        state.sums[EMPTY_STEPS] = [empty + is_empty, steps + 1]
+        count_step(state.sums, is_empty=is_empty)
         self._next_state, self._rollouts = state, rollouts
         return None if is_empty else [*examples, *replayed]
 
@@ -174,44 +166,26 @@ class RolloutSource(BatchSource):
     def _draw_batches(self, state: SourceState) -> list[list[Rollout]]:
         """Optimizer batches from the policy as it is; prompts are drawn again for those without a preference."""
         size, count = self.settings.prompts_per_batch, self.settings.batches_ahead
-        rollouts = self._roll_out(state, size * count)
+        rollouts = self._draw(state, size * count)
         batches = [rollouts[i * size : (i + 1) * size] for i in range(count)]
         for batch in batches:
             for _ in range(1, MAX_DRAWS):
                 if any(rollout.is_usable for rollout in batch):
                     break
-                batch += self._roll_out(state, size)
+                batch += self._draw(state, size)
         return batches
 
-    def _roll_out(self, state: SourceState, count: int) -> list[Rollout]:
-        """Rollouts of the next prompts, in their order, with verdicts and the reference's log-probs."""
-        positions = list(range(state.position, state.position + count))
+    def _draw(self, state: SourceState, count: int) -> list[Rollout]:
+        """Rollouts of the next prompts."""
         state.position += count
-        local = self.communicator.local_items(positions)
-        indices = [self.prompts.index(position) for position in local]
-        sampled = self.sampler.sample(local, [self.prompts.token_ids(index) for index in indices])
-        rollouts = [
-            Rollout(position, index, completions)
-            for position, index, completions in zip(local, indices, sampled, strict=True)
-        ]
-        rollouts = self._with_reference_logps(rollouts)
-        texts = [self.prompts.prompts[index].prompt for index in indices]
+        return self._roll_out(state.position - count, count)
+
+    def _with_verdicts(self, rollouts: list[Rollout], prompts: Sequence[TextOrMessages]) -> list[Rollout]:
+        """The rollouts with scores, and with the pair or the win rate that they give."""
         settings = self.settings
-        judges_here = self.communicator.data_parallel or self.communicator.is_main  # a judge may not be deterministic
-        if judges_here and rollouts:
-            self._begin_judge_session()
-            rollouts = judge_rollouts(self.judge, rollouts, texts, settings.opponent, settings.missing_eos_penalty)
-        gathered = self.communicator.all_gather_json([r.to_mapping() for r in rollouts] if judges_here else [])
-        shared = [Rollout.from_mapping(item) for part in gathered for item in part]
-        return sorted(shared, key=lambda rollout: rollout.position)
+        return judge_rollouts(self.judge, rollouts, prompts, settings.opponent, settings.missing_eos_penalty)
 
-    def _begin_judge_session(self) -> None:
-        """Let a judge that is a model stay in memory, instead of loading it in every step."""
-        if self._judge_session is None:
-            self._judge_session = self.judge.session()
-            self._judge_session.__enter__()  # it ends with this object
-
-    def _with_reference_logps(self, rollouts: list[Rollout]) -> list[Rollout]:
+    def _with_logps(self, rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts with the reference's log-probs of their completions, if there is a reference."""
         reference = self.reference.reference_policy
         if isinstance(reference, NoReference) or not rollouts:

@@ -1,0 +1,1 @@
+"""PPO and RLOO: policy gradients on the scores of sampled completions."""
