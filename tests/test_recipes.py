@@ -105,6 +105,7 @@ def test_two_stages_are_trained_judged_and_pushed(runner: RecipeRunner, hub: Hub
     assert pushed.startswith(f"{hub.url}/tester/tuned")
 
 
+@pytest.mark.slow
 def test_a_style_is_learned_from_a_hundred_answers(runner: RecipeRunner, hub: Hub) -> None:
     *_, judged, _ = run_recipe(runner, hub, "style")
     pairs = rows_of(runner.folder / "runs/style/pairs.jsonl")

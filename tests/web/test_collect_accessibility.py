@@ -23,6 +23,7 @@ a block of code that is wider than the page {"x" * 200}
 |---|---|
 | 1 | 2 |
 """
+WIDTHS = [1200, pytest.param(390, marks=pytest.mark.slow)]  # pixels; the second is a phone's
 ROWS = [
     {"prompt": f"Question {i}", "chosen": MARKDOWN, "rejected": f"Answer {i}", "labeller": "ana", "edited": True}
     for i in range(20)
@@ -55,7 +56,7 @@ def theme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[1200, 390])
+@pytest.fixture(params=WIDTHS)
 def view(request: pytest.FixtureRequest, server: CollectServer, browser: Browser, theme: str) -> Iterator[CollectView]:
     for file in server.folder.glob("*.jsonl"):
         file.unlink()
@@ -122,7 +123,7 @@ def review_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CollectS
         yield started
 
 
-@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_axe_on_a_review(review_server: CollectServer, browser: Browser, width: int, theme: str) -> None:
     review_server.output.unlink(missing_ok=True)
     review_server.kill()  # forgets the name
