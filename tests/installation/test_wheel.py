@@ -23,7 +23,7 @@ MODEL = ROOT / "mlx_dpo" / "demo" / "model"
 BIN = Path(sys.executable).parent
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHONS = ["3.11", "3.12", "3.13"]
-MAX_SECONDS = 180  # from an empty environment to the end of the demo
+MAX_SECONDS = 300  # from an empty environment to the end of the demo; 144 on two quiet cores, and machines differ
 EXTRA = os.environ.get("EXTRA", "cpu" if sys.platform == "linux" else "")  # mlx's backend, as in the Makefile
 PAIR = {"prompt": "How do I boil an egg?", "chosen": "For seven minutes.", "rejected": "Figure it out."}
 
