@@ -62,7 +62,7 @@ def test_the_example_runs(tmp_path: Path, loss: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_politeness_and_kl(tmp_path: Path, seed: int) -> None:
     subprocess.run([sys.executable, EXAMPLE, tmp_path, "52", "ppo", str(seed)], capture_output=True, check=True)
     after = measure(tmp_path / "adapter")
