@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 
-from mlx_dpo.adapters.adapter_folder import adapter_base_model, is_reward_model
+from mlx_dpo.adapters.adapter_folder import adapter_base_model, is_reward_model, load_adapter, read_adapter_spec
 from mlx_dpo.adapters.reward_head import read_reward_head
+from mlx_dpo.errors import UserError
+from mlx_dpo.forward.model_loading import load_model
 from mlx_dpo.forward.reward_model import RewardModel, encoding_config
 from mlx_dpo.judges.implicit_reward_judge import adapter_identity
 from mlx_dpo.judges.judge import Answer, JudgeSpec, ScalarJudge
@@ -27,7 +29,8 @@ class RewardModelJudge(ScalarJudge):
     """
 
     def __init__(self, adapter_path: str, model: str | None = None) -> None:
-        read_reward_head(adapter_path)  # before anything long relies on it
+        read_adapter_spec(adapter_path)  # before anything long relies on it
+        read_reward_head(adapter_path)
         self.name, self.model = adapter_path, model or adapter_base_model(adapter_path)
         self._session = ModelSession(lambda: RewardModel.load(self.name, model=self.model))
 
@@ -47,6 +50,15 @@ class RewardModelJudge(ScalarJudge):
         config = encoding_config(self.name)
         encoding = (config.max_length, config.overlong, config.raw, config.chat_template_kwargs)
         return f"reward model {adapter_identity(self.name, self.model)} {encoding}"
+
+    def check(self) -> None:
+        """Check that the adapter is one of the base model, whose weights stay on disk; see `Judge`."""
+        model = load_model(self.model, lazy=True).model
+        try:
+            load_adapter(model, self.name, lazy=True, allow_reward_model=True)
+        except UserError as error:
+            hint = "Name the base model of the reward model with --judge-model, or leave that out."
+            raise UserError(error.message, where=error.where, hint=hint) from None
 
     def session(self) -> AbstractContextManager[object]:
         """A context with the model in memory."""
