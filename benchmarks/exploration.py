@@ -30,23 +30,21 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from bundled_task import MAX_TOKENS, interval, sample_answers
 from mlx_lm import load
 from processes import machine, print_status, versions, write_json
 from rich.console import Console
 from rich.table import Table
 
 from mlx_dpo import TrainConfig, train
-from mlx_dpo.adapters.adapter_folder import load_adapter
 from mlx_dpo.data.chat_rendering import ChatRenderer
 from mlx_dpo.data.examples import Prompt
 from mlx_dpo.demo import MODEL, load_pairs
 from mlx_dpo.demo.grammar import PHRASES, detect_manner, is_fluent, questions
 from mlx_dpo.judges.judge import Answer, ScalarJudge
 from mlx_dpo.reporting.rollout_log import RolloutLog, read_rollouts
-from mlx_dpo.sampling.batched_sampling import sample_completions
-from mlx_dpo.sampling.completions import SamplingParams
 
-BATCH, MAX_TOKENS, ROUNDS, FORWARD, STEP = 8, 64, 4, 1, 3
+BATCH, ROUNDS, FORWARD, STEP = 8, 4, 1, 3
 RATE, LOW_RATE = 5e-4, 2e-4
 SETTINGS: dict[str, Any] = {"model": str(MODEL), "batch_size": BATCH, "save_every": 0}
 ON_POLICY = ("online", "rounds")
@@ -77,17 +75,6 @@ class TrueReward(ScalarJudge):
     def scores(self, answers: Sequence[Answer]) -> list[float | None]:
         """See `Judge.scores`."""
         return [true_reward(str(answer.prompt), answer.completion) for answer in answers]
-
-
-def sample_answers(adapter: Path | None, prompts: Sequence[str], count: int, seed: int) -> list[list[str]]:
-    """Answers to each prompt at temperature 1, of the base model or with an adapter."""
-    model, tokenizer = load(str(MODEL))
-    if adapter:
-        load_adapter(model, adapter)
-    renderer = ChatRenderer(tokenizer)
-    ids = [renderer.prompt_ids(Prompt(prompt)) for prompt in prompts]
-    params = SamplingParams(MAX_TOKENS, temperature=1.0, seed=seed)
-    return [[item.text for item in items] for items in sample_completions(model, tokenizer, ids, params, n=count)]
 
 
 def offline_pairs(prompts: Sequence[str], seed: int) -> list[dict[str, str]]:
@@ -179,14 +166,6 @@ def run_seed(seed: int, steps: int, results: dict[str, dict[str, float]]) -> Ite
             results[method] = {**measure(folder if counts else None, seed), **counts}
         mx.clear_cache()
         yield method
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and its 95% interval by Student's t."""
-    quantiles = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-    mean, count = float(np.mean(values)), len(values)
-    half = quantiles[count - 1] * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else float("nan")
-    return mean, mean - half, mean + half
 
 
 def table_of(seeds: dict[str, Any]) -> Table:
