@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -118,6 +119,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; with --quick 1)")
     parser.add_argument("--json", action="store_true", help="print the rewards at equal KL as JSON")
     options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     folder, scale = options.output, QUICK if options.quick else FULL
     about = {"machine": machine(), "versions": versions("mlx-dpo", "mlx", "mlx-lm")}
     write_float_model(folder / "model")

@@ -30,8 +30,12 @@ OFFLINE: dict[str, Any] = {"batch_size": 8, "learning_rate": 2e-4, "valid_pairs"
 PPO: dict[str, Any] = {  # as in examples/ppo.py
     "loss": "ppo",
     "batch_size": 32,
+    "num_mini_batches": 4,
+    "num_ppo_epochs": 1,
     "learning_rate": 4e-4,
     "max_grad_norm": 0.25,
+    "vf_coef": 0.01,
+    "lam": 1.0,
     "temperature": 1.0,
     "max_tokens": 64,
     "save_every": 0,
@@ -46,7 +50,7 @@ class Scale:
     Attributes:
         samples: answers to each of the held-out questions at a point.
         offline_steps: steps at which a run on pairs is measured; it ends with the last.
-        ppo_steps: the same of PPO, in multiples of its passes over each sample.
+        ppo_steps: the same of PPO, each after all passes over a sample.
         reference_samples: answers of the base model to each question, for best-of-n.
     """
 
@@ -56,8 +60,8 @@ class Scale:
     reference_samples: int
 
 
-FULL = Scale(4, (8, 16, 24, 32, 48, 80), (8, 16, 24, 32, 40, 52), 16)
-QUICK = Scale(2, (8, 16, 32, 48), (8, 16, 24, 32), 16)
+FULL = Scale(2, (8, 16, 24, 32, 48, 80), (8, 16, 24, 32, 44, 60), 16)
+QUICK = Scale(2, (8, 16, 32, 48), (8, 20, 32, 48), 16)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,6 @@ def runs_of_seed(seed: int, quick: bool) -> list[Run]:
     def ppo(method: str, values: Iterable[float]) -> list[Run]:
         return [Run(method, seed, {"kl_coef": value}, {**PPO, "kl_coef": value}) for value in values]
 
-    unlikelihood = f"{HERE / 'unlikelihood.py'}:unlikelihood"
     return [
         *offline("dpo", "sigmoid", "beta", (0.1,) if quick else (0.1, 0.05, 0.3, 1.0)),
         *ppo("ppo-true-reward", (0.2,)),
@@ -102,7 +105,7 @@ def runs_of_seed(seed: int, quick: bool) -> list[Run]:
         *offline("ipo", "ipo", "beta", (1.0,)),
         *offline("kto", "kto", "beta", (0.1,)),
         Run("sft", seed, {}, {**OFFLINE, "loss": "sft"}),
-        *offline("unlikelihood", unlikelihood, "alpha", (0.5,)),
+        *offline("unlikelihood", "unlikelihood.py:unlikelihood", "alpha", (0.5,)),
     ]
 
 
@@ -228,6 +231,16 @@ def best_of_n(run: Run, model: Path, samples: int) -> list[dict[str, Any]]:
     return points
 
 
+def is_on_policy(run: Run) -> bool:
+    """Whether it samples its own answers."""
+    return run.method in ("ppo", "ppo-true-reward")
+
+
+def measured_steps(run: Run, scale: Scale) -> tuple[int, ...]:
+    """The steps after which it is measured."""
+    return scale.ppo_steps if is_on_policy(run) else scale.offline_steps
+
+
 def execute(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]]:
     """Train, and return the points."""
     own, model = folder / "runs" / run.name, folder / "model"
@@ -239,12 +252,12 @@ def execute(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]]:
         return best_of_n(run, model, scale.reference_samples)
     prepared = folder / "runs" / f"{PREPARED}-{run.seed}"
     pairs = json.loads((prepared / "pairs.json").read_text())
-    on_policy = run.method.startswith("ppo")
-    steps = scale.ppo_steps if on_policy else scale.offline_steps
+    on_policy, steps = is_on_policy(run), measured_steps(run, scale)
     sampler = Sampler(folder=model)
     listener = PointListener(sampler, run, scale, steps)
+    settings = {**run.config, "loss": run.config["loss"].replace("unlikelihood.py", f"{HERE / 'unlikelihood.py'}")}
     config = TrainConfig(
-        model=str(model), adapter_path=str(own / "adapter"), seed=run.seed, iters=steps[-1], **run.config
+        model=str(model), adapter_path=str(own / "adapter"), seed=run.seed, iters=steps[-1], **settings
     )
     source: dict[str, Any] = {"rows": pairs}
     if on_policy:
@@ -265,7 +278,9 @@ def finished_points(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]
 
 def made_by(run: Run, scale: Scale) -> dict[str, Any]:
     """What a run's points depend on, as JSON has it."""
-    return json.loads(json.dumps({"run": asdict(run), "scale": asdict(scale)}))
+    parts: dict[str, Any] = {PREPARED: (), BEST_OF_N: scale.reference_samples}
+    measured = parts.get(run.method, (scale.samples, measured_steps(run, scale)))
+    return json.loads(json.dumps({"run": asdict(run), "measured": measured}))
 
 
 def main() -> None:
