@@ -18,6 +18,7 @@ import bundled_task
 import frontier
 import frontier_curves as curves
 import frontier_runs
+import temperature_and_shift
 
 from mlx_dpo.adapters.swap import swap_adapter
 from mlx_dpo.objectives.custom_loss import load_custom_loss
@@ -131,3 +132,13 @@ def test_unlikelihood() -> None:
     pairs = example_pairs()
     losses = np.array(loss.function(pairs, alpha=0.5))
     assert losses == pytest.approx(np.array(0.5 * pairs.rejected_logps - pairs.chosen_logps))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_questions_are_new_and_of_their_kind(seed: int) -> None:
+    trained, subsets = temperature_and_shift.split_rows(seed)
+    assert all(map(temperature_and_shift.is_trained_kind, trained)) and len(trained) > 300
+    for name, rows in subsets.items():
+        held_out = {row["prompt"] for row in rows}
+        assert len(held_out) == 128 and not held_out & set(trained)
+        assert all(temperature_and_shift.is_trained_kind(question) == (name == "same") for question in held_out)
