@@ -23,6 +23,7 @@ def test_the_example_runs(tmp_path: Path, loss: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three minutes on a machine with nothing else to do
 @pytest.mark.parametrize("seed", [1])
 def test_politeness_and_kl(tmp_path: Path, seed: int) -> None:
     subprocess.run([sys.executable, EXAMPLE, tmp_path, "44", "ppo", str(seed)], capture_output=True, check=True)
