@@ -3,10 +3,11 @@
     python benchmarks/dpo_and_ppo.py --output DIR --case bundled [--seeds 3]
     python benchmarks/dpo_and_ppo.py --output DIR --case real --model CASE/model
 
-The case real needs what real_case.py leaves, and `pip install vaderSentiment`. Both pipelines learn from the same pairs,
-which the true reward has judged; PPO sees it only through the reward model that it has taught. Each part runs in a
-process of its own (drive_pipeline.py), checkpoints are measured by the true reward on held-out prompts, and costs are
-compared where the two curves of the true reward reach the same level. What is counted is in compute_meter.py.
+The case bundled runs on the bundled model in float32, as frontier.py does. The case real needs what real_case.py
+leaves, and `pip install vaderSentiment`. Both pipelines learn from the same pairs, which the true reward has judged;
+PPO sees it only through the reward model that they have taught. Each part runs in a process of its own
+(drive_pipeline.py), checkpoints are measured by the true reward on held-out prompts, and costs are compared where the
+two curves of the true reward reach the same level. What is counted is in model_products.py.
 
 Leaves DIR/dpo-and-ppo.json and DIR/dpo-and-ppo.md. Parts that are in DIR already are not run again.
 """
@@ -22,7 +23,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipeline_cases import PipelineCase, bundled_case, real_case
+from bundled_task import write_float_model
+from pipeline_cases import PipelineCase, make_case
 from pipeline_costs import (
     compare_at,
     highest,
@@ -36,6 +38,7 @@ from processes import machine, measure, print_status, versions, write_json
 
 PARTS = ("dpo", "reward", "ppo", "measure-dpo", "measure-ppo")
 PIPELINES = {"dpo": "DPO", "reward": "reward model", "ppo": "PPO", "rlhf": "PPO-RLHF: both"}
+KINDS_OF_TOKENS = ("generated", "forward", "forward+backward")
 FLOAT_BYTES = 4
 
 
@@ -48,8 +51,7 @@ def run_seed(case: PipelineCase, folder: Path, seed: int) -> dict[str, Any]:
         if not file.exists():
             print_status(f"seed {seed}, {part}")
             shutil.rmtree(folder / part, ignore_errors=True)  # of a run that was interrupted
-            model = ["--model", case.model]
-            figures = measure(sys.executable, "drive_pipeline.py", case.name, part, folder, seed, *model)
+            figures = measure(sys.executable, "drive_pipeline.py", case.name, case.model, part, folder, seed)
             write_json(file, figures)
         parts[part] = json.loads(file.read_text())
     return parts
@@ -118,9 +120,7 @@ def memory_of(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def textbook_of(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Multiply-adds of the whole runs if no weights were shared or frozen, beside those counted here."""
     counted = [textbook_products(parts) for parts in seeds]
-    here = {
-        part: mean(sum(parts[part]["steps"][-1]["products"].values()) for parts in seeds) for part in counted[0]
-    }
+    here = {part: mean(sum(parts[part]["steps"][-1]["products"].values()) for parts in seeds) for part in counted[0]}
     return {"textbook": {part: mean(item[part] for item in counted) for part in counted[0]}, "here": here}
 
 
@@ -131,10 +131,8 @@ def number(value: float) -> str:
 
 def cost_table(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """Rows of what each pipeline takes to each level."""
-    lines = [
-        "| true reward | | steps | KL, nats | generated | forward | forward+backward | multiply-adds, 10^9 | processor time |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    names = ["true reward", "", "steps", "KL, nats", *KINDS_OF_TOKENS, "multiply-adds, 10^9", "processor time"]
+    lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     for item in summaries:
         if not item["seeds"]:
             lines.append(f"| {item['level']:.2f} | not reached by both |" + " |" * 7)
@@ -143,7 +141,7 @@ def cost_table(summaries: Sequence[dict[str, Any]]) -> list[str]:
             costs, is_first = item[name], name == "dpo"
             cells = [f"{item['level']:.2f}" if is_first else "", label]
             cells += [number(costs[key]) if key in costs else "" for key in ("step", "kl")]
-            cells += [number(costs["tokens"][kind]) for kind in ("generated", "forward", "forward+backward")]
+            cells += [number(costs["tokens"][kind]) for kind in KINDS_OF_TOKENS]
             cells += [number(costs["total_products"] / 1e9), f"{costs['cpu'] / item['dpo']['cpu']:.1f} x"]
             lines.append(f"| {' | '.join(cells)} |")
         saved = item["saved"]
@@ -200,7 +198,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.case == "real" and not options.model:
         parser.error("--case real needs --model")
-    case = bundled_case() if options.case == "bundled" else real_case(options.model)
+    if options.case == "bundled":
+        write_float_model(options.output / "model")
+    case = make_case(options.case, options.model or str(options.output / "model"))
     count = options.seeds or (1 if options.case == "real" else 3)
     seeds = [run_seed(case, options.output / f"seed-{seed}", seed) for seed in range(count)]
     result = {

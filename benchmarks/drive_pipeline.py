@@ -1,6 +1,6 @@
 """Run a part of a pipeline and print its figures as one JSON object; dpo_and_ppo.py calls it.
 
-    python benchmarks/drive_pipeline.py CASE PART FOLDER SEED [--model DIR]
+    python benchmarks/drive_pipeline.py CASE MODEL PART FOLDER SEED
 
 CASE is bundled or real, and PART one of
 
@@ -23,9 +23,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from compute_meter import ComputeMeter, ModelSize, RunClock, sampling_work
-from mlx_lm.utils import dequantize_model
-from pipeline_cases import PipelineCase, bundled_case, choose_pairs, read_pairs, real_case
+from compute_meter import ComputeMeter, RunClock
+from model_products import ModelSize, sampling_work
+from pipeline_cases import PipelineCase, choose_pairs, make_case, read_pairs
 from processes import print_status, resident_peak
 
 from mlx_dpo import TrainConfig, train
@@ -91,8 +91,7 @@ class Sampler:
     """A model that samples answers to prompts, with an adapter or without."""
 
     def __init__(self, case: PipelineCase, adapter: Path | None = None) -> None:
-        self.case, self.tokenizer = case, load_tokenizer(case.model)
-        self.model = dequantize_model(load_model(case.model).model)  # the same weights; a CPU is faster with them
+        self.case, self.model, self.tokenizer = case, load_model(case.model).model, load_tokenizer(case.model)
         if adapter:
             load_adapter(self.model, adapter)
         self.renderer = ChatRenderer(self.tokenizer, raw=bool(case.common.get("raw")))
@@ -104,7 +103,8 @@ class Sampler:
     def sample(self, prompts: Sequence[Any], count: int, seed: int) -> list[list[SampledCompletion]]:
         """Completions of each prompt's token ids."""
         params = SamplingParams(self.case.common["max_tokens"], self.case.common["temperature"], seed=seed)
-        return sample_completions(self.model, self.tokenizer, prompts, params, n=count)
+        width = self.case.side_by_side
+        return sample_completions(self.model, self.tokenizer, prompts, params, n=count, batch_size=width)
 
 
 def make_pairs(case: PipelineCase, folder: Path, seed: int) -> dict[str, Any]:
@@ -175,15 +175,14 @@ def sequence_kl(model: nn.Module, prompts: Sequence[Any], completions: Sequence[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["bundled", "real"])
+    parser.add_argument("case")
+    parser.add_argument("model", help="its folder")
     parser.add_argument("part")
     parser.add_argument("folder", type=Path)
     parser.add_argument("seed", type=int)
-    parser.add_argument("--model")
     options = parser.parse_args()
     stdout, sys.stdout = sys.stdout, sys.stderr
-    case = bundled_case() if options.case == "bundled" else real_case(options.model)
-    result = run_part(case, options.part, options.folder, options.seed)
+    result = run_part(make_case(options.case, options.model), options.part, options.folder, options.seed)
     print(json.dumps(result), file=stdout)
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_dpo.demo import MODEL, load_pairs
-from mlx_dpo.demo.grammar import detect_manner, is_fluent
+from bundled_task import SIDE_BY_SIDE, polite_and_right
+
+from mlx_dpo.demo import load_pairs
 
 TrueReward = Callable[[str, str], float]  # of prompt and answer
 
@@ -29,6 +30,7 @@ class PipelineCase:
         true_reward: of an answer.
         levels: true rewards at which the pipelines are compared.
         answers: to each held-out prompt, when a checkpoint is measured.
+        side_by_side: answers that are sampled together then; None for what fits in memory.
         pairs_from: answers sampled to each prompt for a pair, the best and the worst; 0: the pairs are given.
     """
 
@@ -43,6 +45,7 @@ class PipelineCase:
     true_reward: TrueReward
     levels: tuple[float, ...]
     answers: int
+    side_by_side: int | None = None
     pairs_from: int = 0
 
     def settings(self, part: str) -> dict[str, Any]:
@@ -52,29 +55,31 @@ class PipelineCase:
         return {name: value for name, value in settings.items() if name not in sampled}
 
 
-def bundled_case() -> PipelineCase:
+def make_case(name: str, model: str) -> PipelineCase:
+    """A case by its name, on the model in a folder."""
+    return {"bundled": bundled_case, "real": real_case}[name](model)
+
+
+def bundled_case(model: str) -> PipelineCase:
     """The demo's model and pairs: 1 for an answer that is polite and right, else 0."""
     return PipelineCase(
         name="bundled",
-        model=str(MODEL),
-        common={"save_every": 4, "temperature": 1.0, "max_tokens": 64},
-        dpo={"batch_size": 8, "iters": 100, "learning_rate": 2e-4, "beta": 0.1},
+        model=model,
+        common={"temperature": 1.0, "max_tokens": 64},
+        dpo={"batch_size": 8, "iters": 100, "save_every": 10, "learning_rate": 2e-4, "beta": 0.1},
         reward={"loss": "reward", "batch_size": 8, "iters": 100, "learning_rate": 2e-4},
         ppo={
-            **{"loss": "ppo", "batch_size": 32, "iters": 80, "learning_rate": 4e-4},
-            **{"max_grad_norm": 0.25, "kl_coef": 0.2},
+            **{"loss": "ppo", "batch_size": 32, "num_mini_batches": 4, "num_ppo_epochs": 1, "iters": 44},
+            **{"save_every": 4, "learning_rate": 8e-4, "max_grad_norm": 0.25, "vf_coef": 0.001, "lam": 1.0},
+            "kl_coef": 1.2,  # 0.2 for each point of the true reward, of which one is six of the reward model's
         },
         prompts=tuple(str(row["prompt"]) for row in load_pairs("train")),
         held_out=tuple(str(row["prompt"]) for row in load_pairs("valid")),
         true_reward=polite_and_right,
         levels=(0.80, 0.85, 0.90),
         answers=4,
+        side_by_side=SIDE_BY_SIDE,
     )
-
-
-def polite_and_right(prompt: str, answer: str) -> float:
-    """As in examples/ppo.py."""
-    return float(detect_manner(answer) == "polite" and is_fluent(prompt, answer))
 
 
 def real_case(model: str) -> PipelineCase:
@@ -83,10 +88,13 @@ def real_case(model: str) -> PipelineCase:
     return PipelineCase(
         name="real",
         model=model,
-        common={"save_every": 4, "raw": True, "temperature": 1.0, "max_tokens": 24},
-        dpo={"batch_size": 8, "epochs": 1.0, "learning_rate": 5e-5, "beta": 0.1},
-        reward={"loss": "reward", "batch_size": 8, "epochs": 1.0, "learning_rate": 5e-5},
-        ppo={"loss": "ppo", "batch_size": 32, "iters": 60, "learning_rate": 5e-5, "kl_coef": 0.05},
+        common={"raw": True, "temperature": 1.0, "max_tokens": 16},
+        dpo={"batch_size": 8, "iters": 50, "save_every": 10, "learning_rate": 1e-4, "beta": 0.1},
+        reward={"loss": "reward", "batch_size": 8, "iters": 50, "learning_rate": 1e-4},
+        ppo={
+            **{"loss": "ppo", "batch_size": 32, "iters": 48, "save_every": 8, "learning_rate": 1e-4},
+            **{"max_grad_norm": 0.25, "kl_coef": 0.1},
+        },
         prompts=prompts[:-64],
         held_out=prompts[-64:],
         true_reward=sentiment_reward(),
@@ -112,7 +120,12 @@ def review_openings() -> tuple[str, ...]:
     )
     beginnings = (
         *("The {} that we tried last week", "I must say that this {}", "My opinion of this {}:", "This {} is"),
-        *("We chose this {} because", "After a month with this {}, I", "To be honest, the {}", "What I think of the {}:"),
+        *(
+            "We chose this {} because",
+            "After a month with this {}, I",
+            "To be honest, the {}",
+            "What I think of the {}:",
+        ),
         *("Last night's {} was", "When I first saw the {}, I", "Our family found the {}", "If you ask me, this {}"),
         *("Before you pay for this {},", "The staff said that the {}", "Compared with others, this {}"),
         *("In the end the {}", "People say that this {}", "For the price, the {}"),

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from compute_meter import KINDS, ModelSize, Work
+from compute_meter import KINDS
+from model_products import ModelSize, Work
 
 Lines = Sequence[Mapping[str, Any]]
 Costs = dict[str, float]  # "tokens/...", "products/..." by purpose or kind, "wall", "cpu"
@@ -52,7 +53,7 @@ def total(costs: Costs, group: str) -> float:
 
 
 def tokens_by_kind(costs: Costs) -> dict[str, float]:
-    """Tokens that were generated, run forward, and run forward and backward; prompts of what is sampled are generated."""
+    """Tokens that were generated, run forward, and run forward and backward; the first with their prompts."""
     sums = dict.fromkeys(KINDS.values(), 0.0)
     for purpose, kind in KINDS.items():
         sums[kind] += costs[f"tokens/{purpose}"]

@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import dpo_and_ppo
 import pipeline_costs as costs
-from compute_meter import KINDS, ComputeMeter, ModelSize, Work, batch_work
+from compute_meter import KINDS, ComputeMeter
+from model_products import ModelSize, Work, batch_work
 from pipeline_cases import choose_pairs
 
 from mlx_dpo.adapters.attach import attach_adapter
@@ -135,7 +136,7 @@ def test_the_reward_models_training_is_part_of_rlhf() -> None:
     slow = [{**line, "step": line["step"] + 10, "kl": 0.1} for line in CURVE]
     fast = [{**line, "kl": 0.1} for line in CURVE]
     parts = {
-        **dict.fromkeys(("dpo", "reward", "ppo"), {"steps": STEPS}),
+        **{part: {"steps": STEPS} for part in ("dpo", "reward", "ppo")},
         **{"measure-dpo": {"checkpoints": fast}, "measure-ppo": {"checkpoints": slow}},
     }
     compared = costs.compare_at(0.725, parts)
