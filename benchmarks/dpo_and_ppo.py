@@ -36,7 +36,7 @@ from pipeline_costs import (
 )
 from processes import machine, measure, print_status, versions, write_json
 
-PARTS = ("dpo", "reward", "ppo", "measure-dpo", "measure-ppo")
+PARTS = ("dpo", "reward", "ppo", "measure-base", "measure-dpo", "measure-ppo")
 PIPELINES = {"dpo": "DPO", "reward": "reward model", "ppo": "PPO", "rlhf": "PPO-RLHF: both"}
 KINDS_OF_TOKENS = ("generated", "forward", "forward+backward")
 FLOAT_BYTES = 4
@@ -54,6 +54,8 @@ def run_seed(case: PipelineCase, folder: Path, seed: int) -> dict[str, Any]:
             figures = measure(sys.executable, "drive_pipeline.py", case.name, case.model, part, folder, seed)
             write_json(file, figures)
         parts[part] = json.loads(file.read_text())
+    for name in ("measure-dpo", "measure-ppo"):
+        parts[name]["checkpoints"][:0] = parts["measure-base"]["checkpoints"]
     return parts
 
 

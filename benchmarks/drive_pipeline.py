@@ -8,7 +8,8 @@ CASE is bundled or real, and PART one of
     dpo          the reference's log-probs of the pairs, and DPO
     reward       the reward model, from the same pairs
     ppo          PPO with this reward model
-    measure-dpo  the true reward and the KL of the checkpoints of a part, on held-out prompts; also measure-ppo
+    measure-base, measure-dpo, measure-ppo
+                 the true reward and the KL, on held-out prompts, of the model before, or of a run's checkpoints
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def run_part(case: PipelineCase, part: str, folder: Path, seed: int) -> dict[str
     """Run a part, and return its figures."""
     if part == "pairs":
         return make_pairs(case, folder, seed)
+    if part == "measure-base":
+        return {"checkpoints": [{"step": 0, **measure_policy(case, None)}]}
     if part.startswith("measure-"):
         return {"checkpoints": measure_checkpoints(case, folder / part.removeprefix("measure-"))}
     return train_part(case, part, folder, seed)
@@ -131,12 +134,11 @@ def make_pairs(case: PipelineCase, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def measure_checkpoints(case: PipelineCase, run: Path) -> list[dict[str, float]]:
-    """The true reward of answers to held-out prompts, and their KL to the reference, before and at each checkpoint."""
+    """The true reward of answers to held-out prompts, and their KL to the reference, at each checkpoint of a run."""
     results = []
-    for folder in (None, *RunFolder(run).checkpoints()):
-        step = int(folder.name) if folder else 0
-        results.append({"step": step, **measure_policy(case, folder)})
-        print_status(f"{run.name}, step {step}: {results[-1]}")
+    for folder in RunFolder(run).checkpoints():
+        results.append({"step": int(folder.name), **measure_policy(case, folder)})
+        print_status(f"{run.name}: {results[-1]}")
         mx.clear_cache()
     return results
 

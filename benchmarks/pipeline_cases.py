@@ -88,19 +88,19 @@ def real_case(model: str) -> PipelineCase:
     return PipelineCase(
         name="real",
         model=model,
-        common={"raw": True, "temperature": 1.0, "max_tokens": 16},
-        dpo={"batch_size": 8, "iters": 50, "save_every": 10, "learning_rate": 1e-4, "beta": 0.1},
-        reward={"loss": "reward", "batch_size": 8, "iters": 50, "learning_rate": 1e-4},
+        common={"raw": True, "temperature": 1.0, "max_tokens": 12},
+        dpo={"batch_size": 8, "iters": 28, "save_every": 7, "learning_rate": 2e-4, "beta": 0.1},
+        reward={"loss": "reward", "batch_size": 8, "iters": 28, "learning_rate": 2e-4},
         ppo={
-            **{"loss": "ppo", "batch_size": 32, "iters": 48, "save_every": 8, "learning_rate": 1e-4},
-            **{"max_grad_norm": 0.25, "kl_coef": 0.1},
+            **{"loss": "ppo", "batch_size": 32, "iters": 40, "save_every": 8, "learning_rate": 2e-4},
+            **{"max_grad_norm": 0.25, "vf_coef": 0.01, "lam": 1.0, "kl_coef": 0.1},
         },
-        prompts=prompts[:-64],
-        held_out=prompts[-64:],
+        prompts=prompts[:128],
+        held_out=prompts[-48:],
         true_reward=sentiment_reward(),
         levels=(),
         answers=2,
-        pairs_from=4,
+        pairs_from=3,
     )
 
 
