@@ -1,6 +1,6 @@
 """Memory and compute of two pipelines to the same true reward: DPO, and a reward model with PPO.
 
-    python benchmarks/dpo_and_ppo.py --output DIR --case bundled [--seeds 3]
+    python benchmarks/dpo_and_ppo.py --output DIR --case bundled [--seeds 3] [--jobs 1]
     python benchmarks/dpo_and_ppo.py --output DIR --case real --model CASE/model
 
 The case bundled runs on the bundled model in float32, as frontier.py does. The case real needs what real_case.py
@@ -19,6 +19,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,7 +37,7 @@ from pipeline_costs import (
 )
 from processes import machine, measure, print_status, versions, write_json
 
-PARTS = ("dpo", "reward", "ppo", "measure-base", "measure-dpo", "measure-ppo")
+PARTS = ("pairs", "dpo", "reward", "ppo", "measure-base", "measure-dpo", "measure-ppo")
 PIPELINES = {"dpo": "DPO", "reward": "reward model", "ppo": "PPO", "rlhf": "PPO-RLHF: both"}
 KINDS_OF_TOKENS = ("generated", "forward", "forward+backward")
 FLOAT_BYTES = 4
@@ -46,7 +47,7 @@ def run_seed(case: PipelineCase, folder: Path, seed: int) -> dict[str, Any]:
     """The figures of all parts of a seed; runs those that are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = {}
-    for part in ("pairs", *PARTS) if case.pairs_from else PARTS:
+    for part in PARTS:
         file = folder / f"{part}.json"
         if not file.exists():
             print_status(f"seed {seed}, {part}")
@@ -185,9 +186,8 @@ def report(result: dict[str, Any]) -> str:
             for curve in result["curves"][name]
         ]
         lines += ["", f"{name}, true reward (KL) by step: {'; '.join(curves)}"]
-    if result["pairs"]:
-        texts = [f"{item['pairs']} pairs, {item['products'] / 1e9:.0f} * 10^9" for item in result["pairs"]]
-        lines += ["", f"Sampling the pairs, which both need, took: {'; '.join(texts)} multiply-adds."]
+    texts = [f"{item['pairs']} pairs, {number(item['products'] / 1e9)}" for item in result["pairs"]]
+    lines += ["", f"Sampling the pairs, which both need, 10^9 multiply-adds: {'; '.join(texts)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--case", choices=["bundled", "real"], default="bundled")
     parser.add_argument("--seeds", type=int, help="default: 3, and 1 for real")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds to run side by side (default: 1)")
     parser.add_argument("--model", help="folder of the case real's model")
     options = parser.parse_args()
     if options.case == "real" and not options.model:
@@ -204,7 +205,8 @@ def main() -> None:
         write_float_model(options.output / "model")
     case = make_case(options.case, options.model or str(options.output / "model"))
     count = options.seeds or (1 if options.case == "real" else 3)
-    seeds = [run_seed(case, options.output / f"seed-{seed}", seed) for seed in range(count)]
+    with ThreadPoolExecutor(options.jobs) as pool:  # its threads only wait for processes
+        seeds = list(pool.map(lambda seed: run_seed(case, options.output / f"seed-{seed}", seed), range(count)))
     result = {
         "case": case.name,
         "settings": {part: case.settings(part) for part in ("dpo", "reward", "ppo")},
@@ -212,7 +214,7 @@ def main() -> None:
         "memory": memory_of(seeds),
         "products": textbook_of(seeds),
         "curves": {name: [parts[f"measure-{name}"]["checkpoints"] for parts in seeds] for name in ("dpo", "ppo")},
-        "pairs": [parts["pairs"] for parts in seeds if "pairs" in parts],
+        "pairs": [parts["pairs"] for parts in seeds],
     }
     about = {"machine": machine(), "versions": versions("mlx-dpo", "mlx", "mlx-lm"), "seeds": count}
     write_json(options.output / "dpo-and-ppo.json", {**about, **result})

@@ -72,7 +72,7 @@ def train_part(case: PipelineCase, part: str, folder: Path, seed: int) -> dict[s
         if part == "ppo":
             train(config, prompts=list(map(Prompt, case.prompts)), listener=meter)
         else:
-            train(config, rows=read_pairs(case, folder), listener=meter)
+            train(config, rows=read_pairs(folder), listener=meter)
     assert meter.max_recomputed == 0, "what is computed again in the backward pass is not counted"
     model = meter.model
     return {

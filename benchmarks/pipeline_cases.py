@@ -31,7 +31,7 @@ class PipelineCase:
         levels: true rewards at which the pipelines are compared.
         answers: to each held-out prompt, when a checkpoint is measured.
         side_by_side: answers that are sampled together then; None for what fits in memory.
-        pairs_from: answers sampled to each prompt for a pair, the best and the worst; 0: the pairs are given.
+        pairs_from: answers sampled to each prompt for a pair: the best and the worst.
     """
 
     name: str
@@ -45,8 +45,8 @@ class PipelineCase:
     true_reward: TrueReward
     levels: tuple[float, ...]
     answers: int
+    pairs_from: int
     side_by_side: int | None = None
-    pairs_from: int = 0
 
     def settings(self, part: str) -> dict[str, Any]:
         """The settings of a run: "dpo", "reward" or "ppo"."""
@@ -66,10 +66,10 @@ def bundled_case(model: str) -> PipelineCase:
         name="bundled",
         model=model,
         common={"temperature": 1.0, "max_tokens": 64},
-        dpo={"batch_size": 8, "iters": 100, "save_every": 10, "learning_rate": 2e-4, "beta": 0.1},
-        reward={"loss": "reward", "batch_size": 8, "iters": 100, "learning_rate": 2e-4},
+        dpo={"batch_size": 8, "iters": 80, "save_every": 10, "learning_rate": 2e-4, "beta": 0.1},
+        reward={"loss": "reward", "batch_size": 8, "iters": 80, "learning_rate": 2e-4},
         ppo={
-            **{"loss": "ppo", "batch_size": 32, "num_mini_batches": 4, "num_ppo_epochs": 1, "iters": 44},
+            **{"loss": "ppo", "batch_size": 32, "num_mini_batches": 4, "num_ppo_epochs": 1, "iters": 32},
             **{"save_every": 4, "learning_rate": 8e-4, "max_grad_norm": 0.25, "vf_coef": 0.001, "lam": 1.0},
             "kl_coef": 1.2,  # 0.2 for each point of the true reward, of which one is six of the reward model's
         },
@@ -77,8 +77,9 @@ def bundled_case(model: str) -> PipelineCase:
         held_out=tuple(str(row["prompt"]) for row in load_pairs("valid")),
         true_reward=polite_and_right,
         levels=(0.80, 0.85, 0.90),
-        answers=4,
+        answers=2,
         side_by_side=SIDE_BY_SIDE,
+        pairs_from=4,
     )
 
 
@@ -92,7 +93,7 @@ def real_case(model: str) -> PipelineCase:
         dpo={"batch_size": 8, "iters": 28, "save_every": 7, "learning_rate": 2e-4, "beta": 0.1},
         reward={"loss": "reward", "batch_size": 8, "iters": 28, "learning_rate": 2e-4},
         ppo={
-            **{"loss": "ppo", "batch_size": 32, "iters": 40, "save_every": 8, "learning_rate": 2e-4},
+            **{"loss": "ppo", "batch_size": 32, "iters": 24, "save_every": 8, "learning_rate": 2e-4},
             **{"max_grad_norm": 0.25, "vf_coef": 0.01, "lam": 1.0, "kl_coef": 0.1},
         },
         prompts=prompts[:128],
@@ -145,8 +146,6 @@ def choose_pairs(prompts: Sequence[str], answers: Sequence[Sequence[str]], rewar
     return pairs
 
 
-def read_pairs(case: PipelineCase, folder: Path) -> list[dict[str, Any]]:
-    """The pairs that both pipelines learn from: those given, or those that the part "pairs" has left in a folder."""
-    if not case.pairs_from:
-        return load_pairs("train")
+def read_pairs(folder: Path) -> list[dict[str, Any]]:
+    """The pairs that both pipelines learn from, as the part "pairs" has left them in a folder."""
     return [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
