@@ -11,6 +11,7 @@ import numpy as np
 from bundled_task import interval
 
 Point = dict[str, Any]
+WIDEST_GAP = 0.4  # in KL, between points whose rewards are interpolated
 
 
 def binary_kl(reward: float, base: float) -> float:
@@ -46,10 +47,10 @@ def best_of_n_rewards(rewards: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def reward_at(curve: Iterable[tuple[float, float]], kl: float) -> float | None:
-    """The reward of a run at a KL, linear between its points in the order of KL; None beyond them."""
+    """The reward of a run at a KL, linear between its points in the order of KL; None beyond them, and in wide gaps."""
     ordered = sorted(curve)
     for (kl_before, before), (kl_after, after) in pairwise(ordered):
-        if kl_before <= kl <= kl_after:
+        if kl_before <= kl <= kl_after <= kl_before + WIDEST_GAP:
             share = (kl - kl_before) / (kl_after - kl_before) if kl_after > kl_before else 1.0
             return before + share * (after - before)
     return None
@@ -57,7 +58,7 @@ def reward_at(curve: Iterable[tuple[float, float]], kl: float) -> float | None:
 
 def run_key(point: Point) -> tuple[Any, ...]:
     """What the points of one run have in common."""
-    return tuple(point.get(name) for name in ("method", "seed", "beta", "alpha", "kl_coef"))
+    return tuple(point.get(name) for name in ("method", "seed", "beta", "alpha", "kl_coef", "learning_rate"))
 
 
 def curves_of(points: Sequence[Point], base: float) -> dict[tuple[Any, ...], list[tuple[float, float]]]:

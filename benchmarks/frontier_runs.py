@@ -27,14 +27,15 @@ HERE = Path(__file__).resolve().parent
 PREPARED, BEST_OF_N = "prepared", "best-of-n"
 ANSWERS_TO_PAIR = 4  # sampled to each training question; the pair is one good and one bad of them
 OFFLINE: dict[str, Any] = {"batch_size": 8, "learning_rate": 2e-4, "valid_pairs": 0, "save_every": 0}
+FAST_RATE = 5e-4  # a second learning rate of dpo
 PPO: dict[str, Any] = {  # as in examples/ppo.py
     "loss": "ppo",
     "batch_size": 32,
     "num_mini_batches": 4,
     "num_ppo_epochs": 1,
-    "learning_rate": 4e-4,
+    "learning_rate": 8e-4,
     "max_grad_norm": 0.25,
-    "vf_coef": 0.01,
+    "vf_coef": 0.001,
     "lam": 1.0,
     "temperature": 1.0,
     "max_tokens": 64,
@@ -60,8 +61,8 @@ class Scale:
     reference_samples: int
 
 
-FULL = Scale(2, (8, 16, 24, 32, 48, 80), (8, 16, 24, 32, 44, 60), 16)
-QUICK = Scale(2, (8, 16, 32, 48), (8, 20, 32, 48), 16)
+FULL = Scale(2, (8, 16, 24, 32, 48, 80), (4, 8, 12, 16, 24, 32, 44), 16)
+QUICK = Scale(2, (8, 16, 32, 48), (4, 12, 24, 44), 16)
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,20 @@ class Run:
 def runs_of_seed(seed: int, quick: bool) -> list[Run]:
     """The runs that need the pairs and the reward model of a seed."""
 
-    def offline(method: str, loss: str, setting: str, values: Iterable[float]) -> list[Run]:
-        config = {**OFFLINE, "loss": loss}
+    def offline(method: str, loss: str, setting: str, values: Iterable[float], **config: float) -> list[Run]:
+        shared = {**OFFLINE, "loss": loss, **config}
         is_flag = setting == "beta"
-        return [Run(method, seed, {setting: v}, {**config, **({setting: v} if is_flag else {})}) for v in values]
+        return [
+            Run(method, seed, {setting: value, **config}, {**shared, **({setting: value} if is_flag else {})})
+            for value in values
+        ]
 
     def ppo(method: str, values: Iterable[float]) -> list[Run]:
         return [Run(method, seed, {"kl_coef": value}, {**PPO, "kl_coef": value}) for value in values]
 
     return [
         *offline("dpo", "sigmoid", "beta", (0.1,) if quick else (0.1, 0.05, 0.3, 1.0)),
+        *offline("dpo", "sigmoid", "beta", (0.1,) if quick else (0.1, 1.0), learning_rate=FAST_RATE),
         *ppo("ppo-true-reward", (0.2,)),
         *ppo("ppo", (0.2,)),
         Run(BEST_OF_N, seed, {}, {}),

@@ -51,8 +51,9 @@ def test_best_of_n_of_independent_answers_is_on_the_closed_form() -> None:
 
 
 def test_rewards_between_points_are_linear_and_none_beyond() -> None:
-    run = [(0.0, 0.4), (0.3, 0.9), (0.1, 0.6)]
-    assert [curves.reward_at(run, kl) for kl in (0, 0.05, 0.2, 0.3, 0.31)] == pytest.approx([0.4, 0.5, 0.75, 0.9, None])
+    run = [(0.0, 0.4), (0.3, 0.9), (0.1, 0.6), (2.0, 0.1)]
+    assert [curves.reward_at(run, kl) for kl in (0, 0.05, 0.2, 0.3, 2.1)] == pytest.approx([0.4, 0.5, 0.75, 0.9, None])
+    assert curves.reward_at(run, 1.0) is None  # nothing was measured near it
 
 
 def point(method: str, seed: int, kl: float, reward: float, **settings: float) -> dict[str, object]:
