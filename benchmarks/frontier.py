@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 WORKERS = 2
-KLS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+KLS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SCRIPT = Path(__file__).resolve().with_name("frontier_runs.py")
 
 

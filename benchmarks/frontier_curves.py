@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from math import log
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,15 @@ def best_of_n_rewards(rewards: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def reward_at(curve: Iterable[tuple[float, float]], kl: float) -> float | None:
-    """The reward of a run at a KL, linear between its points in the order of KL; None beyond them, and in wide gaps."""
+    """The reward of a run at a KL; None beyond its points, and in wide gaps.
+
+    Between two points it is linear in the root of the KL, as the best policies' reward nearly is.
+    """
     ordered = sorted(curve)
     for (kl_before, before), (kl_after, after) in pairwise(ordered):
         if kl_before <= kl <= kl_after <= kl_before + WIDEST_GAP:
-            share = (kl - kl_before) / (kl_after - kl_before) if kl_after > kl_before else 1.0
+            width = sqrt(kl_after) - sqrt(kl_before)
+            share = (sqrt(kl) - sqrt(kl_before)) / width if width else 1.0
             return before + share * (after - before)
     return None
 

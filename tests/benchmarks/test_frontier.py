@@ -50,9 +50,10 @@ def test_best_of_n_of_independent_answers_is_on_the_closed_form() -> None:
         assert of.mean() == pytest.approx(1 - (1 - BASE) ** n, abs=0.02)
 
 
-def test_rewards_between_points_are_linear_and_none_beyond() -> None:
-    run = [(0.0, 0.4), (0.3, 0.9), (0.1, 0.6), (2.0, 0.1)]
-    assert [curves.reward_at(run, kl) for kl in (0, 0.05, 0.2, 0.3, 2.1)] == pytest.approx([0.4, 0.5, 0.75, 0.9, None])
+def test_rewards_between_points_are_linear_in_the_root_of_the_kl() -> None:
+    run = [(0.0, 0.4), (0.36, 1.0), (0.16, 0.8), (2.0, 0.1)]
+    assert [curves.reward_at(run, kl) for kl in (0, 0.04, 0.25, 0.36)] == pytest.approx([0.4, 0.6, 0.9, 1.0])
+    assert curves.reward_at(run, 2.1) is None
     assert curves.reward_at(run, 1.0) is None  # nothing was measured near it
 
 
@@ -62,18 +63,18 @@ def point(method: str, seed: int, kl: float, reward: float, **settings: float) -
 
 def test_methods_at_equal_kl() -> None:
     points = [
-        point("dpo", 0, 0.2, 0.8, beta=0.1),
-        point("dpo", 0, 0.2, 0.6, beta=0.3),
+        point("dpo", 0, 0.4, 0.8, beta=0.1),
+        point("dpo", 0, 0.4, 0.6, beta=0.3),
         point("dpo", 0, 0.05, 0.5, beta=1),  # does not reach 0.1
-        point("dpo", 1, 0.2, 0.9, beta=0.1),
+        point("dpo", 1, 0.4, 0.9, beta=0.1),
         point("ppo-true-reward", 0, 0.4, 0.8, kl_coef=0.2),
         point("ppo-true-reward", 1, 0.4, 0.6, kl_coef=0.2),
     ]
     rows = {row["method"]: row["rewards"]["0.1"] for row in curves.equal_kl_rows(points, BASE, [0.1])}
-    assert rows["dpo"]["mean"] == pytest.approx((0.55 + 0.65) / 2) and rows["dpo"]["seeds"] == 2
-    assert rows["dpo - ppo-true-reward"]["mean"] == pytest.approx((0.55 - 0.5 + 0.65 - 0.45) / 2)
+    assert rows["dpo"]["mean"] == pytest.approx((0.55 + 0.65) / 2) and rows["dpo"]["seeds"] == 2  # half way from BASE
+    assert rows["dpo - ppo-true-reward"]["mean"] == pytest.approx((0.55 - 0.6 + 0.65 - 0.5) / 2)
     low, high = rows["dpo - ppo-true-reward"]["interval"]
-    assert low < 0.05 < 0.2 < high and (low + high) / 2 == pytest.approx(0.125)
+    assert low < -0.05 < 0.15 < high and (low + high) / 2 == pytest.approx(0.05)
     assert rows["dpo - ppo"] is None
     assert curves.binary_kl(rows["optimum"]["mean"], BASE) == pytest.approx(0.1, abs=1e-4)
 
