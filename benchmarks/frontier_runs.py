@@ -175,9 +175,9 @@ def held_out_questions() -> list[str]:
     return [str(row["prompt"]) for row in load_pairs("valid")]
 
 
-def measure(sampler: Sampler, count: int, seed: int) -> dict[str, float]:
+def measure(sampler: Sampler, count: int, seed: int, questions: Sequence[str] | None = None) -> dict[str, float]:
     """KL to the base model and true reward of answers to held-out questions, with standard errors over questions."""
-    questions = held_out_questions()
+    questions = questions or held_out_questions()
     answers = sampler.sample(questions, count, seed)
     rewards = np.array(
         [[polite_and_right(q, item.text) for item in items] for q, items in zip(questions, answers, strict=True)]

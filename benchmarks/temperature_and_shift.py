@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from bundled_task import Sampler, interval, judged_pairs, polite_and_right, write_float_model
-from frontier_runs import ANSWERS_TO_PAIR, FULL, OFFLINE, PPO, REWARD_MODEL, LearnedReward
+from frontier_runs import ANSWERS_TO_PAIR, FULL, OFFLINE, PPO, REWARD_MODEL, LearnedReward, measure
 from processes import machine, print_status, versions, with_blas, write_json
 from rich.console import Console
 from rich.table import Table
@@ -81,6 +81,20 @@ def train_policies(folder: Path, seed: int, model: Path) -> None:
         print_status(f"seed {seed}: trained {name}")
 
 
+def policy_kls(folder: Path, seed: int, model: Path) -> dict[str, dict[str, float]]:
+    """The KL of each policy to the base model at temperature 1, by method and set of questions."""
+    file = folder / "kls.json"
+    if not file.exists():
+        kls: dict[str, dict[str, float]] = {}
+        for method in METHODS:
+            sampler = Sampler(folder / method, model)
+            for subset, rows in split_rows(seed)[1].items():
+                point = measure(sampler, 1, seed, [row["prompt"] for row in rows])
+                kls.setdefault(method, {})[subset] = point["kl"]
+        file.write_text(json.dumps(kls))
+    return json.loads(file.read_text())
+
+
 def evaluate(folder: Path, seed: int, subset: str, temperature: float, model: Path) -> list[dict[str, Any]]:
     """What `mlx-dpo evaluate` prints of the policies of a seed, in the order of METHODS."""
     output = folder / f"{subset}-{temperature:g}.json"
@@ -126,8 +140,8 @@ def summarize(
 
 
 def table_of(cells: list[dict[str, Any]], temperatures: Iterable[float], name: str) -> Table:
-    """One number of each method and set, by temperature."""
-    temperatures = list(temperatures)
+    """One number of each method and set, by temperature; the KL is that at temperature 1."""
+    temperatures = [1.0] if name == "kl" else list(temperatures)
     table = Table(name.replace("_", " "), "questions", *(f"{value:g}" for value in temperatures))
     for subset, about in SETS.items():
         for method in METHODS:
@@ -188,14 +202,15 @@ def main() -> None:
         folder = options.output / f"seed-{seed}"
         folder.mkdir(exist_ok=True)
         train_policies(folder, seed, model)
+        kls = policy_kls(folder, seed, model)
         for subset in SETS:
             for temperature in temperatures:
                 for method, summary in zip(METHODS, evaluate(folder, seed, subset, temperature, model), strict=True):
-                    numbers = rewards_of(summary["head_to_head"])
+                    numbers = {**rewards_of(summary["head_to_head"]), "kl": kls[method][subset]}
                     cells.append({"method": method, "seed": seed, "set": subset, "temperature": temperature, **numbers})
     write_json(options.output / "temperature_and_shift.json", {**about, "settings": SETTINGS, "cells": cells})
     plot(cells, temperatures, options.output / "temperature_and_shift.png")
-    for name in ("win_rate", "reward"):
+    for name in ("win_rate", "reward", "kl"):
         Console(highlight=False, width=130).print(table_of(cells, temperatures, name))
 
 
