@@ -28,6 +28,7 @@ from bundled_task import write_float_model
 from pipeline_cases import PipelineCase, make_case
 from pipeline_costs import (
     compare_at,
+    costs_at,
     highest,
     kl_at,
     resident_bytes,
@@ -106,6 +107,13 @@ def summarize(seeds: Sequence[dict[str, Any]], level: float) -> dict[str, Any]:
     return summary
 
 
+def curve_of(parts: dict[str, Any], name: str) -> list[dict[str, float]]:
+    """A run's checkpoints, with the multiply-adds up to each."""
+    steps = parts[name]["steps"]
+    lines = parts[f"measure-{name}"]["checkpoints"]
+    return [{**line, "products": total(costs_at(steps, line["step"]), "products")} for line in lines]
+
+
 def memory_of(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Peak memory of the processes in MB, the largest of the seeds; bytes that are counted; and the shares saved."""
     peaks = {
@@ -150,7 +158,8 @@ def cost_table(summaries: Sequence[dict[str, Any]]) -> list[str]:
         saved = item["saved"]
         by_seed = ", ".join(f"{share:.0%}" for share in saved["products_by_seed"])
         seeds = f" ({by_seed})" if item["of"] > 1 else ""
-        lines.append(f"| | **saved by DPO** | | | | | | **{saved['products']:.0%}**{seeds} | {saved['cpu']:.0%} |")
+        label = "saved by DPO" + (f" in {item['seeds']} of {item['of']} seeds" if item["seeds"] < item["of"] else "")
+        lines.append(f"| | **{label}** | | | | | | **{saved['products']:.0%}**{seeds} | {saved['cpu']:.0%} |")
     return lines
 
 
@@ -213,7 +222,7 @@ def main() -> None:
         "levels": [summarize(seeds, level) for level in levels_of(case, seeds)],
         "memory": memory_of(seeds),
         "products": textbook_of(seeds),
-        "curves": {name: [parts[f"measure-{name}"]["checkpoints"] for parts in seeds] for name in ("dpo", "ppo")},
+        "curves": {name: [curve_of(parts, name) for parts in seeds] for name in ("dpo", "ppo")},
         "pairs": [parts["pairs"] for parts in seeds],
     }
     about = {"machine": machine(), "versions": versions("mlx-dpo", "mlx", "mlx-lm"), "seeds": count}

@@ -147,6 +147,8 @@ def test_the_reward_models_training_is_part_of_rlhf() -> None:
     assert "| | **saved by DPO** | | | | | | **67%** (67%, 67%) | 67% |" in dpo_and_ppo.cost_table([summary])
     missed = dpo_and_ppo.summarize([parts], 0.95)
     assert missed == {"level": 0.95, "seeds": 0, "of": 1}
+    half = dpo_and_ppo.summarize([parts, {**parts, "measure-ppo": {"checkpoints": slow[:1]}}], 0.725)
+    assert "**saved by DPO in 1 of 2 seeds** | | | | | | **67%** (67%)" in dpo_and_ppo.cost_table([half])[-1]
     assert "not reached by both" in dpo_and_ppo.cost_table([missed])[-1]
 
 
