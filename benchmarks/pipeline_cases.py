@@ -84,7 +84,7 @@ def bundled_case(model: str) -> PipelineCase:
 
 
 def real_case(model: str) -> PipelineCase:
-    """Gemma 3 270M goes on with a review: the sentiment of what it writes, from -1 to 1, by a lexicon."""
+    """Gemma 3 270M continues a review: the sentiment of what it writes, from -1 to 1, by a lexicon."""
     prompts = review_openings()
     return PipelineCase(
         name="real",
