@@ -1,6 +1,6 @@
 """The runs of benchmarks/frontier.py: what each trains, and one of them in a process of its own.
 
-python benchmarks/frontier_runs.py DIR NAME [--quick]
+python benchmarks/frontier_runs.py DIR NAME
 """
 
 from __future__ import annotations
@@ -44,25 +44,10 @@ PPO: dict[str, Any] = {  # as in examples/ppo.py
 REWARD_MODEL: dict[str, Any] = {**OFFLINE, "loss": "reward", "epochs": 1.0}
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How much a frontier measures.
-
-    Attributes:
-        samples: answers to each of the held-out questions at a point.
-        offline_steps: steps at which a run on pairs is measured; it ends with the last.
-        ppo_steps: the same of PPO, each after all passes over a sample.
-        reference_samples: answers of the base model to each question, for best-of-n.
-    """
-
-    samples: int
-    offline_steps: tuple[int, ...]
-    ppo_steps: tuple[int, ...]
-    reference_samples: int
-
-
-FULL = Scale(2, (8, 16, 24, 32, 48, 80), (4, 8, 12, 16, 24, 32, 44), 16)
-QUICK = Scale(2, (8, 16, 32, 48), (4, 12, 24, 44), 16)
+SAMPLES = 2  # answers to each of the held-out questions at a point
+OFFLINE_STEPS = (8, 16, 24, 32, 48, 80)  # after which a run on pairs is measured; it ends with the last
+PPO_STEPS = (4, 8, 12, 16, 24, 32, 44)  # the same of PPO, each after all passes over a sample
+REFERENCE_SAMPLES = 16  # answers of the reference to each question, for best-of-n
 
 
 @dataclass(frozen=True)
@@ -152,18 +137,17 @@ class PointListener(Listener):
     Args:
         sampler: has the model that is trained in place.
         run: what is trained.
-        scale: how much is measured.
         steps: after which.
     """
 
-    def __init__(self, sampler: Sampler, run: Run, scale: Scale, steps: Sequence[int]) -> None:
-        self.sampler, self.run, self.scale, self.steps = sampler, run, scale, steps
+    def __init__(self, sampler: Sampler, run: Run, steps: Sequence[int]) -> None:
+        self.sampler, self.run, self.steps = sampler, run, steps
         self.points: list[dict[str, Any]] = []
 
     def on_step(self, step: int, metrics: dict[str, float]) -> None:
         """See `Listener.on_step`."""
         if step in self.steps:
-            point = measure(self.sampler, self.scale.samples, self.run.seed)
+            point = measure(self.sampler, SAMPLES, self.run.seed)
             self.points.append(
                 {"method": self.run.method, "seed": self.run.seed, "step": step, **point, **self.run.settings}
             )
@@ -241,12 +225,12 @@ def is_on_policy(run: Run) -> bool:
     return run.method in ("ppo", "ppo-true-reward")
 
 
-def measured_steps(run: Run, scale: Scale) -> tuple[int, ...]:
+def measured_steps(run: Run) -> tuple[int, ...]:
     """The steps after which it is measured."""
-    return scale.ppo_steps if is_on_policy(run) else scale.offline_steps
+    return PPO_STEPS if is_on_policy(run) else OFFLINE_STEPS
 
 
-def execute(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]]:
+def execute(folder: Path, run: Run) -> list[dict[str, Any]]:
     """Train, and return the points."""
     own, model = folder / "runs" / run.name, folder / "model"
     shutil.rmtree(own, ignore_errors=True)
@@ -254,12 +238,12 @@ def execute(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]]:
     if run.method == PREPARED:
         return prepare(own, run, model)
     if run.method == BEST_OF_N:
-        return best_of_n(run, model, scale.reference_samples)
+        return best_of_n(run, model, REFERENCE_SAMPLES)
     prepared = folder / "runs" / f"{PREPARED}-{run.seed}"
     pairs = json.loads((prepared / "pairs.json").read_text())
-    on_policy, steps = is_on_policy(run), measured_steps(run, scale)
+    on_policy, steps = is_on_policy(run), measured_steps(run)
     sampler = Sampler(folder=model)
-    listener = PointListener(sampler, run, scale, steps)
+    listener = PointListener(sampler, run, steps)
     settings = {**run.config, "loss": run.config["loss"].replace("unlikelihood.py", f"{HERE / 'unlikelihood.py'}")}
     config = TrainConfig(
         model=str(model), adapter_path=str(own / "adapter"), seed=run.seed, iters=steps[-1], **settings
@@ -272,32 +256,31 @@ def execute(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]]:
     return listener.points
 
 
-def finished_points(folder: Path, run: Run, scale: Scale) -> list[dict[str, Any]] | None:
+def finished_points(folder: Path, run: Run) -> list[dict[str, Any]] | None:
     """The points of a run that has been made already, with the same settings; else None."""
     file = folder / "runs" / run.name / "points.json"
     if not file.exists():
         return None
     found = json.loads(file.read_text())
-    return found["points"] if found["made_by"] == made_by(run, scale) else None
+    return found["points"] if found["made_by"] == made_by(run) else None
 
 
-def made_by(run: Run, scale: Scale) -> dict[str, Any]:
+def made_by(run: Run) -> dict[str, Any]:
     """What a run's points depend on, as JSON has it."""
-    parts: dict[str, Any] = {PREPARED: (), BEST_OF_N: scale.reference_samples}
-    measured = parts.get(run.method, (scale.samples, measured_steps(run, scale)))
+    parts: dict[str, Any] = {PREPARED: (), BEST_OF_N: REFERENCE_SAMPLES}
+    measured = parts.get(run.method, (SAMPLES, measured_steps(run)))
     return json.loads(json.dumps({"run": asdict(run), "measured": measured}))
 
 
 def main() -> None:
-    folder, name, quick = Path(sys.argv[1]), sys.argv[2], "--quick" in sys.argv
-    scale = QUICK if quick else FULL
-    first, others = all_runs(1 + int(name.rpartition("-")[2]), quick)
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+    first, others = all_runs(1 + int(name.rpartition("-")[2]), quick=False)
     run = next(run for run in [*first, *others] if run.name == name)
     write_float_model(folder / "model")
-    points = execute(folder, run, scale)
+    points = execute(folder, run)
     file = folder / "runs" / name / "points.json"
     part = file.with_suffix(".part")
-    part.write_text(json.dumps({"made_by": made_by(run, scale), "points": points}))
+    part.write_text(json.dumps({"made_by": made_by(run), "points": points}))
     part.rename(file)
 
 

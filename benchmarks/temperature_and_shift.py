@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from bundled_task import Sampler, interval, judged_pairs, polite_and_right, write_float_model
-from frontier_runs import ANSWERS_TO_PAIR, FULL, OFFLINE, PPO, REWARD_MODEL, LearnedReward, measure
+from frontier_runs import ANSWERS_TO_PAIR, OFFLINE, PPO, PPO_STEPS, REWARD_MODEL, LearnedReward, measure
 from processes import machine, print_status, versions, with_blas, write_json
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +39,7 @@ TRAINED_KINDS = (TOOL_FORMS, TASK_FORMS, SUM_FORMS)
 METHODS = ("dpo", "ppo", "sft")
 SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {**OFFLINE, "loss": "sigmoid", "beta": 0.1, "epochs": 1.5},
-    "ppo": {**PPO, "kl_coef": 0.2, "iters": FULL.ppo_steps[-1]},
+    "ppo": {**PPO, "kl_coef": 0.2, "iters": PPO_STEPS[-1]},
     "sft": {**OFFLINE, "loss": "sft", "epochs": 1.5},
 }
 SETS = {"same": "of the kinds trained on", "other": "of other kinds"}

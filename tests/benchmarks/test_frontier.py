@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -80,27 +81,31 @@ def test_methods_at_equal_kl() -> None:
 
 
 def test_only_missing_runs_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scale, (run, other, *_) = frontier_runs.QUICK, frontier_runs.runs_of_seed(0, quick=True)
+    run, other, *_ = frontier_runs.runs_of_seed(0, quick=True)
     file = tmp_path / "runs" / run.name / "points.json"
     file.parent.mkdir(parents=True)
     points = [point(run.method, 0, 0.1, 0.5)]
-    file.write_text(json.dumps({"made_by": frontier_runs.made_by(run, scale), "points": points}))
-    assert frontier_runs.finished_points(tmp_path, run, scale) == points
-    assert frontier_runs.finished_points(tmp_path, run, frontier_runs.FULL) is None  # measured in another way
+    file.write_text(json.dumps({"made_by": frontier_runs.made_by(run), "points": points}))
+    assert frontier_runs.finished_points(tmp_path, run) == points
+    faster = dataclasses.replace(run, config={**run.config, "learning_rate": 1e-3})
+    assert frontier_runs.finished_points(tmp_path, faster) is None
     made = []
 
-    def start(folder: Path, run: frontier_runs.Run, quick: bool) -> subprocess.Popen[bytes]:
+    def start(folder: Path, run: frontier_runs.Run) -> subprocess.Popen[bytes]:
         made.append(run.name)
         return subprocess.Popen([sys.executable, "-c", ""])
 
     monkeypatch.setattr(frontier, "start", start)
-    frontier.make_runs(tmp_path, [run, other], scale, quick=True)
+    frontier.make_runs(tmp_path, [run, other])
     assert made == [other.name]
 
 
 def test_runs_have_names_of_their_own() -> None:
     first, others = frontier_runs.all_runs(3, quick=False)
     names = [run.name for run in [*first, *others]]
+    assert {run.name for run in frontier_runs.runs_of_seed(2, quick=True)} < set(
+        names
+    )  # so a full one resumes a quick one
     assert len(set(names)) == len(names)
     methods = {"dpo", "ipo", "kto", "sft", "unlikelihood", "ppo", "ppo-true-reward", "best-of-n"}
     assert {run.method for run in others} == methods
