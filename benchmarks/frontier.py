@@ -14,8 +14,8 @@ which is the bundled model, to training questions, and the true reward prefers o
 
 Each run is measured after several steps: KL to the reference and true reward of answers to held-out questions at
 temperature 1. Writes frontier.json, frontier.svg and frontier.png (by matplotlib) into DIR, and prints the rewards at
-equal KL. Runs in two processes; half an hour or so on two idle cores, and --quick a few minutes. Runs that DIR has are
-not made again: stop it when you like, and start it again.
+equal KL. Two runs at a time; about a quarter of an hour on two idle cores, and --quick four minutes. Runs that DIR has
+are not made again: stop it when you like, and start it again.
 """
 
 from __future__ import annotations

@@ -56,6 +56,13 @@ def with_blas() -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": f"{library}:{before}" if before else library}
 
 
+def restart_with_blas() -> None:
+    """Start this program again with OpenBLAS in front, where the machine has it and it is not there yet."""
+    environment = with_blas()
+    if environment.get("LD_PRELOAD") != os.environ.get("LD_PRELOAD"):
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+
+
 def openblas() -> str | None:
     """OpenBLAS's library on a Linux machine, or None."""
     if sys.platform != "linux":

@@ -8,7 +8,7 @@ answer unseen questions of these kinds and of the four others (opposites, capita
 at several temperatures, and a judge compares each answer with the base model's at the same temperature by the true
 reward: 1 if it is polite and right, else 0.
 
-Writes temperature_and_shift.json and .png (by matplotlib) into DIR, and prints tables. Some ten minutes on two idle
+Writes temperature_and_shift.json and .png (by matplotlib) into DIR, and prints tables. Under ten minutes on two idle
 cores. What DIR has is not made again.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from bundled_task import Sampler, interval, judged_pairs, polite_and_right, write_float_model
 from frontier_runs import ANSWERS_TO_PAIR, OFFLINE, PPO, PPO_STEPS, REWARD_MODEL, LearnedReward, measure
-from processes import machine, print_status, versions, with_blas, write_json
+from processes import machine, print_status, restart_with_blas, versions, with_blas, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed and temperatures 0, 0.5 and 1")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 2; with --quick 1)")
     options = parser.parse_args()
+    restart_with_blas()
     about = {"machine": machine(), "versions": versions("mlx-dpo", "mlx", "mlx-lm")}
     temperatures = (0.0, 0.5, 1.0) if options.quick else TEMPERATURES
     model, cells = options.output / "model", list[dict[str, Any]]()
