@@ -59,6 +59,7 @@ def test_ten_preferences_by_keyboard(server: CollectServer, view: CollectView) -
 
 
 def test_the_chosen_answer_continues_the_conversation(server: CollectServer, view: CollectView) -> None:
+    view.page.locator("#prompt:focus").wait_for()  # the page has begun, and reacts to keys
     view.page.locator("#settings summary").click()
     view.page.locator("#system").fill("Be brief.")
     view.page.locator("#prompt").focus()
