@@ -33,11 +33,13 @@ def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     assert ends[0] == ends[2] == ["RemoteError", f"{message} (on rank 1)\nDo this."]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_noticed(tmp_path: Path) -> None:
     ends = run_job(tmp_path, SIZE, "fail_together", ending="killed")
     assert ends[0][0] == ends[2][0] == "RankLost"
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_together(tmp_path: Path) -> None:
     assert {end[0] for end in run_job(tmp_path, SIZE, "fail_together", ending="stopped")} == {"Interrupted"}
 

@@ -81,10 +81,11 @@ def adapter_update(run: Path, start: Path) -> np.ndarray:
     return np.concatenate([(after[name] - before[name]).reshape(-1) for name in after])
 
 
-# One loss of each kind (by example, by batch, with a KL, with a state, of scores, by token), and all that is no loss
-# alone; the slow test takes every loss.
-SOME_LOSSES = ("sigmoid", "aot", "kto", "bco", "beta_dpo", "odpo", "tdpo2", "sft", "reward")
-SOME_RUNS = {name: run for name, run in RUNS.items() if name in SOME_LOSSES or name not in LOSS_FUNCTIONS}
+# One loss of each kind (by example, by batch, with a KL, with a state, by token), and of what is no loss alone; the
+# slow test takes every run.
+SOME = ("sigmoid", "aot", "kto", "beta_dpo", "tdpo2", "reward", "sft of labelled rows", "a sum", "use_weighting")
+SOME += ("short batches", "running means", "dora", "a moving reference")
+SOME_RUNS = {name: RUNS[name] for name in SOME}
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,7 @@ def test_resumed_by_another_number_of_ranks(tmp_path: Path, twenty: tuple[Path, 
     assert max_difference(tmp_path / "run", twenty[0] / "run") <= 1e-5
 
 
+@pytest.mark.slow  # test_tensor_parallel.py compares gradients and steps
 def test_tensor_parallelism_trains_the_same_adapter(tmp_path: Path, twenty: tuple[Path, Any]) -> None:
     shared = {**TWENTY, "tensor_parallel": True}
     first = run_job(tmp_path, 2, "run_training", name="run", settings=shared, stop_after=12)

@@ -20,11 +20,12 @@ from tests.forward.test_network import plainly
 
 RankResults = list[dict[str, np.ndarray]]  # of each rank
 
-TRAINED = [("llama", "float32"), ("llama", "4bit"), ("llama", "mxfp4"), ("qwen3", "float32"), ("qwen3", "4bit")]
-TRAINED += [("qwen2", "float32"), ("qwen3_moe", "float32"), ("qwen3_moe", "4bit")]  # biases; a router, and experts
-FAMILIES = ["glm4_moe", "gpt_oss", "iquestloopcoder", "ministral3"]  # of `families`, float32
-FAMILIES += ["deepseek_v3", "deepseek_v32", "minimax"]  # that would lose gradients
+TRAINED = [("llama", "4bit"), ("qwen3", "float32"), ("qwen3_moe", "4bit")]  # the last has a router, and experts
+FAMILIES = ["gpt_oss", "deepseek_v32"]  # of `families`, float32; the second would lose gradients
 FAMILIES += ["qwen3_5"]  # queries, keys and values in one product; a sharded head
+MORE_TRAINED = [("llama", "float32"), ("llama", "mxfp4"), ("qwen3", "4bit"), ("qwen2", "float32")]
+MORE_TRAINED += [("qwen3_moe", "float32")]
+MORE_FAMILIES = ["glm4_moe", "iquestloopcoder", "ministral3", "deepseek_v3", "minimax"]
 SPECS: dict[str, dict[str, Any]] = {
     "some layers": {"num_layers": 1},
     "some keys": {"keys": ["self_attn.q_proj", "mlp.down_proj"]},
@@ -139,6 +140,15 @@ def test_two_ranks_train_as_one(of: tuple[str, str], models: Callable[[Any], str
 def test_other_families(family: str, two: dict[str, RankResults]) -> None:
     check(Case(family), two[family])
     check_plainly(Case(family), two[family][0])
+
+
+@pytest.mark.slow
+def test_more_models(models: Callable[[Any], str], tmp_path: Path) -> None:
+    cases = [Case(models(of)) for of in [*MORE_TRAINED, *MORE_FAMILIES]]
+    results = on_ranks(2, tmp_path / "ranks", [{"job": "measure", **asdict(case)} for case in cases])
+    for case, ranks in zip(cases, results, strict=True):
+        check(case, ranks)
+        check_plainly(case, ranks[0])
 
 
 @pytest.mark.parametrize("name", SPECS)

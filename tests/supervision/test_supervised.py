@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.marks import mostly_slow
 from tests.supervision.conftest import STEPS, command
 
 
@@ -64,7 +65,7 @@ def kill_at_random(run: Path, process: subprocess.Popen[str], rng: random.Random
 def test_a_crash_is_gone_on_from(tmp_path: Path, whole: Path, number: signal.Signals) -> None:
     run, rng = tmp_path / "run", random.Random(number)
     process = subprocess.Popen(command(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = kill_at_random(run, process, rng, number, 3)
+    killed = kill_at_random(run, process, rng, number, 2)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert killed and err.count(f"was ended by {number.name}, a crash in compiled code. Resuming from") == killed
@@ -78,7 +79,7 @@ def test_with_less_memory_after_what_may_be_memory(tmp_path: Path, undropped: Pa
     """Without dropout, whose draws follow the micro-batches."""
     run, rng = tmp_path / "run", random.Random(number)
     process = subprocess.Popen(command(run, "--dropout", 0), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    killed = kill_at_random(run, process, rng, number, 3)
+    killed = kill_at_random(run, process, rng, number, 2)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert killed and err.count(f"was ended by {number.name}") == killed
@@ -129,7 +130,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
-@pytest.mark.parametrize("delay", [0.0, 0.1, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.03, 0.3, 0.6, 1.0))])
+@pytest.mark.parametrize("delay", mostly_slow([0.1, 0.0, 0.03, 0.3, 0.6, 1.0], 6))
 def test_a_signal_while_the_training_process_is_loading(tmp_path: Path, delay: float) -> None:
     """Python itself would print a traceback until the process handles signals."""
     process = subprocess.Popen(command(tmp_path / "run"), stderr=subprocess.PIPE, text=True)

@@ -67,6 +67,7 @@ def test_it_is_the_estimate_that_training_measures(bare: str) -> None:
         assert row.peak == pytest.approx(peak, rel=0.1), row.tokens
 
 
+@pytest.mark.slow
 def test_an_8b_model_takes_no_memory_of_its_weights(tmp_path: Path) -> None:
     mx.reset_peak_memory()
     before = mx.get_peak_memory()

@@ -15,7 +15,7 @@ from tests.conftest import CHECKPOINT, PAIRS
 
 
 def command(run: Path, *more: object) -> list[str]:
-    flags = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", 80)
+    flags = ("--model", CHECKPOINT, "--data", PAIRS, "--valid-data", PAIRS, "--adapter-path", run, "--iters", 40)
     return [sys.executable, "-m", "mlx_dpo", "train", *map(str, (*flags, "--batch-size", 2, "--samples", 0, *more))]
 
 
