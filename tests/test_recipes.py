@@ -137,7 +137,8 @@ def test_a_model_that_refuses_too_much_answers_safe_prompts(runner: RecipeRunner
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_both_settings_set_the_same(recipe: str) -> None:
+def test_both_settings_set_the_same(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the settings make folders
     mac, tried = (re.findall(r"^(\w+)=", blocks(recipe)[heading], re.M) for heading in (MAC, TRY))
     assert set(mac) == set(tried) | ({"JUDGE"} & set(mac))
     used = set(re.findall(r'"\$\{?(\w+)', blocks(recipe)[COMMANDS]))
