@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ import frontier_curves as curves
 import frontier_runs
 import temperature_and_shift
 
+import mlx_dpo
 from mlx_dpo.adapters.swap import swap_adapter
+from mlx_dpo.config import TrainConfig
 from mlx_dpo.objectives.custom_loss import load_custom_loss
 from mlx_dpo.objectives.loss_inputs import example_pairs
 
@@ -149,3 +152,12 @@ def test_held_out_questions_are_new_and_of_their_kind(seed: int) -> None:
         held_out = {row["prompt"] for row in rows}
         assert len(held_out) == 128 and not held_out & set(trained)
         assert all(temperature_and_shift.is_trained_kind(question) == (name == "same") for question in held_out)
+
+
+def test_ppo_has_the_settings_of_the_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    configs = list[TrainConfig]()
+    monkeypatch.setattr(mlx_dpo, "train", lambda config, **_: configs.append(config))
+    monkeypatch.setattr(sys, "argv", ["ppo.py", str(tmp_path)])
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "ppo.py"))
+    (config,) = configs
+    assert {name: getattr(config, name) for name in frontier_runs.PPO} == frontier_runs.PPO
