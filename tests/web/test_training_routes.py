@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from mlx_dpo.config import TrainConfig
 from mlx_dpo.errors import UserError
 from mlx_dpo.training.run_folder import RunFolder
+from mlx_dpo.web import background_run
 from mlx_dpo.web.answer_generator import AnswerGenerator
 from mlx_dpo.web.background_run import BackgroundRun
 from mlx_dpo.web.page_app import CollectPage
@@ -218,7 +219,8 @@ def test_a_run_outlives_the_kill_of_its_server(tmp_path: Path) -> None:
     assert log and log.output.endswith("]}\n")
 
 
-def test_one_run_at_a_time(tmp_path: Path) -> None:
+def test_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background_run, "_LOCK_ATTEMPTS", 2)  # in the time of all of them, the run may end
     runs = [BackgroundRun(tmp_path / "pairs.train.log") for _ in range(2)]  # of two servers
     runs[0].start(tmp_path / "a", ["losses", "--json"])
     assert all(run.is_running() for run in runs)
