@@ -196,6 +196,7 @@ def test_full_disk(tmp_path: Path, browser: Browser) -> None:
 
 def test_ctrl_c(endless: CollectServer, tmp_path: Path) -> None:
     with collect_server(tmp_path) as server:
+        server.wait_until_loaded()  # mlx's first compilation on the CPU is by system(), which ignores SIGINT meanwhile
         with server.client() as client:
             messages = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8192, "temperature": 5}
             with client.stream("POST", "/api/answers", json=messages) as response:
