@@ -43,7 +43,6 @@ PPO: dict[str, Any] = {  # as in examples/ppo.py
 }
 REWARD_MODEL: dict[str, Any] = {**OFFLINE, "loss": "reward", "epochs": 1.0}
 
-
 SAMPLES = 2  # answers to each of the held-out questions at a point
 OFFLINE_STEPS = (8, 16, 24, 32, 48, 80)  # after which a run on pairs is measured; it ends with the last
 PPO_STEPS = (4, 8, 12, 16, 24, 32, 44)  # the same of PPO, each after all passes over a sample

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bundled_task import SIDE_BY_SIDE, polite_and_right
+from frontier_runs import PPO
 
 from mlx_dpo.demo import load_pairs
 
@@ -61,7 +62,7 @@ def make_case(name: str, model: str) -> PipelineCase:
 
 
 def bundled_case(model: str) -> PipelineCase:
-    """The demo's model and pairs: 1 for an answer that is polite and right, else 0."""
+    """The demo's model and questions: 1 for an answer that is polite and right, else 0."""
     return PipelineCase(
         name="bundled",
         model=model,
@@ -69,8 +70,9 @@ def bundled_case(model: str) -> PipelineCase:
         dpo={"batch_size": 8, "iters": 80, "save_every": 10, "learning_rate": 2e-4, "beta": 0.1},
         reward={"loss": "reward", "batch_size": 8, "iters": 80, "learning_rate": 2e-4},
         ppo={
-            **{"loss": "ppo", "batch_size": 32, "num_mini_batches": 4, "num_ppo_epochs": 1, "iters": 32},
-            **{"save_every": 4, "learning_rate": 8e-4, "max_grad_norm": 0.25, "vf_coef": 0.001, "lam": 1.0},
+            **PPO,
+            "iters": 32,
+            "save_every": 4,
             "kl_coef": 1.2,  # 0.2 for each point of the true reward, of which one is six of the reward model's
         },
         prompts=tuple(str(row["prompt"]) for row in load_pairs("train")),

@@ -32,12 +32,12 @@ class ScorePrinter(Listener):
 
 arguments = dict(enumerate(sys.argv))
 folder, loss = arguments.get(1) or tempfile.mkdtemp(), arguments.get(3, "ppo")
-of_loss = {
+settings_by_loss = {
     "ppo": {"batch_size": 32, "vf_coef": 0.001, "lam": 1.0},  # the value loss is not to move the policy
     "rloo": {"batch_size": 8},  # prompts of an optimizer step, with four answers to each
 }
 config = TrainConfig(
-    **of_loss[loss],
+    **settings_by_loss.get(loss, {}),
     loss=loss,
     model=str(MODEL),
     adapter_path=f"{folder}/adapter",
